@@ -1,0 +1,56 @@
+PYTHON  ?= python3
+OUT     ?= out
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := compiler passes runtime tests examples
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+MODEL   := examples/models/shapes-unet.safetensors
+PROMPT  := a red circle left of a blue square
+
+.PHONY: demo test check format clean
+
+# Compile the small trained model, draw one picture with the bundle, and say where it is.
+demo: $(VENV)/compiler.stamp
+	rm -rf $(OUT)/demo
+	mkdir -p $(OUT)/demo
+	$(BIN)/diffc build $(MODEL) --target ort-fp32 -o $(OUT)/demo/shapes.diffc
+	$(BIN)/diffc run $(OUT)/demo/shapes.diffc "$(PROMPT)" --seed 0 -o $(OUT)/demo/picture.png
+	@echo "The picture is $(OUT)/demo/picture.png"
+
+test: $(VENV)/dev.stamp
+	$(OFFLINE) $(BIN)/python -m pytest -q
+
+check: $(VENV)/dev.stamp .mypy/stamp
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean:
+	rm -rf $(VENV) $(OUT) .mypy .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist diffc.egg-info
+
+$(VENV)/python.stamp:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/compiler.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	@echo "Installing diffc and its compiler into $(VENV) (some minutes the first time)"
+	$(PIP) --editable '.[compiler]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/compiler.stamp
+	@echo "Installing what the tests and checks need into $(VENV)"
+	$(PIP) --editable '.[compiler,dev]'
+	touch $@
+
+# mypy cannot see through setuptools' package-dir: show it the packages under their import names.
+.mypy/stamp: pyproject.toml
+	mkdir -p .mypy/diffc
+	ln -sfn ../../compiler ../../passes ../../runtime .mypy/diffc/
+	touch $@

@@ -1,0 +1,1 @@
+"""Turn a diffusion checkpoint into a bundle that runs without PyTorch."""

@@ -1,0 +1,1 @@
+"""Lower a program to the engines of one target each."""

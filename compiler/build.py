@@ -1,0 +1,163 @@
+"""Compile a checkpoint into a bundle: the whole compilation, from top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save
+from tokenizers import Tokenizer
+
+from diffc.compiler.capture import Capture
+from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.ir import Program
+from diffc.compiler.load import load
+from diffc.compiler.pipeline import run
+from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
+from diffc.compiler.target import Progress, Target, find_backend, parse_target
+from diffc.passes import NORMAL_FORM
+
+SCHEMA = 1
+VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
+
+
+def build(
+    source: Path | str,
+    target: str = "ort-fp32",
+    output: Path | str | None = None,
+    *,
+    steps: Sequence[int] = (),
+    sampler: str | None = None,
+    guidance: float | None = None,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    online: bool = False,
+    progress: Progress = lambda _: None,
+) -> Path:
+    """Compile a checkpoint and give the bundle's path (default: the source's name with ``.diffc``, in this folder).
+
+    ``steps`` gives one program for each count (default: the pipeline's own), ``size`` is width and height in pixels,
+    ``guidance`` the default scale, which stays a number of the request. Whatever fails, no half-made bundle is left.
+    Raises `DiffcError` of the stage that failed.
+    """
+    wanted = parse_target(target)
+    source = Path(source)
+    output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
+    with _new_folder(output) as folder:
+        progress("load")
+        pipeline = load(source, sampler=sampler, online=online)
+        capture, programs = Capture(), list[Program]()
+        for count in dict.fromkeys(steps) or (default_steps(pipeline),):
+            progress(f"trace {count} steps")
+            programs += trace_pipeline(pipeline, Sampling(count, guidance, size, batch), capture)
+        progress("capture")
+        made = [run(program, NORMAL_FORM) for program in capture.graphs(programs)]
+        tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
+        recipe = {"sampler": sampler, "steps": list(steps), "guidance": guidance, "size": size, "batch": batch}
+        _write(folder, made, tokenizers, wanted, _provenance(source, recipe), progress)
+    return output
+
+
+def write_bundle(
+    programs: Sequence[Program],
+    output: Path | str,
+    target: str = "ort-fp32",
+    *,
+    tokenizers: Mapping[str, Any] | None = None,
+    progress: Progress = lambda _: None,
+) -> Path:
+    """Lower programs of your own, such as `diffc.compiler.capture` makes them, into a bundle."""
+    wanted, output = parse_target(target), Path(output)
+    with _new_folder(output) as folder:
+        made = [run(program, NORMAL_FORM) for program in programs]
+        _write(folder, made, tokenizers or {}, wanted, _provenance(None, {}), progress)
+    return output
+
+
+def _write(
+    folder: Path,
+    programs: Sequence[Program],
+    tokenizers: Mapping[str, Any],
+    target: Target,
+    provenance: dict[str, Any],
+    progress: Progress,
+) -> None:
+    graphs = {graph.name: graph for program in programs for graph in program.graphs}
+    files = find_backend(target.backend)().lower(list(graphs.values()), target.precision, folder, progress)
+    progress("write")
+    (folder / "tables.safetensors").write_bytes(save({t.name: t.data for p in programs for t in p.tables}))
+    (folder / "tokenizer").mkdir()
+    for name, tokenizer in tokenizers.items():
+        (folder / "tokenizer" / f"{name}.json").write_text(_tokenizer_text(name, tokenizer), encoding="utf-8")
+    manifest = {
+        "schema": SCHEMA,
+        "diffc": importlib.metadata.version("diffc"),
+        "target": str(target),
+        "programs": {program.name: str(program) for program in programs},
+        "graphs": {name: {"file": files[name], "component": graph.component} for name, graph in graphs.items()},
+        "tokenizers": {name: f"tokenizer/{name}.json" for name in tokenizers},
+        "files": {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()},
+        "provenance": provenance,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_called(name: str, programs: Iterable[Program]) -> bool:
+    return any(op.attr("tokenizer") == name for program in programs for op in program.ops if op.operator == "tokenize")
+
+
+def _tokenizer_text(name: str, tokenizer: Any) -> str:
+    """Write a tokenizer for the ``tokenizers`` library, without padding and truncation, which the program states."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise CaptureError(f"{name} is no fast tokenizer", where=type(tokenizer).__name__, fix="add its tokenizer.json to the checkpoint")
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return str(copy.to_str(pretty=True))
+
+
+def _provenance(source: Path | None, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    origin = {} if source is None else {"source": source.resolve().name, "source_sha256": _source_digest(source)}
+    return {**origin, "recipe": dict(recipe), "versions": {name: importlib.metadata.version(name) for name in VERSIONED}}
+
+
+def _source_digest(source: Path) -> str:
+    if source.is_file():
+        return str(_digest(source)["sha256"])
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    lines = [f"{path.relative_to(source).as_posix()} {_digest(path)['sha256']}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _digest(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder that takes the output's name when all went well, and vanishes otherwise."""
+    if output.exists():
+        raise BuildError(f"{output} exists", fix="remove it or choose another name with -o")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise BuildError(f"{output} cannot be written: {error.strerror}", fix="choose another place with -o") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(output)
+    except OSError as error:
+        raise BuildError(f"the bundle cannot be written: {error.strerror or error}", where=str(output), fix="make room or choose another place with -o") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

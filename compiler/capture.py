@@ -1,0 +1,182 @@
+"""Turn the opaque calls of a trace into graphs: each distinct signature is captured once by ``torch.export``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.ir import BUILTINS, Graph, Program, Type, Value
+
+ENTRY_POINTS = ("forward", "encode", "decode")
+"""The methods by which a pipeline calls a component."""
+
+
+def type_of(tensor: torch.Tensor) -> Type:
+    """Describe a tensor in the terms of the IR."""
+    return Type(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+
+@dataclass
+class Signature:
+    """One way in which a component is called: which method, its ports, its static arguments and what it returns."""
+
+    name: str
+    component: str
+    module: nn.Module
+    method: Callable[..., Any]
+    structure: pytree.TreeSpec
+    leaves: list[Any]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    returned: Any
+    used: set[int] = field(default_factory=set)
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Make tensors of the ports' types."""
+        return tuple(torch.zeros(port.type.shape, dtype=getattr(torch, port.type.dtype)) for port in self.inputs if port.type)
+
+
+class Capture:
+    """Collect the calls of one or several traces, then export a graph for each distinct signature.
+
+    Programs that are traced with one `Capture` share graphs. Outputs that no program reads are not computed.
+    """
+
+    def __init__(self) -> None:
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.signatures: dict[Hashable, Signature] = {}
+
+    def call(
+        self, component: str, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Signature, list[Any]]:
+        """Look up the signature of a call, running it on fake tensors if it is new; give its tensors in port order."""
+        original = getattr(type(module), method).__get__(module)
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        given = {**bound.arguments.pop("kwargs", {}), **bound.arguments}
+        paths, structure = pytree.tree_flatten_with_path(given)
+        leaves = [leaf for _, leaf in paths]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        static = [type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves]
+        key = (component, method, str(structure), tuple(static))
+        if key not in self.signatures:
+            ports = tuple(
+                Value(_port_name(path), type_of(leaf)) for path, leaf in paths if isinstance(leaf, torch.Tensor)
+            )
+            returned = self._fake_run(original, structure, leaves)
+            self.signatures[key] = Signature(
+                self._graph_name(component, method),
+                component,
+                module,
+                original,
+                structure,
+                [_PORT if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves],
+                ports,
+                _output_ports(returned, {port.name for port in ports}),
+                returned,
+            )
+        return self.signatures[key], tensors
+
+    def _graph_name(self, component: str, method: str) -> str:
+        name = component if method == "forward" else f"{component}_{method}"
+        name = f"{name}_graph" if name in BUILTINS else name
+        taken = {signature.name for signature in self.signatures.values()}
+        return next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+
+    def _fake_run(self, method: Callable[..., Any], structure: pytree.TreeSpec, leaves: list[Any]) -> Any:
+        fakes = [self.fake_mode.from_tensor(t) if type(t) is torch.Tensor else getattr(t, "fake", t) for t in leaves]
+        given = pytree.tree_unflatten(fakes, structure)
+        with self.fake_mode, torch.no_grad():
+            return method(**given)
+
+    def graphs(self, programs: Iterable[Program]) -> tuple[Program, ...]:
+        """Export every signature that the programs call, with the outputs that they read, and give them the graphs."""
+        programs = tuple(program.live() for program in programs)
+        by_name = {signature.name: signature for signature in self.signatures.values()}
+        for program in programs:
+            read = {name for op in program.ops for name in op.reads()} | set(program.outputs)
+            for op in program.ops:
+                if op.operator in by_name:
+                    by_name[op.operator].used |= {i for i, value in enumerate(op.results) if value.name in read}
+        graphs = {name: _export(signature) for name, signature in by_name.items() if signature.used}
+        return tuple(_with_graphs(program, graphs, by_name) for program in programs)
+
+
+class _Port:
+    """Stand for a tensor among the leaves of a call's arguments."""
+
+
+_PORT = _Port()
+
+
+def _port_name(path: pytree.KeyPath) -> str:
+    parts = [re.sub(r"\W", "", str(getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+    return "_".join(parts)
+
+
+def _output_ports(returned: Any, inputs: set[str]) -> tuple[Value, ...]:
+    paths, _ = pytree.tree_flatten_with_path(returned)
+    ports = []
+    for path, leaf in paths:
+        if isinstance(leaf, torch.Tensor):
+            name = _port_name(path)
+            name = f"out_{name}" if not name or name[0].isdigit() else name
+            name = "out" if name == "out_0" else name
+            ports.append(Value(f"{name}_out" if name in inputs else name, type_of(leaf)))
+    return tuple(ports)
+
+
+class _Call(nn.Module):
+    """Take the tensors of a call in port order and return the outputs that are used."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self.module = signature.module
+        self.signature = signature
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ports = iter(tensors)
+        leaves = [next(ports) if isinstance(leaf, _Port) else leaf for leaf in self.signature.leaves]
+        returned = self.signature.method(**pytree.tree_unflatten(leaves, self.signature.structure))
+        outputs = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
+        return tuple(outputs[i] for i in sorted(self.signature.used))
+
+
+def _export(signature: Signature) -> Graph:
+    with _named_failure(signature.name), torch.no_grad():
+        body = torch.export.export(_Call(signature).eval(), signature.example(), strict=False)
+    outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
+    return Graph(signature.name, signature.inputs, outputs, body, signature.component)
+
+
+@contextmanager
+def _named_failure(name: str) -> Any:
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1]
+        raise CaptureError(
+            f"{name} cannot be captured: {type(error).__name__}: {first[0] if first else ''}",
+            where=f"the component {name}",
+            fix="its forward must be free of branches on values; report it with the model's configuration",
+        ) from error
+
+
+def _with_graphs(program: Program, graphs: dict[str, Graph], signatures: dict[str, Signature]) -> Program:
+    ops = tuple(
+        replace(op, results=tuple(op.results[i] for i in sorted(signatures[op.operator].used)))
+        if op.operator in signatures
+        else op
+        for op in program.ops
+    )
+    called = dict.fromkeys(op.operator for op in ops if op.operator in graphs)
+    return replace(program, ops=ops, graphs=tuple(graphs[name] for name in called))

@@ -1,0 +1,196 @@
+"""Look into checkpoint files before anything loads them: what they are, and what they hold, from their headers alone.
+
+A file is untrusted. Nothing here unpickles, and configuration that a file brings is text with a checked path and size.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError, safe_open
+
+from diffc.compiler.errors import LoadError
+
+CONFIG_KEY = "diffusers_config"
+CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+MAX_CONFIG_FILES = 512
+MAX_CONFIG_BYTES = 256 << 20
+
+PICKLE_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+# How a file starts says what it is, whatever its name says.
+STARTS = {
+    b"PK\x03\x04": "a pickle in a zip, as torch.save writes it",
+    **{b"\x80" + bytes([protocol]): "a pickle" for protocol in range(2, 6)},
+    b"GGUF": "a GGUF file",
+    b"version https://git-lfs": "a Git LFS pointer: the weights themselves were never fetched",
+    b"<": "a web page, not the file that it was downloaded for",
+}
+FIXES = {
+    "pickle": "a pickle can run code when it is read: get the model as .safetensors, or convert it where you trust it",
+    "GGUF": "give the model as .safetensors; diffc quantizes by itself (--quant)",
+    "LFS": "run 'git lfs pull' in the folder that it came from",
+}
+GET_AGAIN = "get the file again; its digest should be the publisher's"
+
+ADAPTER = re.compile(r"(^|[._])(lora|lokr|loha|hada|dora)([._]|$)|\.lora_|lora_[AB]|\.alpha$")
+AUTOENCODER_PARTS = {"encoder", "decoder", "quant_conv", "post_quant_conv", "first_stage_model", "vae", "loss"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """Hold what a safetensors file says of itself: the shape of each tensor, and free-form metadata."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+    @property
+    def elements(self) -> int:
+        """Count the numbers in all tensors."""
+        return sum(_product(shape) for shape in self.shapes.values())
+
+
+def read_header(path: Path) -> Header:
+    """Read a safetensors file's header.
+
+    Raises `LoadError` where the file is empty, truncated, zero-filled or no safetensors file, and where it is a pickle.
+    """
+    refuse_by_start(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        size = path.stat().st_size
+        what = f"{path.name} is damaged, or no safetensors file ({size:,} bytes): {_reason(error)}"
+        raise LoadError(what, where=str(path), fix=GET_AGAIN) from error
+    if not shapes:
+        raise LoadError(f"{path.name} holds no tensors", where=str(path), fix=GET_AGAIN)
+    return Header(path, shapes, metadata)
+
+
+def refuse_by_start(path: Path) -> None:
+    """Raise `LoadError` where the first bytes say that a file is no safetensors file, and say what it is instead."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as error:
+        fix = "check the path and its permissions"
+        raise LoadError(f"{path.name} cannot be read: {error.strerror}", where=str(path), fix=fix) from error
+    if not start:
+        raise LoadError(f"{path.name} is empty", where=str(path), fix=GET_AGAIN)
+    if not any(start):
+        raise LoadError(
+            f"{path.name} starts with zeros: space was reserved for it, but nothing written",
+            where=str(path),
+            fix=GET_AGAIN,
+        )
+    kind = next((kind for magic, kind in STARTS.items() if start.startswith(magic) and not _may_be_header(start)), None)
+    if kind is None and path.suffix in PICKLE_SUFFIXES:
+        kind = "a pickle"
+    if kind is not None:
+        fix = next((fix for word, fix in FIXES.items() if word in kind), GET_AGAIN)
+        raise LoadError(f"{path.name} is {kind}", where=str(path), fix=fix)
+
+
+def refuse_partial_models(header: Header) -> None:
+    """Raise `LoadError` where a file's tensors are those of an adapter or of an autoencoder, not of a whole model."""
+    names = list(header.shapes)
+    adapters = sum(bool(ADAPTER.search(name)) for name in names)
+    if adapters > len(names) / 2:
+        what = f"{header.path.name} is a LoRA ({adapters} adapter tensors), not a model"
+        fix = "give the base checkpoint as SOURCE, with the LoRA fused into it"
+        raise LoadError(what, where=str(header.path), fix=fix)
+    if {name.split(".")[0] for name in names} <= AUTOENCODER_PARTS:
+        what = f"{header.path.name} holds an autoencoder (VAE) only: there is no denoiser to compile"
+        fix = "give the whole checkpoint as SOURCE"
+        raise LoadError(what, where=str(header.path), fix=fix)
+    parent = header.path.parent
+    if (parent / "config.json").exists() and not (parent / "model_index.json").exists():
+        what = f"{header.path.name} is one component of a diffusers folder, not a model"
+        fix = f"give the folder that holds model_index.json, likely {parent.parent}"
+        raise LoadError(what, where=str(header.path), fix=fix)
+
+
+def config_of_metadata(header: Header) -> dict[str, bytes]:
+    """Read the configuration files in a header's metadata, by relative path; none where there is no such key.
+
+    Raises `LoadError` where they are no JSON object of text, too large, or have a path that leaves their folder.
+    """
+    if CONFIG_KEY not in header.metadata:
+        return {}
+    where = f"{header.path}, metadata key {CONFIG_KEY}"
+    form = "a JSON object from relative path to text"
+    try:
+        files = json.loads(header.metadata[CONFIG_KEY])
+    except (ValueError, RecursionError) as error:
+        raise LoadError(
+            f"the file's own configuration is no JSON: {error}", where=where, fix=f"write {form}"
+        ) from error
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        raise LoadError("the file's own configuration is no map of texts", where=where, fix=f"write {form}")
+    encoded = {name: text.encode("utf-8", "surrogatepass") for name, text in files.items()}
+    _check_config(encoded, where)
+    return encoded
+
+
+def config_of_folder(folder: Path) -> dict[str, bytes]:
+    """Read the configuration files of a diffusers folder, by relative path; its weights and code are left alone."""
+    found = [p for p in sorted(folder.rglob("*")) if p.suffix in CONFIG_SUFFIXES and p.is_file()]
+    if sum(path.stat().st_size for path in found) > MAX_CONFIG_BYTES:
+        raise LoadError(f"{folder.name} is no folder of configuration files", where=str(folder), fix="keep weights out")
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    _check_config(files, str(folder))
+    return files
+
+
+def write_config(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write configuration files whose paths were checked."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _check_config(files: Mapping[str, bytes], where: str) -> None:
+    if len(files) > MAX_CONFIG_FILES or sum(map(len, files.values())) > MAX_CONFIG_BYTES:
+        limit = f"{MAX_CONFIG_FILES} files and {MAX_CONFIG_BYTES >> 20} MB"
+        raise LoadError("the configuration is too large", where=where, fix=f"keep it within {limit}")
+    for name in files:
+        if not _is_safe(name):
+            fix = f"use relative paths below one folder that end in {', '.join(CONFIG_SUFFIXES)}"
+            raise LoadError(f"the configuration names a forbidden path: {name!r}", where=where, fix=fix)
+    _refuse_conflicts(files, where)
+
+
+def _refuse_conflicts(names: Iterable[str], where: str) -> None:
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    for name in names:
+        if name in folders:
+            what = f"the configuration names {name!r} as a file and as a folder"
+            raise LoadError(what, where=where, fix="rename one of them")
+
+
+def _is_safe(name: str) -> bool:
+    plain = re.fullmatch(r"[A-Za-z0-9_+@-][\w.+@ -]*(/[A-Za-z0-9_+@-][\w.+@ -]*)*", name, re.ASCII)
+    return bool(plain) and len(name) < 240 and PurePosixPath(name).suffix in CONFIG_SUFFIXES
+
+
+def _may_be_header(start: bytes) -> bool:
+    return start[8:9] == b"{"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].removeprefix("Error while deserializing header: ") if str(error) else "?"
+
+
+def _product(shape: Iterable[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

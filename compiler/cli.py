@@ -1,0 +1,266 @@
+"""Run the commands. Results go to stdout, what people read meanwhile to stderr."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diffc.runtime.errors import DiffcError, DiffcWarning
+
+Command = Callable[..., Any]
+
+EXTRA = "this command needs the compiler: pip install 'diffc[compiler]'"
+
+
+class _Size(click.ParamType[tuple[int, int]]):
+    name = "WxH"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        width, _, height = str(value).partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 512x512", param, ctx)
+        return int(width), int(height)
+
+
+class _Counts(click.ParamType[tuple[int, ...]]):
+    name = "N[,N…]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        counts = str(value).split(",")
+        if not all(count.isdecimal() and int(count) > 0 for count in counts):
+            self.fail(f"{value!r} is not a list of positive numbers, such as 10,20", param, ctx)
+        return tuple(map(int, counts))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="diffc")
+def main() -> None:
+    """Compile diffusion models into bundles that run without PyTorch.
+
+    \b
+    diffc build model.safetensors --target ort-fp32
+    diffc run model.diffc "a red circle left of a blue square" -o out.png
+    """
+
+
+def _command(function: Command) -> Command:
+    """Make a command of a function that returns what ``--json`` prints."""
+
+    @wraps(function)
+    def run(*, as_json: bool, **options: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DiffcWarning)
+            warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
+            try:
+                result = function(**options)
+            except DiffcError as error:
+                _fail(error, as_json)
+            except ModuleNotFoundError as error:
+                _fail(DiffcError(f"{error.name} is not installed", fix=EXTRA), as_json)
+            except KeyboardInterrupt:
+                _fail(DiffcError("interrupted", fix="nothing was left half-made; run it again"), as_json)
+        if as_json:
+            click.echo(json.dumps(result, indent=1))
+        if result.get("failed"):
+            sys.exit(1)
+
+    flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
+    return main.command(name=function.__name__.removesuffix("_"))(flag(run))
+
+
+def _fail(error: DiffcError, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"error": {"what": error.what, "where": error.where, "fix": error.fix}}, indent=1))
+    click.echo(str(error), err=True)
+    sys.exit(1)
+
+
+def _say(text: str = "") -> None:
+    click.echo(text, err=True)
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what happens, each line with the seconds since the start."""
+    start = time.monotonic()
+
+    def progress(stage: str) -> None:
+        _say(f"{time.monotonic() - start:7.1f} s  {stage}")
+
+    yield progress
+    progress(what)
+
+
+@_command
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--target", default="ort-fp32", show_default=True, help="BACKEND-PRECISION, such as ort-fp16.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle  [default: SOURCE's name.diffc]")
+@click.option("--steps", type=_Counts(), help="Steps of the sampler; one program for each.  [default: the pipeline's]")
+@click.option("--sampler", help="Another sampler: ddim, dpmpp-2m, euler, … or a diffusers scheduler class.")
+@click.option("--guidance", type=float, help="Default guidance scale; --guidance of run changes it.")
+@click.option("--size", type=_Size(), help="Width and height in pixels.  [default: the model's]")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
+@click.option("--online", is_flag=True, help="Allow a single file's missing configuration to be fetched.")
+def build(output: Path | None, steps: tuple[int, ...] | None, **options: Any) -> dict[str, Any]:
+    """Compile SOURCE, a .safetensors file or a diffusers folder, into a bundle.
+
+    \b
+    diffc build model.safetensors
+    diffc build ./stable-diffusion-3 --target ort-fp16 --steps 10,20 --sampler flow-euler -o sd3.diffc
+    """
+    from diffc.compiler.build import build as compile_
+
+    start = time.monotonic()
+    with _timed("done") as progress:
+        path = compile_(options.pop("source"), output=output, steps=steps or (), progress=progress, **options)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    _say(f"{path}: {size / 1e6:.1f} MB")
+    return {"bundle": str(path), "bytes": size, "seconds": time.monotonic() - start, "peak_bytes": _peak_bytes()}
+
+
+@_command
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The picture's file.")
+@click.option("--negative", default="", help="What the picture should not show.")
+@click.option("--seed", type=int, help="The picture's seed.  [default: random]")
+@click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")
+@click.option("--latents", type=click.Path(path_type=Path), help="A .npy file that stands for the first noise.")
+@click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures, drawn as a grid.")
+@click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
+def run(output: Path, **options: Any) -> dict[str, Any]:
+    """Draw what PROMPT says with BUNDLE.
+
+    \b
+    diffc run shapes.diffc "a red circle left of a blue square" -o out.png
+    diffc run shapes.diffc "a green star" --seed 7 --guidance 5 --images 4 -o grid.png
+    """
+    from diffc.runtime import load
+    from diffc.runtime.images import check_path, grid, save
+
+    check_path(output)
+    start = time.monotonic()
+    sampler = load(options["bundle"])
+    with click.progressbar(length=1, label="draw", file=sys.stderr) as bar:
+
+        def show(progress: Any) -> None:
+            bar.length = progress.steps
+            bar.update(1)
+
+        pictures = sampler(
+            options["prompt"],
+            negative_prompt=options["negative"],
+            guidance_scale=options["guidance"],
+            seed=options["seed"],
+            latents=_latents(options["latents"]),
+            num_images=options["images"],
+            program=options["program"],
+            callback=show,
+        )
+    save(pictures[0] if len(pictures) == 1 else grid(pictures), output)
+    seconds = time.monotonic() - start
+    _say(f"{output}: seed {pictures[0].info['seed']}, {seconds:.1f} s")
+    return {"image": str(output), "seed": pictures[0].info["seed"], "seconds": seconds, "peak_bytes": _peak_bytes()}
+
+
+def _latents(path: Path | None) -> Any:
+    import numpy as np
+
+    if path is None:
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DiffcError(f"{path} cannot be read: {error}", fix="give a .npy file of numbers") from error
+
+
+@_command
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--program", help="Show this program only.")
+def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
+    """Show what BUNDLE holds: programs, sizes, stages and where it came from.
+
+    \b
+    diffc inspect shapes.diffc --program text_to_image_50
+    """
+    from diffc.runtime import load
+
+    sampler = load(bundle)
+    if program is not None and program not in sampler.programs:
+        raise DiffcError(f"{bundle} has no program {program}", fix=f"use one of {', '.join(sampler.programs)}")
+    programs = {name: text for name, text in sampler.programs.items() if program in (None, name)}
+    manifest = sampler.manifest
+    _say("\n".join(programs.values()))
+    for path, file in manifest["files"].items():
+        _say(f"{file['bytes']:>14,} B  {path}")
+    _say(f"{sampler.bytes:>14,} B  in total, for {sampler.target}")
+    stages = manifest["stages"]
+    total = sum(stages.values()) or 1
+    _say("denoiser parameters: " + ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in stages.items()))
+    _say("provenance: " + json.dumps(manifest["provenance"]))
+    shown = ("target", "files", "graphs", "tokenizers", "stages", "provenance")
+    return {"programs": programs, "bytes": sampler.bytes, **{key: manifest[key] for key in shown}}
+
+
+@_command
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--against", "source", required=True, type=click.Path(path_type=Path), help="What it was built from.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
+@click.option("--min-psnr", type=float, help="Fail below this many dB.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the first prompt's picture.")
+@click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")
+@click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
+def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | None, **options: Any) -> dict[str, Any]:
+    """Compare BUNDLE's pictures, and each component, with the diffusers pipeline that it was built from.
+
+    \b
+    diffc verify shapes.diffc --against shapes.safetensors --min-psnr 60
+    """
+    from diffc.compiler.fidelity import compare, read_prompts
+
+    with _timed("done") as progress:
+        found = compare(bundle, source, prompts=read_prompts(prompts), progress=progress, **options)
+    for name, component in found["components"].items():
+        _say(f"{name:>24}: SQNR {component['sqnr']:6.1f} dB, max |difference| {component['max_abs']:.2e}")
+    for picture in found["pictures"]:
+        _say(f"{picture['psnr']:6.1f} dB, SSIM {picture['ssim']:.4f}, max {picture['max_abs']:.2e}: {picture['prompt']}")
+    _say(f"PSNR {found['psnr']:.1f} dB (the worst picture)")
+    if min_psnr is not None and found["psnr"] < min_psnr:
+        _say(f"{bundle} is below {min_psnr} dB")
+        found["failed"] = True
+    return dict(found)
+
+
+@_command
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+def doctor(bundle: Path | None) -> dict[str, Any]:
+    """Say what this machine can build and run, and what is missing; with BUNDLE, whether it can run that.
+
+    \b
+    diffc doctor
+    diffc doctor shapes.diffc
+    """
+    from diffc.compiler.doctor import examine
+
+    found = examine(bundle)
+    for name, state in found["checks"].items():
+        _say(f"{'ok' if state['ok'] else 'missing':>8}  {name}: {state['detail']}")
+    return dict(found)
+
+
+def _peak_bytes() -> int:
+    """Give the most memory that this process ever held (Linux counts in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+

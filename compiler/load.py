@@ -1,0 +1,450 @@
+"""Load a checkpoint as a diffusers pipeline: in float32, for inference, offline, without unpickling or foreign code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from json import loads
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers.loaders.single_file import load_single_file_sub_model
+from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file
+from torch import nn
+
+from diffc.compiler.checkpoint import (
+    CONFIG_KEY,
+    CONFIG_SUFFIXES,
+    PICKLE_SUFFIXES,
+    Header,
+    config_of_folder,
+    config_of_metadata,
+    read_header,
+    refuse_by_start,
+    refuse_partial_models,
+    write_config,
+)
+from diffc.compiler.errors import DiffcWarning, LoadError
+from diffc.compiler.sampler import new_scheduler
+
+INDEX = "model_index.json"
+# Judges pictures after they are drawn; no part of the sampler.
+UNUSED = ("safety_checker",)
+TASKS = {
+    "text-to-image": None,
+    "image-to-image": "AutoPipelineForImage2Image",
+    "inpaint": "AutoPipelineForInpainting",
+}
+# What diffusers and transformers raise where a checkpoint is at fault.
+LIBRARY_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+
+NAMES_SHOWN = 5
+VARIANT = re.compile(r"[^.]+\.(?P<variant>[^.]+?)(-\d{5}-of-\d{5})?\.safetensors")
+PLAIN = re.compile(r"[^.]+\.safetensors")
+SHAPES = re.compile(r"(\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
+
+Modules = dict[str, nn.Module]
+
+
+def load(
+    source: Path | str, *, sampler: str | None = None, task: str = "text-to-image", online: bool = False
+) -> diffusers.DiffusionPipeline:
+    """Load a diffusers folder, or a single ``.safetensors`` file in its original layout.
+
+    ``sampler`` replaces the checkpoint's scheduler. Only ``online`` allows the network, and only to fetch the
+    configuration of a single file that brings none. Tensors that no component wants are named in a `DiffcWarning`.
+    Raises `LoadError` where the checkpoint is damaged, incomplete, unsafe or no model, and where a name is unknown.
+    """
+    if task not in TASKS:
+        raise LoadError(f"unknown task {task!r}", fix=f"choose one of {', '.join(TASKS)}")
+    path = Path(source)
+    if not path.exists():
+        fix = "give a file or folder on this machine; diffc downloads no models"
+        raise LoadError(f"there is no {path}", where=str(path.absolute()), fix=fix)
+    with _quiet():
+        pipeline, unused = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
+        pipeline = _for_task(pipeline, task, path)
+        if sampler is not None:
+            pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
+    if unused:
+        warnings.warn(f"{path.name}: no component uses {_listed(unused)}", DiffcWarning, stacklevel=2)
+    return pipeline
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence both libraries: what matters of what they log is checked here, and raised."""
+    libraries = [
+        (library.utils.logging, library.utils.logging.get_verbosity()) for library in (diffusers, transformers)
+    ]
+    bars = [logging.is_progress_bar_enabled() for logging, _ in libraries]
+    for logging, _ in libraries:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for (logging, verbosity), bar in zip(libraries, bars, strict=True):
+            logging.set_verbosity(verbosity)
+            if bar:
+                logging.enable_progress_bar()
+
+
+# Folders
+
+
+def _load_folder(folder: Path) -> tuple[Any, list[str]]:
+    index = _read_index(folder)
+    modules: Modules = {}
+    unused: list[str] = []
+    for name, component in _neural_components(folder, index).items():
+        modules[name], more = _module_of_folder(name, component, folder)
+        unused += more
+    return _assemble(folder, folder, index, modules), unused
+
+
+def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.Module, list[str]]:
+    """Load one component and name the tensors that it did not want."""
+    folder = root / name
+    options: dict[str, Any] = {"variant": _variant(name, folder), "use_safetensors": True, "local_files_only": True}
+    if issubclass(component, transformers.PreTrainedModel):
+        options |= {"dtype": torch.float32, "ignore_mismatched_sizes": True}
+    else:
+        options |= {"torch_dtype": torch.float32}
+    try:
+        module, report = component.from_pretrained(folder, output_loading_info=True, **options)
+    except LIBRARY_ERRORS as error:
+        raise _misfit(name, str(folder), error) from error
+    for key, stored, wanted in sorted(report["mismatched_keys"]):
+        raise _wrong_shape(f"{name}.{key}", list(stored), list(wanted), str(folder))
+    if report["missing_keys"]:
+        raise _missing(name, report["missing_keys"], str(folder))
+    _check_numbers(name, module, str(folder))
+    return module, [f"{name}.{key}" for key in sorted(report["unexpected_keys"])]
+
+
+def _variant(name: str, folder: Path) -> str | None:
+    """Check a component's weight files; name their variant (``fp16``) where there are no plain ones."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            fix = "get the .safetensors files of the model; a pickle can run code when it is read"
+            raise LoadError(f"{name} comes as a pickle only: {pickles[0].name}", where=str(folder), fix=fix)
+        fix = "add its .safetensors file; the folder may be the configuration alone"
+        raise LoadError(f"{name} has no weights", where=str(folder), fix=fix)
+    if any(PLAIN.fullmatch(path.name) for path in files):
+        variant = None
+        chosen = [path for path in files if PLAIN.fullmatch(path.name)]
+    else:
+        variants = {path: match["variant"] for path in files if (match := VARIANT.fullmatch(path.name))}
+        variant = min(variants.values(), key=lambda v: (v != "fp16", v != "bf16", v), default=None)
+        chosen = [path for path in files if variants.get(path) == variant]
+    for path in chosen:
+        read_header(path)
+    return variant
+
+
+# Single files
+
+
+def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
+    refuse_by_start(path)
+    header = read_header(path)
+    refuse_partial_models(header)
+    tensors = load_file(path)
+    with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
+        folder = Path(temporary)
+        write_config(_config_of_file(header, tensors, online=online), folder)
+        index = _read_index(folder, named=str(path))
+        components = _neural_components(folder, index, named=str(path))
+        modules = {name: _module_of_file(name, components[name], tensors, folder, path) for name in components}
+        pipeline = _assemble(folder, path, index, modules)
+        loaded = sum(tensor.numel() for module in modules.values() for tensor in module.state_dict().values())
+        unused = [] if loaded == header.elements else _unused_tensors(tensors, components, folder)
+    return pipeline, unused
+
+
+def _config_of_file(header: Header, tensors: Mapping[str, torch.Tensor], *, online: bool) -> dict[str, bytes]:
+    """Find a single file's configuration: in the file, in a folder beside it, or in the local Hugging Face cache."""
+    beside = header.path.with_suffix(".config")
+    if files := config_of_metadata(header):
+        return files
+    if beside.is_dir():
+        return config_of_folder(beside)
+    repository = str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])
+    patterns = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
+    try:
+        cached = snapshot_download(repository, allow_patterns=patterns, local_files_only=not online)
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+        what = f"{header.path.name} brings no configuration: neither metadata key {CONFIG_KEY} nor {beside.name}/"
+        fix = f"put a diffusers folder without weights at {beside}, or give --online to fetch that of {repository}"
+        raise LoadError(what, where=str(header.path), fix=fix) from error
+    return config_of_folder(Path(cached))
+
+
+def _module_of_file(
+    name: str, component: type[Any], tensors: Mapping[str, torch.Tensor], folder: Path, path: Path
+) -> nn.Module:
+    """Convert one component's tensors from their original layout."""
+    try:
+        module = _convert(name, component, tensors, folder)
+    except SingleFileComponentError as error:
+        fix = "give a whole checkpoint, or a diffusers folder with all components"
+        what = f"{path.name} has no weights for {name} ({component.__name__})"
+        raise LoadError(what, where=str(path), fix=fix) from error
+    except NotImplementedError as error:  # parameters that nothing was written to are left without data
+        raise _missing(name, _unwritten_parameters(name, component, tensors, folder), str(path)) from error
+    except KeyError as error:
+        raise _missing(name, [str(error.args[0])], str(path)) from error
+    except LIBRARY_ERRORS as error:
+        raise _misfit(name, str(path), error) from error
+    if without_data := [key for key, tensor in module.state_dict().items() if tensor.is_meta]:
+        raise _missing(name, without_data, str(path))
+    _check_numbers(name, module, str(path))
+    return module.eval()
+
+
+def _convert(
+    name: str, component: type[Any], tensors: Mapping[str, torch.Tensor], folder: Path, **options: Any
+) -> nn.Module:
+    module: nn.Module = load_single_file_sub_model(
+        library_name=component.__module__,
+        class_name=component.__name__,
+        name=name,
+        checkpoint=dict(tensors),
+        pipelines=diffusers.pipelines,
+        is_pipeline_module=False,
+        cached_model_config_path=str(folder),
+        local_files_only=True,
+        torch_dtype=torch.float32,
+        **options,
+    )
+    return module
+
+
+def _numbered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Fill the i-th tensor with i + 2: what moves these numbers about, as a conversion does, shows where each went."""
+    return {
+        name: torch.full((), number, dtype=torch.float32).expand(tensor.shape)
+        for number, (name, tensor) in enumerate(tensors.items(), start=2)
+    }
+
+
+def _numbers(tensor: torch.Tensor) -> set[float]:
+    low, high = map(float, tensor.aminmax())
+    return {low} if low == high else set(np.unique(tensor.numpy()).tolist())
+
+
+def _unused_tensors(
+    tensors: Mapping[str, torch.Tensor], components: Mapping[str, type[Any]], folder: Path
+) -> list[str]:
+    """Name the tensors of a single file that reach no component."""
+    seen: set[float] = set()
+    for name, component in components.items():
+        module = _convert(name, component, _numbered(tensors), folder)
+        for tensor in module.state_dict().values():
+            seen |= _numbers(tensor) if tensor.numel() else set()
+    return [name for number, name in enumerate(tensors, start=2) if number not in seen and tensors[name].numel()]
+
+
+def _unwritten_parameters(
+    name: str, component: type[Any], tensors: Mapping[str, torch.Tensor], folder: Path
+) -> list[str]:
+    """Name a component's parameters that no tensor of a single file reaches."""
+    module = _convert(name, component, _numbered(tensors), folder, low_cpu_mem_usage=False)
+    given = {float(number) for number in range(2, len(tensors) + 2)}
+    return [key for key, tensor in module.state_dict().items() if not _numbers(tensor) <= given]
+
+
+# What both share
+
+
+def _read_index(folder: Path, named: str | None = None) -> dict[str, Any]:
+    """Read ``model_index.json``; refuse foreign code and unknown classes. Errors call the folder ``named``."""
+    where = named or str(folder)
+    if not (folder / INDEX).is_file():
+        is_component = (folder / "config.json").exists()
+        fix = "give its parent, which holds model_index.json" if is_component else "give a folder that diffusers saved"
+        raise LoadError(f"{Path(where).name} has no {INDEX}", where=where, fix=fix)
+    try:
+        index = loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        fix = "restore the file as diffusers saved it"
+        raise LoadError(f"{INDEX} cannot be read: {error}", where=where, fix=fix) from error
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise LoadError(f"{INDEX} names no pipeline class", where=where, fix="restore the file as diffusers saved it")
+    _pipeline_class(index, where)
+    _check_components(folder, index, where)
+    return index
+
+
+def _pipeline_class(index: Mapping[str, Any], where: str) -> Any:
+    named = index["_class_name"]
+    if not isinstance(named, str):
+        raise _own_code(f"the pipeline {named}", where)
+    found = getattr(diffusers, named, None)
+    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
+        what = f"diffusers {diffusers.__version__} has no pipeline {named!r}"
+        raise LoadError(what, where=f"{where}, {INDEX}", fix="install a version of diffusers that has it")
+    return found
+
+
+def _check_components(folder: Path, index: Mapping[str, Any], where: str) -> None:
+    pipeline_class = _pipeline_class(index, where)
+    listed = _components(index)
+    for name, (library, _) in listed.items():
+        if not re.fullmatch(r"\w+", name):
+            raise LoadError(f"{INDEX} names a component {name!r}", where=where, fix="use letters, digits and _")
+        if _library(library) is None:
+            raise _own_code(f"{name} of {library!r}", where)
+        if not (folder / name).is_dir():
+            fix = "restore the folder that is missing, or give the whole checkpoint"
+            raise LoadError(f"component {name} is missing", where=f"{where}, {name}/", fix=fix)
+    required = {
+        name
+        for name, parameter in inspect.signature(pipeline_class.__init__).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        and name not in ("self", *UNUSED, *pipeline_class._optional_components)
+    }
+    if absent := sorted(required - set(index)):
+        what = f"component {absent[0]} is missing: {pipeline_class.__name__} needs {', '.join(sorted(required))}"
+        raise LoadError(what, where=f"{where}, {INDEX}", fix="restore the file as diffusers saved it")
+
+
+def _components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Give library and class of each component that is present and used."""
+    pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    named = {name: (str(pair[0]), str(pair[1])) for name, pair in pairs.items() if pair[0] is not None}
+    return {name: pair for name, pair in named.items() if name not in UNUSED and not name.startswith("_")}
+
+
+def _library(name: str) -> Any:
+    """Find diffusers, transformers or one of diffusers' pipeline modules; None for anything else."""
+    if name in ("diffusers", "transformers"):
+        return diffusers if name == "diffusers" else transformers
+    module = getattr(diffusers.pipelines, name, None)
+    return module if inspect.ismodule(module) and module.__name__.startswith("diffusers.pipelines.") else None
+
+
+def _neural_components(folder: Path, index: Mapping[str, Any], named: str | None = None) -> dict[str, type[Any]]:
+    """Find the classes of the components that hold weights; tokenizers and schedulers are left to diffusers."""
+    found: dict[str, type[Any]] = {}
+    for name, (library, class_name) in _components(index).items():
+        try:
+            component = getattr(_library(library), class_name, None)
+        except ImportError as error:
+            fix = f"install what it asks for: {_first_line(error)}"
+            raise LoadError(f"{name} needs a missing package", where=class_name, fix=fix) from error
+        has_weights = (folder / name / "config.json").exists()
+        if isinstance(component, type) and issubclass(component, nn.Module):
+            found[name] = component
+        elif component is None and has_weights:
+            what = f"{library} has no class {class_name!r}, which {name} asks for"
+            fix = f"install a version of {library} that has it"
+            raise LoadError(what, where=f"{named or folder}, {INDEX}", fix=fix)
+    return found
+
+
+def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Modules) -> Any:
+    """Let diffusers load what has no weights, and put the pipeline together."""
+    parameters = inspect.signature(_pipeline_class(index, str(source)).__init__).parameters
+    null = {name for name, value in index.items() if value == [None, None]}
+    absent: dict[str, None] = {name: None for name in sorted(null.union(UNUSED)) if name in parameters}
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            str(folder), local_files_only=True, torch_dtype=torch.float32, **absent, **modules
+        )
+    except LIBRARY_ERRORS as error:
+        fix = "restore the folder as diffusers saved it"
+        what = f"the pipeline cannot be put together: {_first_line(error)}"
+        raise LoadError(what, where=str(source), fix=fix) from error
+    for module in modules.values():
+        module.eval().requires_grad_(False)
+    return pipeline
+
+
+def _for_task(pipeline: Any, task: str, path: Path) -> Any:
+    factory = TASKS[task]
+    if factory is None:
+        return pipeline
+    try:
+        return getattr(diffusers, factory).from_pipe(pipeline)
+    except LIBRARY_ERRORS as error:
+        what = f"diffusers has no {task} pipeline for {type(pipeline).__name__}"
+        raise LoadError(what, where=str(path), fix="choose another task") from error
+
+
+def _scheduler_of(pipeline: Any, path: Path) -> Any:
+    scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is None:
+        raise LoadError(
+            f"{type(pipeline).__name__} has no scheduler to replace", where=str(path), fix="leave out --sampler"
+        )
+    return scheduler
+
+
+def _check_numbers(name: str, module: nn.Module, where: str) -> None:
+    """Refuse weights that are not finite, and a component whose weights are all zero."""
+    only_zeros = True
+    for key, tensor in module.state_dict().items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = tensor.aminmax()
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            bad = int(tensor.isfinite().logical_not().sum())
+            what = f"{name}.{key} has {bad} of {tensor.numel()} numbers that are NaN or infinite"
+            raise LoadError(what, where=where, fix="get the checkpoint again, or in a format with a wider range")
+        only_zeros &= bool(low == 0) and bool(high == 0)
+    if only_zeros:
+        fix = "get the checkpoint again: space was reserved for it, but nothing written"
+        raise LoadError(f"every weight of {name} is zero", where=where, fix=fix)
+
+
+def _missing(name: str, keys: Iterable[str], where: str) -> LoadError:
+    fix = "get the whole checkpoint; diffc never makes up weights"
+    return LoadError(f"{name} lacks {_listed(keys)}", where=where, fix=fix)
+
+
+def _wrong_shape(tensor: str, stored: list[int], wanted: list[int], where: str) -> LoadError:
+    fix = "give the configuration that belongs to these weights"
+    return LoadError(f"{tensor} has shape {stored}, its configuration says {wanted}", where=where, fix=fix)
+
+
+def _misfit(name: str, where: str, error: Exception) -> LoadError:
+    """Say what a library said of a component, and name tensor and shapes where those are at fault."""
+    if match := SHAPES.search(str(error)):
+        key, wanted, stored = match[1], loads(match[2]), loads(match[3])
+        return _wrong_shape(f"{name}.{key}", stored, wanted, where)
+    fix = "give the configuration that belongs to these weights, or get the checkpoint again"
+    return LoadError(f"{name} cannot be loaded: {_first_line(error)}", where=where, fix=fix)
+
+
+def _own_code(what: str, where: str) -> LoadError:
+    fix = "diffc runs no code that a checkpoint brings: use classes of diffusers and transformers"
+    return LoadError(f"{what} is code of its own", where=f"{where}, {INDEX}", fix=fix)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Count names and give the first few."""
+    ordered = sorted(names)
+    more = f", … ({len(ordered) - NAMES_SHOWN} more)" if len(ordered) > NAMES_SHOWN else ""
+    return f"{len(ordered)} tensor{'s' * (len(ordered) != 1)}: {', '.join(ordered[:NAMES_SHOWN])}{more}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

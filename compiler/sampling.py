@@ -1,0 +1,98 @@
+"""Trace a diffusers pipeline for one request: which inputs it has, and one program for each step count and guidance."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from diffc.compiler.capture import Capture
+from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.ir import Program
+from diffc.compiler.trace import COMPARISONS, Number, Text, trace
+
+TEXTS = ("prompt", "negative_prompt")
+GUIDANCE = "guidance_scale"
+CALLBACK = "callback_on_step_end"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """State what is fixed at build: steps, picture size in pixels, batch, default guidance (None: the pipeline's own)."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    batch: int = 1
+
+
+def default_steps(pipeline: Any) -> int:
+    """Look up how many steps the pipeline takes when nobody says."""
+    return int(_parameters(pipeline)["num_inference_steps"].default)
+
+
+def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[Program]:
+    """Trace the pipeline; where it drops its guidance branch at scale 1, trace it without as well.
+
+    Raises `CaptureError` with the pipeline's file, line and source where it cannot be traced.
+    """
+    steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
+    if steps < 1:
+        raise BuildError(f"{steps} steps", fix="ask for one step or more")
+    name = f"text_to_image_{steps}"
+    first = _trace(pipeline, sampling, steps, sampling.guidance, name, capture)
+    broken = [g for g in first.guards if g.scalar == GUIDANCE and not COMPARISONS[g.comparison](1.0, g.bound)]
+    if not broken:
+        return [first]
+    return [first, _trace(pipeline, sampling, steps, 1.0, f"{name}_unguided", capture)]
+
+
+def _trace(pipeline: Any, sampling: Sampling, steps: int, guidance: float | None, name: str, capture: Capture) -> Program:
+    parameters = _parameters(pipeline)
+    inputs: dict[str, Text | Number] = {text: Text(sampling.batch) for text in TEXTS if text in parameters}
+    fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pt", "return_dict": False}
+    if sampling.size is not None:
+        fixed |= {"width": sampling.size[0], "height": sampling.size[1]}
+    if GUIDANCE in parameters:
+        inputs[GUIDANCE] = Number(float(parameters[GUIDANCE].default if guidance is None else guidance))
+    elif guidance is not None and guidance != 1.0:
+        raise BuildError("this pipeline takes no guidance scale", where=type(pipeline).__name__, fix="leave --guidance out")
+    components = {key: c for key, c in pipeline.components.items() if isinstance(c, torch.nn.Module)}
+    tokenizers = {
+        key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)
+    }
+    with _own_scheduler(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        return trace(
+            lambda **request: pipeline(**request, **fixed)[0],
+            components,
+            inputs,
+            capture=capture,
+            tokenizers=tokenizers,
+            name=name,
+            on_step=CALLBACK if CALLBACK in parameters else None,
+        )
+
+
+def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
+    if "num_inference_steps" not in parameters:
+        raise CaptureError("the pipeline takes no number of steps", where=type(pipeline).__name__, fix="use a pipeline with a sampler")
+    return parameters
+
+
+@contextmanager
+def _own_scheduler(pipeline: Any) -> Iterator[None]:
+    """Give every run of the pipeline a scheduler without memory of earlier runs."""
+    scheduler = pipeline.scheduler
+    pipeline.scheduler = copy.deepcopy(scheduler)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = scheduler

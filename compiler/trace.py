@@ -1,0 +1,494 @@
+"""Run a pipeline once with symbolic tensors and record what it does to them, as a program.
+
+The components of the pipeline are opaque calls. Whatever touches a symbolic tensor is recorded; all else (schedules,
+sigmas, Python control flow) runs as it always does and ends up as numbers. So loops unroll by themselves, and no sampler,
+scheduler or guidance rule is known to this file.
+
+Texts are traced by writing a marker where the request's text will stand. Numbers of the request are floats that remember
+what they were compared with (a guard); the trace is repeated at other values, and the constants that differ are fitted by
+polynomials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from diffc.compiler.capture import ENTRY_POINTS, Capture, type_of
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.ir import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
+
+MARKER = "diffc"
+"""Stands for the text of the request while a pipeline is traced; a number after it tells several texts apart."""
+
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+
+DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator")
+"""Arguments of ATen operators that say where and how a tensor is stored, not what it is."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Ask for a text of the request, for a batch of pictures."""
+
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Number:
+    """Ask for a number of the request, with its default."""
+
+    default: float
+
+
+class Scalar(float):
+    """Behave as a float that notes every comparison as a guard."""
+
+    name: str
+    guards: list[Guard]
+
+    def _note(self, comparison: str, other: float) -> bool:
+        holds = COMPARISONS[comparison](float(self), float(other))
+        guard = Guard(self.name, comparison if holds else NEGATED[comparison], float(other))
+        if guard not in self.guards:
+            self.guards.append(guard)
+        return holds
+
+    def __gt__(self, other: float) -> bool:
+        return self._note(">", other)
+
+    def __ge__(self, other: float) -> bool:
+        return self._note(">=", other)
+
+    def __lt__(self, other: float) -> bool:
+        return self._note("<", other)
+
+    def __le__(self, other: float) -> bool:
+        return self._note("<=", other)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int | float) and self._note("==", other)
+
+    def __ne__(self, other: object) -> bool:
+        return not isinstance(other, int | float) or self._note("!=", other)
+
+    def __bool__(self) -> bool:
+        return self._note("!=", 0.0)
+
+    __hash__ = float.__hash__
+
+
+class Symbolic(torch.Tensor):
+    """Stand for a value of the program: it has a type and a name but no numbers."""
+
+    fake: torch.Tensor
+    label: str
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, fake: torch.Tensor, name: str) -> Symbolic:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
+        )
+        made.fake, made.label = fake, name
+        return made  # type: ignore[no-any-return]
+
+    def __init__(self, fake: torch.Tensor, name: str) -> None:
+        super().__init__()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise CaptureError(f"{func} reaches a symbolic value after its trace has ended", fix="keep no state between calls")
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Symbolic({self.label}: {type_of(self.fake)})"
+
+
+def trace(
+    function: Callable[..., Any],
+    components: Mapping[str, nn.Module],
+    inputs: Mapping[str, Text | Number],
+    *,
+    capture: Capture,
+    tokenizers: Mapping[str, Any] | None = None,
+    name: str = "main",
+    on_step: str | None = None,
+) -> Program:
+    """Run ``function(**inputs)`` symbolically and give the program of what it did, its graphs not yet exported.
+
+    Texts arrive as lists of ``batch`` strings, numbers as floats. ``on_step`` names the parameter of the function that
+    takes a callback ``(pipeline, index, timestep, values) -> values`` after each step of the sampler.
+    Raises `CaptureError` with the line that asks for what a symbolic value cannot give.
+    """
+    defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
+
+    def run(numbers: Mapping[str, float], texts: Mapping[str, Text | Number] = inputs) -> _Trace:
+        return _Trace(capture, components, tokenizers or {}, texts).run(function, numbers, on_step)
+
+    first = run(defaults)
+    ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)
+    for scalar, at in defaults.items():
+        points = _other_points(at, [guard for guard in guards if guard.scalar == scalar])
+        others = [run(defaults | {scalar: point}) for point in points]
+        found = _polynomials(scalar, [at, *points], ops, [tables, *(o.tables for o in others)], [o.ops for o in others])
+        if found is None:
+            guards.append(Guard(scalar, "==", at))
+        else:
+            ops, tables = found
+    declared = tuple(
+        Input(key, Type("text", (item.batch,))) if isinstance(item, Text) else Input(key, SCALAR, item.default)
+        for key, item in inputs.items()
+    )
+    program = Program(name, declared, tuple(guards), (), tuple(tables.values()), tuple(ops), tuple(first.outputs))
+    return program.live()
+
+
+def _other_points(at: float, guards: Sequence[Guard]) -> list[float]:
+    near = [at + step for step in (0.5, 1.0, 2.0, -0.25, -0.5, -0.75)]
+    return [p for p in near if all(COMPARISONS[g.comparison](p, g.bound) for g in guards)][:3]
+
+
+class _Trace(TorchDispatchMode):
+    """Record one run."""
+
+    def __init__(
+        self,
+        capture: Capture,
+        components: Mapping[str, nn.Module],
+        tokenizers: Mapping[str, Any],
+        inputs: Mapping[str, Text | Number],
+    ) -> None:
+        super().__init__()
+        self.capture, self.components, self.tokenizers, self.inputs = capture, components, tokenizers, inputs
+        self.ops, self.guards, self.outputs = list[Op](), list[Guard](), list[str]()
+        self.tables, self.counts = dict[str, Table](), dict[str, int]()
+        self.markers = {f"{MARKER}{i}": key for i, (key, t) in enumerate(inputs.items()) if isinstance(t, Text)}
+
+    def run(self, function: Callable[..., Any], numbers: Mapping[str, float], on_step: str | None) -> _Trace:
+        request: dict[str, Any] = {key: self._scalar(key, value) for key, value in numbers.items()}
+        for marker, key in self.markers.items():
+            text = self.inputs[key]
+            request[key] = [marker] * (text.batch if isinstance(text, Text) else 1)
+        if on_step:
+            request[on_step] = self._step
+        with ExitStack() as stack:
+            for name, module in self.components.items():
+                stack.enter_context(self._opaque(name, module))
+            for name, tokenizer in self.tokenizers.items():
+                stack.enter_context(self._recorded(name, tokenizer))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_pipeline_errors())
+            with self:
+                result = function(**request)
+        self.outputs = [leaf.label for leaf in pytree.tree_leaves(result) if isinstance(leaf, Symbolic)]
+        if not self.outputs:
+            raise CaptureError(
+                "the sampler returns nothing that depends on the request or on noise", fix="return a tensor"
+            )
+        return self
+
+    def _scalar(self, name: str, value: float) -> Scalar:
+        scalar = Scalar(value)
+        scalar.name, scalar.guards = name, self.guards
+        return scalar
+
+    # What is recorded
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        symbolic = any(isinstance(leaf, Symbolic) for leaf in pytree.tree_leaves((args, kwargs)))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self._draw(func, args, kwargs)
+        if not symbolic:
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return self._mutate(func, args, kwargs)
+        return self._record(func, args, kwargs)
+
+    def _fake(self, func: Any, args: Any, kwargs: Any) -> Any:
+        def fake(leaf: Any) -> Any:
+            if isinstance(leaf, Symbolic):
+                return leaf.fake
+            return self.capture.fake_mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        with self.capture.fake_mode:
+            return func(*pytree.tree_map(fake, args), **pytree.tree_map(fake, kwargs))
+
+    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = self._fake(func, args, kwargs)
+        leaves, structure = pytree.tree_flatten(out)
+        if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise CaptureError(f"{func} asks a symbolic value for a number")
+        made = [self._value(leaf, "v") for leaf in leaves]
+        attrs = tuple((key, self._literal(value)) for key, value in kwargs.items() if key not in DROPPED)
+        self._append(str(func), tuple(self._literal(arg) for arg in args), attrs, made)
+        return pytree.tree_unflatten(made, structure)
+
+    def _append(
+        self, name: str, args: tuple[Literal, ...], attrs: tuple[tuple[str, Literal], ...], made: Sequence[Symbolic]
+    ) -> None:
+        self.ops.append(Op(name, args, attrs, results=tuple(Value(m.label, type_of(m.fake)) for m in made)))
+
+    def _mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record an in-place operation as the one that returns a new value, which takes the old one's place."""
+        target = args[0]
+        packet = func._schema.name.split("::")[1].removesuffix("_")
+        pure = getattr(getattr(torch.ops.aten, packet, None), func._overloadname, None)
+        if not isinstance(target, Symbolic) or pure is None or target.fake._is_view():
+            raise CaptureError(f"{func} writes into a tensor that others may see", fix="use the operation that returns a new tensor")
+        made = self._record(pure, args, kwargs)
+        target.label, target.fake = made.label, made.fake
+        return target
+
+    def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func._schema.name not in ("aten::randn", "aten::randn_like", "aten::normal_functional"):
+            raise CaptureError(f"{func} draws numbers that are not normal", fix="draw noise with torch.randn")
+        fake = self._fake(func, args, kwargs)
+        if fake.dtype != torch.float32:
+            raise CaptureError(f"{func} draws {fake.dtype}", fix="draw noise in float32")
+        made = self._value(fake, "n")
+        self._append("noise", (), (), [made])
+        return made
+
+    def _value(self, fake: torch.Tensor, prefix: str) -> Symbolic:
+        number = self.counts.get(prefix, 0)
+        self.counts[prefix] = number + 1
+        return Symbolic(fake, f"{prefix}{number}")
+
+    def _literal(self, item: Any) -> Literal:
+        if isinstance(item, Symbolic):
+            return Ref(item.label)
+        if isinstance(item, torch.Tensor):
+            return item.item() if item.dim() == 0 else self._table(item)
+        if isinstance(item, list | tuple):
+            return tuple(self._literal(entry) for entry in item)
+        if isinstance(item, torch.dtype):
+            return str(item).removeprefix("torch.")
+        if item is None or isinstance(item, bool | int | str):
+            return item
+        return float(item)
+
+    def _table(self, tensor: torch.Tensor) -> Ref:
+        data = tensor.detach().contiguous()
+        array = (data.float() if data.dtype == torch.bfloat16 else data).numpy().copy()
+        type_ = Type(str(array.dtype), array.shape)
+        digest = hashlib.sha256(repr(type_).encode() + array.tobytes()).hexdigest()[:10]
+        self.tables.setdefault(f"t{digest}", Table(f"t{digest}", type_, array))
+        return Ref(f"t{digest}")
+
+    def _step(self, _pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents = values.get("latents")
+        if isinstance(latents, Symbolic):
+            self.ops.append(Op("step", (Ref(latents.label),), (), (Polynomial.constant(1.0),)))
+        return values
+
+    # Components and tokenizers
+
+    @contextmanager
+    def _opaque(self, name: str, module: nn.Module) -> Iterator[None]:
+        methods = [method for method in ENTRY_POINTS if callable(getattr(type(module), method, None))]
+        for method in methods:
+            module.__dict__[method] = self._component(name, module, method)
+        try:
+            yield
+        finally:
+            for method in methods:
+                del module.__dict__[method]
+
+    def _component(self, name: str, module: nn.Module, method: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _disable_current_modes(), self._transparent(module):
+                signature, tensors = self.capture.call(name, module, method, args, kwargs)
+            made = [
+                self._value(leaf, f"{signature.name}_" if signature.name[-1].isdigit() else signature.name)
+                for leaf in pytree.tree_leaves(signature.returned)
+                if isinstance(leaf, torch.Tensor)
+            ]
+            given = [(port.name, self._port(t)) for port, t in zip(signature.inputs, tensors, strict=True)]
+            self._append(signature.name, (), tuple(given), made)
+            leaves, structure = pytree.tree_flatten(signature.returned)
+            values = iter(made)
+            return pytree.tree_unflatten(
+                [next(values) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
+            )
+
+        return call
+
+    @contextmanager
+    def _transparent(self, module: nn.Module) -> Iterator[None]:
+        """Let the methods of a component call each other directly."""
+        hidden = {method: module.__dict__.pop(method) for method in ENTRY_POINTS if method in module.__dict__}
+        try:
+            yield
+        finally:
+            module.__dict__.update(hidden)
+
+    def _port(self, tensor: torch.Tensor) -> Literal:
+        if not isinstance(tensor, Symbolic) and tensor.dim() == 1 and tensor.numel() <= 16:
+            return tuple(tensor.tolist())
+        return self._literal(tensor)
+
+    @contextmanager
+    def _recorded(self, name: str, tokenizer: Any) -> Iterator[None]:
+        real = type(tokenizer)
+
+        def call(this: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+            with _disable_current_modes():
+                encoding = real.__call__(this, text, *args, **kwargs)
+            return self._tokenized(name, this, text, encoding, kwargs)
+
+        tokenizer.__class__ = type(real.__name__, (real,), {"__call__": call})
+        try:
+            yield
+        finally:
+            tokenizer.__class__ = real
+
+    def _tokenized(self, name: str, tokenizer: Any, text: Any, encoding: Any, options: Mapping[str, Any]) -> Any:
+        texts = [text] if isinstance(text, str) else text
+        templates = {_template(item, self.markers) for item in texts}
+        if templates == {None} or options.get("return_tensors") != "pt":
+            return encoding
+        if len(templates) != 1 or None in templates:
+            raise CaptureError(f"{name} is given texts of several kinds at once: {texts}")
+        key, template = next(t for t in templates if t)
+        fakes = [self.capture.fake_mode.from_tensor(encoding[k]) for k in ("input_ids", "attention_mask")]
+        made = [self._value(fakes[0], "ids"), self._value(fakes[1], "mask")]
+        attrs: list[tuple[str, Literal]] = [("tokenizer", name), ("length", made[0].shape[-1]), ("pad", tokenizer.pad_token_id)]
+        if template != "{}":
+            attrs.append(("template", template))
+        if options.get("padding") != "max_length" or not options.get("truncation"):
+            attrs.append(("padding", str(options.get("padding"))))
+        self._append("tokenize", (Ref(key),), tuple(attrs), made)
+        encoding["input_ids"], encoding["attention_mask"] = made
+        return encoding
+
+
+def _template(text: str, markers: Mapping[str, str]) -> tuple[str, str] | None:
+    found = [(key, text.replace(marker, "{}")) for marker, key in markers.items() if marker in text]
+    return found[0] if found else None
+
+
+@contextmanager
+def _pipeline_errors() -> Iterator[None]:
+    """Say which line of the pipeline's code asked for what a trace cannot give."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+        theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+        last = theirs[-1] if theirs else frames[-1]
+        if isinstance(error, CaptureError):
+            what, fix = error.what, error.fix
+        elif type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
+            what, fix = f"{error} asks a symbolic value for a number", None
+        else:
+            what, fix = f"the pipeline refuses: {error}", "ask for what the pipeline can do"
+        where = f"{last.filename}:{last.lineno}: {last.line}"
+        fix = fix or "the sampler must not branch on, or read, what only the run knows"
+        raise CaptureError(what, where=where, fix=fix) from error
+
+
+# Constants that depend on a number of the request
+
+
+def _polynomials(
+    scalar: str, points: Sequence[float], ops: Sequence[Op], tables: Sequence[Mapping[str, Table]], others: Sequence[Sequence[Op]]
+) -> tuple[list[Op], dict[str, Table]] | None:
+    """Replace the constants that differ between traces by polynomials; None where none fits or the structure differs."""
+    if len(points) < 4 or any(len(other) != len(ops) for other in others):
+        return None
+    merger = _Merger(scalar, points, tables)
+    for same in zip(ops, *others, strict=True):
+        merged = merger.merge(same)
+        if merged is None:
+            return None
+        merger.ops.append(merged)
+    return merger.ops, {**tables[0], **merger.tables}
+
+
+class _Merger:
+    """Walk the same operation of several traces, and write what differs as ``linear`` of the scalar's powers."""
+
+    def __init__(self, scalar: str, points: Sequence[float], tables: Sequence[Mapping[str, Table]]) -> None:
+        self.scalar, self.points, self.inputs = scalar, np.array(points), tables
+        self.ops, self.tables = list[Op](), dict[str, Table]()
+        self.made = 0
+
+    def merge(self, same: Sequence[Op]) -> Op | None:
+        first = same[0]
+        if any((op.operator, op.results, op.coefficients) != (first.operator, first.results, first.coefficients) for op in same):
+            return None
+        args = [self._literal(column) for column in zip(*(op.args for op in same), strict=True)]
+        values = [self._literal(column) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)]
+        if any(value is _UNEQUAL for value in (*args, *values)):
+            return None
+        return replace(first, args=tuple(args), attrs=tuple(zip((k for k, _ in first.attrs), values, strict=True)))
+
+    def _literal(self, column: Sequence[Literal]) -> Any:
+        if all(item == column[0] for item in column):
+            return column[0]
+        arrays = [self._array(item, table) for item, table in zip(column, self.inputs, strict=True)]
+        if any(a is None or a.shape != arrays[0].shape for a in arrays if arrays[0] is not None):  # type: ignore[union-attr]
+            return _UNEQUAL
+        return self._fit(np.stack([a for a in arrays if a is not None]))
+
+    def _array(self, item: Literal, tables: Mapping[str, Table]) -> np.ndarray[Any, Any] | None:
+        if isinstance(item, Ref):
+            return tables[item.name].data if item.name in tables else None
+        try:
+            return np.asarray(item, dtype=np.float64)
+        except (TypeError, ValueError):
+            return None
+
+    def _fit(self, samples: np.ndarray[Any, Any]) -> Any:
+        """Fit a polynomial of degree two at three points and require that it meets the fourth."""
+        flat = samples.reshape(len(samples), -1).astype(np.float64)
+        powers = np.vander(self.points, 3, increasing=True)
+        factors = np.linalg.solve(powers[:3], flat[:3])
+        tolerance = 1e-6 * (1 + np.abs(flat).max())
+        factors[np.abs(factors) < tolerance] = 0.0
+        factors = np.where(np.abs(factors - factors.round(6)) < tolerance / 10, factors.round(6), factors)
+        if np.abs(powers @ factors - flat).max() > tolerance:
+            return _UNEQUAL
+        monomials = [(self.scalar,) * power for power in range(3)]
+        if flat.shape[1] == 1 or (factors == factors[:, :1]).all():
+            coefficients = (Polynomial.of(dict(zip(monomials, factors[:, 0].tolist(), strict=True))),)
+            operands: list[Literal] = []
+        else:
+            coefficients = tuple(Polynomial.of({monomial: 1.0}) for monomial in monomials)
+            operands = [self._table(row.reshape(samples.shape[1:])) for row in factors]
+        self.made += 1
+        result = Value(f"{self.scalar}_{self.made}", Type("float32", samples.shape[1:]))
+        self.ops.append(Op("linear", tuple(operands), (), coefficients, (result,)))
+        return Ref(result.name)
+
+    def _table(self, data: np.ndarray[Any, Any]) -> Ref:
+        array = data.astype(np.float32)
+        digest = hashlib.sha256(array.tobytes()).hexdigest()[:10]
+        self.tables[f"t{digest}"] = Table(f"t{digest}", Type("float32", array.shape), array)
+        return Ref(f"t{digest}")
+
+
+_UNEQUAL = object()

@@ -1,0 +1,16 @@
+"""Rewrite programs. One technique per file; a recipe is a list of them, read from top to bottom."""
+
+from diffc.passes.outline import outline
+from diffc.passes.recognize_linear import recognize_linear
+from diffc.passes.unroll import unroll
+
+NORMAL_FORM = (
+    # Across time: from the pipeline's arithmetic to one linear for each step
+    recognize_linear,
+    unroll,
+    # What is not linear becomes small graphs
+    outline,
+)
+"""Leave calls of graphs and built-ins only: what the runtime can interpret."""
+
+__all__ = ["NORMAL_FORM"]

@@ -1,0 +1,109 @@
+"""Replace chains that stack, move and weigh tensors by the ``linear`` that they amount to.
+
+Source: the weighted sums that multistep solvers write as an einsum over stacked differences, such as Zhao et al., "UniPC: A
+        Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", NeurIPS 2023, equation 8,
+        https://arxiv.org/abs/2302.04867
+
+Only operators that are linear for certain are followed. What a chain of them amounts to is measured: it is run in double
+precision on random tensors, which must explain the result exactly, element by element.
+
+Before:
+    a: float32[1, 2] = noise()
+    b: float32[1, 2] = noise()
+    s: float32[1, 2, 2] = aten.stack.default([a, b], 1)
+    y: float32[1, 2] = aten.sum.dim_IntList(s, [1])
+
+After:
+    a: float32[1, 2] = noise()
+    b: float32[1, 2] = noise()
+    y: float32[1, 2] = linear(a, b; 1.0, 1.0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from diffc.compiler.evaluate import apply
+from diffc.compiler.ir import Literal, Op, Polynomial, Program, Ref, Type
+
+MOVING = (
+    "stack cat unsqueeze squeeze permute transpose view reshape _unsafe_view expand select slice clone sum".split()
+)
+"""ATen operators that are linear whatever their operands."""
+
+WEIGHING = ("mul", "bmm", "mm", "matmul", "div")
+"""ATen operators that are linear when all operands but one are constants."""
+
+EXACT = 1e-9
+
+
+def recognize_linear(program: Program) -> Program:
+    """Rewrite every value that is a weighted sum of values of its own type but is computed through other shapes."""
+    types = program.types()
+    constants = {table.name: torch.as_tensor(table.data) for table in program.tables}
+    made: dict[str, Op] = {}
+    ops = list[Op]()
+    for op in program.ops:
+        if _is_linear(op, constants):
+            found = _weighted_sum(op, made, types, constants)
+            op = found or op
+            if found is None:
+                made[op.results[0].name] = op
+        ops.append(op)
+    return replace(program, ops=tuple(ops)).live()
+
+
+def _is_linear(op: Op, constants: Mapping[str, torch.Tensor]) -> bool:
+    if not op.operator.startswith("aten.") or len(op.results) != 1:
+        return False
+    kind = op.operator.split(".")[1]
+    variable = [name for name in op.reads() if name not in constants]
+    divides_by_value = kind == "div" and isinstance(op.args[1], Ref) and op.args[1].name not in constants
+    return kind in MOVING or (kind in WEIGHING and len(variable) == 1 and not divides_by_value)
+
+
+def _weighted_sum(
+    op: Op, made: Mapping[str, Op], types: Mapping[str, Type | None], constants: Mapping[str, torch.Tensor]
+) -> Op | None:
+    """Measure the weights of the values that an operation is made from; None if it is no weighted sum of them."""
+    chain, leaves = _chain(op, made, constants)
+    type_ = op.results[0].type
+    if len(chain) < 2 or type_ is None or not type_.is_float or any(types[leaf] != type_ for leaf in leaves):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    probes = {leaf: torch.randn(type_.shape, generator=generator, dtype=torch.float64) for leaf in leaves}
+    values = probes | {name: c.double() if c.is_floating_point() else c for name, c in constants.items()}
+    for link in chain:
+        values[link.results[0].name] = apply(link, values, {})[0]
+    columns = torch.stack([probe.flatten() for probe in probes.values()], dim=1)
+    wanted = values[op.results[0].name].flatten()
+    if columns.shape[0] < columns.shape[1]:
+        return None
+    weights = torch.linalg.lstsq(columns, wanted[:, None], driver="gelsd").solution[:, 0]
+    if (columns @ weights - wanted).abs().max() > EXACT * (1 + wanted.abs().max()):
+        return None
+    operands: tuple[Literal, ...] = tuple(map(Ref, probes))
+    return Op("linear", operands, (), tuple(Polynomial.constant(w) for w in _rounded(weights)), op.results)
+
+
+def _chain(op: Op, made: Mapping[str, Op], constants: Mapping[str, torch.Tensor]) -> tuple[list[Op], list[str]]:
+    """Follow linear operations back to the values where they start."""
+    chain, leaves, pending = {id(op): op}, dict[str, None](), [op]
+    while pending:
+        for name in pending.pop().reads():
+            if name in made and id(made[name]) not in chain:
+                chain[id(made[name])] = made[name]
+                pending.append(made[name])
+            elif name not in made and name not in constants:
+                leaves[name] = None
+    order = [id(link) for link in made.values()]
+    return [*sorted((o for o in chain.values() if o is not op), key=lambda o: order.index(id(o))), op], list(leaves)
+
+
+def _rounded(weights: torch.Tensor) -> list[float]:
+    """Undo the rounding of the measurement where the weight is a number that float32 holds."""
+    single = weights.float().double()
+    return torch.where((weights - single).abs() < EXACT * weights.abs(), single, weights).tolist()  # type: ignore[no-any-return]

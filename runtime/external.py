@@ -1,0 +1,85 @@
+"""List the files that an ONNX graph wants to read, without the onnx package.
+
+ONNX keeps big tensors in other files, by a path in the graph (``TensorProto.external_data``). ONNX Runtime 1.23 follows
+that path anywhere on the machine, 1.31 does not. So a bundle's graphs are searched before a session sees them.
+
+Specification: the wire format of protocol buffers, https://protobuf.dev/programming-guides/encoding, and onnx.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffc.runtime.errors import BundleError
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+DEPTH = 100
+
+# Message -> number of a field that holds messages -> their kind. Everything that can hold a tensor is here.
+FIELDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+
+
+def external_files(model: bytes) -> set[str]:
+    """Collect the locations of all external tensors of a serialized ONNX model.
+
+    Raises `BundleError` where the bytes are no protocol buffer.
+    """
+    return set(_locations(memoryview(model), "model", 0))
+
+
+def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:
+    if depth > DEPTH:
+        raise BundleError("an ONNX graph is nested too deep", fix="build the bundle again")
+    if kind == "entry":
+        entry = {number: bytes(content) for number, content in _fields(message)}
+        if entry.get(1) == b"location":
+            yield entry.get(2, b"").decode("utf-8", "replace")
+        return
+    for number, content in _fields(message):
+        if number in FIELDS[kind]:
+            yield from _locations(content, FIELDS[kind][number], depth + 1)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        wire = tag & 7
+        if wire == VARINT:
+            _, at = _varint(message, at)
+        elif wire in (FIXED64, FIXED32):
+            at += 8 if wire == FIXED64 else 4
+        elif wire == BYTES:
+            size, start = _varint(message, at)
+            at = start + size
+            yield tag >> 3, message[start:at]
+        else:
+            raise _broken()
+        if at > len(message) or tag >= 2**32:
+            raise _broken()
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            break
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+    raise _broken()
+
+
+def _broken() -> BundleError:
+    return BundleError("an ONNX graph is damaged", fix="build the bundle again")

@@ -1,0 +1,109 @@
+"""Read ``manifest.json``: what a bundle holds, and what every file of it must be."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from diffc.runtime.errors import BundleError
+
+T = TypeVar("T")
+
+SCHEMA = 1
+BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class File:
+    """State the size and the SHA-256 (in hexadecimal) of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Hold the manifest; ``raw`` is all of its JSON, for people and for tools."""
+
+    target: str
+    programs: Mapping[str, str]
+    graphs: Mapping[str, str]
+    tokenizers: Mapping[str, str]
+    files: Mapping[str, File]
+    raw: Mapping[str, Any]
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """Read the manifest. Raises `BundleError` for another schema, a missing key or a path that leaves the bundle."""
+    raw = typed(parse_json(data, "manifest.json"), dict, "manifest.json")
+    schema = typed(raw.get("schema"), int, "schema")
+    if schema > SCHEMA:
+        made = f", written by diffc {str(raw.get('diffc'))[:40]}"
+        raise BundleError(f"the bundle has schema {schema}{made}; this diffc reads {SCHEMA}", fix="upgrade diffc")
+    if schema < SCHEMA:
+        raise BundleError(f"the bundle has schema {schema}; this diffc reads {SCHEMA}", fix="build it again")
+    files = {inside(path): _file(path, entry) for path, entry in _mapping(raw, "files").items()}
+    graphs = {name: _entry(name, entry, "file") for name, entry in _mapping(raw, "graphs").items()}
+    tokenizers = {name: typed(path, str, f"tokenizers, {name}") for name, path in _mapping(raw, "tokenizers").items()}
+    programs = {name: typed(text, str, f"programs, {name}") for name, text in _mapping(raw, "programs").items()}
+    for path in (*graphs.values(), *tokenizers.values()):
+        if path not in files:
+            raise BundleError(
+                f"{path} is not among the files of the bundle", where="manifest.json", fix="build it again"
+            )
+    if not programs:
+        raise BundleError("the bundle has no program", where="manifest.json", fix="build it again")
+    return Manifest(typed(raw.get("target"), str, "target"), programs, graphs, tokenizers, files, raw)
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse UTF-8 JSON without repeated keys. Raises `BundleError`."""
+    if len(data) > BYTES:
+        raise BundleError(f"{where} has {len(data)} bytes", fix=f"at most {BYTES} are read: build the bundle again")
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is no JSON: {str(error)[:200]}", fix="build the bundle again") from error
+
+
+def typed(value: Any, kind: type[T], where: str) -> T:
+    """Give the value back if it has the type; a truth value is no integer. Raises `BundleError`."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = {dict: "an object", str: "a string", int: "an integer"}.get(kind, kind.__name__)
+        raise BundleError(f"{str(value)[:80]} is not {wanted}", where=where[:200], fix="build the bundle again")
+    return value
+
+
+def inside(path: str) -> str:
+    """Give a relative path back if it stays where it starts. Raises `BundleError`."""
+    plain = PurePosixPath(path)
+    windows = "\\" in path or ":" in path
+    if plain.is_absolute() or ".." in plain.parts or windows or "\0" in path or str(plain) != path or path == ".":
+        raise BundleError(f"the path {path!r} leaves the bundle", where="manifest.json", fix="do not trust this bundle")
+    return path
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _mapping(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return typed(raw.get(key), dict, key)
+
+
+def _entry(name: str, entry: Any, key: str) -> str:
+    return typed(typed(entry, dict, name).get(key), str, f"{name}, {key}")
+
+
+def _file(path: str, entry: Any) -> File:
+    size, digest = typed(typed(entry, dict, path).get("bytes"), int, f"{path}, bytes"), _entry(path, entry, "sha256")
+    if size < 0 or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise BundleError("no size and SHA-256", where=f"manifest.json, {path}"[:200], fix="build the bundle again")
+    return File(size, digest)

@@ -1,0 +1,137 @@
+"""Turn what a caller asks for into what a program reads: texts, scalars and normal numbers for every picture."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffc.runtime.errors import RequestError
+from diffc.runtime.program import Program
+from diffc.runtime.rng import Generator
+from diffc.runtime.tokenizer import check_text
+
+Texts = str | Sequence[str]
+Seed = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Hold the inputs of ``count`` pictures: texts and normal numbers have one entry or row for each."""
+
+    program: Program
+    texts: Mapping[str, Sequence[str]]
+    scalars: Mapping[str, float]
+    noises: Mapping[str, NDArray[np.float32]]
+    count: int
+    seed: Seed
+
+    def chunk(self, start: int) -> dict[str, Any]:
+        """Give the inputs of one execution from picture ``start`` on, the last one repeated to fill the batch."""
+        rows = np.minimum(np.arange(start, start + self.program.batch), self.count - 1)
+        texts = {name: [texts[row] for row in rows] for name, texts in self.texts.items()}
+        return texts | {name: noise[rows] for name, noise in self.noises.items()}
+
+
+def make_request(
+    programs: Mapping[str, Program],
+    *,
+    program: str | None,
+    inputs: Mapping[str, Texts | float | None],
+    num_images: int,
+    seed: Seed | None,
+    latents: ArrayLike | None,
+) -> Request:
+    """Check a request and choose its program. Raises `RequestError` for what the bundle cannot serve."""
+    if type(num_images) is not int or num_images < 1:
+        raise RequestError(f"num_images is {num_images!r}", fix="use 1 or more")
+    known = {item.name: item.type.dtype for each in programs.values() for item in each.inputs}
+    for name, value in inputs.items():
+        if name not in known and value not in ("", None):
+            raise RequestError(
+                f"no program of this bundle takes {name}", fix=f"it takes {', '.join(known) or 'nothing'}"
+            )
+    scalars = {n: _scalar(n, v) for n, v in inputs.items() if known.get(n) == "scalar" and v is not None}
+    chosen, used_scalars = _choose(programs, program, scalars)
+    prompts = {name: _texts(name, value) for name, value in inputs.items() if known.get(name) == "text"}
+    count = max([len(texts) for texts in prompts.values()], default=1)
+    texts = {item.name: _spread(item.name, prompts.get(item.name, [""]), count, num_images) for item in chosen.texts}
+    count *= num_images
+    used: Seed = secrets.randbits(32) if seed is None else seed
+    return Request(chosen, texts, used_scalars, _noises(chosen, count, used, latents), count, used)
+
+
+def _choose(
+    programs: Mapping[str, Program], name: str | None, given: Mapping[str, float]
+) -> tuple[Program, Mapping[str, float]]:
+    if name is not None and name not in programs:
+        raise RequestError(f"the bundle has no program {name}", fix=f"use one of {', '.join(programs)}")
+    candidates = list(programs.values()) if name is None else [programs[name]]
+    defaults = {key: value for key, value in candidates[0].scalars.items() if value is not None}
+    for program in candidates:
+        scalars = {key: value for key, value in (defaults | dict(given)).items() if key in program.scalars}
+        missing = [key for key in program.scalars if key not in scalars]
+        if given.keys() <= scalars.keys() and all(guard.holds(scalars) for guard in program.guards) and not missing:
+            return program, scalars
+    asked = ", ".join(f"{key}={value}" for key, value in (defaults | dict(given)).items())
+    takes = "; ".join(f"{p.name} takes {', '.join(map(str, p.guards)) or ', '.join(p.scalars)}" for p in candidates)
+    raise RequestError(
+        f"no program of this bundle serves {asked or 'this request'}", where=takes, fix="change the value"
+    )
+
+
+def _scalar(name: str, value: Any) -> float:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise RequestError(f"{name} is {value!r}", fix="give a finite number")
+    return float(value)
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts:
+        raise RequestError(f"{name} is {value!r}", fix="give a text, or a list of at least one")
+    for text in texts:
+        check_text(text)
+    return list(texts)
+
+
+def _spread(name: str, texts: Sequence[str], count: int, num_images: int) -> Sequence[str]:
+    if len(texts) not in (1, count):
+        raise RequestError(f"{name} has {len(texts)} texts, another has {count}", fix="give as many, or one for all")
+    each = list(texts) * count if len(texts) < count else texts
+    return [text for text in each for _ in range(num_images)]
+
+
+def _noises(program: Program, count: int, seed: Seed, latents: ArrayLike | None) -> Mapping[str, NDArray[np.float32]]:
+    drawn = {value.name: (count, *value.type.shape[1:]) for value in program.noises}
+    first = next(iter(drawn), None)
+    noises = dict[str, NDArray[np.float32]]()
+    if latents is not None:
+        if first is None:
+            raise RequestError("this program draws no noise that latents could replace", fix="leave latents out")
+        noises[first] = _latents(latents, drawn.pop(first))
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        generators, rows = [Generator(each) for each in seed], 1
+        if len(generators) != count:
+            raise RequestError(f"{len(generators)} seeds for {count} pictures", fix="give one seed, or one for each")
+    else:
+        generators, rows = [Generator(seed)], count
+    for name, shape in drawn.items():
+        noises[name] = np.concatenate([generator.randn((rows, *shape[1:])) for generator in generators])
+    return noises
+
+
+def _latents(latents: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    given = np.asarray(latents)
+    if given.dtype.kind not in "fiu" or given.shape not in (shape, (1, *shape[1:])):
+        fix = f"give numbers of shape {list(shape)}"
+        raise RequestError(f"the latents are {given.dtype}{list(given.shape)}", fix=fix)
+    if not np.isfinite(given).all():
+        raise RequestError("the latents hold NaN or infinity", fix="give finite numbers")
+    return np.broadcast_to(given, shape).astype(np.float32)

@@ -1,0 +1,76 @@
+"""Draw the normal numbers that ``torch.randn`` draws on a CPU, without PyTorch.
+
+Source: Matsumoto and Nishimura, "Mersenne Twister: A 623-dimensionally equidistributed uniform pseudo-random number
+        generator", ACM TOMACS 8(1), 1998 (MT19937 and ``init_genrand``).
+Source: Box and Muller, "A note on the generation of random normal deviates", Ann. Math. Statist. 29(2), 1958.
+Specification: PyTorch's ATen on the CPU, ``normal_fill`` (16 numbers or more) and ``normal_distribution`` (fewer).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffc.runtime.errors import RequestError
+
+LOWEST, HIGHEST = -(2**63), 2**64 - 1
+
+
+class Generator:
+    """Continue one stream of random numbers, as ``torch.Generator("cpu").manual_seed(seed)`` does.
+
+    A seed lies in [-2⁶³, 2⁶⁴); torch seeds MT19937 with its low 32 bits. Raises `RequestError` for any other seed.
+
+    >>> Generator(0).randn((2,))
+    array([ 1.5409961, -0.2934289], dtype=float32)
+    """
+
+    def __init__(self, seed: int) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not LOWEST <= seed <= HIGHEST:
+            raise RequestError(f"seed is {seed!r}", fix="give an integer from -2**63 to 2**64 - 1")
+        self._engine = np.random.RandomState(int(seed) & 0xFFFFFFFF)
+        self._cached: float | None = None
+
+    def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Draw the next normal numbers as float32 of ``shape``."""
+        count = math.prod(shape)
+        drawn = self._filled(count) if count >= 16 else np.array([self._single() for _ in range(count)], np.float32)
+        return drawn.reshape(shape)
+
+    def _filled(self, count: int) -> NDArray[np.float32]:
+        # Blocks of 16. When a part of a block is left, the last 16 numbers are drawn once more.
+        uniform = self._uniform(count)
+        whole = count - count % 16
+        drawn = np.empty(count, np.float32)
+        drawn[:whole] = _box_muller(uniform[:whole])
+        if whole < count:
+            drawn[-16:] = _box_muller(self._uniform(16))
+        return drawn
+
+    def _uniform(self, count: int) -> NDArray[np.float32]:
+        return (self._words(count) & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
+
+    def _words(self, count: int) -> NDArray[np.uint32]:
+        return self._engine.randint(0, 1 << 32, size=count, dtype=np.uint32)
+
+    def _single(self) -> float:
+        # In doubles, two at a time: the sine waits for the next call, over large draws in between.
+        if self._cached is not None:
+            value, self._cached = self._cached, None
+            return value
+        high, low, high2, low2 = map(int, self._words(4))
+        turn = ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
+        height = ((high2 << 32 | low2) & (2**53 - 1)) * 2.0**-53
+        radius, angle = math.sqrt(-2.0 * math.log1p(-height)), 2.0 * math.pi * turn
+        self._cached = radius * math.sin(angle)
+        return radius * math.cos(angle)
+
+
+def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
+    # Of every 16 uniform numbers, eight make radii and eight make angles.
+    first, second = uniform.reshape(-1, 2, 8).swapaxes(0, 1)
+    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - first))
+    angle = np.float32(2 * math.pi) * second
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

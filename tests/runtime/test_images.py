@@ -1,0 +1,77 @@
+"""Round, lay out and save pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+from diffc.runtime.errors import DiffcError, RequestError
+from diffc.runtime.images import grid, pictures_from_arrays, save
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rounds_as_diffusers_does(channels: int) -> None:
+    # Halves too: NumPy rounds them to even.
+    ladder = np.linspace(0, 1, 511, dtype=np.float32)[: 2 * 15 * 17].reshape(1, 15, 34, 1)
+    arrays = np.repeat(np.concatenate([ladder, ladder[::-1] * np.float32(0.7)]), channels, axis=3)
+    got, wanted = pictures_from_arrays(arrays), VaeImageProcessor.numpy_to_pil(arrays)
+    assert [picture.mode for picture in got] == [{1: "L", 3: "RGB"}[channels]] * 2
+    assert [picture.tobytes() for picture in got] == [picture.tobytes() for picture in wanted]
+
+
+def test_clips_what_leaves_the_range() -> None:
+    [picture] = pictures_from_arrays(np.array([[[[-0.1], [1.1], [0.5]]]], np.float32))
+    assert list(picture.tobytes()) == [0, 255, 128]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_refuses_pictures_that_are_not_finite(bad: float) -> None:
+    with pytest.raises(DiffcError, match="the picture holds NaN or infinity"):
+        pictures_from_arrays(np.full((1, 2, 2, 3), bad, np.float32))
+
+
+def test_lays_pictures_out_row_by_row() -> None:
+    pictures = [Image.new("RGB", (2, 3), (at, 0, 0)) for at in range(1, 6)]
+    whole = grid(pictures)
+    assert whole.size == (6, 6)
+    assert [whole.getpixel((2 * column, 3 * row))[0] for row in range(2) for column in range(3)] == [1, 2, 3, 4, 5, 0]
+    assert grid(pictures, columns=5).size == (10, 3) and grid(pictures[:1]).tobytes() == pictures[0].tobytes()
+    with pytest.raises(RequestError, match="a grid of no pictures"):
+        grid([])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.webp", "a.bmp"])
+def test_saves_by_extension(tmp_path: Path, name: str) -> None:
+    picture = Image.new("RGB", (4, 4), (10, 20, 30))
+    path = save(picture, tmp_path / name)
+    assert path == tmp_path / name and list(tmp_path.iterdir()) == [path]
+    with Image.open(path) as read:
+        assert read.size == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["a", "a.xyz", "a.png.tmp", "a.psd"])
+def test_refuses_extensions_that_no_format_has(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match="names no picture format") as raised:
+        save(Image.new("RGB", (4, 4)), tmp_path / name)
+    assert raised.value.fix == "use .png, .jpg or .webp" and not list(tmp_path.iterdir())
+
+
+def test_refuses_paths_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    for path in ("missing/a.png", "file/a.png", "folder.png"):
+        with pytest.raises(RequestError, match="cannot be written"):
+            save(Image.new("RGB", (4, 4)), tmp_path / path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_a_failed_save_leaves_the_old_picture(tmp_path: Path) -> None:
+    path = save(Image.new("RGB", (4, 4)), tmp_path / "a.jpg")
+    before = path.read_bytes()
+    with pytest.raises(RequestError, match=r"a\.jpg cannot be written: cannot write mode RGBA as JPEG"):
+        save(Image.new("RGBA", (4, 4)), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,161 @@
+"""Check the style guide where a machine can."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diffc.compiler.text import parse
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [ROOT / name for name in ("compiler", "passes", "runtime", "plugins") if (ROOT / name).exists()]
+PASSES = sorted(path for path in (ROOT / "passes").rglob("*.py") if path.name[0] != "_")
+MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+COMMITTED = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True
+)
+
+SKETCH = re.compile(r"^Before:\n((?:    .+\n)+)\nAfter(?: \((.+)\))?:\n((?:    .+\n)+)", re.M)
+GRAPH_SKETCH = re.compile(r"^Before \(inside a graph\):\n((?:    .+\n)+)\nAfter(?: \((.+)\))?:\n((?:    .+\n)+)", re.M)
+CITATION = re.compile(r"^Paper: .+\n +https?://|^Source: .+", re.M)
+
+# What each part may import of the others. `build` and `cli` may import everything.
+TOP = ("diffc.compiler.build", "diffc.compiler.cli")
+IR = tuple(f"diffc.compiler.{name}" for name in ("errors", "ir", "text", "verify"))
+FORBIDDEN_AT_RUN_TIME = ("torch", "onnx", "diffusers", "transformers", "diffc.compiler", "diffc.passes")
+
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/-])/(?:work|root|home|farm)/|\.\./shared|/opt/(?:wheels|pypi)|pypi\.org|python[h]osted"
+)
+
+each_pass = pytest.mark.parametrize("path", PASSES, ids=lambda path: path.stem)
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def module_name(path: Path) -> str:
+    """Name the module that a file is imported as."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(["diffc", *parts]).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield what a file imports, in functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: import it by its full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(module: str, packages: tuple[str, ...]) -> bool:
+    """Say whether a module, or a name in it, belongs to one of the packages."""
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+@each_pass
+def test_a_pass_is_one_public_function_named_after_its_file(path: Path) -> None:
+    body = ast.parse(path.read_text()).body
+    public = [node for node in body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+    assert [function.name for function in public] == [path.stem]
+    arguments = public[0].args
+    assert [argument.arg for argument in arguments.args] == ["program"], "options are keyword-only"
+    assert public[0].returns is not None and ast.unparse(public[0].returns) == "Program"
+
+
+@each_pass
+def test_a_pass_cites_its_source(path: Path) -> None:
+    assert CITATION.search(importlib.import_module(module_name(path)).__doc__ or ""), "add a Paper: or Source: line"
+
+
+@each_pass
+def test_a_pass_does_what_its_docstring_draws(path: Path) -> None:
+    module = importlib.import_module(module_name(path))
+    if GRAPH_SKETCH.search(module.__doc__ or ""):
+        return
+    drawn = SKETCH.search(f"{module.__doc__}\n")
+    assert drawn, "draw the rewrite: a 'Before:' or 'Before (inside a graph):' block, then an 'After:' block"
+    before, options, after = drawn.groups()
+    call = eval(f"lambda function, program: function(program, {options or ''})", vars(module).copy())
+    got, wanted = call(getattr(module, path.stem), parse(before)), parse(after)
+    assert (got.ops, got.outputs) == (wanted.ops, wanted.outputs)
+
+
+@each_pass
+def test_a_pass_has_a_test_in_the_mirror(path: Path) -> None:
+    mirror = ROOT / "tests" / path.relative_to(ROOT)
+    assert mirror.with_name(f"test_{path.name}").exists()
+
+
+@each_module
+def test_imports_point_one_way(path: Path) -> None:
+    name, imported = module_name(path), list(imports_of(path))
+    if is_within(name, ("diffc.runtime",)):
+        assert [m for m in imported if is_within(m, ("diffc.compiler", "diffc.passes", "diffc.plugins"))] == []
+    if is_within(name, ("diffc.passes",)):
+        assert [m for m in imported if is_within(m, TOP)] == []
+    if is_within(name, ("diffc.compiler",)) and name not in TOP:
+        assert [m for m in imported if is_within(m, ("diffc.passes",))] == []
+    if name in IR:
+        others = [m for m in imported if is_within(m, ("diffc.compiler",)) and not is_within(m, IR)]
+        assert others == [], "ir, text, verify and errors know nothing of the rest of the compiler"
+
+
+@each_module
+def test_modules_and_public_names_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    bare = [] if ast.get_docstring(tree) else [path.name]
+    for node in tree.body:
+        named = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+        if named and not ast.get_docstring(node):
+            bare.append(node.name)
+    assert bare == []
+
+
+@pytest.mark.parametrize("module", ["diffc.runtime", "diffc.compiler.cli"])
+def test_a_fresh_import_stays_slim(module: str) -> None:
+    if not (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").exists() and module != "diffc.runtime":
+        pytest.skip(f"{module} is not written yet")
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    heavy = FORBIDDEN_AT_RUN_TIME if module == "diffc.runtime" else ("torch", "onnx", "diffusers", "transformers")
+    assert [name for name in loaded if is_within(name, heavy)] == []
+
+
+def test_every_package_of_the_tree_is_in_the_wheel() -> None:
+    configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = sorted({path.parent for path in MODULES})
+    assert sorted(configured["packages"]) == sorted(module_name(folder) for folder in folders)
+    assert configured["package-dir"] == {module_name(f): f.relative_to(ROOT).as_posix() for f in folders}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+@pytest.mark.skipif(COMMITTED.returncode != 0, reason="not a git checkout: which files are committed is not known")
+def test_committed_files_name_no_machine() -> None:
+    found = []
+    for path in filter(Path.is_file, (ROOT / name for name in COMMITTED.stdout.split("\0") if name)):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}:{n}: {line}" for n, line in enumerate(lines, 1) if MACHINE_PATH.search(line)
+        ]
+    assert found == []
+
+
+def test_constraints_pin_every_requirement() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert [r for r in wanted if re.split(r"[<>=\[;]", r)[0] not in pinned] == []
+    assert [line for line in lines if "+" in line or "://" in line] == []

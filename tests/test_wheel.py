@@ -1,0 +1,76 @@
+"""Install the wheel alone, as a user of a bundle does, and look at what came with it. Needs the package index."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("compiler", "passes", "runtime", "plugins")
+MEGABYTES_ALLOWED = 250
+
+pytestmark = pytest.mark.index
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command and return what it printed; its errors become the test's."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy of the tree, so that no earlier build's leftovers get in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in SOURCES:
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", ".", cwd=folder)
+    return next((folder / "dist").glob("diffc-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel and what it requires into an empty environment; give that environment's interpreter."""
+    folder = tmp_path_factory.mktemp("slim")
+    run(sys.executable, "-m", "venv", "--without-pip", "env", cwd=folder)
+    interpreter = folder / "env" / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", interpreter, "install", "--quiet")
+    run(*pip, "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
+    return interpreter
+
+
+def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
+    held = set(zipfile.ZipFile(wheel).namelist())
+    files = [p for name in SOURCES for p in (ROOT / name).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    expected = {f"diffc/{path.relative_to(ROOT).as_posix()}" for path in files if "cpp" not in path.parts}
+    assert expected - held == set()
+    assert {name for name in held if name.startswith("diffc/")} - expected == set()
+
+
+def test_the_slim_environment_has_no_framework(python: Path) -> None:
+    names = run(
+        python, "-c", "import importlib.metadata as m; print(*(d.name for d in m.distributions()))", cwd=python.parent
+    )
+    installed = {name.lower() for name in names.split()}
+    assert "onnxruntime" in installed
+    assert installed & {"torch", "onnx", "diffusers", "transformers", "scipy", "onnxscript"} == set()
+
+
+def test_the_slim_environment_is_small(python: Path, record_property: pytest.RecordProperty) -> None:
+    size = sum(p.lstat().st_size for p in python.parent.parent.rglob("*") if not p.is_dir()) / 1e6
+    record_property("slim_environment_megabytes", round(size, 1))
+    assert size <= MEGABYTES_ALLOWED
+
+
+def test_the_runtime_imports_there(python: Path) -> None:
+    where = run(python, "-c", "import diffc.runtime; print(diffc.runtime.__file__)", cwd=python.parent)
+    assert Path(where.strip()).is_relative_to(python.parent.parent)
