@@ -1,1 +1,20 @@
-"""Turn a diffusion checkpoint into a bundle that runs without PyTorch."""
+"""Compile diffusion models: `build` takes a checkpoint, `capture` a sampling function of your own."""
+
+from importlib import import_module
+from typing import Any
+
+EXPORTED = {
+    "build": "diffc.compiler.bundle",
+    "write_bundle": "diffc.compiler.bundle",
+    "capture": "diffc.compiler.trace",
+    "parse": "diffc.compiler.text",
+}
+
+__all__ = ["build", "capture", "parse", "write_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and only then: the slim installation has this package but not what it needs."""
+    if name not in EXPORTED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(EXPORTED[name]), name)

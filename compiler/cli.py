@@ -118,7 +118,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **options: Any) ->
     diffc build model.safetensors
     diffc build ./stable-diffusion-3 --target ort-fp16 --steps 10,20 --sampler flow-euler -o sd3.diffc
     """
-    from diffc.compiler.build import build as compile_
+    from diffc.compiler import build as compile_
 
     start = time.monotonic()
     with _timed("done") as progress:
@@ -233,7 +233,9 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
     for name, component in found["components"].items():
         _say(f"{name:>24}: SQNR {component['sqnr']:6.1f} dB, max |difference| {component['max_abs']:.2e}")
     for picture in found["pictures"]:
-        _say(f"{picture['psnr']:6.1f} dB, SSIM {picture['ssim']:.4f}, max {picture['max_abs']:.2e}: {picture['prompt']}")
+        _say(
+            f"{picture['psnr']:6.1f} dB, SSIM {picture['ssim']:.4f}, max {picture['max_abs']:.2e}: {picture['prompt']}"
+        )
     _say(f"PSNR {found['psnr']:.1f} dB (the worst picture)")
     if min_psnr is not None and found["psnr"] < min_psnr:
         _say(f"{bundle} is below {min_psnr} dB")
@@ -262,5 +264,3 @@ def _peak_bytes() -> int:
     """Give the most memory that this process ever held (Linux counts in KiB, macOS in bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-

@@ -22,7 +22,8 @@ def evaluate(
 ) -> list[torch.Tensor]:
     """Give the outputs of a program whose graphs have bodies and whose tables have data.
 
-    ``tokens`` maps each text input to its ids (and mask), ``noises`` are the draws in order, ``scalars`` override defaults.
+    ``tokens`` maps each text input to its ids (and mask), ``noises`` are the draws in order, ``scalars`` replace
+    defaults.
     """
     numbers = {i.name: i.default for i in program.inputs if i.default is not None} | dict(scalars or {})
     values: dict[str, torch.Tensor] = {t.name: torch.as_tensor(t.data) for t in program.tables}

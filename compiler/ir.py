@@ -13,16 +13,16 @@
     term        = NUMBER {"*" NAME} | NAME {"*" NAME}
     type        = DTYPE "[" [INTEGER {"," INTEGER}] "]" | "text" "[" INTEGER "]" | "scalar"
 
-A program stands for one call of a sampler. Its inputs are texts and scalars; its graphs are pure tensor functions, called by
-port; its tables are constant tensors. An operator is the name of a graph, one of `BUILTINS`, or (before `unroll`) an
-operator of ATen such as ``aten.mul.Tensor``:
+A program stands for one call of a sampler. Its inputs are texts and scalars; its graphs are pure tensor functions,
+called by port; its tables are constant tensors. An operator is the name of a graph, one of `BUILTINS`, or (before
+`unroll`) an operator of ATen such as ``aten.mul.Tensor``:
 
-    ids, mask = tokenize(prompt, tokenizer="tokenizer", length=77, pad=0)   the second result is the attention mask
-    n = noise()                              the next draw of the seed's normal numbers, in program order
-    x = linear(a, b; 0.5, guidance_scale)    0.5·a + guidance_scale·b; one coefficient more than operands is a constant term
-    u, c = split(y, axis=0)                  equal parts
+    ids, mask = tokenize(prompt, tokenizer="tokenizer", length=77, pad=0)    the mask is 1 where the text is
+    n = noise()                                the next draw of the seed's normal numbers, in program order
+    x = linear(a, b; 0.5, guidance_scale)      0.5·a + guidance_scale·b; one coefficient more is a constant term
+    u, c = split(y, axis=0)                    equal parts
     y = concat(u, c, axis=0)
-    step(x; 2.0)                             a step of the sampler is done; its latents are linear(x; 2.0)
+    step(x; 2.0)                               a step of the sampler is done; its latents are linear(x; 2.0)
 """
 
 from __future__ import annotations
@@ -149,6 +149,10 @@ class Op:
         )
 
 
+def _has_unused_mask(op: Op, needed: set[str]) -> bool:
+    return op.operator == "tokenize" and len(op.results) == 2 and op.results[1].name not in needed
+
+
 def _names(literal: Literal) -> Iterator[str]:
     if isinstance(literal, Ref):
         yield literal.name
@@ -226,7 +230,8 @@ class Program:
 
     def types(self) -> dict[str, Type | None]:
         """Map every value to its type."""
-        declared: dict[str, Type | None] = {v.name: v.type for v in (*self.inputs, *self.tables)}
+        declared: dict[str, Type | None] = {item.name: item.type for item in self.inputs}
+        declared |= {table.name: table.type for table in self.tables}
         return declared | {value.name: value.type for op in self.ops for value in op.results}
 
     def live(self) -> Program:
@@ -235,7 +240,7 @@ class Program:
         for op in reversed(self.ops):
             if op.operator in ("step", "noise") or any(value.name in needed for value in op.results):
                 needed.update(op.reads())
-                kept.append(op)
+                kept.append(replace(op, results=op.results[:1]) if _has_unused_mask(op, needed) else op)
         called = {op.operator for op in kept}
         return replace(
             self,

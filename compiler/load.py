@@ -121,11 +121,9 @@ def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.M
     folder = root / name
     options: dict[str, Any] = {"variant": _variant(name, folder), "use_safetensors": True, "local_files_only": True}
     if issubclass(component, transformers.PreTrainedModel):
-        options |= {"dtype": torch.float32, "ignore_mismatched_sizes": True}
-    else:
-        options |= {"torch_dtype": torch.float32}
+        options["ignore_mismatched_sizes"] = True  # they are in the report then; diffusers names them in its error
     try:
-        module, report = component.from_pretrained(folder, output_loading_info=True, **options)
+        module, report = component.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     except LIBRARY_ERRORS as error:
         raise _misfit(name, str(folder), error) from error
     for key, stored, wanted in sorted(report["mismatched_keys"]):
@@ -367,15 +365,28 @@ def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Mod
     absent: dict[str, None] = {name: None for name in sorted(null.union(UNUSED)) if name in parameters}
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            str(folder), local_files_only=True, torch_dtype=torch.float32, **absent, **modules
+            str(folder), local_files_only=True, dtype=torch.float32, **absent, **modules
         )
     except LIBRARY_ERRORS as error:
         fix = "restore the folder as diffusers saved it"
         what = f"the pipeline cannot be put together: {_first_line(error)}"
         raise LoadError(what, where=str(source), fix=fix) from error
+    for name, component in pipeline.components.items():
+        if isinstance(component, transformers.PreTrainedTokenizerBase):
+            _check_vocabulary(name, component, folder, str(source))
     for module in modules.values():
         module.eval().requires_grad_(False)
     return pipeline
+
+
+def _check_vocabulary(name: str, tokenizer: Any, folder: Path, where: str) -> None:
+    """Refuse a tokenizer that was made without a vocabulary: transformers then makes up an empty one."""
+    files = dict(tokenizer.vocab_files_names)
+    whole = files.pop("tokenizer_file", "tokenizer.json")
+    absent = [file for file in sorted(files.values()) if not (folder / name / file).exists()]
+    if absent and not (folder / name / whole).exists():
+        what = f"{name} has no vocabulary: neither {whole} nor {', '.join(absent)}"
+        raise LoadError(what, where=where, fix="restore the tokenizer's files as they were saved")
 
 
 def _for_task(pipeline: Any, task: str, path: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 import transformers
 
-from diffc.compiler.capture import Capture
 from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.graphs import Capture
 from diffc.compiler.ir import Program
-from diffc.compiler.trace import COMPARISONS, Number, Text, trace
+from diffc.compiler.scalars import COMPARISONS
+from diffc.compiler.trace import Number, Text, trace
 
 TEXTS = ("prompt", "negative_prompt")
 GUIDANCE = "guidance_scale"
@@ -24,7 +25,7 @@ CALLBACK = "callback_on_step_end"
 
 @dataclass(frozen=True)
 class Sampling:
-    """State what is fixed at build: steps, picture size in pixels, batch, default guidance (None: the pipeline's own)."""
+    """State what is fixed at build: steps, size in pixels, batch, default guidance (None: the pipeline's own)."""
 
     steps: int | None = None
     guidance: float | None = None
@@ -53,7 +54,9 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[
     return [first, _trace(pipeline, sampling, steps, 1.0, f"{name}_unguided", capture)]
 
 
-def _trace(pipeline: Any, sampling: Sampling, steps: int, guidance: float | None, name: str, capture: Capture) -> Program:
+def _trace(
+    pipeline: Any, sampling: Sampling, steps: int, guidance: float | None, name: str, capture: Capture
+) -> Program:
     parameters = _parameters(pipeline)
     inputs: dict[str, Text | Number] = {text: Text(sampling.batch) for text in TEXTS if text in parameters}
     fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pt", "return_dict": False}
@@ -62,28 +65,45 @@ def _trace(pipeline: Any, sampling: Sampling, steps: int, guidance: float | None
     if GUIDANCE in parameters:
         inputs[GUIDANCE] = Number(float(parameters[GUIDANCE].default if guidance is None else guidance))
     elif guidance is not None and guidance != 1.0:
-        raise BuildError("this pipeline takes no guidance scale", where=type(pipeline).__name__, fix="leave --guidance out")
+        raise BuildError(
+            "this pipeline takes no guidance scale", where=type(pipeline).__name__, fix="leave --guidance out"
+        )
     components = {key: c for key, c in pipeline.components.items() if isinstance(c, torch.nn.Module)}
     tokenizers = {
         key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)
     }
+    told = CALLBACK in parameters
     with _own_scheduler(pipeline):
         pipeline.set_progress_bar_config(disable=True)
         return trace(
-            lambda **request: pipeline(**request, **fixed)[0],
+            _call(pipeline, fixed, told=told),
             components,
             inputs,
             capture=capture,
             tokenizers=tokenizers,
             name=name,
-            on_step=CALLBACK if CALLBACK in parameters else None,
+            on_step="on_step" if told else None,
         )
+
+
+def _call(pipeline: Any, fixed: Mapping[str, Any], *, told: bool) -> Callable[..., Any]:
+    def call(on_step: Callable[[Any], None] | None = None, **request: Any) -> Any:
+        def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if on_step:
+                on_step(values.get("latents"))
+            return values
+
+        return pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))[0]
+
+    return call
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
     if "num_inference_steps" not in parameters:
-        raise CaptureError("the pipeline takes no number of steps", where=type(pipeline).__name__, fix="use a pipeline with a sampler")
+        raise CaptureError(
+            "the pipeline takes no number of steps", where=type(pipeline).__name__, fix="use a pipeline with a sampler"
+        )
     return parameters
 
 

@@ -1,47 +1,34 @@
 """Run a pipeline once with symbolic tensors and record what it does to them, as a program.
 
 The components of the pipeline are opaque calls. Whatever touches a symbolic tensor is recorded; all else (schedules,
-sigmas, Python control flow) runs as it always does and ends up as numbers. So loops unroll by themselves, and no sampler,
-scheduler or guidance rule is known to this file.
-
-Texts are traced by writing a marker where the request's text will stand. Numbers of the request are floats that remember
-what they were compared with (a guard); the trace is repeated at other values, and the constants that differ are fitted by
-polynomials.
+sigmas, Python control flow) runs as it always does and ends up as numbers. So loops unroll by themselves, and no
+sampler, scheduler or guidance rule is known to this file. Texts are traced by writing a marker where the request's text
+will stand; numbers of the request are followed by ``scalars.py``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import operator
+import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from diffc.compiler.capture import ENTRY_POINTS, Capture, type_of
 from diffc.compiler.errors import CaptureError
+from diffc.compiler.graphs import ENTRY_POINTS, Capture, type_of
 from diffc.compiler.ir import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
+from diffc.compiler.scalars import Scalar, fit_polynomials, other_points
 
 MARKER = "diffc"
 """Stands for the text of the request while a pipeline is traced; a number after it tells several texts apart."""
-
-COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
-NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 
 DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator")
 """Arguments of ATen operators that say where and how a tensor is stored, not what it is."""
@@ -61,50 +48,13 @@ class Number:
     default: float
 
 
-class Scalar(float):
-    """Behave as a float that notes every comparison as a guard."""
-
-    name: str
-    guards: list[Guard]
-
-    def _note(self, comparison: str, other: float) -> bool:
-        holds = COMPARISONS[comparison](float(self), float(other))
-        guard = Guard(self.name, comparison if holds else NEGATED[comparison], float(other))
-        if guard not in self.guards:
-            self.guards.append(guard)
-        return holds
-
-    def __gt__(self, other: float) -> bool:
-        return self._note(">", other)
-
-    def __ge__(self, other: float) -> bool:
-        return self._note(">=", other)
-
-    def __lt__(self, other: float) -> bool:
-        return self._note("<", other)
-
-    def __le__(self, other: float) -> bool:
-        return self._note("<=", other)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, int | float) and self._note("==", other)
-
-    def __ne__(self, other: object) -> bool:
-        return not isinstance(other, int | float) or self._note("!=", other)
-
-    def __bool__(self) -> bool:
-        return self._note("!=", 0.0)
-
-    __hash__ = float.__hash__
-
-
 class Symbolic(torch.Tensor):
     """Stand for a value of the program: it has a type and a name but no numbers."""
 
     fake: torch.Tensor
     label: str
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, fake: torch.Tensor, name: str) -> Symbolic:
@@ -112,17 +62,45 @@ class Symbolic(torch.Tensor):
             cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
         made.fake, made.label = fake, name
-        return made  # type: ignore[no-any-return]
+        return made
 
     def __init__(self, fake: torch.Tensor, name: str) -> None:
         super().__init__()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise CaptureError(f"{func} reaches a symbolic value after its trace has ended", fix="keep no state between calls")
+        raise CaptureError(
+            f"{func} reaches a symbolic value after its trace has ended", fix="keep no state between calls"
+        )
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Symbolic({self.label}: {type_of(self.fake)})"
+
+
+ON_STEP = "on_step"
+
+
+def capture(
+    function: Callable[..., Any], components: Mapping[str, Any], *, batch: int = 1, name: str = "main"
+) -> Program:
+    """Compile a sampling function of your own, over your own modules and tokenizers, into a program with its graphs.
+
+    A parameter without default is a text, given as a list of ``batch`` strings; one with a number is a scalar of the
+    request; one called ``on_step`` is a callable to be told the latents after each step. Noise is drawn with
+    ``torch.randn``, in float32. `diffc.compiler.write_bundle` makes a bundle of the program.
+    Raises `CaptureError` with the line of the function that asks for what only the run knows.
+    """
+    inputs: dict[str, Text | Number] = {}
+    parameters = dict(inspect.signature(function).parameters)
+    on_step = ON_STEP if parameters.pop(ON_STEP, None) else None
+    for key, parameter in parameters.items():
+        given = parameter.default
+        inputs[key] = Text(batch) if given is inspect.Parameter.empty else Number(float(given))
+    modules = {key: component for key, component in components.items() if isinstance(component, nn.Module)}
+    tokenizers = {key: component for key, component in components.items() if key not in modules}
+    collected = Capture()
+    program = trace(function, modules, inputs, capture=collected, tokenizers=tokenizers, name=name, on_step=on_step)
+    return collected.graphs([program])[0]
 
 
 def trace(
@@ -138,7 +116,7 @@ def trace(
     """Run ``function(**inputs)`` symbolically and give the program of what it did, its graphs not yet exported.
 
     Texts arrive as lists of ``batch`` strings, numbers as floats. ``on_step`` names the parameter of the function that
-    takes a callback ``(pipeline, index, timestep, values) -> values`` after each step of the sampler.
+    takes a callable, to be told the latents after each step of the sampler.
     Raises `CaptureError` with the line that asks for what a symbolic value cannot give.
     """
     defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
@@ -149,9 +127,11 @@ def trace(
     first = run(defaults)
     ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)
     for scalar, at in defaults.items():
-        points = _other_points(at, [guard for guard in guards if guard.scalar == scalar])
+        points = other_points(at, [guard for guard in guards if guard.scalar == scalar])
         others = [run(defaults | {scalar: point}) for point in points]
-        found = _polynomials(scalar, [at, *points], ops, [tables, *(o.tables for o in others)], [o.ops for o in others])
+        found = fit_polynomials(
+            scalar, [at, *points], ops, [tables, *(o.tables for o in others)], [o.ops for o in others]
+        )
         if found is None:
             guards.append(Guard(scalar, "==", at))
         else:
@@ -164,12 +144,7 @@ def trace(
     return program.live()
 
 
-def _other_points(at: float, guards: Sequence[Guard]) -> list[float]:
-    near = [at + step for step in (0.5, 1.0, 2.0, -0.25, -0.5, -0.75)]
-    return [p for p in near if all(COMPARISONS[g.comparison](p, g.bound) for g in guards)][:3]
-
-
-class _Trace(TorchDispatchMode):
+class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record one run."""
 
     def __init__(
@@ -179,7 +154,7 @@ class _Trace(TorchDispatchMode):
         tokenizers: Mapping[str, Any],
         inputs: Mapping[str, Text | Number],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capture, self.components, self.tokenizers, self.inputs = capture, components, tokenizers, inputs
         self.ops, self.guards, self.outputs = list[Op](), list[Guard](), list[str]()
         self.tables, self.counts = dict[str, Table](), dict[str, int]()
@@ -256,7 +231,9 @@ class _Trace(TorchDispatchMode):
         packet = func._schema.name.split("::")[1].removesuffix("_")
         pure = getattr(getattr(torch.ops.aten, packet, None), func._overloadname, None)
         if not isinstance(target, Symbolic) or pure is None or target.fake._is_view():
-            raise CaptureError(f"{func} writes into a tensor that others may see", fix="use the operation that returns a new tensor")
+            raise CaptureError(
+                f"{func} writes into a tensor that others may see", fix="use the operation that returns a new tensor"
+            )
         made = self._record(pure, args, kwargs)
         target.label, target.fake = made.label, made.fake
         return target
@@ -297,11 +274,9 @@ class _Trace(TorchDispatchMode):
         self.tables.setdefault(f"t{digest}", Table(f"t{digest}", type_, array))
         return Ref(f"t{digest}")
 
-    def _step(self, _pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        latents = values.get("latents")
+    def _step(self, latents: Any) -> None:
         if isinstance(latents, Symbolic):
             self.ops.append(Op("step", (Ref(latents.label),), (), (Polynomial.constant(1.0),)))
-        return values
 
     # Components and tokenizers
 
@@ -374,7 +349,11 @@ class _Trace(TorchDispatchMode):
         key, template = next(t for t in templates if t)
         fakes = [self.capture.fake_mode.from_tensor(encoding[k]) for k in ("input_ids", "attention_mask")]
         made = [self._value(fakes[0], "ids"), self._value(fakes[1], "mask")]
-        attrs: list[tuple[str, Literal]] = [("tokenizer", name), ("length", made[0].shape[-1]), ("pad", tokenizer.pad_token_id)]
+        attrs: list[tuple[str, Literal]] = [
+            ("tokenizer", name),
+            ("length", made[0].shape[-1]),
+            ("pad", tokenizer.pad_token_id),
+        ]
         if template != "{}":
             attrs.append(("template", template))
         if options.get("padding") != "max_length" or not options.get("truncation"):
@@ -408,87 +387,3 @@ def _pipeline_errors() -> Iterator[None]:
         where = f"{last.filename}:{last.lineno}: {last.line}"
         fix = fix or "the sampler must not branch on, or read, what only the run knows"
         raise CaptureError(what, where=where, fix=fix) from error
-
-
-# Constants that depend on a number of the request
-
-
-def _polynomials(
-    scalar: str, points: Sequence[float], ops: Sequence[Op], tables: Sequence[Mapping[str, Table]], others: Sequence[Sequence[Op]]
-) -> tuple[list[Op], dict[str, Table]] | None:
-    """Replace the constants that differ between traces by polynomials; None where none fits or the structure differs."""
-    if len(points) < 4 or any(len(other) != len(ops) for other in others):
-        return None
-    merger = _Merger(scalar, points, tables)
-    for same in zip(ops, *others, strict=True):
-        merged = merger.merge(same)
-        if merged is None:
-            return None
-        merger.ops.append(merged)
-    return merger.ops, {**tables[0], **merger.tables}
-
-
-class _Merger:
-    """Walk the same operation of several traces, and write what differs as ``linear`` of the scalar's powers."""
-
-    def __init__(self, scalar: str, points: Sequence[float], tables: Sequence[Mapping[str, Table]]) -> None:
-        self.scalar, self.points, self.inputs = scalar, np.array(points), tables
-        self.ops, self.tables = list[Op](), dict[str, Table]()
-        self.made = 0
-
-    def merge(self, same: Sequence[Op]) -> Op | None:
-        first = same[0]
-        if any((op.operator, op.results, op.coefficients) != (first.operator, first.results, first.coefficients) for op in same):
-            return None
-        args = [self._literal(column) for column in zip(*(op.args for op in same), strict=True)]
-        values = [self._literal(column) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)]
-        if any(value is _UNEQUAL for value in (*args, *values)):
-            return None
-        return replace(first, args=tuple(args), attrs=tuple(zip((k for k, _ in first.attrs), values, strict=True)))
-
-    def _literal(self, column: Sequence[Literal]) -> Any:
-        if all(item == column[0] for item in column):
-            return column[0]
-        arrays = [self._array(item, table) for item, table in zip(column, self.inputs, strict=True)]
-        if any(a is None or a.shape != arrays[0].shape for a in arrays if arrays[0] is not None):  # type: ignore[union-attr]
-            return _UNEQUAL
-        return self._fit(np.stack([a for a in arrays if a is not None]))
-
-    def _array(self, item: Literal, tables: Mapping[str, Table]) -> np.ndarray[Any, Any] | None:
-        if isinstance(item, Ref):
-            return tables[item.name].data if item.name in tables else None
-        try:
-            return np.asarray(item, dtype=np.float64)
-        except (TypeError, ValueError):
-            return None
-
-    def _fit(self, samples: np.ndarray[Any, Any]) -> Any:
-        """Fit a polynomial of degree two at three points and require that it meets the fourth."""
-        flat = samples.reshape(len(samples), -1).astype(np.float64)
-        powers = np.vander(self.points, 3, increasing=True)
-        factors = np.linalg.solve(powers[:3], flat[:3])
-        tolerance = 1e-6 * (1 + np.abs(flat).max())
-        factors[np.abs(factors) < tolerance] = 0.0
-        factors = np.where(np.abs(factors - factors.round(6)) < tolerance / 10, factors.round(6), factors)
-        if np.abs(powers @ factors - flat).max() > tolerance:
-            return _UNEQUAL
-        monomials = [(self.scalar,) * power for power in range(3)]
-        if flat.shape[1] == 1 or (factors == factors[:, :1]).all():
-            coefficients = (Polynomial.of(dict(zip(monomials, factors[:, 0].tolist(), strict=True))),)
-            operands: list[Literal] = []
-        else:
-            coefficients = tuple(Polynomial.of({monomial: 1.0}) for monomial in monomials)
-            operands = [self._table(row.reshape(samples.shape[1:])) for row in factors]
-        self.made += 1
-        result = Value(f"{self.scalar}_{self.made}", Type("float32", samples.shape[1:]))
-        self.ops.append(Op("linear", tuple(operands), (), coefficients, (result,)))
-        return Ref(result.name)
-
-    def _table(self, data: np.ndarray[Any, Any]) -> Ref:
-        array = data.astype(np.float32)
-        digest = hashlib.sha256(array.tobytes()).hexdigest()[:10]
-        self.tables[f"t{digest}"] = Table(f"t{digest}", Type("float32", array.shape), array)
-        return Ref(f"t{digest}")
-
-
-_UNEQUAL = object()

@@ -40,7 +40,7 @@ def verify(program: Program) -> Program:
 
 def _declared(program: Program) -> dict[str, Type]:
     _unique("graph", (graph.name for graph in program.graphs))
-    _unique("value", (item.name for item in (*program.inputs, *program.tables)))
+    _unique("value", [*(item.name for item in program.inputs), *(table.name for table in program.tables)])
     for graph in program.graphs:
         if graph.name in BUILTINS:
             raise VerifyError(f"a graph takes the name of the built-in {graph.name}", where=program.name)
@@ -53,7 +53,7 @@ def _declared(program: Program) -> dict[str, Type]:
             raise VerifyError(f"input {item.name} is neither text nor scalar", where=program.name)
         if item.default is not None and not math.isfinite(item.default):
             raise VerifyError(f"input {item.name} has the default {item.default}", where=program.name)
-    return {item.name: item.type for item in (*program.inputs, *program.tables)}
+    return {item.name: item.type for item in program.inputs} | {table.name: table.type for table in program.tables}
 
 
 def _unique(what: str, names: Iterable[str]) -> None:
@@ -100,7 +100,9 @@ def _call(op: Op, graph: Graph, types: dict[str, Type]) -> None:
         raise VerifyError(f"{graph.name} takes {', '.join(ports) or 'nothing'}", where=print_op(op))
     for name, literal in given.items():
         if isinstance(literal, Ref) and types[literal.name] != ports[name]:
-            raise VerifyError(f"{literal.name} does not have the type of {graph.name}'s port {name}", where=print_op(op))
+            raise VerifyError(
+                f"{literal.name} does not have the type of {graph.name}'s port {name}", where=print_op(op)
+            )
         if literal is None or isinstance(literal, str):
             raise VerifyError(f"{graph.name}'s port {name} is given no tensor", where=print_op(op))
     if [value.type for value in op.results] != [port.type for port in graph.outputs]:
@@ -133,7 +135,8 @@ def _tokenize(op: Op, operands: list[Type]) -> str:
         return "takes one text"
     if not isinstance(op.attr("tokenizer"), str) or not isinstance(op.attr("pad"), int):
         return "needs a tokenizer and its padding"
-    shape = (*operands[0].shape, op.attr("length"))
+    length = op.attr("length")
+    shape = (*operands[0].shape, length if isinstance(length, int) else 0)
     if len(op.results) not in (1, 2) or any(value.type != Type("int64", shape) for value in op.results):
         return "gives int64 ids, and a mask if asked, for each text and position"
     return ""

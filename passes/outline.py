@@ -17,14 +17,14 @@ After:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.evaluate import apply
-from diffc.compiler.ir import Graph, Op, Program, Ref, Value
+from diffc.compiler.ir import Graph, Op, Program, Ref, Type, Value
 from diffc.compiler.text import print_op
 
 
@@ -61,12 +61,12 @@ def _leading_run(ops: list[Op]) -> list[Op]:
     return run
 
 
-def _graph(run: list[Op], types: dict[str, object], read_later: set[str]) -> tuple[Graph, Op]:
+def _graph(run: list[Op], types: Mapping[str, Type | None], read_later: set[str]) -> tuple[Graph, Op]:
     made = {value.name: value for op in run for value in op.results}
     read = [name for name in dict.fromkeys(n for op in run for n in op.reads()) if name not in made]
     results = [value for value in made.values() if value.name in read_later]
     ports = {name: f"in{i}" if len(read) > 1 else "in" for i, name in enumerate(read)}
-    inputs = tuple(Value(ports[name], types[name]) for name in read)  # type: ignore[arg-type]
+    inputs = tuple(Value(ports[name], types[name]) for name in read)
     body = [op.renamed(ports) for op in run]
     for port in inputs:
         if port.type is None or port.type.dtype in ("text", "scalar"):

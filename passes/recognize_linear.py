@@ -1,11 +1,11 @@
 """Replace chains that stack, move and weigh tensors by the ``linear`` that they amount to.
 
-Source: the weighted sums that multistep solvers write as an einsum over stacked differences, such as Zhao et al., "UniPC: A
-        Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", NeurIPS 2023, equation 8,
-        https://arxiv.org/abs/2302.04867
+Source: the weighted sums that multistep solvers write as an einsum over stacked differences, such as Zhao et al.,
+        "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", NeurIPS 2023,
+        equation 8, https://arxiv.org/abs/2302.04867
 
-Only operators that are linear for certain are followed. What a chain of them amounts to is measured: it is run in double
-precision on random tensors, which must explain the result exactly, element by element.
+Only operators that are linear for certain are followed. What a chain of them amounts to is measured: it is run in
+double precision on random tensors, which must explain the result exactly, element by element.
 
 Before:
     a: float32[1, 2] = noise()
@@ -30,7 +30,8 @@ from diffc.compiler.evaluate import apply
 from diffc.compiler.ir import Literal, Op, Polynomial, Program, Ref, Type
 
 MOVING = (
-    "stack cat unsqueeze squeeze permute transpose view reshape _unsafe_view expand select slice clone sum".split()
+    *("stack", "cat", "unsqueeze", "squeeze", "permute", "transpose", "view", "reshape", "_unsafe_view"),
+    *("expand", "select", "slice", "clone", "sum"),
 )
 """ATen operators that are linear whatever their operands."""
 
@@ -106,4 +107,4 @@ def _chain(op: Op, made: Mapping[str, Op], constants: Mapping[str, torch.Tensor]
 def _rounded(weights: torch.Tensor) -> list[float]:
     """Undo the rounding of the measurement where the weight is a number that float32 holds."""
     single = weights.float().double()
-    return torch.where((weights - single).abs() < EXACT * weights.abs(), single, weights).tolist()  # type: ignore[no-any-return]
+    return torch.where((weights - single).abs() < EXACT * weights.abs(), single, weights).tolist()

@@ -4,9 +4,9 @@ Source: diffc, decision 0002: every solver of the diffusion ODE or SDE that diff
         model's outputs and the noise (Zhang & Chen, "Fast Sampling of Diffusion Models with Exponential Integrator",
         https://arxiv.org/abs/2204.13902, section 3).
 
-A value is kept as a sum of atoms (results of calls, of noise and of earlier ``linear``) with polynomial coefficients, in
-double precision, until something that is not linear reads it. The new ``linear`` then replaces the state that it was
-made from in every sum that stays alive, so that a solver needs the latest state only.
+A value is kept as a sum of atoms (results of calls, of noise and of earlier ``linear``) with polynomial coefficients,
+in double precision, until something that is not linear reads it. The new ``linear`` then replaces the state that it was
+made from in the sums that stay alive, where none of them grows longer, so that most solvers need the latest state only.
 
 Before:
     n = noise()
@@ -36,7 +36,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffc.compiler.ir import Literal, Op, Polynomial, Program, Ref, Type, Value
+from diffc.compiler.ir import Literal, Op, Polynomial, Program, Ref, Value
 
 ONE = Polynomial.constant(1.0)
 LONGEST = 8
@@ -48,7 +48,19 @@ ROUNDING = 1e-12
 Sum = dict[str, Polynomial]
 """Coefficients by atom; the empty name stands for the constant term."""
 
-IDENTITIES = ("alias", "clone", "detach", "contiguous", "view", "reshape", "_unsafe_view", "expand", "repeat", "_to_copy", "slice")
+IDENTITIES = (
+    "alias",
+    "clone",
+    "detach",
+    "contiguous",
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "expand",
+    "repeat",
+    "_to_copy",
+    "slice",
+)
 """ATen operators that return their first operand's elements as they are, if they keep its shape."""
 
 
@@ -74,7 +86,8 @@ class _Unroll:
         self.count = 0
 
     def run(self) -> Program:
-        for self.at, op in enumerate(self.program.ops):
+        for at, op in enumerate(self.program.ops):
+            self.at = at
             self._op(op)
         outputs = tuple(self._value(name) for name in self.program.outputs)
         self._flush_steps()
@@ -99,13 +112,22 @@ class _Unroll:
         if op.operator == "linear":
             terms = [(self._sum(a), c) for a, c in zip(op.args, op.coefficients, strict=False)]
             constant = op.coefficients[len(op.args) :]
-            return _added(*((s, c) for s, c in terms if s is not None), ({"": ONE}, constant[0] if constant else Polynomial()))
+            return _added(
+                *((s, c) for s, c in terms if s is not None), ({"": ONE}, constant[0] if constant else Polynomial())
+            )
         if not op.operator.startswith("aten.") or (op.results[0].type and not op.results[0].type.is_float):
             return None
         kind = op.operator.split(".")[1]
         if kind in IDENTITIES:
             return self._sum(op.args[0]) if self._keeps(op) else None
-        rule = {"add": self._add, "sub": self._add, "rsub": self._add, "mul": self._mul, "div": self._div, "neg": self._neg}
+        rule = {
+            "add": self._add,
+            "sub": self._add,
+            "rsub": self._add,
+            "mul": self._mul,
+            "div": self._div,
+            "neg": self._neg,
+        }
         return rule[kind](op, kind) if kind in rule and not self._is_concat(op) else None
 
     def _keeps(self, op: Op) -> bool:
@@ -135,7 +157,14 @@ class _Unroll:
 
     def _div(self, op: Op, _kind: str) -> Sum | None:
         divisor, operand = self._scalar(op.args[1]), self._sum(op.args[0])
-        if len(op.args) > 2 or op.attrs or divisor is None or operand is None or not divisor.is_constant or not divisor.terms:
+        if (
+            len(op.args) > 2
+            or op.attrs
+            or divisor is None
+            or operand is None
+            or not divisor.is_constant
+            or not divisor.terms
+        ):
             return None
         return _added((operand, Polynomial.constant(1.0 / divisor({}))))
 
@@ -176,7 +205,11 @@ class _Unroll:
     def _concat(self, op: Op, name: str) -> bool:
         operands = op.args[0] if op.operator.startswith("aten.") else op.args
         axis = op.attr("axis", op.args[1] if op.operator.startswith("aten.") and len(op.args) > 1 else 0)
-        if not isinstance(operands, tuple) or not isinstance(axis, int) or not all(isinstance(o, Ref) for o in operands):
+        if (
+            not isinstance(operands, tuple)
+            or not isinstance(axis, int)
+            or not all(isinstance(o, Ref) for o in operands)
+        ):
             return False
         rank = len(type_.shape) if (type_ := op.results[0].type) else 0
         parts = tuple(o.name for o in operands if isinstance(o, Ref))
@@ -257,14 +290,20 @@ class _Unroll:
             return next(iter(found)) if found else name
         self.count += 1
         new = Value(f"x{self.count - 1}", self.types[name])
-        new = new if self.types.get(new.name, new.type) == new.type and new.name not in self.sums else Value(name, new.type)
+        new = (
+            new
+            if self.types.get(new.name, new.type) == new.type and new.name not in self.sums
+            else Value(name, new.type)
+        )
         self.types[new.name] = new.type
         self._write(new, name, found)
         return new.name
 
     def _is_atom(self, name: str, found: Sum) -> bool:
         atom = next(iter(found), "")
-        return len(found) == 1 and found.get(atom) == ONE and bool(atom) and self.types.get(atom) == self.types.get(name)
+        return (
+            len(found) == 1 and found.get(atom) == ONE and bool(atom) and self.types.get(atom) == self.types.get(name)
+        )
 
     def _write(self, new: Value, name: str, found: Sum) -> None:
         atoms = [atom for atom in found if atom]

@@ -86,7 +86,7 @@ class Interpreter:
             array = values[given.name] if isinstance(given, Ref) else constant(given, port.type)
             feeds[port.name] = np.asarray(array, order="C")
         try:
-            found: list[Array] = self._session(graph).run(None, feeds)
+            found: list[Array] = self.session(graph).run(None, feeds)
         except BundleError:
             raise
         except Exception as error:  # ONNX Runtime's errors have no class of their own
@@ -97,7 +97,8 @@ class Interpreter:
                 raise BundleError(what, where=op.source, fix="build the bundle again")
         return found
 
-    def _session(self, graph: Graph) -> Any:
+    def session(self, graph: Graph) -> Any:
+        """Give the session of a graph, opening it the first time. Raises `BundleError`."""
         with self._lock:
             if graph.name not in self._sessions:
                 self._sessions[graph.name] = self._opened(graph)

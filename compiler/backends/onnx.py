@@ -24,6 +24,8 @@ from diffc.compiler.target import Progress
 OPSET = 23
 """The first opset in which attention is one node; engines fuse it best when they see it whole."""
 
+LARGEST = {np.dtype(np.float16): 65504.0, np.dtype(ml_dtypes.bfloat16): 3.38953e38}
+
 INLINE = 1024
 """Tensors of fewer bytes than this stay in the ONNX file."""
 
@@ -68,7 +70,7 @@ class WeightStore:
 
     def put(self, component: str, array: NDArray[Any]) -> tuple[str, int, int]:
         """Store a tensor and give its file, offset and length in bytes."""
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         key = (component, hashlib.sha256(data).hexdigest())
         location = f"weights/{component}.bin"
         if key not in self.places:
@@ -130,7 +132,8 @@ def _exported(graph: Graph) -> onnx_ir.Model:
     if program is None:
         raise BackendError(f"{graph.name} has no ONNX form", where=graph.component)
     model = program.model
-    for part in (model, model.graph, *model.graph.all_nodes(), *_values(model.graph)):
+    parts: list[Any] = [model, model.graph, *model.graph.all_nodes(), *_values(model.graph)]
+    for part in parts:
         part.metadata_props.clear()
         part.doc_string = None
     model.producer_name, model.producer_version = "diffc", None
@@ -146,7 +149,7 @@ def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
 
 def _stored(array: NDArray[Any], storage: np.dtype[Any] | None) -> NDArray[Any]:
     """Convert to the storage type, unless a value would become infinite."""
-    if storage is None or array.dtype != np.float32 or np.abs(array).max(initial=0.0) > ml_dtypes.finfo(storage).max:
+    if storage is None or array.dtype != np.float32 or np.abs(array).max(initial=0.0) > LARGEST[storage]:
         return array
     return array.astype(storage)
 
@@ -156,7 +159,7 @@ def _cast_back(graph: onnx_ir.Graph, value: onnx_ir.Value, stored: onnx_ir.Exter
     source = onnx_ir.Value(
         name=f"{name}_stored", shape=stored.shape, type=onnx_ir.TensorType(stored.dtype), const_value=stored
     )
-    stored.name = source.name
+    stored.name = f"{name}_stored"
     cast = onnx_ir.node("Cast", [source], attributes={"to": onnx_ir.DataType.FLOAT})
     cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, onnx_ir.DataType.FLOAT
     graph.initializers.pop(name)

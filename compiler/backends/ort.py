@@ -22,10 +22,14 @@ class Ort(Onnx):
         for graph in graphs:
             progress(f"check {graph.name}")
             try:
-                onnxruntime.InferenceSession((folder / files[graph.name]).read_bytes(), _options(folder), providers=["CPUExecutionProvider"])
+                onnxruntime.InferenceSession(
+                    (folder / files[graph.name]).read_bytes(), _options(folder), providers=["CPUExecutionProvider"]
+                )
             except Exception as error:
                 where = f"component {graph.component}"
-                raise BackendError(f"ONNX Runtime refuses {graph.name}: {error}", where=where, fix="use the target onnx-fp32") from error
+                raise BackendError(
+                    f"ONNX Runtime refuses {graph.name}: {error}", where=where, fix="use the target onnx-fp32"
+                ) from error
         return files
 
 

@@ -61,6 +61,14 @@ def test_one_seed_draws_all_pictures_at_once(name: str, tiny: Any, request: pyte
     close(got, expected(tiny, [RED, BLUE, RED], noises(7, 3)))
 
 
+def test_one_seed_is_one_draw_though_small_draws_add_up_otherwise(tiny: Any, tmp_path: Path) -> None:
+    body = "n: T = noise() m: T = noise() i: T = linear(n, m; 0.1, 0.01, 0.5) return i"
+    got = small(tiny, tmp_path, body)("", num_images=7, seed=3, output="np")
+    generator = torch.Generator("cpu").manual_seed(3)
+    n, m = (torch.randn((7, 3, 1, 1), generator=generator).numpy() for _ in range(2))
+    close(got, (0.1 * n + 0.01 * m + 0.5).transpose(0, 2, 3, 1))
+
+
 @pytest.mark.parametrize("name", ["sampler", "pairs"])
 def test_a_list_of_seeds_gives_each_picture_its_own(name: str, tiny: Any, request: pytest.FixtureRequest) -> None:
     got = request.getfixturevalue(name)("red circle", num_images=3, seed=[7, 8, 9], output="np")

@@ -175,6 +175,7 @@ def test_refuses_literals_of_another_type(literal: Any, type_: Type) -> None:
         ("split(y, axis=0)", "split(y)", "axis is None"),
         ("split(y, axis=0)", "split(y, n, axis=0)", "split has other arguments"),
         ("split(y, axis=0)", "split(y, axis=1)", "the parts are not equal parts"),
+        ("float32[4, 3, 2, 2]", "float32[5, 3, 2, 2]", "the parts are not equal parts"),
         ("split(y, axis=0)", "split(x, axis=0)", "x is not a value known here"),
         ("concat(x, v, axis=-2)", "concat(x, w, axis=-2)", "the parts differ in rank"),
         ("concat(x, v, axis=-2)", "concat(x, y, axis=-2)", "the parts do not make the whole"),
@@ -184,6 +185,7 @@ def test_refuses_literals_of_another_type(literal: Any, type_: Type) -> None:
         ("f(ids=ids,", "f(", "the call misses the ports of f"),
         ("f(ids=ids,", "f(ids=mask,", r"port ids takes int64\[2, 8\], not int32\[2, 8\]"),
         ("f(ids=ids,", "f(ids=prompt,", "port ids takes"),
+        ("f(ids: int64[2, 8],", "f(ids: int64[2, 4],", r"port ids takes int64\[2, 4\], not int64\[2, 8\]"),
         ("t=-1,", "t=none,", "a literal has another type"),
         ("y: float32[4, 3, 2, 2] = f", "y: float32[4, 3, 4, 1] = f", "the results are not those of f"),
         ("tokenize(prompt,", "tokenize(w,", "tokenize reads a text"),
@@ -213,6 +215,11 @@ def test_names_the_line() -> None:
     assert raised.value.where is not None and raised.value.where.startswith(
         "line 9: x: float32[2, 3, 2, 2] = linear(q, u"
     )
+
+
+def test_lists_may_be_many_if_they_are_not_deep() -> None:
+    rows = GOOD.replace("rows: int64[2, 2]", "rows: int64[20, 1]").replace("[[1, 2], [3, 4]]", f"[{'[1], ' * 19}[1]]")
+    assert read(rows).ops[2].attrs["rows"] == ((1,),) * 20
 
 
 def test_refuses_a_text_that_is_too_long() -> None:

@@ -9,19 +9,19 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save
 from tokenizers import Tokenizer
 
-from diffc.compiler.capture import Capture
 from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.graphs import Capture
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
 from diffc.compiler.pipeline import run
 from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
+from diffc.compiler.stages import parameters_by_stage
 from diffc.compiler.target import Progress, Target, find_backend, parse_target
 from diffc.passes import NORMAL_FORM
 
@@ -93,7 +93,9 @@ def _write(
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
     files = find_backend(target.backend)().lower(list(graphs.values()), target.precision, folder, progress)
     progress("write")
-    (folder / "tables.safetensors").write_bytes(save({t.name: t.data for p in programs for t in p.tables}))
+    (folder / "tables.safetensors").write_bytes(
+        save({t.name: t.data for p in programs for t in p.tables if t.data is not None})
+    )
     (folder / "tokenizer").mkdir()
     for name, tokenizer in tokenizers.items():
         (folder / "tokenizer" / f"{name}.json").write_text(_tokenizer_text(name, tokenizer), encoding="utf-8")
@@ -105,6 +107,7 @@ def _write(
         "graphs": {name: {"file": files[name], "component": graph.component} for name, graph in graphs.items()},
         "tokenizers": {name: f"tokenizer/{name}.json" for name in tokenizers},
         "files": {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()},
+        "stages": parameters_by_stage(programs[0]),
         "provenance": provenance,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -118,7 +121,11 @@ def _tokenizer_text(name: str, tokenizer: Any) -> str:
     """Write a tokenizer for the ``tokenizers`` library, without padding and truncation, which the program states."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise CaptureError(f"{name} is no fast tokenizer", where=type(tokenizer).__name__, fix="add its tokenizer.json to the checkpoint")
+        raise CaptureError(
+            f"{name} is no fast tokenizer",
+            where=type(tokenizer).__name__,
+            fix="add its tokenizer.json to the checkpoint",
+        )
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
     copy.no_truncation()
@@ -127,7 +134,11 @@ def _tokenizer_text(name: str, tokenizer: Any) -> str:
 
 def _provenance(source: Path | None, recipe: Mapping[str, Any]) -> dict[str, Any]:
     origin = {} if source is None else {"source": source.resolve().name, "source_sha256": _source_digest(source)}
-    return {**origin, "recipe": dict(recipe), "versions": {name: importlib.metadata.version(name) for name in VERSIONED}}
+    return {
+        **origin,
+        "recipe": dict(recipe),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+    }
 
 
 def _source_digest(source: Path) -> str:
@@ -158,6 +169,10 @@ def _new_folder(output: Path) -> Iterator[Path]:
         folder.chmod(0o755)
         folder.rename(output)
     except OSError as error:
-        raise BuildError(f"the bundle cannot be written: {error.strerror or error}", where=str(output), fix="make room or choose another place with -o") from error
+        raise BuildError(
+            f"the bundle cannot be written: {error.strerror or error}",
+            where=str(output),
+            fix="make room or choose another place with -o",
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -43,7 +43,9 @@ class Signature:
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Make tensors of the ports' types."""
-        return tuple(torch.zeros(port.type.shape, dtype=getattr(torch, port.type.dtype)) for port in self.inputs if port.type)
+        return tuple(
+            torch.zeros(port.type.shape, dtype=getattr(torch, port.type.dtype)) for port in self.inputs if port.type
+        )
 
 
 class Capture:
@@ -61,17 +63,12 @@ class Capture:
     ) -> tuple[Signature, list[Any]]:
         """Look up the signature of a call, running it on fake tensors if it is new; give its tensors in port order."""
         original = getattr(type(module), method).__get__(module)
-        bound = inspect.signature(original).bind(*args, **kwargs)
-        given = {**bound.arguments.pop("kwargs", {}), **bound.arguments}
-        paths, structure = pytree.tree_flatten_with_path(given)
-        leaves = [leaf for _, leaf in paths]
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        given = bind(original, args, kwargs)
+        leaves, structure = pytree.tree_flatten(given)
+        ports, tensors = tensor_ports(given)
         static = [type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves]
         key = (component, method, str(structure), tuple(static))
         if key not in self.signatures:
-            ports = tuple(
-                Value(_port_name(path), type_of(leaf)) for path, leaf in paths if isinstance(leaf, torch.Tensor)
-            )
             returned = self._fake_run(original, structure, leaves)
             self.signatures[key] = Signature(
                 self._graph_name(component, method),
@@ -109,6 +106,19 @@ class Capture:
                     by_name[op.operator].used |= {i for i, value in enumerate(op.results) if value.name in read}
         graphs = {name: _export(signature) for name, signature in by_name.items() if signature.used}
         return tuple(_with_graphs(program, graphs, by_name) for program in programs)
+
+
+def bind(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a call as the method's signature does."""
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    return {**bound.arguments.pop("kwargs", {}), **bound.arguments}
+
+
+def tensor_ports(given: dict[str, Any]) -> tuple[tuple[Value, ...], list[torch.Tensor]]:
+    """List the tensors among named arguments, and a port for each, named by the way to it."""
+    paths, _ = pytree.tree_flatten_with_path(given)
+    found = [(Value(_port_name(path), type_of(leaf)), leaf) for path, leaf in paths if isinstance(leaf, torch.Tensor)]
+    return tuple(port for port, _ in found), [leaf for _, leaf in found]
 
 
 class _Port:

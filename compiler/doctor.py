@@ -1,0 +1,57 @@
+"""Say what this machine can build and run, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from diffc.compiler.errors import TargetError
+from diffc.compiler.target import GROUP, find_backend
+from diffc.runtime import load
+
+COMPILER = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy")
+
+
+def examine(bundle: Path | None) -> dict[str, Any]:
+    """Give ``checks`` (name → ok, detail), the ``targets`` that can be built here and, of a bundle, whether it opens.
+
+    Raises `BundleError` where the bundle is damaged.
+    """
+    checks = {"python": _check(True, f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")}
+    checks["runtime"] = _check(
+        True, f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
+    )
+    missing = [name for name in COMPILER if importlib.util.find_spec(name) is None]
+    detail = "missing " + ", ".join(missing) + ": pip install 'diffc[compiler]'" if missing else "complete"
+    checks["compiler"] = _check(not missing, detail)
+    checks["disk"] = _check(True, f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here")
+    targets = [] if missing else _targets()
+    checks["targets"] = _check(bool(targets), ", ".join(targets) or "none without the compiler")
+    if bundle is not None:
+        sampler = load(bundle)
+        checks["bundle"] = _check(
+            True, f"{bundle} is whole and runs here: {sampler.target}, {', '.join(sampler.programs)}"
+        )
+    return {"checks": checks, "targets": targets}
+
+
+def _check(ok: bool, detail: str) -> dict[str, Any]:
+    return {"ok": ok, "detail": detail}
+
+
+def _targets() -> list[str]:
+    names = sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)})
+    found = []
+    for name in names:
+        try:
+            found += [f"{name}-{precision}" for precision in sorted(find_backend(name).precisions)]
+        except TargetError:
+            continue
+    return found

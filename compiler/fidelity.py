@@ -1,0 +1,199 @@
+"""Compare a bundle with the diffusers pipeline that it was built from: pictures, and each component on equal inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch.utils import _pytree as pytree
+
+from diffc.compiler.errors import BuildError
+from diffc.compiler.graphs import ENTRY_POINTS, bind, tensor_ports
+from diffc.compiler.load import load
+from diffc.compiler.sampling import GUIDANCE, TEXTS
+from diffc.compiler.target import Progress
+from diffc.runtime import Sampler
+from diffc.runtime.bundle import open_bundle
+from diffc.runtime.interpreter import Interpreter
+
+PROMPTS = ("a red circle left of a blue square", "a small green triangle", "")
+"""What to draw when no prompts are given; the last is the unconditional picture."""
+
+IDENTICAL = 200.0
+"""What stands for the ratio, in dB, of a signal to no error at all."""
+
+Array = NDArray[np.float32]
+
+
+def psnr(picture: Array, reference: Array) -> float:
+    """Give the peak signal-to-noise ratio in dB of pictures in [0, 1]; 200 where they are identical."""
+    error = float(np.mean((picture.astype(np.float64) - reference) ** 2))
+    return min(IDENTICAL, -10 * math.log10(error)) if error else IDENTICAL
+
+
+def ssim(picture: Array, reference: Array) -> float:
+    """Give the mean structural similarity of pictures [H, W, C] in [0, 1].
+
+    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004, equation 13, with the
+    Gaussian window of deviation 1.5 and the constants of section III.
+    """
+
+    def blur(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(gaussian_filter(values, sigma=(1.5, 1.5, 0), truncate=3.5), dtype=np.float64)
+
+    a, b = picture.astype(np.float64), reference.astype(np.float64)
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return float(np.mean(top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
+
+
+def sqnr(value: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Give the ratio of a signal to its error in dB; 200 where there is none."""
+    signal, error = np.sum(reference.astype(np.float64) ** 2), np.sum((value.astype(np.float64) - reference) ** 2)
+    return float(min(IDENTICAL, 10 * math.log10(signal / error))) if error and signal else IDENTICAL
+
+
+def read_prompts(path: Path | None) -> tuple[str, ...]:
+    """Read a file of prompts, one a line; without a file, give the built-in ones."""
+    if path is None:
+        return PROMPTS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BuildError(f"{path} cannot be read: {error}", fix="give a UTF-8 text file, one prompt a line") from error
+    if not any(lines):
+        raise BuildError(f"{path} holds no prompts", fix="write one prompt a line")
+    return tuple(lines)
+
+
+def compare(
+    bundle: Path | str,
+    source: Path | str,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    seed: int = 0,
+    guidance: float | None = None,
+    program: str | None = None,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Draw each prompt with both, from the same seed, and run each graph on what the pipeline gave its component.
+
+    Gives ``psnr`` and ``ssim`` of the worst picture, ``max_abs`` over all, ``pictures`` and ``components``.
+    """
+    sampler = Sampler(bundle)
+    recipe = sampler.manifest["provenance"]["recipe"]
+    progress("load")
+    pipeline = load(source, sampler=recipe.get("sampler"))
+    pipeline.set_progress_bar_config(disable=True)
+    name, text = _program(sampler, program)
+    scale = guidance if guidance is not None else _default(text)
+    calls: dict[str, Any] = {}
+    pictures = list[dict[str, Any]]()
+    for at, prompt in enumerate(prompts):
+        progress(f"draw {at + 1}/{len(prompts)}: {prompt}")
+        with _recorded(pipeline, calls):
+            wanted = _reference(pipeline, prompt, recipe, int(name.split("_")[3]), scale, seed + at)
+        options = {} if scale is None else {GUIDANCE: scale}
+        got = sampler([prompt] * recipe["batch"], seed=seed + at, program=program, output="np", **options)
+        pictures += [
+            {"prompt": prompt, "psnr": psnr(a, b), "ssim": ssim(a, b), "max_abs": float(np.abs(a - b).max())}
+            for a, b in zip(got, wanted, strict=True)
+        ]
+    progress("compare components")
+    return {
+        "psnr": min(picture["psnr"] for picture in pictures),
+        "ssim": min(picture["ssim"] for picture in pictures),
+        "max_abs": max(picture["max_abs"] for picture in pictures),
+        "pictures": pictures,
+        "components": _components(Path(bundle), calls),
+    }
+
+
+def _program(sampler: Sampler, name: str | None) -> tuple[str, str]:
+    if name is not None and name not in sampler.programs:
+        raise BuildError(f"the bundle has no program {name}", fix=f"use one of {', '.join(sampler.programs)}")
+    name = name or next(iter(sampler.programs))
+    return name, sampler.programs[name]
+
+
+def _default(text: str) -> float | None:
+    from diffc.compiler.text import parse
+
+    return next((item.default for item in parse(text).inputs if item.name == GUIDANCE), None)
+
+
+def _reference(pipeline: Any, prompt: str, recipe: Any, steps: int, guidance: float | None, seed: int) -> Array:
+    options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
+    if recipe["size"]:
+        options |= {"width": recipe["size"][0], "height": recipe["size"][1]}
+    prompts = [prompt] * recipe["batch"]
+    generator = torch.Generator("cpu").manual_seed(seed)
+    texts = dict(zip(TEXTS, (prompts, [""] * len(prompts)), strict=True))
+    drawn = pipeline(**texts, **options, num_inference_steps=steps, generator=generator, output_type="np")
+    return np.asarray(drawn[0])
+
+
+@contextlib.contextmanager
+def _recorded(pipeline: Any, calls: dict[str, Any]) -> Iterator[None]:
+    """Note the first inputs and outputs of each component, by the types of its inputs."""
+    with contextlib.ExitStack() as stack:
+        for name, module in pipeline.components.items():
+            if isinstance(module, torch.nn.Module):
+                for method in ENTRY_POINTS:
+                    if callable(getattr(type(module), method, None)):
+                        module.__dict__[method] = _noting(name, module, method, calls)
+                        stack.callback(module.__dict__.pop, method)
+        yield
+
+
+def _noting(name: str, module: torch.nn.Module, method: str, calls: dict[str, Any]) -> Callable[..., Any]:
+    original = getattr(type(module), method).__get__(module)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        returned = original(*args, **kwargs)
+        ports, tensors = tensor_ports(bind(original, args, kwargs))
+        outputs = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
+        feeds = {port.name: tensor.numpy(force=True) for port, tensor in zip(ports, tensors, strict=True)}
+        key = _signature(name, [(port, str(array.dtype), array.shape) for port, array in feeds.items()])
+        calls.setdefault(key, (feeds, [output.numpy(force=True) for output in outputs]))
+        return returned
+
+    return call
+
+
+def _components(path: Path, calls: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Run each graph on what its component was given, and compare with the component's output of that shape."""
+    bundle = open_bundle(path)
+    interpreter = Interpreter(bundle)
+    graphs = {graph.name: graph for program in bundle.programs.values() for graph in program.graphs.values()}
+    found = {}
+    for name, graph in graphs.items():
+        component = bundle.manifest.raw["graphs"][name]["component"]
+        call = calls.get(
+            _signature(component, [(port.name, port.type.dtype, port.type.shape) for port in graph.inputs])
+        )
+        if call is None:
+            continue
+        feeds, outputs = call
+        errors = []
+        for result in interpreter.session(graph).run(None, feeds):
+            alike = [output for output in outputs if output.shape == result.shape]
+            ratios = [(sqnr(result, output), float(np.abs(result - output).max())) for output in alike]
+            errors.append(max(ratios, default=(0.0, math.inf)))
+        ratio, difference = min(errors)
+        found[name] = {"component": component, "sqnr": ratio, "max_abs": difference}
+    return found
+
+
+def _signature(component: str, ports: Sequence[tuple[str, str, tuple[int, ...]]]) -> str:
+    return f"{component}{sorted(ports)}"

@@ -1,0 +1,161 @@
+"""Follow a number of the request, such as the guidance scale, through a trace that sees only floats.
+
+A `Scalar` notes what it is compared with: those are the guards. The trace is repeated at other values; the constants
+that differ are fitted by polynomials in the number, and written as ``linear``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from diffc.compiler.ir import Guard, Literal, Op, Polynomial, Ref, Table, Type, Value
+
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+
+
+class Scalar(float):
+    """Behave as a float that notes every comparison as a guard."""
+
+    name: str
+    guards: list[Guard]
+
+    def _note(self, comparison: str, other: float) -> bool:
+        holds = COMPARISONS[comparison](float(self), float(other))
+        guard = Guard(self.name, comparison if holds else NEGATED[comparison], float(other))
+        if guard not in self.guards:
+            self.guards.append(guard)
+        return holds
+
+    def __gt__(self, other: float) -> bool:
+        return self._note(">", other)
+
+    def __ge__(self, other: float) -> bool:
+        return self._note(">=", other)
+
+    def __lt__(self, other: float) -> bool:
+        return self._note("<", other)
+
+    def __le__(self, other: float) -> bool:
+        return self._note("<=", other)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int | float) and self._note("==", other)
+
+    def __ne__(self, other: object) -> bool:
+        return not isinstance(other, int | float) or self._note("!=", other)
+
+    def __bool__(self) -> bool:
+        return self._note("!=", 0.0)
+
+    __hash__ = float.__hash__
+
+
+def other_points(at: float, guards: Sequence[Guard]) -> list[float]:
+    """Choose values near one at which the guards hold as well; fewer than three where there are none."""
+    near = [at + step for step in (0.5, 1.0, 2.0, -0.25, -0.5, -0.75)]
+    return [p for p in near if all(COMPARISONS[g.comparison](p, g.bound) for g in guards)][:3]
+
+
+def fit_polynomials(
+    scalar: str,
+    points: Sequence[float],
+    ops: Sequence[Op],
+    tables: Sequence[Mapping[str, Table]],
+    others: Sequence[Sequence[Op]],
+) -> tuple[list[Op], dict[str, Table]] | None:
+    """Replace the constants that differ between traces by polynomials; None where none fits, or the traces differ."""
+    if len(points) < 4 or any(len(other) != len(ops) for other in others):
+        return None
+    merger = _Merger(scalar, points, tables)
+    for same in zip(ops, *others, strict=True):
+        merged = merger.merge(same)
+        if merged is None:
+            return None
+        merger.ops.append(merged)
+    return merger.ops, {**tables[0], **merger.tables}
+
+
+class _Merger:
+    """Walk the same operation of several traces, and write what differs as ``linear`` of the scalar's powers."""
+
+    def __init__(self, scalar: str, points: Sequence[float], tables: Sequence[Mapping[str, Table]]) -> None:
+        self.scalar, self.points, self.inputs = scalar, np.array(points), tables
+        self.ops, self.tables = list[Op](), dict[str, Table]()
+        self.made = 0
+
+    def merge(self, same: Sequence[Op]) -> Op | None:
+        first = same[0]
+        if any(
+            (op.operator, op.results, op.coefficients) != (first.operator, first.results, first.coefficients)
+            for op in same
+        ):
+            return None
+        args = [self._literal(column) for column in zip(*(op.args for op in same), strict=True)]
+        values = [self._literal(column) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)]
+        if any(value is _UNEQUAL for value in (*args, *values)):
+            return None
+        return replace(first, args=tuple(args), attrs=tuple(zip((k for k, _ in first.attrs), values, strict=True)))
+
+    def _literal(self, column: Sequence[Literal]) -> Any:
+        if all(item == column[0] for item in column):
+            return column[0]
+        arrays = [self._array(item, table) for item, table in zip(column, self.inputs, strict=True)]
+        shapes = {None if array is None else array.shape for array in arrays}
+        if None in shapes or len(shapes) > 1:
+            return _UNEQUAL
+        return self._fit(np.stack([a for a in arrays if a is not None]))
+
+    def _array(self, item: Literal, tables: Mapping[str, Table]) -> np.ndarray[Any, Any] | None:
+        if isinstance(item, Ref):
+            return tables[item.name].data if item.name in tables else None
+        try:
+            return np.asarray(item, dtype=np.float64)
+        except (TypeError, ValueError):
+            return None
+
+    def _fit(self, samples: np.ndarray[Any, Any]) -> Any:
+        """Fit a polynomial of degree two at three points and require that it meets the fourth."""
+        flat = samples.reshape(len(samples), -1).astype(np.float64)
+        powers = np.vander(self.points, 3, increasing=True)
+        factors = np.linalg.solve(powers[:3], flat[:3])
+        tolerance = 1e-6 * (1 + np.abs(flat).max())
+        factors[np.abs(factors) < tolerance] = 0.0
+        factors = np.where(np.abs(factors - factors.round(6)) < tolerance / 10, factors.round(6), factors)
+        if np.abs(powers @ factors - flat).max() > tolerance:
+            return _UNEQUAL
+        monomials = [(self.scalar,) * power for power in range(3)]
+        if flat.shape[1] == 1 or (factors == factors[:, :1]).all():
+            coefficients: tuple[Polynomial, ...] = (
+                Polynomial.of(dict(zip(monomials, factors[:, 0].tolist(), strict=True))),
+            )
+            operands: list[Literal] = []
+        else:
+            coefficients = tuple(Polynomial.of({monomial: 1.0}) for monomial in monomials)
+            operands = [self._table(row.reshape(samples.shape[1:])) for row in factors]
+        self.made += 1
+        result = Value(f"{self.scalar}_{self.made}", Type("float32", samples.shape[1:]))
+        self.ops.append(Op("linear", tuple(operands), (), coefficients, (result,)))
+        return Ref(result.name)
+
+    def _table(self, data: np.ndarray[Any, Any]) -> Ref:
+        array = data.astype(np.float32)
+        digest = hashlib.sha256(array.tobytes()).hexdigest()[:10]
+        self.tables[f"t{digest}"] = Table(f"t{digest}", Type("float32", array.shape), array)
+        return Ref(f"t{digest}")
+
+
+_UNEQUAL = object()
