@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from diffc.runtime.errors import BundleError, DiffcWarning, RequestError
+from diffc.runtime.errors import BundleError, DiffcError, DiffcWarning, RequestError
 
 
 class Tokenizer:
     """Hold one tokenizer of a bundle. Raises `BundleError` for what the tokenizers library cannot read."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        try:
+        self.name = name
+        with _blamed(f"tokenizer {name} cannot be read"):
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-        except Exception as error:  # the library raises Exception itself
-            what = f"tokenizer {name} cannot be read: {str(error)[:200]}"
-            raise BundleError(what, fix="build the bundle again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -31,7 +30,10 @@ class Tokenizer:
 
         What does not fit is cut with a `DiffcWarning`. Raises `RequestError` for a text that cannot be encoded.
         """
-        rows = [self._encode(template.replace("{}", text), length) for text in texts]
+        for text in texts:
+            check_text(text)
+        with _blamed(f"tokenizer {self.name} failed"):
+            rows = [self._encode(template.replace("{}", text), length) for text in texts]
         ids = np.full((len(rows), length), pad, np.int64)
         mask = np.zeros((len(rows), length), np.int64)
         for at, row in enumerate(rows):
@@ -39,7 +41,6 @@ class Tokenizer:
         return ids, mask
 
     def _encode(self, text: str, length: int) -> list[int]:
-        check_text(text)
         special = self._tokenizer.num_special_tokens_to_add(False)
         if special > length:
             raise BundleError(f"{special} special tokens do not fit {length} tokens", fix="build the bundle again")
@@ -50,6 +51,19 @@ class Tokenizer:
             warnings.warn(f"the prompt is longer than {length} tokens; cut off: {cut!r}", DiffcWarning, stacklevel=2)
             encoding.truncate(room)
         return list(self._tokenizer.post_process(encoding, None, True).ids)
+
+
+@contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    # The library raises Exception itself, and a panic of its Rust is no Exception, nor can its class be imported.
+    try:
+        yield
+    except (DiffcError, DiffcWarning):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise BundleError(f"{what}: {str(error)[:200]}", fix="build the bundle again") from error
+        raise
 
 
 def check_text(text: object) -> None:

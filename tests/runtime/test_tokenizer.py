@@ -93,13 +93,24 @@ def test_warns_of_what_is_cut_off(tokenizer: Tokenizer) -> None:
 )
 def test_refuses_what_is_no_text(tokenizer: Tokenizer, text: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        tokenizer._encode(text, 8)
+        tokenizer([text], length=8, pad=0)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"{}", b"\xff", b'{"version": "9.9"}', b'{"model": null}'])
 def test_refuses_a_file_that_is_no_tokenizer(data: bytes) -> None:
     with pytest.raises(BundleError, match="tokenizer words cannot be read"):
         Tokenizer(data, "words")
+
+
+@pytest.mark.parametrize("lacks", ["unk_token", "special_tokens"])
+def test_refuses_a_tokenizer_that_fails_later(tiny: Any, lacks: str) -> None:
+    whole = json.loads(tiny.tokenizer())
+    if lacks == "unk_token":
+        whole["model"]["unk_token"] = "<none>"
+    else:
+        whole["post_processor"]["special_tokens"].popitem()
+    with pytest.raises(BundleError, match="tokenizer words (cannot be read|failed)"):
+        Tokenizer(json.dumps(whole).encode(), "words")(["a green star"], length=8, pad=0)
 
 
 def test_refuses_a_length_without_room(tokenizer: Tokenizer) -> None:
