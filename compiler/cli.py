@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -58,6 +59,7 @@ def _command(function: Command) -> Command:
 
     @wraps(function)
     def run(*, as_json: bool, **options: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with warnings.catch_warnings():
             warnings.simplefilter("always", DiffcWarning)
             warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)

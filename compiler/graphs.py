@@ -134,7 +134,7 @@ def _port_name(path: pytree.KeyPath) -> str:
 
 
 def _output_ports(returned: Any, inputs: set[str]) -> tuple[Value, ...]:
-    paths, _ = pytree.tree_flatten_with_path(returned)
+    paths, _ = pytree.tree_flatten_with_path(dict(returned) if isinstance(returned, dict) else returned)
     ports = []
     for path, leaf in paths:
         if isinstance(leaf, torch.Tensor):

@@ -6,37 +6,36 @@ import inspect
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json import loads
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 import transformers
-from diffusers.loaders.single_file import load_single_file_sub_model
-from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import nn
 
 from diffc.compiler.checkpoint import (
-    CONFIG_KEY,
-    CONFIG_SUFFIXES,
     PICKLE_SUFFIXES,
-    Header,
-    config_of_folder,
-    config_of_metadata,
     read_header,
-    refuse_by_start,
     refuse_partial_models,
     write_config,
 )
 from diffc.compiler.errors import DiffcWarning, LoadError
 from diffc.compiler.sampler import new_scheduler
+from diffc.compiler.single_file import component_of_file, config_of_file, unused_tensors
+from diffc.compiler.weights import (
+    LIBRARY_ERRORS,
+    check_numbers,
+    first_line,
+    listed,
+    misfit,
+    missing_tensors,
+    wrong_shape,
+)
 
 INDEX = "model_index.json"
 # Judges pictures after they are drawn; no part of the sampler.
@@ -46,13 +45,9 @@ TASKS = {
     "image-to-image": "AutoPipelineForImage2Image",
     "inpaint": "AutoPipelineForInpainting",
 }
-# What diffusers and transformers raise where a checkpoint is at fault.
-LIBRARY_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
 
-NAMES_SHOWN = 5
 VARIANT = re.compile(r"[^.]+\.(?P<variant>[^.]+?)(-\d{5}-of-\d{5})?\.safetensors")
 PLAIN = re.compile(r"[^.]+\.safetensors")
-SHAPES = re.compile(r"(\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
 
 Modules = dict[str, nn.Module]
 
@@ -78,7 +73,7 @@ def load(
         if sampler is not None:
             pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
     if unused:
-        warnings.warn(f"{path.name}: no component uses {_listed(unused)}", DiffcWarning, stacklevel=2)
+        warnings.warn(f"{path.name}: no component uses {listed(unused)}", DiffcWarning, stacklevel=2)
     return pipeline
 
 
@@ -125,12 +120,12 @@ def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.M
     try:
         module, report = component.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     except LIBRARY_ERRORS as error:
-        raise _misfit(name, str(folder), error) from error
+        raise misfit(name, str(folder), error) from error
     for key, stored, wanted in sorted(report["mismatched_keys"]):
-        raise _wrong_shape(f"{name}.{key}", list(stored), list(wanted), str(folder))
+        raise wrong_shape(f"{name}.{key}", list(stored), list(wanted), str(folder))
     if report["missing_keys"]:
-        raise _missing(name, report["missing_keys"], str(folder))
-    _check_numbers(name, module, str(folder))
+        raise missing_tensors(name, report["missing_keys"], str(folder))
+    check_numbers(name, module, str(folder))
     return module, [f"{name}.{key}" for key in sorted(report["unexpected_keys"])]
 
 
@@ -160,112 +155,19 @@ def _variant(name: str, folder: Path) -> str | None:
 
 
 def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
-    refuse_by_start(path)
     header = read_header(path)
     refuse_partial_models(header)
     tensors = load_file(path)
     with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
         folder = Path(temporary)
-        write_config(_config_of_file(header, tensors, online=online), folder)
+        write_config(config_of_file(header, tensors, online=online), folder)
         index = _read_index(folder, named=str(path))
         components = _neural_components(folder, index, named=str(path))
-        modules = {name: _module_of_file(name, components[name], tensors, folder, path) for name in components}
+        modules = {name: component_of_file(name, components[name], tensors, folder, path) for name in components}
         pipeline = _assemble(folder, path, index, modules)
         loaded = sum(tensor.numel() for module in modules.values() for tensor in module.state_dict().values())
-        unused = [] if loaded == header.elements else _unused_tensors(tensors, components, folder)
+        unused = [] if loaded == header.elements else unused_tensors(tensors, components, folder)
     return pipeline, unused
-
-
-def _config_of_file(header: Header, tensors: Mapping[str, torch.Tensor], *, online: bool) -> dict[str, bytes]:
-    """Find a single file's configuration: in the file, in a folder beside it, or in the local Hugging Face cache."""
-    beside = header.path.with_suffix(".config")
-    if files := config_of_metadata(header):
-        return files
-    if beside.is_dir():
-        return config_of_folder(beside)
-    repository = str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])
-    patterns = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
-    try:
-        cached = snapshot_download(repository, allow_patterns=patterns, local_files_only=not online)
-    except (LocalEntryNotFoundError, OSError, ValueError) as error:
-        what = f"{header.path.name} brings no configuration: neither metadata key {CONFIG_KEY} nor {beside.name}/"
-        fix = f"put a diffusers folder without weights at {beside}, or give --online to fetch that of {repository}"
-        raise LoadError(what, where=str(header.path), fix=fix) from error
-    return config_of_folder(Path(cached))
-
-
-def _module_of_file(
-    name: str, component: type[Any], tensors: Mapping[str, torch.Tensor], folder: Path, path: Path
-) -> nn.Module:
-    """Convert one component's tensors from their original layout."""
-    try:
-        module = _convert(name, component, tensors, folder)
-    except SingleFileComponentError as error:
-        fix = "give a whole checkpoint, or a diffusers folder with all components"
-        what = f"{path.name} has no weights for {name} ({component.__name__})"
-        raise LoadError(what, where=str(path), fix=fix) from error
-    except NotImplementedError as error:  # parameters that nothing was written to are left without data
-        raise _missing(name, _unwritten_parameters(name, component, tensors, folder), str(path)) from error
-    except KeyError as error:
-        raise _missing(name, [str(error.args[0])], str(path)) from error
-    except LIBRARY_ERRORS as error:
-        raise _misfit(name, str(path), error) from error
-    if without_data := [key for key, tensor in module.state_dict().items() if tensor.is_meta]:
-        raise _missing(name, without_data, str(path))
-    _check_numbers(name, module, str(path))
-    return module.eval()
-
-
-def _convert(
-    name: str, component: type[Any], tensors: Mapping[str, torch.Tensor], folder: Path, **options: Any
-) -> nn.Module:
-    module: nn.Module = load_single_file_sub_model(
-        library_name=component.__module__,
-        class_name=component.__name__,
-        name=name,
-        checkpoint=dict(tensors),
-        pipelines=diffusers.pipelines,
-        is_pipeline_module=False,
-        cached_model_config_path=str(folder),
-        local_files_only=True,
-        torch_dtype=torch.float32,
-        **options,
-    )
-    return module
-
-
-def _numbered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Fill the i-th tensor with i + 2: what moves these numbers about, as a conversion does, shows where each went."""
-    return {
-        name: torch.full((), number, dtype=torch.float32).expand(tensor.shape)
-        for number, (name, tensor) in enumerate(tensors.items(), start=2)
-    }
-
-
-def _numbers(tensor: torch.Tensor) -> set[float]:
-    low, high = map(float, tensor.aminmax())
-    return {low} if low == high else set(np.unique(tensor.numpy()).tolist())
-
-
-def _unused_tensors(
-    tensors: Mapping[str, torch.Tensor], components: Mapping[str, type[Any]], folder: Path
-) -> list[str]:
-    """Name the tensors of a single file that reach no component."""
-    seen: set[float] = set()
-    for name, component in components.items():
-        module = _convert(name, component, _numbered(tensors), folder)
-        for tensor in module.state_dict().values():
-            seen |= _numbers(tensor) if tensor.numel() else set()
-    return [name for number, name in enumerate(tensors, start=2) if number not in seen and tensors[name].numel()]
-
-
-def _unwritten_parameters(
-    name: str, component: type[Any], tensors: Mapping[str, torch.Tensor], folder: Path
-) -> list[str]:
-    """Name a component's parameters that no tensor of a single file reaches."""
-    module = _convert(name, component, _numbered(tensors), folder, low_cpu_mem_usage=False)
-    given = {float(number) for number in range(2, len(tensors) + 2)}
-    return [key for key, tensor in module.state_dict().items() if not _numbers(tensor) <= given]
 
 
 # What both share
@@ -346,7 +248,7 @@ def _neural_components(folder: Path, index: Mapping[str, Any], named: str | None
         try:
             component = getattr(_library(library), class_name, None)
         except ImportError as error:
-            fix = f"install what it asks for: {_first_line(error)}"
+            fix = f"install what it asks for: {first_line(error)}"
             raise LoadError(f"{name} needs a missing package", where=class_name, fix=fix) from error
         has_weights = (folder / name / "config.json").exists()
         if isinstance(component, type) and issubclass(component, nn.Module):
@@ -369,7 +271,7 @@ def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Mod
         )
     except LIBRARY_ERRORS as error:
         fix = "restore the folder as diffusers saved it"
-        what = f"the pipeline cannot be put together: {_first_line(error)}"
+        what = f"the pipeline cannot be put together: {first_line(error)}"
         raise LoadError(what, where=str(source), fix=fix) from error
     for name, component in pipeline.components.items():
         if isinstance(component, transformers.PreTrainedTokenizerBase):
@@ -409,53 +311,6 @@ def _scheduler_of(pipeline: Any, path: Path) -> Any:
     return scheduler
 
 
-def _check_numbers(name: str, module: nn.Module, where: str) -> None:
-    """Refuse weights that are not finite, and a component whose weights are all zero."""
-    only_zeros = True
-    for key, tensor in module.state_dict().items():
-        if not tensor.is_floating_point() or not tensor.numel():
-            continue
-        low, high = tensor.aminmax()
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            bad = int(tensor.isfinite().logical_not().sum())
-            what = f"{name}.{key} has {bad} of {tensor.numel()} numbers that are NaN or infinite"
-            raise LoadError(what, where=where, fix="get the checkpoint again, or in a format with a wider range")
-        only_zeros &= bool(low == 0) and bool(high == 0)
-    if only_zeros:
-        fix = "get the checkpoint again: space was reserved for it, but nothing written"
-        raise LoadError(f"every weight of {name} is zero", where=where, fix=fix)
-
-
-def _missing(name: str, keys: Iterable[str], where: str) -> LoadError:
-    fix = "get the whole checkpoint; diffc never makes up weights"
-    return LoadError(f"{name} lacks {_listed(keys)}", where=where, fix=fix)
-
-
-def _wrong_shape(tensor: str, stored: list[int], wanted: list[int], where: str) -> LoadError:
-    fix = "give the configuration that belongs to these weights"
-    return LoadError(f"{tensor} has shape {stored}, its configuration says {wanted}", where=where, fix=fix)
-
-
-def _misfit(name: str, where: str, error: Exception) -> LoadError:
-    """Say what a library said of a component, and name tensor and shapes where those are at fault."""
-    if match := SHAPES.search(str(error)):
-        key, wanted, stored = match[1], loads(match[2]), loads(match[3])
-        return _wrong_shape(f"{name}.{key}", stored, wanted, where)
-    fix = "give the configuration that belongs to these weights, or get the checkpoint again"
-    return LoadError(f"{name} cannot be loaded: {_first_line(error)}", where=where, fix=fix)
-
-
 def _own_code(what: str, where: str) -> LoadError:
     fix = "diffc runs no code that a checkpoint brings: use classes of diffusers and transformers"
     return LoadError(f"{what} is code of its own", where=f"{where}, {INDEX}", fix=fix)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Count names and give the first few."""
-    ordered = sorted(names)
-    more = f", … ({len(ordered) - NAMES_SHOWN} more)" if len(ordered) > NAMES_SHOWN else ""
-    return f"{len(ordered)} tensor{'s' * (len(ordered) != 1)}: {', '.join(ordered[:NAMES_SHOWN])}{more}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,6 +14,11 @@ T = TypeVar("T")
 
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 WORDS: dict[str, Literal] = {"true": True, "false": False, "none": None}
+RESERVED = (*WORDS, "inf", "nan", "program", "guard", "graph", "table", "return")
+"""Words of the grammar, which name nothing."""
+
+DEEPEST = 100
+"""How many brackets may be open at once."""
 
 TOKEN = re.compile(
     r"""(?P<space>\s+)
@@ -103,7 +108,7 @@ class _Reader:
     """Read tokens from left to right, one method for each rule of the grammar."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.tokens, self.at = text, list[tuple[str, str, int]](), 0
+        self.text, self.tokens, self.at, self.depth = text, list[tuple[str, str, int]](), 0, 0
         position = 0
         while position < len(text):
             match = TOKEN.match(text, position)
@@ -115,7 +120,7 @@ class _Reader:
 
     def _error(self, what: str, position: int) -> ParseError:
         number = self.text.count("\n", 0, position)
-        lines = self.text.splitlines() or [""]
+        lines = self.text.split("\n")
         line = lines[min(number, len(lines) - 1)].strip()
         return ParseError(f"program text: {what}", where=f"line {number + 1}: {line}", fix="see the grammar in ir.py")
 
@@ -149,8 +154,17 @@ class _Reader:
         return self.of_kind("name")
 
     def number(self) -> int | float:
+        if len(self.peek()) > 4300:
+            raise self.fail("a shorter number")
         text = self.of_kind("number")
         return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+
+    def real(self) -> float:
+        try:
+            return float(self.number())
+        except OverflowError as error:
+            self.at -= 1
+            raise self.fail("a smaller number") from error
 
     def end(self) -> None:
         if self.peek():
@@ -188,14 +202,15 @@ class _Reader:
     def input(self) -> Input:
         name = self.name()
         self.take(":")
-        return Input(name, self.type(), float(self.number()) if self.takes("=") else None)
+        return Input(name, self.type(), self.real() if self.takes("=") else None)
 
     def guard(self) -> Guard:
         self.take("guard")
-        name, comparison = self.name(), self.of_kind("mark")
-        if comparison not in COMPARISONS:
+        name = self.name()
+        if self.peek() not in COMPARISONS:
             raise self.fail("a comparison")
-        return Guard(name, comparison, float(self.number()))
+        comparison = self.of_kind("mark")
+        return Guard(name, comparison, self.real())
 
     def graph(self) -> Graph:
         self.take("graph")
@@ -218,7 +233,7 @@ class _Reader:
     def op(self) -> Op:
         results: tuple[Value, ...] = ()
         if self.peek(1) != "(":
-            results = self.listed(self.value, ("=",))
+            results = self.listed(self.value, ())
             self.take("=")
         operator = self.name()
         self.take("(")
@@ -241,8 +256,12 @@ class _Reader:
 
     def literal(self) -> Literal:
         if self.takes("["):
+            self.depth += 1
+            if self.depth > DEEPEST:
+                raise self.fail("fewer brackets")
             items = self.listed(self.literal, ("]",))
             self.take("]")
+            self.depth -= 1
             return items
         if self.kind() == "number":
             return self.number()
@@ -256,6 +275,7 @@ class _Reader:
         try:
             return str(json.loads(text))
         except json.JSONDecodeError as error:
+            self.at -= 1
             raise self.fail(f"a string instead of {text}") from error
 
     def polynomial(self) -> Polynomial:
@@ -267,7 +287,7 @@ class _Reader:
     def term(self, *, negative: bool) -> Polynomial:
         factor, names = 1.0, list[str]()
         if self.kind() == "number":
-            factor = float(self.number())
+            factor = self.real()
         else:
             names.append(self.name())
         while self.takes("*"):

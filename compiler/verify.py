@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from diffc.compiler.errors import VerifyError
 from diffc.compiler.ir import BUILTINS, FLOATS, Graph, Literal, Op, Program, Ref, Type
-from diffc.compiler.text import COMPARISONS, print_op
+from diffc.compiler.text import COMPARISONS, RESERVED, print_op
 
 DTYPES = (*FLOATS, "int64", "int32", "int8", "uint8", "bool")
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 
 def verify(program: Program) -> Program:
     """Return the program, or raise `VerifyError` naming the rule and the operation that breaks it."""
+    _names(program)
     types = _declared(program)
     for guard in program.guards:
         if types.get(guard.scalar) != Type("scalar") or guard.comparison not in COMPARISONS:
@@ -38,6 +42,18 @@ def verify(program: Program) -> Program:
     return program
 
 
+def _names(program: Program) -> None:
+    """Check that every name can be printed and parsed, and that a graph's ports can be told apart."""
+    ports = [port.name for graph in program.graphs for port in (*graph.inputs, *graph.outputs)]
+    results = [value.name for op in program.ops for value in op.results]
+    declared = [item.name for item in (*program.inputs, *program.graphs, *program.tables)]
+    for name in (program.name, *declared, *ports, *results):
+        if not NAME.fullmatch(name) or name in RESERVED:
+            raise VerifyError(f"{name!r} is no name", where=program.name)
+    for graph in program.graphs:
+        _unique(f"port of {graph.name}", (port.name for port in (*graph.inputs, *graph.outputs)))
+
+
 def _declared(program: Program) -> dict[str, Type]:
     _unique("graph", (graph.name for graph in program.graphs))
     _unique("value", [*(item.name for item in program.inputs), *(table.name for table in program.tables)])
@@ -60,7 +76,7 @@ def _unique(what: str, names: Iterable[str]) -> None:
     seen = set[str]()
     for name in names:
         if name in seen:
-            raise VerifyError(f"two {what}s are called {name}")
+            raise VerifyError(f"{what} {name} is declared twice")
         seen.add(name)
 
 
@@ -96,7 +112,7 @@ def _coefficients(op: Op, types: dict[str, Type]) -> None:
 def _call(op: Op, graph: Graph, types: dict[str, Type]) -> None:
     given = dict(op.attrs)
     ports = {port.name: port.type for port in graph.inputs}
-    if op.args or given.keys() != ports.keys():
+    if op.args or given.keys() != ports.keys() or len(given) < len(op.attrs):
         raise VerifyError(f"{graph.name} takes {', '.join(ports) or 'nothing'}", where=print_op(op))
     for name, literal in given.items():
         if isinstance(literal, Ref) and types[literal.name] != ports[name]:

@@ -212,9 +212,10 @@ class _Unroll:
         ):
             return False
         rank = len(type_.shape) if (type_ := op.results[0].type) else 0
-        parts = tuple(o.name for o in operands if isinstance(o, Ref))
-        if any(part in self.parts for part in parts) or not (type_ is None or type_.is_float):
+        if not (type_ is None or type_.is_float):
             return False
+        names = [o.name for o in operands if isinstance(o, Ref)]
+        parts = tuple(self._value(name) if name in self.parts else name for name in names)
         self.parts[name] = (parts, axis % rank if rank else axis)
         self._keep(parts, name)
         return True
@@ -343,6 +344,7 @@ class _Unroll:
             operands = tuple(Ref(self._value(part)) for part in parts)
             self.ops.append(Op("concat", operands, (("axis", axis),), (), (Value(name, self.types.get(name)),)))
             self.names[name] = name
+            self.sums[name] = {name: ONE}
         return self.names[name]
 
 

@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 BATCH = 32
 TEXT_WIDTH = 128
+SHIFT = 3.0
 EMPTY_TOKENS = 256
 MUON = r"transformer_blocks\.\d+\.(attn|ff|ff_context)\..*weight$"
 
@@ -161,7 +162,7 @@ def main() -> None:
         latents, ids = data.batch(BATCH, generator)
         clean = (latents - shift) * scale
         noise = torch.randn(latents.shape, generator=generator).to(device())
-        sigma = torch.randn(BATCH, generator=generator).sigmoid().to(device())
+        sigma = (torch.randn(BATCH, generator=generator) + math.log(SHIFT)).sigmoid().to(device())
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
         with torch.autocast(device().type, torch.bfloat16):
             tokens, pooled = encode(first, second, ids)
@@ -170,7 +171,7 @@ def main() -> None:
 
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=autoencoder.to(device()),
         text_encoder=first,
         tokenizer=tokenizer,

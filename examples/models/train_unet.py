@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 BATCH = 32
 SNR_LIMIT = 5.0
+WEIGHT_LIMIT = 10.0
 TEXT_WIDTH = 128
 
 
@@ -108,7 +109,7 @@ def main() -> None:
             text = text_encoder(ids).last_hidden_state
             predicted = unet(noisy, times, text).sample.float()
         ratio = signal[times] / (1 - signal[times])
-        weight = ratio.clamp(max=SNR_LIMIT) / ratio
+        weight = torch.maximum((SNR_LIMIT / ratio).clamp(max=1), (1 / ratio).clamp(max=WEIGHT_LIMIT))
         return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
 
     fast_attention = unet.attn_processors

@@ -158,7 +158,7 @@ def test_only_online_may_fetch_a_configuration(
         assert not any("safetensors" in pattern for pattern in allow_patterns)
         return str(saved_pipeline)
 
-    monkeypatch.setattr(importlib.import_module("diffc.compiler.load"), "snapshot_download", fake_download)
+    monkeypatch.setattr(importlib.import_module("diffc.compiler.single_file"), "snapshot_download", fake_download)
     save_file(original_weights, tmp_path / "x.safetensors")
     load(tmp_path / "x.safetensors", online=online)
     assert asked == [("stable-diffusion-v1-5/stable-diffusion-v1-5", not online)]

@@ -1,0 +1,294 @@
+"""Use the commands as a person does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from diffc.compiler.cli import main
+from diffc.compiler.load import load
+from diffc.compiler.text import parse
+from tests.conftest import PROMPT, UNET
+from tests.tolerances import PICTURE_8BIT, VERIFIED_PSNR
+
+DIFFC = (sys.executable, "-c", "from diffc.compiler.cli import main; main()")
+
+
+def diffc(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeeded(*arguments: str | Path) -> dict[str, Any]:
+    result = diffc(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def refused(*arguments: str | Path) -> str:
+    """Check the form of an error: three lines at most, no traceback, exit code 1; give its text."""
+    result = diffc(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    lines = [line for line in result.stderr.splitlines() if not line.lstrip()[:1].isdigit() and line.strip()]
+    assert 1 <= len(lines) <= 4
+    return result.stderr
+
+
+def test_run_draws_what_diffusers_draws(bundle: Path, tmp_path: Path) -> None:
+    found = succeeded("run", bundle, PROMPT, "--seed", "7", "--guidance", "5", "-o", tmp_path / "out.png")
+    assert found["image"] == str(tmp_path / "out.png")
+    assert found["seconds"] > 0
+    assert found["peak_bytes"] > 1 << 20
+    pipeline = load(UNET)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(7)
+    wanted = pipeline(PROMPT, num_inference_steps=4, guidance_scale=5.0, generator=generator).images[0]
+    got = np.asarray(Image.open(tmp_path / "out.png"), dtype=int)
+    assert np.abs(got - np.asarray(wanted, dtype=int)).max() <= PICTURE_8BIT
+
+
+def test_latents_from_a_file_stand_for_the_noise_of_a_seed(bundle: Path, tmp_path: Path) -> None:
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator("cpu").manual_seed(3)).numpy()
+    np.save(tmp_path / "latents.npy", noise)
+    common = (bundle, PROMPT, "--program", "text_to_image_2")
+    succeeded("run", *common, "--latents", tmp_path / "latents.npy", "-o", tmp_path / "a.png")
+    succeeded("run", *common, "--seed", "3", "-o", tmp_path / "b.png")
+    a, b = (np.asarray(Image.open(tmp_path / name), dtype=int) for name in ("a.png", "b.png"))
+    assert np.abs(a - b).max() <= PICTURE_8BIT
+
+
+def test_guidance_of_one_takes_the_unguided_program(bundle: Path, tmp_path: Path) -> None:
+    common = ("run", bundle, PROMPT, "--guidance", "1", "--seed", "1")
+    succeeded(*common, "-o", tmp_path / "a.png")
+    succeeded(*common, "--program", "text_to_image_4_unguided", "-o", tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert "guidance_scale" in refused(*common, "--program", "text_to_image_4", "-o", tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_inspect_shows_programs_bytes_and_stages(bundle: Path) -> None:
+    found = succeeded("inspect", bundle)
+    names = ["text_to_image_4", "text_to_image_4_unguided", "text_to_image_2", "text_to_image_2_unguided"]
+    assert list(found["programs"]) == names
+    for text in found["programs"].values():
+        assert str(parse(text)) == text
+    on_disk = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file() and path.name != "manifest.json")
+    assert found["bytes"] == on_disk
+    assert found["stages"].keys() == {"step", "request", "request_step", "latent"}
+    assert sum(found["stages"].values()) == sum(p.numel() for p in load(UNET).unet.parameters())
+    assert list(succeeded("inspect", bundle, "--program", names[2])["programs"]) == [names[2]]
+
+
+def test_programs_of_two_step_counts_share_weights(bundle: Path) -> None:
+    found = succeeded("inspect", bundle)
+    unet = sum(p.numel() for p in load(UNET).unet.parameters())
+    assert found["files"]["weights/unet.bin"]["bytes"] < 4 * unet * 1.02
+
+
+def test_verify_measures_fidelity_and_fails_below_the_floor(bundle: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n")
+    common = ("verify", bundle, "--against", UNET, "--prompts", prompts)
+    found = succeeded(*common, "--min-psnr", str(VERIFIED_PSNR))
+    assert found["psnr"] >= VERIFIED_PSNR
+    assert {"text_encoder", "unet", "vae_decode"} <= found["components"].keys()
+    assert diffc(*common, "--min-psnr", "190").exit_code == 1
+
+
+def test_verify_notices_another_checkpoint(bundle: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(UNET, "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    name = next(key for key in tensors if key.endswith("input_blocks.0.0.weight"))
+    tensors[name] = tensors[name] * 1.5
+    save_file(tensors, tmp_path / "other.safetensors", metadata)
+    found = succeeded("verify", bundle, "--against", tmp_path / "other.safetensors")
+    assert found["psnr"] < VERIFIED_PSNR
+    assert found["components"]["unet"]["sqnr"] < found["components"]["text_encoder"]["sqnr"]
+
+
+def test_doctor_knows_targets_and_opens_a_bundle(bundle: Path) -> None:
+    found = succeeded("doctor", bundle)
+    assert "ort-fp32" in found["targets"]
+    assert found["checks"]["bundle"]["ok"]
+    assert found["checks"]["compiler"]["ok"]
+
+
+@pytest.mark.parametrize("command", ["build", "run", "inspect", "verify", "doctor"])
+def test_help_has_an_example(command: str) -> None:
+    result = diffc(command, "--help")
+    assert result.exit_code == 0
+    assert f"diffc {command}" in result.output
+    assert "--json" in result.output
+
+
+def test_half_precision_storage_computes_in_float32(tmp_path: Path, bundle: Path) -> None:
+    found = succeeded("build", UNET, "--target", "ort-fp16", "--steps", "2", "-o", tmp_path / "half.diffc")
+    weights = sum(path.stat().st_size for path in (tmp_path / "half.diffc" / "weights").iterdir())
+    full = sum(path.stat().st_size for path in (bundle / "weights").iterdir())
+    assert weights < 0.52 * full
+    assert found["bytes"] > weights
+    verified = succeeded("verify", tmp_path / "half.diffc", "--against", UNET)
+    assert verified["psnr"] >= VERIFIED_PSNR, "the checkpoint is stored in float16: nothing is lost"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_two_builds_are_identical(tmp_path: Path) -> None:
+    for name, seed in (("a.diffc", "1"), ("b.diffc", "2")):
+        command = (*DIFFC, "build", UNET, "--steps", "2", "-o", tmp_path / name)
+        subprocess.run(command, check=True, capture_output=True, env={"PYTHONHASHSEED": seed})
+    assert digests(tmp_path / "a.diffc") == digests(tmp_path / "b.diffc")
+
+
+# Bad input
+
+
+def test_the_output_exists(tmp_path: Path) -> None:
+    (tmp_path / "mine.diffc").mkdir()
+    (tmp_path / "mine.diffc" / "keep.txt").write_text("mine")
+    assert "exists" in refused("build", UNET, "-o", tmp_path / "mine.diffc")
+    assert (tmp_path / "mine.diffc" / "keep.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--target", "tpu-fp32"), "unknown backend"),
+        (("--target", "ort-w9"), "no precision"),
+        (("--sampler", "eular"), "euler"),
+        (("--size", "65x64"), "divisible"),
+        (("--sampler", "flow-euler"), "flow"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    assert said in refused("build", UNET, *options, "--steps", "2", "-o", tmp_path / "x.diffc")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [("--steps", "0"), ("--steps", "ten"), ("--size", "64"), ("--batch", "0"), ("--what",)])
+def test_usage_errors_exit_with_2(tmp_path: Path, options: tuple[str, ...]) -> None:
+    assert diffc("build", UNET, *options, "-o", tmp_path / "x.diffc").exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_objects_too(tmp_path: Path) -> None:
+    result = diffc("build", tmp_path / "none.safetensors", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["fix"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
+    command = (*DIFFC, "build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "lower unet" not in process.stderr.readline():
+            assert process.poll() is None, "the build ended before it could be interrupted"
+        time.sleep(0.2)
+        process.send_signal(how)
+        assert process.wait(60) == 1
+        assert "interrupted" in process.stderr.read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))
+
+    command = (*DIFFC, "build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1
+    assert "the bundle cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def changed_byte(folder: Path) -> None:
+    with (folder / "weights" / "unet.bin").open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def missing_file(folder: Path) -> None:
+    (folder / "weights" / "vae.bin").unlink()
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "weights" / "unet.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def newer_schema(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"schema": 1000}))
+
+
+def leaving_path(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../unet.onnx"] = manifest["files"].pop("graphs/unet.onnx")
+    manifest["graphs"]["unet"]["file"] = "../unet.onnx"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (changed_byte, "weights/unet.bin was changed"),
+        (missing_file, "weights/vae.bin is missing"),
+        (truncated, "weights/unet.bin is truncated"),
+        (newer_schema, "schema"),
+        (leaving_path, "leaves the bundle"),
+    ],
+)
+def test_a_damaged_bundle_is_refused(
+    bundle: Path, tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bad.diffc")
+    damage(tmp_path / "bad.diffc")
+    assert said in refused("run", tmp_path / "bad.diffc", PROMPT, "-o", tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--seed", str(1 << 70)), "seed"),
+        (("--program", "none"), "program"),
+        (("--latents", "missing.npy"), "cannot be read"),
+        (("--guidance", "nan"), "guidance_scale"),
+    ],
+)
+def test_a_request_that_cannot_be_served(bundle: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    assert said in refused("run", bundle, PROMPT, *options, "-o", tmp_path / "out.png")
+
+
+def test_prompts_of_every_kind_are_drawn(bundle: Path, tmp_path: Path) -> None:
+    for prompt in ("", "赤い丸", "круг ⬤ דמות"):
+        succeeded("run", bundle, prompt, "--program", "text_to_image_2", "-o", tmp_path / "out.png")
+    result = diffc("run", bundle, "circle " * 60, "--program", "text_to_image_2", "-o", tmp_path / "out.png")
+    assert result.exit_code == 0
+    assert "warning" in result.stderr

@@ -1,0 +1,89 @@
+"""Draw the same pictures as diffusers: both trained models, their samplers, with and without guidance, three at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffc.compiler import write_bundle
+from diffc.compiler.graphs import Capture
+from diffc.compiler.ir import Program
+from diffc.compiler.load import load
+from diffc.compiler.sampling import Sampling, trace_pipeline
+from diffc.runtime import Sampler
+from tests.conftest import DIT, UNET
+from tests.tolerances import PICTURE
+
+STEPS = 20
+SAMPLERS = {
+    UNET: ("ddim", "dpmpp-2m", "unipc", "euler", "euler-ancestral"),
+    DIT: ("flow-euler", "flow-heun"),
+}
+CASES = [(model, sampler) for model, samplers in SAMPLERS.items() for sampler in samplers]
+PROMPTS = ["a red circle left of a blue square", "a small green triangle", "a large yellow star above a red square"]
+
+Compiled = tuple[Sampler, Callable[..., Any]]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Compiled]:
+    """Compile a model for all its samplers into one bundle, whose programs share graphs and weights."""
+    made: dict[Path, Compiled] = {}
+
+    def get(model: Path) -> Compiled:
+        if model not in made:
+            capture, programs = Capture(), list[Program]()
+            pipelines = {name: load(model, sampler=name) for name in SAMPLERS[model]}
+            first = next(iter(pipelines.values()))
+            for name, pipeline in pipelines.items():
+                first.scheduler = pipeline.scheduler
+                for program in trace_pipeline(first, Sampling(STEPS, batch=len(PROMPTS)), capture):
+                    unguided = "_unguided" if program.name.endswith("_unguided") else ""
+                    programs.append(replace(program, name=name.replace("-", "_") + unguided))
+            output = tmp_path_factory.mktemp("parity") / "all.diffc"
+            tokenizers = {key: value for key, value in first.components.items() if key.startswith("tokenizer")}
+            write_bundle(capture.graphs(programs), output, tokenizers={k: v for k, v in tokenizers.items() if v})
+            first.set_progress_bar_config(disable=True)
+
+            def reference(sampler: str, **options: Any) -> np.ndarray[Any, Any]:
+                first.scheduler = pipelines[sampler].scheduler
+                generator = torch.Generator("cpu").manual_seed(11)
+                drawn = first(PROMPTS, num_inference_steps=STEPS, generator=generator, output_type="np", **options)
+                return np.asarray(drawn.images)
+
+            made[model] = (Sampler(output), reference)
+        return made[model]
+
+    return get
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize(("model", "sampler"), CASES, ids=[f"{m.stem}-{s}" for m, s in CASES])
+def test_the_picture_of_a_seed_is_that_of_diffusers(
+    compiled: Callable[[Path], Compiled], model: Path, sampler: str, guidance: float
+) -> None:
+    bundle, reference = compiled(model)
+    program = sampler.replace("-", "_") + ("_unguided" if guidance == 1.0 else "")
+    got = bundle(PROMPTS, seed=11, guidance_scale=guidance, program=program, output="np")
+    wanted = reference(sampler, guidance_scale=guidance)
+    assert got.shape == wanted.shape == (3, 64, 64, 3)
+    assert np.abs(got - wanted).max() <= PICTURE
+    assert wanted.std() > 0.05, "the reference drew nothing that could differ"
+
+
+@pytest.mark.parametrize(("model", "sampler"), CASES, ids=[f"{m.stem}-{s}" for m, s in CASES])
+def test_a_solver_step_is_one_linear(compiled: Callable[[Path], Compiled], model: Path, sampler: str) -> None:
+    bundle, _ = compiled(model)
+    text = bundle.programs[sampler.replace("-", "_")]
+    denoiser = "unet" if model == UNET else "transformer"
+    evaluations = sum(f" = {denoiser}" in line for line in text.splitlines())
+    assert evaluations >= STEPS
+    assert text.count("= linear(") <= evaluations + 2
+    assert text.count("step(") == STEPS
+    assert "aten." not in text
