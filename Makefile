@@ -4,13 +4,13 @@ OUT     ?= out
 VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := compiler passes runtime tests examples
+SOURCES := compiler passes runtime tests examples benchmarks
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 # Compile the small trained model, draw one picture with the bundle, and say where it is.
 demo: $(VENV)/compiler.stamp
@@ -22,6 +22,10 @@ demo: $(VENV)/compiler.stamp
 
 test: $(VENV)/dev.stamp
 	$(OFFLINE) $(BIN)/python -m pytest -q
+
+# Slow: builds both example models, then times them against diffusers in turns.
+bench: $(VENV)/compiler.stamp
+	$(OFFLINE) $(BIN)/python benchmarks/first_picture.py
 
 check: $(VENV)/dev.stamp .mypy/stamp
 	$(BIN)/ruff format --check $(SOURCES)

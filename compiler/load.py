@@ -205,8 +205,7 @@ def _pipeline_class(index: Mapping[str, Any], where: str) -> Any:
 
 def _check_components(folder: Path, index: Mapping[str, Any], where: str) -> None:
     pipeline_class = _pipeline_class(index, where)
-    listed = _components(index)
-    for name, (library, _) in listed.items():
+    for name, (library, _) in _components(index).items():
         if not re.fullmatch(r"\w+", name):
             raise LoadError(f"{INDEX} names a component {name!r}", where=where, fix="use letters, digits and _")
         if _library(library) is None:

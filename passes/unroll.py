@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 
@@ -44,6 +45,12 @@ LONGEST = 8
 
 ROUNDING = 1e-12
 """What is left of a coefficient, relative to what cancelled, when it should have vanished."""
+
+GROWTH = 100.0
+"""A sum is not expressed by a state that would make its coefficients larger than this: too much would cancel."""
+
+NEW = "%"
+"""Starts the names of new values until all are known; no name in a program's text does."""
 
 Sum = dict[str, Polynomial]
 """Coefficients by atom; the empty name stands for the constant term."""
@@ -91,7 +98,7 @@ class _Unroll:
             self._op(op)
         outputs = tuple(self._value(name) for name in self.program.outputs)
         self._flush_steps()
-        return replace(self.program, ops=tuple(self.ops), outputs=outputs).live()
+        return _numbered(replace(self.program, ops=tuple(self.ops), outputs=outputs).live())
 
     def _op(self, op: Op) -> None:
         if op.operator == "step":
@@ -110,11 +117,11 @@ class _Unroll:
     def _linear(self, op: Op) -> Sum | None:
         """Give the sum that an operation stands for, or None if it is not linear."""
         if op.operator == "linear":
-            terms = [(self._sum(a), c) for a, c in zip(op.args, op.coefficients, strict=False)]
+            sums = [self._sum(operand) for operand in op.args]
+            terms = [(s, c) for s, c in zip(sums, op.coefficients, strict=False) if s is not None]
             constant = op.coefficients[len(op.args) :]
-            return _added(
-                *((s, c) for s, c in terms if s is not None), ({"": ONE}, constant[0] if constant else Polynomial())
-            )
+            complete = len(terms) == len(sums)
+            return _added(*terms, ({"": ONE}, constant[0] if constant else Polynomial())) if complete else None
         if not op.operator.startswith("aten.") or (op.results[0].type and not op.results[0].type.is_float):
             return None
         kind = op.operator.split(".")[1]
@@ -194,11 +201,11 @@ class _Unroll:
     def _structure(self, op: Op, name: str) -> bool:
         """Handle what moves elements but does not compute; False if the operation is none of these."""
         kind = op.operator.split(".")[1] if op.operator.startswith("aten.") else op.operator
-        if kind in ("cat", "concat"):
+        if op.operator in ("aten.cat.default", "concat"):
             return self._concat(op, name)
-        if kind == "split":
+        if op.operator.startswith("aten.split."):
             return self._split(op)
-        if kind in ("mul", "div", "neg"):
+        if op.operator.startswith("aten.") and kind in ("mul", "div", "neg"):
             return self._scaled_concat(op, name)
         return False
 
@@ -227,7 +234,7 @@ class _Unroll:
 
     def _scaled_concat(self, op: Op, name: str) -> bool:
         concats = [a for a in op.args if isinstance(a, Ref) and a.name in self.parts]
-        if len(concats) != 1:
+        if len(concats) != 1 or self.types.get(concats[0].name) != self.types.get(name):
             return False
         parts, axis = self.parts[concats[0].name]
         made: dict[str, str] = {}
@@ -243,7 +250,7 @@ class _Unroll:
         return True
 
     def _split(self, op: Op) -> bool:
-        if not op.operator.startswith("aten.split.") or not isinstance(op.args[0], Ref):
+        if not isinstance(op.args[0], Ref):
             return False
         sizes = {value.type for value in op.results}
         axis = op.args[2] if len(op.args) > 2 else op.attr("dim", 0)
@@ -290,12 +297,7 @@ class _Unroll:
         if found is None or self._is_atom(name, found):
             return next(iter(found)) if found else name
         self.count += 1
-        new = Value(f"x{self.count - 1}", self.types[name])
-        new = (
-            new
-            if self.types.get(new.name, new.type) == new.type and new.name not in self.sums
-            else Value(name, new.type)
-        )
+        new = Value(f"{NEW}{self.count}", self.types[name])
         self.types[new.name] = new.type
         self._write(new, name, found)
         return new.name
@@ -308,7 +310,7 @@ class _Unroll:
 
     def _write(self, new: Value, name: str, found: Sum) -> None:
         atoms = [atom for atom in found if atom]
-        coefficients = [found[atom] for atom in atoms] + ([found[""]] if "" in found or not atoms else [])
+        coefficients = [found[atom] for atom in atoms] + ([found.get("", Polynomial())] if "" in found or not atoms else [])
         self.ops.append(Op("linear", tuple(map(Ref, atoms)), (), tuple(coefficients), (new,)))
         for other, theirs in self.sums.items():
             if theirs == found and self.types.get(other) == new.type:
@@ -334,7 +336,7 @@ class _Unroll:
                 for n, s in living.items()
                 if old in s
             }
-            if all(len(s) <= len(living[n]) for n, s in replaced.items()):
+            if all(_is_no_worse(s, living[n]) for n, s in replaced.items()):
                 self.sums |= replaced
                 return
 
@@ -346,6 +348,23 @@ class _Unroll:
             self.names[name] = name
             self.sums[name] = {name: ONE}
         return self.names[name]
+
+
+def _is_no_worse(new: Sum, old: Sum) -> bool:
+    bound = GROWTH * sum(c.size for c in old.values())
+    return len(new) <= len(old) and (len(new) == 1 or sum(c.size for c in new.values()) <= bound)
+
+
+def _numbered(program: Program) -> Program:
+    """Call new values x0, x1, …, past the names that the program keeps."""
+    types = program.types()
+    free = (name for i in count() if (name := f"x{i}") not in types)
+    names = {name: next(free) for name in types if name.startswith(NEW)}
+    ops = tuple(
+        replace(op.renamed(names), results=tuple(Value(names.get(v.name, v.name), v.type) for v in op.results))
+        for op in program.ops
+    )
+    return replace(program, ops=ops, outputs=tuple(names.get(name, name) for name in program.outputs))
 
 
 def _added(*terms: tuple[Mapping[str, Polynomial], Polynomial]) -> Sum:
