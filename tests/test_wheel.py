@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,12 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import numpy as np
 import pytest
+from PIL import Image
+
+from diffc.runtime import load
+from tests.conftest import PROMPT
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -96,3 +102,26 @@ def test_a_bundle_runs_there_from_the_command_line_and_from_python(python: Path,
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("shell.png", "python.png")]
     assert pictures[0].std() > 0
     assert np.array_equal(*pictures)
+
+
+def test_a_bundle_draws_there(python: Path, bundle: Path, tmp_path: Path) -> None:
+    command = (python.with_name("diffc"), "run", bundle, PROMPT, "--seed", "5", "-o", tmp_path / "slim.png", "--json")
+    found = json.loads(run(*command, cwd=tmp_path))
+    assert found["image"] == str(tmp_path / "slim.png")
+    here = load(bundle)(PROMPT, seed=5)[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "slim.png")), np.asarray(here))
+
+
+def test_the_process_that_draws_holds_no_framework(python: Path, bundle: Path, tmp_path: Path) -> None:
+    code = "import sys; from diffc.runtime import load; load(sys.argv[1])('a circle', seed=0); print(*sys.modules)"
+    loaded = {name.split(".")[0] for name in run(python, "-c", code, bundle, cwd=tmp_path).split()}
+    assert "onnxruntime" in loaded
+    assert loaded & {"torch", "onnx", "diffusers", "transformers"} == set()
+
+
+def test_the_compiler_says_how_to_install_it(python: Path, tmp_path: Path) -> None:
+    done = subprocess.run([python.with_name("diffc"), "build", "x.safetensors"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "diffc[compiler]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(run(python.with_name("diffc"), "doctor", "--json", cwd=tmp_path))["targets"] == []
