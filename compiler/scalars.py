@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffc.compiler.ir import Guard, Literal, Op, Polynomial, Ref, Table, Type, Value
 
@@ -25,6 +26,10 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+
+
+SCALED = tuple(f"aten.{kind}.Scalar" for kind in ("add", "sub", "rsub", "mul", "div"))
+"""Operators whose second argument is a number, but may as well be a tensor that has no axes."""
 
 
 class Scalar(float):
@@ -104,15 +109,21 @@ class _Merger:
             for op in same
         ):
             return None
-        args = [self._literal(column) for column in zip(*(op.args for op in same), strict=True)]
-        values = [self._literal(column) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)]
+        if any(len(op.args) != len(first.args) or len(op.attrs) != len(first.attrs) for op in same):
+            return None
+        columns = zip(*(op.args for op in same), strict=True)
+        args = [self._literal(column, _takes_tensor(first.operator, at)) for at, column in enumerate(columns)]
+        takes = not first.operator.startswith("aten.")
+        values = [self._literal(column, takes) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)]
         if any(value is _UNEQUAL for value in (*args, *values)):
             return None
         return replace(first, args=tuple(args), attrs=tuple(zip((k for k, _ in first.attrs), values, strict=True)))
 
-    def _literal(self, column: Sequence[Literal]) -> Any:
+    def _literal(self, column: Sequence[Literal], takes_tensor: bool) -> Any:
         if all(item == column[0] for item in column):
             return column[0]
+        if not takes_tensor:
+            return _UNEQUAL
         arrays = [self._array(item, table) for item, table in zip(column, self.inputs, strict=True)]
         shapes = {None if array is None else array.shape for array in arrays}
         if None in shapes or len(shapes) > 1:
@@ -132,7 +143,7 @@ class _Merger:
         flat = samples.reshape(len(samples), -1).astype(np.float64)
         powers = np.vander(self.points, 3, increasing=True)
         factors = np.linalg.solve(powers[:3], flat[:3])
-        tolerance = 1e-6 * (1 + np.abs(flat).max())
+        tolerance = 1e-6 * np.abs(flat).max()
         factors[np.abs(factors) < tolerance] = 0.0
         factors = np.where(np.abs(factors - factors.round(6)) < tolerance / 10, factors.round(6), factors)
         if np.abs(powers @ factors - flat).max() > tolerance:
@@ -156,6 +167,14 @@ class _Merger:
         digest = hashlib.sha256(array.tobytes()).hexdigest()[:10]
         self.tables[f"t{digest}"] = Table(f"t{digest}", Type("float32", array.shape), array)
         return Ref(f"t{digest}")
+
+
+def _takes_tensor(operator: str, position: int) -> bool:
+    """Say whether an argument may be a tensor where the trace saw a number."""
+    if not operator.startswith("aten.") or (position == 1 and operator in SCALED):
+        return True
+    _, packet, overload = operator.split(".")
+    return "Tensor" in str(getattr(getattr(torch.ops.aten, packet), overload)._schema.arguments[position].type)
 
 
 _UNEQUAL = object()

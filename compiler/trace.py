@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from diffc.compiler.aliases import Link, View, is_view, link, refresh, write
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graphs import ENTRY_POINTS, Capture, type_of
 from diffc.compiler.ir import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
@@ -53,6 +54,8 @@ class Symbolic(torch.Tensor):
 
     fake: torch.Tensor
     label: str
+    alias: View | None
+    version: int
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -61,7 +64,7 @@ class Symbolic(torch.Tensor):
         made = torch.Tensor._make_wrapper_subclass(
             cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
-        made.fake, made.label = fake, name
+        made.fake, made.label, made.alias, made.version = fake, name, None, 0
         return made
 
     def __init__(self, fake: torch.Tensor, name: str) -> None:
@@ -176,7 +179,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             stack.enter_context(_pipeline_errors())
             with self:
                 result = function(**request)
-        self.outputs = [leaf.label for leaf in pytree.tree_leaves(result) if isinstance(leaf, Symbolic)]
+                self.outputs = [self._name(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Symbolic)]
         if not self.outputs:
             raise CaptureError(
                 "the sampler returns nothing that depends on the request or on noise", fix="return a tensor"
@@ -218,6 +221,10 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = [self._value(leaf, "v") for leaf in leaves]
         attrs = tuple((key, self._literal(value)) for key, value in kwargs.items() if key not in DROPPED)
         self._append(str(func), tuple(self._literal(arg) for arg in args), attrs, made)
+        if is_view(func):
+            several = isinstance(out, list | tuple)
+            for index, value in enumerate(made):
+                link(value, args[0], Link(func, tuple(args[1:]), kwargs, index if several else None))
         return pytree.tree_unflatten(made, structure)
 
     def _append(
@@ -230,12 +237,11 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target = args[0]
         packet = func._schema.name.split("::")[1].removesuffix("_")
         pure = getattr(getattr(torch.ops.aten, packet, None), func._overloadname, None)
-        if not isinstance(target, Symbolic) or pure is None or target.fake._is_view():
-            raise CaptureError(
-                f"{func} writes into a tensor that others may see", fix="use the operation that returns a new tensor"
-            )
-        made = self._record(pure, args, kwargs)
-        target.label, target.fake = made.label, made.fake
+        if not isinstance(target, Symbolic):
+            raise CaptureError(f"{func} writes what only the run knows into a constant", fix="write into a new tensor")
+        if pure is None:
+            raise CaptureError(f"{func} writes in place", fix="use the operation that returns a new tensor")
+        write(target, self._record(pure, args, kwargs), self._record)
         return target
 
     def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -253,9 +259,13 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.counts[prefix] = number + 1
         return Symbolic(fake, f"{prefix}{number}")
 
+    def _name(self, tensor: Symbolic) -> str:
+        refresh(tensor, self._record)
+        return tensor.label
+
     def _literal(self, item: Any) -> Literal:
         if isinstance(item, Symbolic):
-            return Ref(item.label)
+            return Ref(self._name(item))
         if isinstance(item, torch.Tensor):
             return item.item() if item.dim() == 0 else self._table(item)
         if isinstance(item, list | tuple):
@@ -276,13 +286,14 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _step(self, latents: Any) -> None:
         if isinstance(latents, Symbolic):
-            self.ops.append(Op("step", (Ref(latents.label),), (), (Polynomial.constant(1.0),)))
+            self.ops.append(Op("step", (Ref(self._name(latents)),), (), (Polynomial.constant(1.0),)))
 
     # Components and tokenizers
 
     @contextmanager
     def _opaque(self, name: str, module: nn.Module) -> Iterator[None]:
         methods = [method for method in ENTRY_POINTS if callable(getattr(type(module), method, None))]
+        before = {method: module.__dict__[method] for method in methods if method in module.__dict__}
         for method in methods:
             module.__dict__[method] = self._component(name, module, method)
         try:
@@ -290,10 +301,11 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             for method in methods:
                 del module.__dict__[method]
+            module.__dict__.update(before)
 
     def _component(self, name: str, module: nn.Module, method: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            with _disable_current_modes(), self._transparent(module):
+            with _disable_current_modes(), self._transparent():
                 signature, tensors = self.capture.call(name, module, method, args, kwargs)
             made = [
                 self._value(leaf, f"{signature.name}_" if signature.name[-1].isdigit() else signature.name)
@@ -311,13 +323,15 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return call
 
     @contextmanager
-    def _transparent(self, module: nn.Module) -> Iterator[None]:
-        """Let the methods of a component call each other directly."""
-        hidden = {method: module.__dict__.pop(method) for method in ENTRY_POINTS if method in module.__dict__}
+    def _transparent(self) -> Iterator[None]:
+        """Let the methods of components call each other directly."""
+        modules = {id(module): module for module in self.components.values()}.values()
+        hidden = [{m: module.__dict__.pop(m) for m in ENTRY_POINTS if m in module.__dict__} for module in modules]
         try:
             yield
         finally:
-            module.__dict__.update(hidden)
+            for module, methods in zip(modules, hidden, strict=True):
+                module.__dict__.update(methods)
 
     def _port(self, tensor: torch.Tensor) -> Literal:
         if not isinstance(tensor, Symbolic) and tensor.dim() == 1 and tensor.numel() <= 16:

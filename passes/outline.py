@@ -11,13 +11,13 @@ Before:
 
 After:
     n: float32[2] = noise()
-    y: float32[2] = abs_clamp_6f8d(n=n)
+    y: float32[2] = abs_clamp_f92388fc(in=n)
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -72,7 +72,7 @@ def _graph(run: list[Op], types: Mapping[str, Type | None], read_later: set[str]
         if port.type is None or port.type.dtype in ("text", "scalar"):
             raise PassError(f"outline: {port.name} has no tensor type", where=print_op(run[0]))
     outputs = tuple(Value(f"out{i}" if len(results) > 1 else "out", value.type) for i, value in enumerate(results))
-    digest = hashlib.sha256("\n".join(_canonical(body)).encode()).hexdigest()[:4]
+    digest = hashlib.sha256("\n".join(_canonical(inputs, body, results)).encode()).hexdigest()[:8]
     kinds = dict.fromkeys(op.operator.split(".")[1] for op in run if op.operator != "linear")
     name = "_".join([*list(kinds)[:3], digest])
     with torch.no_grad():
@@ -84,14 +84,16 @@ def _graph(run: list[Op], types: Mapping[str, Type | None], read_later: set[str]
     return Graph(name, inputs, outputs, exported, "arithmetic"), call
 
 
-def _canonical(body: list[Op]) -> Iterator[str]:
-    """Print operations with results numbered in order, so that the same computation has the same text."""
+def _canonical(inputs: Sequence[Value], body: list[Op], results: list[Value]) -> Iterator[str]:
+    """Print a computation with its values numbered in order, so that the same computation has the same text."""
+    yield repr(inputs)
     numbers: dict[str, str] = {}
     for op in body:
         renamed = op.renamed(numbers)
         for value in op.results:
             numbers[value.name] = f"v{len(numbers)}"
         yield print_op(replace(renamed, results=tuple(Value(numbers[v.name], v.type) for v in op.results)))
+    yield " ".join(numbers[value.name] for value in results)
 
 
 class _Region(torch.nn.Module):

@@ -21,7 +21,8 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,7 +45,7 @@ EXACT = 1e-9
 def recognize_linear(program: Program) -> Program:
     """Rewrite every value that is a weighted sum of values of its own type but is computed through other shapes."""
     types = program.types()
-    constants = {table.name: torch.as_tensor(table.data) for table in program.tables}
+    constants = {table.name: torch.as_tensor(table.data) for table in program.tables if table.data is not None}
     made: dict[str, Op] = {}
     ops = list[Op]()
     for op in program.ops:
@@ -72,22 +73,36 @@ def _weighted_sum(
     """Measure the weights of the values that an operation is made from; None if it is no weighted sum of them."""
     chain, leaves = _chain(op, made, constants)
     type_ = op.results[0].type
-    if len(chain) < 2 or type_ is None or not type_.is_float or any(types[leaf] != type_ for leaf in leaves):
+    if len(chain) < 2 or type_ is None or not type_.is_float or not math.prod(type_.shape):
+        return None
+    if not leaves or any(types[leaf] != type_ for leaf in leaves):
         return None
     generator = torch.Generator().manual_seed(0)
+    samples = [
+        _sample(chain, leaves, type_, constants, generator) for _ in range(2 + len(leaves) // math.prod(type_.shape))
+    ]
+    columns, wanted = torch.cat([probes for probes, _ in samples]), torch.cat([result for _, result in samples])
+    weights = torch.linalg.lstsq(columns, wanted[:, None], driver="gelsd").solution[:, 0]
+    if (columns @ weights - wanted).abs().max() > EXACT * (1 + wanted.abs().max()):
+        return None
+    operands: tuple[Literal, ...] = tuple(map(Ref, leaves))
+    return Op("linear", operands, (), tuple(Polynomial.constant(w) for w in _rounded(weights)), op.results)
+
+
+def _sample(
+    chain: Sequence[Op],
+    leaves: Sequence[str],
+    type_: Type,
+    constants: Mapping[str, torch.Tensor],
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a chain on random leaves; give them, one a column, and the result."""
     probes = {leaf: torch.randn(type_.shape, generator=generator, dtype=torch.float64) for leaf in leaves}
     values = probes | {name: c.double() if c.is_floating_point() else c for name, c in constants.items()}
     for link in chain:
         values[link.results[0].name] = apply(link, values, {})[0]
     columns = torch.stack([probe.flatten() for probe in probes.values()], dim=1)
-    wanted = values[op.results[0].name].flatten()
-    if columns.shape[0] < columns.shape[1]:
-        return None
-    weights = torch.linalg.lstsq(columns, wanted[:, None], driver="gelsd").solution[:, 0]
-    if (columns @ weights - wanted).abs().max() > EXACT * (1 + wanted.abs().max()):
-        return None
-    operands: tuple[Literal, ...] = tuple(map(Ref, probes))
-    return Op("linear", operands, (), tuple(Polynomial.constant(w) for w in _rounded(weights)), op.results)
+    return columns, values[chain[-1].results[0].name].flatten()
 
 
 def _chain(op: Op, made: Mapping[str, Op], constants: Mapping[str, torch.Tensor]) -> tuple[list[Op], list[str]]:

@@ -31,6 +31,7 @@ After:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -70,6 +71,9 @@ IDENTITIES = (
 )
 """ATen operators that return their first operand's elements as they are, if they keep its shape."""
 
+CONSTANTS = {"zeros_like": 0.0, "ones_like": 1.0}
+"""ATen operators that give the same number everywhere."""
+
 
 def unroll(program: Program) -> Program:
     """Replace the linear arithmetic of ATen by ``linear``, ``concat`` and ``split``; leave the rest as it is."""
@@ -103,7 +107,8 @@ class _Unroll:
     def _op(self, op: Op) -> None:
         if op.operator == "step":
             self.steps.append(op)
-            self.last_use[next(op.reads())] += len(self.program.ops)
+            for name in _operands(op):
+                self.last_use[name] += len(self.program.ops)
             return
         name = op.results[0].name if op.results else ""
         made = self._linear(op)
@@ -127,6 +132,8 @@ class _Unroll:
         kind = op.operator.split(".")[1]
         if kind in IDENTITIES:
             return self._sum(op.args[0]) if self._keeps(op) else None
+        if kind in CONSTANTS:
+            return _added(({"": ONE}, Polynomial.constant(CONSTANTS[kind])))
         rule = {
             "add": self._add,
             "sub": self._add,
@@ -280,9 +287,13 @@ class _Unroll:
 
     def _flush_steps(self) -> None:
         for op in self.steps:
-            name = next(op.reads())
-            self.last_use[name] -= len(self.program.ops)
-            latents = self._sum(Ref(name)) or {self._value(name): ONE}
+            for name in _operands(op):
+                self.last_use[name] -= len(self.program.ops)
+            sums = [self._sum(Ref(name)) or {self._value(name): ONE} for name in _operands(op)]
+            rest = op.coefficients[len(sums) :]
+            latents = _added(*zip(sums, op.coefficients, strict=False), ({"": ONE}, rest[0] if rest else Polynomial()))
+            if not latents.keys() - {""}:
+                latents = {self._value(_operands(op)[0]): Polynomial()} | latents
             atoms = [atom for atom in latents if atom]
             constant = [latents[""]] if "" in latents else []
             coefficients = tuple([latents[atom] for atom in atoms] + constant)
@@ -310,7 +321,9 @@ class _Unroll:
 
     def _write(self, new: Value, name: str, found: Sum) -> None:
         atoms = [atom for atom in found if atom]
-        coefficients = [found[atom] for atom in atoms] + ([found.get("", Polynomial())] if "" in found or not atoms else [])
+        coefficients = [found[atom] for atom in atoms] + (
+            [found.get("", Polynomial())] if "" in found or not atoms else []
+        )
         self.ops.append(Op("linear", tuple(map(Ref, atoms)), (), tuple(coefficients), (new,)))
         for other, theirs in self.sums.items():
             if theirs == found and self.types.get(other) == new.type:
@@ -350,6 +363,10 @@ class _Unroll:
         return self.names[name]
 
 
+def _operands(op: Op) -> list[str]:
+    return [operand.name for operand in op.args if isinstance(operand, Ref)]
+
+
 def _is_no_worse(new: Sum, old: Sum) -> bool:
     bound = GROWTH * sum(c.size for c in old.values())
     return len(new) <= len(old) and (len(new) == 1 or sum(c.size for c in new.values()) <= bound)
@@ -376,4 +393,4 @@ def _added(*terms: tuple[Mapping[str, Polynomial], Polynomial]) -> Sum:
             term = coefficient * factor
             total[atom] = total.get(atom, Polynomial()) + term
             magnitude[atom] = magnitude.get(atom, 0.0) + term.size
-    return {atom: c for atom, c in total.items() if c.size > ROUNDING * magnitude[atom]}
+    return {atom: c for atom, c in total.items() if not c.size <= ROUNDING * magnitude[atom] < math.inf}

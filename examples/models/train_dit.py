@@ -134,7 +134,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_plan_arguments(parser, steps=4400, rate=1e-3)
     parser.add_argument("--text-steps", type=int, default=200, help="steps that train each text encoder alone")
-    parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("shapes-dit"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -188,7 +187,7 @@ def main() -> None:
     fit(
         nn.ModuleDict({"transformer": transformer, "text_encoder": first, "text_encoder_2": second}),
         loss_at,
-        Plan("dit", options.steps, options.rate, seed, work, muon=MUON if options.muon else ""),
+        Plan("dit", options.steps, options.rate, seed, work, muon=MUON),
     )
     transformer.set_attn_processor(standard_attention)
     check_equals_pipeline(pipeline, data.empty[None].to(device()), "")

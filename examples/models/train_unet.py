@@ -17,6 +17,7 @@ BATCH = 32
 SNR_LIMIT = 5.0
 WEIGHT_LIMIT = 10.0
 TEXT_WIDTH = 128
+MUON = r"attentions\..*(attn1|attn2|ff)\..*weight$"
 
 
 def new_scheduler() -> DPMSolverMultistepScheduler:
@@ -118,7 +119,7 @@ def main() -> None:
     fit(
         nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}),
         loss_at,
-        Plan("unet", options.steps, options.rate, seed, work),
+        Plan("unet", options.steps, options.rate, seed, work, muon=MUON),
     )
     unet.set_attn_processor(fast_attention)
     autoencoder.register_to_config(shift_factor=None)

@@ -32,7 +32,9 @@ def few(items: st.SearchStrategy) -> st.SearchStrategy:
     return st.lists(items, max_size=3).map(tuple)
 
 
-INPUTS = st.builds(Input, NAMES, st.builds(Type, st.just("text"), SHAPES) | st.just(Type("scalar")), st.none() | NUMBERS)
+INPUTS = st.builds(
+    Input, NAMES, st.builds(Type, st.just("text"), SHAPES) | st.just(Type("scalar")), st.none() | NUMBERS
+)
 OPS = st.builds(Op, NAMES, few(LITERALS), few(st.tuples(NAMES, LITERALS)), few(POLYNOMIALS), few(VALUES))
 PROGRAMS = st.builds(
     Program,
@@ -58,7 +60,9 @@ def test_parsing_undoes_printing(program: Program) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet=st.sampled_from(list('programle(){}[];:,=<>!-+*"\\ \n.e0123 guardtbsfn')), max_size=60) | st.text())
+@given(
+    st.text(alphabet=st.sampled_from(list('programle(){}[];:,=<>!-+*"\\ \n.e0123 guardtbsfn')), max_size=60) | st.text()
+)
 @example("[" * 100_000)
 @example("f(" + "[" * 100_000)
 @example("f(" + "9" * 10_000 + ")")

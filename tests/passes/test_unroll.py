@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -36,15 +38,14 @@ program main(g: scalar = 2.0) {
 
 def rewritten(operations: str) -> list[str]:
     """Unroll a program of these operations (float32[2, 3] unless they say otherwise) and give its lines."""
-    program = verify(unroll(verify(parse(HEAD + operations.replace(" = ", ": float32[2, 3] = ") + "}"))))
+    typed = re.sub(r"^( *\w+) =", r"\1: float32[2, 3] =", operations, flags=re.M)
+    program = verify(unroll(verify(parse(f"{HEAD}{typed}}}"))))
     lines = [line.strip() for line in str(program).replace(": float32[2, 3]", "").splitlines()]
     return [line for line in lines if line.split()[0] not in ("program", "graph", "table", "}")]
 
 
 def with_table(data: torch.Tensor) -> Program:
     """Give a program that multiplies noise by a table."""
-    from dataclasses import replace
-
     shape = list(data.shape)
     program = parse(
         f"program main() {{ table t: float32{shape} n: float32[2, 3] = noise()"
@@ -82,8 +83,8 @@ def test_scales_the_input_of_each_call_but_keeps_one_linear_for_each_step() -> N
         "y: float32[4, 3] = wide(sample=scaled)",
         "u, c = split(y, axis=0)",
         "x1 = linear(x0, u, c; 2.0, -1.0 + 1.0*g, -1.0*g)",
-        "step(x1; 2.0)",
         "scaled2: float32[4, 3] = concat(x1, x1, axis=0)",
+        "step(x1; 2.0)",
         "y2: float32[4, 3] = wide(sample=scaled2)",
         "u2, c2 = split(y2, axis=0)",
         "x2 = linear(x1, c2; 2.0, -1.0)",
@@ -213,7 +214,7 @@ def test_a_table_of_one_number_is_a_factor() -> None:
         "aten.clamp.default(n, -1, 1)",
         "aten.mul.Tensor(n, n)",
         "aten.div.Tensor(1.0, n)",
-        "aten.div.Tensor_mode(n, 2.0, rounding_mode=\"floor\")",
+        'aten.div.Tensor_mode(n, 2.0, rounding_mode="floor")',
         "aten.div.Tensor(n, 0)",
         "aten.slice.Tensor(w, 0, 0, 2)",
         "aten.add.Tensor(n, flag)",

@@ -1,0 +1,112 @@
+"""Keep in-place writes and views apart: a program has values only, so a write makes a new value of the whole tensor.
+
+A view remembers its base and the way to it. Writing into a view scatters the new part back along that way; a view whose
+base has changed since is taken anew before it is read. This is what ``torch.func.functionalize`` does, for tensors that
+have no numbers: https://docs.pytorch.org/docs/stable/generated/torch.func.functionalize.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffc.compiler.errors import CaptureError
+
+aten = torch.ops.aten
+
+Record = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""Record an operator that returns new tensors, and give them."""
+
+SAME = ("alias", "detach", "view_as")
+RESHAPED = ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze")
+
+
+@dataclass(frozen=True)
+class Link:
+    """Take one view: an operator, its arguments after the tensor, and which of several results."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    index: int | None = None
+
+    def take(self, whole: Any, record: Record) -> Any:
+        """Take the view of another tensor."""
+        taken = record(self.func, (whole, *self.args), self.kwargs)
+        return taken if self.index is None else taken[self.index]
+
+    def scatter(self, whole: Any, part: Any, record: Record) -> Any:
+        """Give the whole with another part where this view was. Raises `CaptureError` where that has no meaning."""
+        kind = self.func._schema.name.split("::")[1]
+        if kind in SAME:
+            return part
+        if kind in RESHAPED:
+            return record(aten.view.default, (part, list(whole.shape)), {})
+        if kind in ("transpose", "t"):
+            return record(aten.transpose.int, (part, *(self.args or (0, 1))), {})
+        if kind == "permute":
+            inverse = torch.tensor(self.args[0]).argsort().tolist()
+            return record(aten.permute.default, (part, inverse), {})
+        if kind == "select":
+            return record(aten.select_scatter.default, (whole, part, *self.args), {})
+        if kind == "slice":
+            return record(aten.slice_scatter.default, (whole, part, *self.args), {})
+        if kind == "split" and self.index is not None:
+            size, axis = self.args[0], self.args[1] if len(self.args) > 1 else 0
+            start = self.index * size
+            return record(aten.slice_scatter.default, (whole, part, axis, start, start + part.shape[axis]), {})
+        raise CaptureError(f"a write into the result of {self.func}", fix="write into the tensor itself")
+
+
+@dataclass
+class View:
+    """Remember where a view comes from and which version of it was seen."""
+
+    base: Any
+    path: tuple[Link, ...]
+    version: int
+
+
+def is_view(func: Any) -> bool:
+    """Say whether an operator returns views of its first argument."""
+    return any(returned.alias_info is not None and not returned.alias_info.is_write for returned in func._schema.returns)
+
+
+def link(made: Any, source: Any, step: Link) -> None:
+    """Note that a tensor was made as a view of another."""
+    base = source.alias.base if source.alias else source
+    path = (*(source.alias.path if source.alias else ()), step)
+    made.alias = View(base, path, base.version)
+
+
+def refresh(tensor: Any, record: Record) -> None:
+    """Take a view again if its base was written since."""
+    view = tensor.alias
+    if view is None or view.version == view.base.version:
+        return
+    value = view.base
+    for step in view.path:
+        value = step.take(value, record)
+    tensor.label, view.version = value.label, view.base.version
+
+
+def write(target: Any, new: Any, record: Record) -> None:
+    """Let a tensor, and all that share its numbers, have new ones."""
+    view = target.alias
+    if view is None:
+        target.label = new.label
+        target.version += 1
+        return
+    refresh(target, record)
+    wholes = [view.base]
+    for step in view.path[:-1]:
+        wholes.append(step.take(wholes[-1], record))
+    part = new
+    for step, whole in zip(reversed(view.path), reversed(wholes), strict=True):
+        part = step.scatter(whole, part, record)
+    view.base.label = part.label
+    view.base.version += 1
+    target.label, view.version = new.label, view.base.version
