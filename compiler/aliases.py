@@ -72,7 +72,9 @@ class View:
 
 def is_view(func: Any) -> bool:
     """Say whether an operator returns views of its first argument."""
-    return any(returned.alias_info is not None and not returned.alias_info.is_write for returned in func._schema.returns)
+    return any(
+        returned.alias_info is not None and not returned.alias_info.is_write for returned in func._schema.returns
+    )
 
 
 def link(made: Any, source: Any, step: Link) -> None:

@@ -39,13 +39,16 @@ def build(
     guidance: float | None = None,
     size: tuple[int, int] | None = None,
     batch: int = 1,
+    task: str = "text-to-image",
+    strength: float | None = None,
     online: bool = False,
     progress: Progress = lambda _: None,
 ) -> Path:
     """Compile a checkpoint and give the bundle's path (default: the source's name with ``.diffc``, in this folder).
 
     ``steps`` gives one program for each count (default: the pipeline's own), ``size`` is width and height in pixels,
-    ``guidance`` the default scale, which stays a number of the request. Whatever fails, no half-made bundle is left.
+    ``guidance`` the default scale, which stays a number of the request, ``strength`` how much of a given picture is
+    drawn anew. Whatever fails, no half-made bundle is left.
     Raises `DiffcError` of the stage that failed.
     """
     wanted = parse_target(target)
@@ -53,15 +56,16 @@ def build(
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
     with _new_folder(output) as folder:
         progress("load")
-        pipeline = load(source, sampler=sampler, online=online)
+        pipeline = load(source, sampler=sampler, task=task, online=online)
         capture, programs = Capture(), list[Program]()
         for count in dict.fromkeys(steps) or (default_steps(pipeline),):
             progress(f"trace {count} steps")
-            programs += trace_pipeline(pipeline, Sampling(count, guidance, size, batch), capture)
+            programs += trace_pipeline(pipeline, Sampling(task, count, guidance, size, batch, strength), capture)
         progress("capture")
         made = [run(program, NORMAL_FORM) for program in capture.graphs(programs)]
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
-        recipe = {"sampler": sampler, "steps": list(steps), "guidance": guidance, "size": size, "batch": batch}
+        recipe: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
+        recipe |= {"size": size, "batch": batch, "strength": strength}
         _write(folder, made, tokenizers, wanted, _provenance(source, recipe), progress)
     return output
 

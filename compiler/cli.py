@@ -20,6 +20,7 @@ from diffc.runtime.errors import DiffcError, DiffcWarning
 
 Command = Callable[..., Any]
 
+TASKS = ("text-to-image", "image-to-image", "inpaint")
 EXTRA = "this command needs the compiler: pip install 'diffc[compiler]'"
 
 
@@ -112,6 +113,8 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--guidance", type=float, help="Default guidance scale; --guidance of run changes it.")
 @click.option("--size", type=_Size(), help="Width and height in pixels.  [default: the model's]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
+@click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What to draw from.")
+@click.option("--strength", type=click.FloatRange(0, 1), help="How much of a given picture is drawn anew.")
 @click.option("--online", is_flag=True, help="Allow a single file's missing configuration to be fetched.")
 def build(output: Path | None, steps: tuple[int, ...] | None, **options: Any) -> dict[str, Any]:
     """Compile SOURCE, a .safetensors file or a diffusers folder, into a bundle.
@@ -138,6 +141,8 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **options: Any) ->
 @click.option("--seed", type=int, help="The picture's seed.  [default: random]")
 @click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")
 @click.option("--latents", type=click.Path(path_type=Path), help="A .npy file that stands for the first noise.")
+@click.option("--image", type=click.Path(path_type=Path), help="The picture to start from.")
+@click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is drawn anew.")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures, drawn as a grid.")
 @click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
 def run(output: Path, **options: Any) -> dict[str, Any]:
@@ -168,11 +173,18 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
             num_images=options["images"],
             program=options["program"],
             callback=show,
+            **_pictures(image=options["image"], mask_image=options["mask"]),
         )
     save(pictures[0] if len(pictures) == 1 else grid(pictures), output)
     seconds = time.monotonic() - start
     _say(f"{output}: seed {pictures[0].info['seed']}, {seconds:.1f} s")
     return {"image": str(output), "seed": pictures[0].info["seed"], "seconds": seconds, "peak_bytes": _peak_bytes()}
+
+
+def _pictures(**paths: Path | None) -> dict[str, Any]:
+    from diffc.runtime.images import open_picture
+
+    return {name: open_picture(path) for name, path in paths.items() if path is not None}
 
 
 def _latents(path: Path | None) -> Any:

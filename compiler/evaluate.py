@@ -90,7 +90,7 @@ def _aten(op: Op, values: Values) -> Sequence[torch.Tensor]:
         if isinstance(literal, str) and isinstance(getattr(torch, literal, None), torch.dtype):
             return getattr(torch, literal)
         if isinstance(literal, Ref):
-            return values[literal.name]
+            return values[literal.name].item() if type_ == "number" else values[literal.name]
         return torch.tensor(literal) if type_ == "Tensor" and literal is not None else literal
 
     args = [given(literal, type_) for literal, type_ in zip(op.args, expected, strict=False)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import BuildError
-from diffc.compiler.graphs import ENTRY_POINTS, bind, tensor_ports
+from diffc.compiler.graphs import ENTRY_POINTS, bind, returned_tensors, tensor_ports
 from diffc.compiler.load import load
 from diffc.compiler.sampling import GUIDANCE, TEXTS
 from diffc.compiler.target import Progress
+from diffc.compiler.text import parse
 from diffc.runtime import Sampler
 from diffc.runtime.bundle import open_bundle
 from diffc.runtime.interpreter import Interpreter
@@ -93,17 +95,19 @@ def compare(
     sampler = Sampler(bundle)
     recipe = sampler.manifest["provenance"]["recipe"]
     progress("load")
-    pipeline = load(source, sampler=recipe.get("sampler"))
+    pipeline = load(source, sampler=recipe["sampler"], task=recipe["task"])
     pipeline.set_progress_bar_config(disable=True)
     name, text = _program(sampler, program)
     scale = guidance if guidance is not None else _default(text)
+    pictures_given = _test_pictures(text)
     calls: dict[str, Any] = {}
     pictures = list[dict[str, Any]]()
     for at, prompt in enumerate(prompts):
         progress(f"draw {at + 1}/{len(prompts)}: {prompt}")
         with _recorded(pipeline, calls):
-            wanted = _reference(pipeline, prompt, recipe, int(name.split("_")[3]), scale, seed + at)
-        options = {} if scale is None else {GUIDANCE: scale}
+            wanted = _reference(pipeline, prompt, recipe, _steps(name), scale, seed + at, pictures_given)
+        options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
+        options |= {key: np.moveaxis(picture, 1, -1) for key, picture in pictures_given.items()}
         got = sampler([prompt] * recipe["batch"], seed=seed + at, program=program, output="np", **options)
         pictures += [
             {"prompt": prompt, "psnr": psnr(a, b), "ssim": ssim(a, b), "max_abs": float(np.abs(a - b).max())}
@@ -126,19 +130,41 @@ def _program(sampler: Sampler, name: str | None) -> tuple[str, str]:
     return name, sampler.programs[name]
 
 
-def _default(text: str) -> float | None:
-    from diffc.compiler.text import parse
+def _steps(program: str) -> int:
+    found = re.search(r"_(\d+)(_unguided)?$", program)
+    if found is None:
+        raise BuildError(f"{program} was not built from a pipeline", fix="compare it in the code that made it")
+    return int(found[1])
 
+
+def _test_pictures(text: str) -> dict[str, Array]:
+    """Make a picture for each that the program asks for: smooth colours, and a mask of the right half."""
+    made = {}
+    for item in parse(text).inputs:
+        if len(item.type.shape) == 4:
+            batch, channels, height, width = item.type.shape
+            x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+            colours = np.stack([x, y, 1 - x]) if channels == 3 else (x > 0.5)[None]
+            made[item.name] = np.broadcast_to(colours, item.type.shape).astype(np.float32)
+    return made
+
+
+def _default(text: str) -> float | None:
     return next((item.default for item in parse(text).inputs if item.name == GUIDANCE), None)
 
 
-def _reference(pipeline: Any, prompt: str, recipe: Any, steps: int, guidance: float | None, seed: int) -> Array:
+def _reference(
+    pipeline: Any, prompt: str, recipe: Any, steps: int, guidance: float | None, seed: int, given: Any
+) -> Array:
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
-    if recipe["size"]:
-        options |= {"width": recipe["size"][0], "height": recipe["size"][1]}
+    options |= {key: torch.from_numpy(picture) for key, picture in given.items()}
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    size = recipe["size"] or (None, None)
+    fixed = {"width": size[0], "height": size[1], "strength": recipe["strength"]}
+    options |= {key: value for key, value in fixed.items() if value is not None and key in takes}
     prompts = [prompt] * recipe["batch"]
     generator = torch.Generator("cpu").manual_seed(seed)
-    texts = dict(zip(TEXTS, (prompts, [""] * len(prompts)), strict=True))
+    texts = {k: v for k, v in zip(TEXTS, (prompts, [""] * len(prompts)), strict=True) if k in takes}
     drawn = pipeline(**texts, **options, num_inference_steps=steps, generator=generator, output_type="np")
     return np.asarray(drawn[0])
 
@@ -162,7 +188,7 @@ def _noting(name: str, module: torch.nn.Module, method: str, calls: dict[str, An
     def call(*args: Any, **kwargs: Any) -> Any:
         returned = original(*args, **kwargs)
         ports, tensors = tensor_ports(bind(original, args, kwargs))
-        outputs = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
+        outputs = returned_tensors(returned)
         feeds = {port.name: tensor.numpy(force=True) for port, tensor in zip(ports, tensors, strict=True)}
         key = _signature(name, [(port, str(array.dtype), array.shape) for port, array in feeds.items()])
         calls.setdefault(key, (feeds, [output.numpy(force=True) for output in outputs]))

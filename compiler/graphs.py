@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -137,12 +138,42 @@ def _output_ports(returned: Any, inputs: set[str]) -> tuple[Value, ...]:
     paths, _ = pytree.tree_flatten_with_path(dict(returned) if isinstance(returned, dict) else returned)
     ports = []
     for path, leaf in paths:
-        if isinstance(leaf, torch.Tensor):
-            name = _port_name(path)
+        for key, tensor in _held(leaf):
+            name = "_".join(part for part in (_port_name(path), key) if part)
             name = f"out_{name}" if not name or name[0].isdigit() else name
             name = "out" if name == "out_0" else name
-            ports.append(Value(f"{name}_out" if name in inputs else name, type_of(leaf)))
+            ports.append(Value(f"{name}_out" if name in inputs else name, type_of(tensor)))
     return tuple(ports)
+
+
+def _held(leaf: Any) -> list[tuple[str, torch.Tensor]]:
+    """List the tensors of a leaf: itself, or the attributes of an object such as a distribution."""
+    if isinstance(leaf, torch.Tensor):
+        return [("", leaf)]
+    attributes = vars(leaf).items() if hasattr(leaf, "__dict__") and not isinstance(leaf, type) else ()
+    return [(name, value) for name, value in attributes if isinstance(value, torch.Tensor)]
+
+
+def returned_tensors(returned: Any) -> list[torch.Tensor]:
+    """List the tensors that a component returned, in order, those inside objects too."""
+    return [tensor for leaf in pytree.tree_leaves(returned) for _, tensor in _held(leaf)]
+
+
+def with_tensors(returned: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    """Give the same structure with other tensors."""
+
+    def replaced(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return next(tensors)
+        names = [name for name, _ in _held(leaf)]
+        if names:
+            leaf = copy.copy(leaf)
+            for name in names:
+                setattr(leaf, name, next(tensors))
+        return leaf
+
+    leaves, structure = pytree.tree_flatten(returned)
+    return pytree.tree_unflatten([replaced(leaf) for leaf in leaves], structure)
 
 
 class _Call(nn.Module):
@@ -157,13 +188,15 @@ class _Call(nn.Module):
         ports = iter(tensors)
         leaves = [next(ports) if isinstance(leaf, _Port) else leaf for leaf in self.signature.leaves]
         returned = self.signature.method(**pytree.tree_unflatten(leaves, self.signature.structure))
-        outputs = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
+        outputs = returned_tensors(returned)
         return tuple(outputs[i] for i in sorted(self.signature.used))
 
 
 def _export(signature: Signature) -> Graph:
     with _named_failure(signature.name), torch.no_grad():
         body = torch.export.export(_Call(signature).eval(), signature.example(), strict=False)
+        body.graph.eliminate_dead_code()
+        body.graph_module.recompile()
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
 

@@ -171,7 +171,7 @@ def _renamed(literal: Literal, names: Mapping[str, str]) -> Literal:
 
 @dataclass(frozen=True)
 class Input:
-    """Declare what a request gives: ``text[batch]``, or a scalar with its default."""
+    """Declare what a request gives: ``text[batch]``, a scalar with its default, or a picture in [0, 1]."""
 
     name: str
     type: Type

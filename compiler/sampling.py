@@ -16,21 +16,30 @@ from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.graphs import Capture
 from diffc.compiler.ir import Program
 from diffc.compiler.scalars import COMPARISONS
-from diffc.compiler.trace import Number, Text, trace
+from diffc.compiler.trace import Asked, Number, Picture, Text, trace
 
 TEXTS = ("prompt", "negative_prompt")
 GUIDANCE = "guidance_scale"
 CALLBACK = "callback_on_step_end"
+STRENGTH = "strength"
+DENOISERS = ("unet", "transformer")
+PICTURES = {"text-to-image": {}, "image-to-image": {"image": 3}, "inpaint": {"image": 3, "mask_image": 1}}
+"""The pictures that each task asks for, with their channels, as diffusers names them."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """State what is fixed at build: steps, size in pixels, batch, default guidance (None: the pipeline's own)."""
+    """State what is fixed at build: task, steps, size in pixels, batch, strength, default guidance.
 
+    None stands for what the pipeline does when nobody says.
+    """
+
+    task: str = "text-to-image"
     steps: int | None = None
     guidance: float | None = None
     size: tuple[int, int] | None = None
     batch: int = 1
+    strength: float | None = None
 
 
 def default_steps(pipeline: Any) -> int:
@@ -46,7 +55,7 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[
     steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
     if steps < 1:
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
-    name = f"text_to_image_{steps}"
+    name = f"{sampling.task.replace('-', '_')}_{steps}"
     first = _trace(pipeline, sampling, steps, sampling.guidance, name, capture)
     broken = [g for g in first.guards if g.scalar == GUIDANCE and not COMPARISONS[g.comparison](1.0, g.bound)]
     if not broken:
@@ -58,10 +67,15 @@ def _trace(
     pipeline: Any, sampling: Sampling, steps: int, guidance: float | None, name: str, capture: Capture
 ) -> Program:
     parameters = _parameters(pipeline)
-    inputs: dict[str, Text | Number] = {text: Text(sampling.batch) for text in TEXTS if text in parameters}
+    inputs: dict[str, Asked] = {text: Text(sampling.batch) for text in TEXTS if text in parameters}
     fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pt", "return_dict": False}
-    if sampling.size is not None:
+    inputs |= _pictures(pipeline, sampling)
+    if sampling.size is not None and {"width", "height"} <= parameters.keys():
         fixed |= {"width": sampling.size[0], "height": sampling.size[1]}
+    if sampling.strength is not None:
+        if STRENGTH not in parameters:
+            raise BuildError("this task takes no strength", where=sampling.task, fix="leave --strength out")
+        fixed[STRENGTH] = sampling.strength
     if GUIDANCE in parameters:
         inputs[GUIDANCE] = Number(float(parameters[GUIDANCE].default if guidance is None else guidance))
     elif guidance is not None and guidance != 1.0:
@@ -84,6 +98,25 @@ def _trace(
             name=name,
             on_step="on_step" if told else None,
         )
+
+
+def _pictures(pipeline: Any, sampling: Sampling) -> dict[str, Asked]:
+    asked = PICTURES[sampling.task]
+    if not asked:
+        return {}
+    width, height = sampling.size or _own_size(pipeline)
+    return {name: Picture((sampling.batch, channels, height, width)) for name, channels in asked.items()}
+
+
+def _own_size(pipeline: Any) -> tuple[int, int]:
+    """Find the size in pixels that the denoiser was made for."""
+    factor = getattr(pipeline, "vae_scale_factor", None)
+    sizes = [getattr(c.config, "sample_size", None) for c in (getattr(pipeline, n, None) for n in DENOISERS) if c]
+    if not factor or not sizes or not isinstance(sizes[0], int):
+        raise BuildError(
+            "the size of the picture is not known", where=type(pipeline).__name__, fix="give it with --size"
+        )
+    return sizes[0] * factor, sizes[0] * factor
 
 
 def _call(pipeline: Any, fixed: Mapping[str, Any], *, told: bool) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +94,30 @@ def fit_polynomials(
     return merger.ops, {**tables[0], **merger.tables}
 
 
+def combine(original: Sequence[Op], one: Sequence[Op], other: Sequence[Op]) -> list[Op] | None:
+    """Join the polynomials that were found in two scalars; None where a constant depends on both."""
+    ops, ones, others = list[Op](), iter(one), iter(other)
+    for op in original:
+        mine, theirs = _after_linears(ones, ops), _after_linears(others, ops)
+        pairs = zip((*op.args, *op.attrs), (*mine.args, *mine.attrs), (*theirs.args, *theirs.attrs), strict=True)
+        if any(was not in (a, b) for was, a, b in pairs):
+            return None
+        args = tuple(a if b == was else b for was, a, b in zip(op.args, mine.args, theirs.args, strict=True))
+        attrs = tuple(a if b == was else b for was, a, b in zip(op.attrs, mine.attrs, theirs.attrs, strict=True))
+        ops.append(replace(op, args=args, attrs=attrs))
+    return ops
+
+
+def _after_linears(source: Iterator[Op], ops: list[Op]) -> Op:
+    """Move the leading ``linear`` operations, which no trace has, and give the one that follows them."""
+    for op in source:
+        if op.operator != "linear":
+            return op
+        if op not in ops:
+            ops.append(op)
+    raise AssertionError("the operations of a trace came to an end")
+
+
 class _Merger:
     """Walk the same operation of several traces, and write what differs as ``linear`` of the scalar's powers."""
 
@@ -114,7 +138,9 @@ class _Merger:
         columns = zip(*(op.args for op in same), strict=True)
         args = [self._literal(column, _takes_tensor(first.operator, at)) for at, column in enumerate(columns)]
         takes = not first.operator.startswith("aten.")
-        values = [self._literal(column, takes) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)]
+        values = [
+            self._literal(column, takes) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)
+        ]
         if any(value is _UNEQUAL for value in (*args, *values)):
             return None
         return replace(first, args=tuple(args), attrs=tuple(zip((k for k, _ in first.attrs), values, strict=True)))

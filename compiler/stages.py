@@ -53,6 +53,7 @@ def parameters_by_stage(program: Program) -> dict[str, int]:
 def _count(graph: Graph, ports: Mapping[str, Stage]) -> dict[str, int]:
     counts = dict.fromkeys(NAMES, 0)
     sizes: dict[str, int] = {}
+    made_of: dict[str, set[str]] = {}
     stages: dict[str, Stage] = {}
     used: dict[str, Stage] = {}
     inputs = iter(graph.inputs)
@@ -63,11 +64,14 @@ def _count(graph: Graph, ports: Mapping[str, Stage]) -> dict[str, int]:
             stages[node.name] = ports[next(inputs).name] if user else BUILD
             if kinds[node.name] == InputKind.PARAMETER:
                 sizes[node.name] = node.meta["val"].numel()
+                made_of[node.name] = {node.name}
         elif node.op == "call_function":
             stages[node.name] = _join(stages[source.name] for source in node.all_input_nodes)
-            for source in node.all_input_nodes:
-                if source.name in sizes:
-                    used[source.name] = used.get(source.name, BUILD) | stages[node.name]
+            parameters = set[str]().union(*(made_of.get(source.name, ()) for source in node.all_input_nodes))
+            if all(source.name in made_of for source in node.all_input_nodes):
+                made_of[node.name] = parameters
+            for name in parameters:
+                used[name] = used.get(name, BUILD) | stages[node.name]
     for name, stage in used.items():
         if stage:
             key = "latent" if "latent" in stage else "request_step" if len(stage) == 2 else next(iter(stage))

@@ -23,10 +23,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from diffc.compiler.aliases import Link, View, is_view, link, refresh, write
+from diffc.compiler.bounds import Bounds, decided, kept
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graphs import ENTRY_POINTS, Capture, type_of
+from diffc.compiler.graphs import ENTRY_POINTS, Capture, returned_tensors, type_of, with_tensors
 from diffc.compiler.ir import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
-from diffc.compiler.scalars import Scalar, fit_polynomials, other_points
+from diffc.compiler.scalars import Scalar, combine, fit_polynomials, other_points
 
 MARKER = "diffc"
 """Stands for the text of the request while a pipeline is traced; a number after it tells several texts apart."""
@@ -49,6 +50,16 @@ class Number:
     default: float
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Ask for a picture of the request, [batch, channels, height, width] in [0, 1]."""
+
+    shape: tuple[int, int, int, int]
+
+
+Asked = Text | Number | Picture
+
+
 class Symbolic(torch.Tensor):
     """Stand for a value of the program: it has a type and a name but no numbers."""
 
@@ -56,6 +67,7 @@ class Symbolic(torch.Tensor):
     label: str
     alias: View | None
     version: int
+    bounds: Bounds | None
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -64,7 +76,7 @@ class Symbolic(torch.Tensor):
         made = torch.Tensor._make_wrapper_subclass(
             cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
-        made.fake, made.label, made.alias, made.version = fake, name, None, 0
+        made.fake, made.label, made.alias, made.version, made.bounds = fake, name, None, 0, None
         return made
 
     def __init__(self, fake: torch.Tensor, name: str) -> None:
@@ -93,7 +105,7 @@ def capture(
     ``torch.randn``, in float32. `diffc.compiler.write_bundle` makes a bundle of the program.
     Raises `CaptureError` with the line of the function that asks for what only the run knows.
     """
-    inputs: dict[str, Text | Number] = {}
+    inputs: dict[str, Asked] = {}
     parameters = dict(inspect.signature(function).parameters)
     on_step = ON_STEP if parameters.pop(ON_STEP, None) else None
     for key, parameter in parameters.items():
@@ -109,7 +121,7 @@ def capture(
 def trace(
     function: Callable[..., Any],
     components: Mapping[str, nn.Module],
-    inputs: Mapping[str, Text | Number],
+    inputs: Mapping[str, Asked],
     *,
     capture: Capture,
     tokenizers: Mapping[str, Any] | None = None,
@@ -118,14 +130,14 @@ def trace(
 ) -> Program:
     """Run ``function(**inputs)`` symbolically and give the program of what it did, its graphs not yet exported.
 
-    Texts arrive as lists of ``batch`` strings, numbers as floats. ``on_step`` names the parameter of the function that
-    takes a callable, to be told the latents after each step of the sampler.
+    Texts arrive as lists of ``batch`` strings, numbers as floats, pictures as tensors. ``on_step`` names the parameter
+    of the function that takes a callable, to be told the latents after each step of the sampler.
     Raises `CaptureError` with the line that asks for what a symbolic value cannot give.
     """
     defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
 
-    def run(numbers: Mapping[str, float], texts: Mapping[str, Text | Number] = inputs) -> _Trace:
-        return _Trace(capture, components, tokenizers or {}, texts).run(function, numbers, on_step)
+    def run(numbers: Mapping[str, float]) -> _Trace:
+        return _Trace(capture, components, tokenizers or {}, inputs).run(function, numbers, on_step)
 
     first = run(defaults)
     ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)
@@ -133,18 +145,26 @@ def trace(
         points = other_points(at, [guard for guard in guards if guard.scalar == scalar])
         others = [run(defaults | {scalar: point}) for point in points]
         found = fit_polynomials(
-            scalar, [at, *points], ops, [tables, *(o.tables for o in others)], [o.ops for o in others]
+            scalar, [at, *points], first.ops, [first.tables, *(o.tables for o in others)], [o.ops for o in others]
         )
-        if found is None:
+        joined = combine(first.ops, ops, found[0]) if found else None
+        if found is None or joined is None:
             guards.append(Guard(scalar, "==", at))
         else:
-            ops, tables = found
-    declared = tuple(
-        Input(key, Type("text", (item.batch,))) if isinstance(item, Text) else Input(key, SCALAR, item.default)
-        for key, item in inputs.items()
-    )
+            ops, tables = joined, tables | found[1]
+    declared = tuple(_declared(key, item) for key, item in inputs.items())
     program = Program(name, declared, tuple(guards), (), tuple(tables.values()), tuple(ops), tuple(first.outputs))
     return program.live()
+
+
+def _declared(name: str, item: Asked) -> Input:
+    match item:
+        case Text(batch):
+            return Input(name, Type("text", (batch,)))
+        case Number(default):
+            return Input(name, SCALAR, default)
+        case Picture(shape):
+            return Input(name, Type("float32", shape))
 
 
 class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -155,7 +175,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         capture: Capture,
         components: Mapping[str, nn.Module],
         tokenizers: Mapping[str, Any],
-        inputs: Mapping[str, Text | Number],
+        inputs: Mapping[str, Asked],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.capture, self.components, self.tokenizers, self.inputs = capture, components, tokenizers, inputs
@@ -168,6 +188,10 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for marker, key in self.markers.items():
             text = self.inputs[key]
             request[key] = [marker] * (text.batch if isinstance(text, Text) else 1)
+        for key, item in self.inputs.items():
+            if isinstance(item, Picture):
+                request[key] = Symbolic(self.capture.fake_mode.from_tensor(torch.zeros(item.shape)), key)
+                request[key].bounds = (0.0, 1.0)
         if on_step:
             request[on_step] = self._step
         with ExitStack() as stack:
@@ -218,9 +242,16 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         leaves, structure = pytree.tree_flatten(out)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise CaptureError(f"{func} asks a symbolic value for a number")
+        ranges = [leaf.bounds for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbolic)]
+        outcome = decided(func, ranges[0], args, leaves[0].shape) if len(leaves) == 1 else None
+        if outcome is not None:
+            return outcome
         made = [self._value(leaf, "v") for leaf in leaves]
         attrs = tuple((key, self._literal(value)) for key, value in kwargs.items() if key not in DROPPED)
         self._append(str(func), tuple(self._literal(arg) for arg in args), attrs, made)
+        constants = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if type(leaf) is torch.Tensor]
+        for value in made:
+            value.bounds = None if constants else kept(func, ranges)
         if is_view(func):
             several = isinstance(out, list | tuple)
             for index, value in enumerate(made):
@@ -309,16 +340,11 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 signature, tensors = self.capture.call(name, module, method, args, kwargs)
             made = [
                 self._value(leaf, f"{signature.name}_" if signature.name[-1].isdigit() else signature.name)
-                for leaf in pytree.tree_leaves(signature.returned)
-                if isinstance(leaf, torch.Tensor)
+                for leaf in returned_tensors(signature.returned)
             ]
             given = [(port.name, self._port(t)) for port, t in zip(signature.inputs, tensors, strict=True)]
             self._append(signature.name, (), tuple(given), made)
-            leaves, structure = pytree.tree_flatten(signature.returned)
-            values = iter(made)
-            return pytree.tree_unflatten(
-                [next(values) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
-            )
+            return with_tensors(signature.returned, iter(made))
 
         return call
 

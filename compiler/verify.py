@@ -46,7 +46,8 @@ def _names(program: Program) -> None:
     """Check that every name can be printed and parsed, and that a graph's ports can be told apart."""
     ports = [port.name for graph in program.graphs for port in (*graph.inputs, *graph.outputs)]
     results = [value.name for op in program.ops for value in op.results]
-    declared = [item.name for item in (*program.inputs, *program.graphs, *program.tables)]
+    declared = [item.name for item in program.inputs] + [graph.name for graph in program.graphs]
+    declared += [table.name for table in program.tables]
     for name in (program.name, *declared, *ports, *results):
         if not NAME.fullmatch(name) or name in RESERVED:
             raise VerifyError(f"{name!r} is no name", where=program.name)
@@ -65,8 +66,8 @@ def _declared(program: Program) -> dict[str, Type]:
     for table in program.tables:
         _tensor(table.name, table.type, f"table {table.name}")
     for item in program.inputs:
-        if item.type.dtype not in ("text", "scalar"):
-            raise VerifyError(f"input {item.name} is neither text nor scalar", where=program.name)
+        if item.type.dtype not in ("text", "scalar", "float32"):
+            raise VerifyError(f"input {item.name} is neither text, scalar nor picture", where=program.name)
         if item.default is not None and not math.isfinite(item.default):
             raise VerifyError(f"input {item.name} has the default {item.default}", where=program.name)
     return {item.name: item.type for item in program.inputs} | {table.name: table.type for table in program.tables}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffc.runtime.errors import DiffcError, RequestError
 
@@ -24,6 +24,24 @@ def pictures_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
         )
     rounded = (np.clip(arrays, 0, 1) * 255).round().astype(np.uint8)
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in rounded]
+
+
+def arrays_from_pictures(pictures: Sequence[Image.Image], size: tuple[int, int], channels: int) -> NDArray[np.float32]:
+    """Convert to colour or grey, scale to a width and height by Lanczos as diffusers does; [N, C, H, W] in [0, 1]."""
+    mode = {1: "L", 3: "RGB"}[channels]
+    scaled = [picture.convert(mode).resize(size, Image.Resampling.LANCZOS, reducing_gap=None) for picture in pictures]
+    arrays = np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in scaled])
+    arrays = arrays[..., None] if channels == 1 else arrays
+    return np.ascontiguousarray(np.moveaxis(arrays, -1, 1), dtype=np.float32)
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a picture file, turned upright as its camera says. Raises `RequestError` where it is none."""
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{path} is no picture: {error}", fix="give a PNG, JPEG or WebP file") from error
 
 
 def grid(pictures: Sequence[Image.Image], *, columns: int | None = None) -> Image.Image:

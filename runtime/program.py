@@ -82,7 +82,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Input:
-    """Declare what a request gives: ``text[batch]``, or a scalar with its default."""
+    """Declare what a request gives: ``text[batch]``, a scalar with its default, or a picture in [0, 1]."""
 
     name: str
     type: Type
@@ -135,6 +135,11 @@ class Program:
     def scalars(self) -> Mapping[str, float | None]:
         """Map the scalars that a request gives to their defaults."""
         return {item.name: item.default for item in self.inputs if item.type.dtype == "scalar"}
+
+    @property
+    def pictures(self) -> Mapping[str, Type]:
+        """Map the pictures that a request gives to their types, [batch, channels, height, width]."""
+        return {item.name: item.type for item in self.inputs if item.type.dtype not in ("text", "scalar")}
 
     @property
     def noises(self) -> tuple[Value, ...]:

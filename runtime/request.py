@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL.Image import Image
 
 from diffc.runtime.errors import RequestError
-from diffc.runtime.program import Program
+from diffc.runtime.images import arrays_from_pictures
+from diffc.runtime.program import Program, Type
 from diffc.runtime.rng import Generator
 from diffc.runtime.tokenizer import check_text
 
@@ -26,6 +28,7 @@ class Request:
 
     program: Program
     texts: Mapping[str, Sequence[str]]
+    pictures: Mapping[str, NDArray[np.float32]]
     scalars: Mapping[str, float]
     noises: Mapping[str, NDArray[np.float32]]
     count: int
@@ -35,14 +38,14 @@ class Request:
         """Give the inputs of one execution from picture ``start`` on, the last one repeated to fill the batch."""
         rows = np.minimum(np.arange(start, start + self.program.batch), self.count - 1)
         texts = {name: [texts[row] for row in rows] for name, texts in self.texts.items()}
-        return texts | {name: noise[rows] for name, noise in self.noises.items()}
+        return texts | {name: rows_[rows] for name, rows_ in {**self.pictures, **self.noises}.items()}
 
 
 def make_request(
     programs: Mapping[str, Program],
     *,
     program: str | None,
-    inputs: Mapping[str, Texts | float | None],
+    inputs: Mapping[str, Any],
     num_images: int,
     seed: Seed | None,
     latents: ArrayLike | None,
@@ -52,18 +55,21 @@ def make_request(
         raise RequestError(f"num_images is {num_images!r}", fix="use 1 or more")
     known = {item.name: item.type.dtype for each in programs.values() for item in each.inputs}
     for name, value in inputs.items():
-        if name not in known and value not in ("", None):
+        if name not in known and not (value is None or isinstance(value, str) and value == ""):
             raise RequestError(
                 f"no program of this bundle takes {name}", fix=f"it takes {', '.join(known) or 'nothing'}"
             )
     scalars = {n: _scalar(n, v) for n, v in inputs.items() if known.get(n) == "scalar" and v is not None}
     chosen, used_scalars = _choose(programs, program, scalars)
     prompts = {name: _texts(name, value) for name, value in inputs.items() if known.get(name) == "text"}
-    count = max([len(texts) for texts in prompts.values()], default=1)
+    given = {name: _picture(name, inputs.get(name), type_) for name, type_ in chosen.pictures.items()}
+    counts = [len(texts) for texts in prompts.values()] + [len(pictures) for pictures in given.values()]
+    count = max(counts, default=1)
     texts = {item.name: _spread(item.name, prompts.get(item.name, [""]), count, num_images) for item in chosen.texts}
+    pictures = {name: _repeated(name, picture, count, num_images) for name, picture in given.items()}
     count *= num_images
     used: Seed = secrets.randbits(32) if seed is None else seed
-    return Request(chosen, texts, used_scalars, _noises(chosen, count, used, latents), count, used)
+    return Request(chosen, texts, pictures, used_scalars, _noises(chosen, count, used, latents), count, used)
 
 
 def _choose(
@@ -106,6 +112,31 @@ def _spread(name: str, texts: Sequence[str], count: int, num_images: int) -> Seq
         raise RequestError(f"{name} has {len(texts)} texts, another has {count}", fix="give as many, or one for all")
     each = list(texts) * count if len(texts) < count else texts
     return [text for text in each for _ in range(num_images)]
+
+
+def _picture(name: str, value: Any, type_: Type) -> NDArray[np.float32]:
+    """Turn a picture, or a list or array of them, into rows [N, C, H, W] in [0, 1] of the program's size."""
+    _, channels, height, width = type_.shape
+    if value is None:
+        raise RequestError(f"this program needs the picture {name}", fix=f"give one of {width}x{height} pixels")
+    if isinstance(value, Image) or (isinstance(value, list) and all(isinstance(each, Image) for each in value)):
+        pictures = value if isinstance(value, list) else [value]
+        return arrays_from_pictures(pictures, (width, height), channels)
+    array = np.asarray(value)
+    array = array[None] if array.ndim == 3 else array
+    if array.dtype.kind != "f" or array.shape[1:] != (height, width, channels) or not len(array):
+        what = f"the picture {name} is {array.dtype}{list(array.shape)}"
+        raise RequestError(what, fix=f"give a PIL image, or numbers in [0, 1] of shape {[height, width, channels]}")
+    if not (array.min() >= 0 and array.max() <= 1):
+        raise RequestError(f"the picture {name} leaves [0, 1]", fix="divide numbers up to 255 by 255")
+    rows: NDArray[np.float32] = np.ascontiguousarray(np.moveaxis(array, -1, 1), dtype=np.float32)
+    return rows
+
+
+def _repeated(name: str, pictures: NDArray[np.float32], count: int, num_images: int) -> NDArray[np.float32]:
+    if len(pictures) not in (1, count):
+        raise RequestError(f"{name} has {len(pictures)} pictures for {count}", fix="give as many, or one for all")
+    return np.repeat(np.broadcast_to(pictures, (count, *pictures.shape[1:])), num_images, axis=0)
 
 
 def _noises(program: Program, count: int, seed: Seed, latents: ArrayLike | None) -> Mapping[str, NDArray[np.float32]]:

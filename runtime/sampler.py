@@ -95,7 +95,7 @@ class Sampler:
         program: str | None = None,
         callback: Callback | None = None,
         output: Literal["pil", "np"] = "pil",
-        **inputs: Texts | float | None,
+        **inputs: Any,
     ) -> list[Image] | NDArray[np.float32]:
         """Draw ``num_images`` pictures for each prompt, in the order of the prompts.
 
@@ -103,7 +103,8 @@ class Sampler:
         all of them at once, before the first batch runs. A list of seeds gives each picture its own generator. None
         stands for a random seed, which ``picture.info["seed"]`` and the callback's `Progress` tell. ``latents``, one or
         one for each picture, stand for the first draw, which is then not made. The negative prompt is one, or one for
-        each prompt; a program without guidance does not read it. ``inputs`` are a program's other texts and scalars.
+        each prompt; a program without guidance does not read it. ``inputs`` are a program's other texts and scalars,
+        and its pictures (``image``, ``mask_image``): PIL images, which are scaled to its size, or float[…, H, W, C].
 
         The program is the one named, or else the first whose guards hold; ``guidance_scale`` is by default that of the
         first. ``callback`` is called after each step; if it returns True the request ends in `Cancelled`.

@@ -53,7 +53,8 @@ class _Verifier:
     def inputs(self) -> None:
         for item in self.program.inputs:
             kind, rank = item.type.dtype, len(item.type.shape)
-            self.need((kind, rank) in (("text", 1), ("scalar", 0)), f"input {item.name} is neither text nor scalar")
+            known = (kind, rank) in (("text", 1), ("scalar", 0), ("float32", 4))
+            self.need(known, f"input {item.name} is neither text, scalar nor picture")
             self.need(item.default is None or kind == "scalar", f"input {item.name} is a text with a default")
             self.need(item.name not in self.types, f"{item.name} is defined twice")
             self.types[item.name] = item.type

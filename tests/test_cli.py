@@ -187,7 +187,9 @@ def test_options_that_make_no_sense(tmp_path: Path, options: tuple[str, ...], sa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [("--steps", "0"), ("--steps", "ten"), ("--size", "64"), ("--batch", "0"), ("--what",)])
+@pytest.mark.parametrize(
+    "options", [("--steps", "0"), ("--steps", "ten"), ("--size", "64"), ("--batch", "0"), ("--what",)]
+)
 def test_usage_errors_exit_with_2(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert diffc("build", UNET, *options, "-o", tmp_path / "x.diffc").exit_code == 2
     assert list(tmp_path.iterdir()) == []
@@ -264,9 +266,7 @@ def leaving_path(folder: Path) -> None:
         (leaving_path, "leaves the bundle"),
     ],
 )
-def test_a_damaged_bundle_is_refused(
-    bundle: Path, tmp_path: Path, damage: Callable[[Path], None], said: str
-) -> None:
+def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
     shutil.copytree(bundle, tmp_path / "bad.diffc")
     damage(tmp_path / "bad.diffc")
     assert said in refused("run", tmp_path / "bad.diffc", PROMPT, "-o", tmp_path / "out.png")

@@ -15,6 +15,7 @@ from diffc.compiler import write_bundle
 from diffc.compiler.graphs import Capture
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
+from diffc.compiler.sampler import new_scheduler
 from diffc.compiler.sampling import Sampling, trace_pipeline
 from diffc.runtime import Sampler
 from tests.conftest import DIT, UNET
@@ -39,22 +40,22 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Compi
     def get(model: Path) -> Compiled:
         if model not in made:
             capture, programs = Capture(), list[Program]()
-            pipelines = {name: load(model, sampler=name) for name in SAMPLERS[model]}
-            first = next(iter(pipelines.values()))
-            for name, pipeline in pipelines.items():
-                first.scheduler = pipeline.scheduler
-                for program in trace_pipeline(first, Sampling(STEPS, batch=len(PROMPTS)), capture):
+            pipeline = load(model)
+            schedulers = {name: new_scheduler(name, pipeline.scheduler) for name in SAMPLERS[model]}
+            for name, scheduler in schedulers.items():
+                pipeline.scheduler = scheduler
+                for program in trace_pipeline(pipeline, Sampling(STEPS, batch=len(PROMPTS)), capture):
                     unguided = "_unguided" if program.name.endswith("_unguided") else ""
                     programs.append(replace(program, name=name.replace("-", "_") + unguided))
             output = tmp_path_factory.mktemp("parity") / "all.diffc"
-            tokenizers = {key: value for key, value in first.components.items() if key.startswith("tokenizer")}
+            tokenizers = {key: value for key, value in pipeline.components.items() if key.startswith("tokenizer")}
             write_bundle(capture.graphs(programs), output, tokenizers={k: v for k, v in tokenizers.items() if v})
-            first.set_progress_bar_config(disable=True)
+            pipeline.set_progress_bar_config(disable=True)
 
             def reference(sampler: str, **options: Any) -> np.ndarray[Any, Any]:
-                first.scheduler = pipelines[sampler].scheduler
+                pipeline.scheduler = schedulers[sampler]
                 generator = torch.Generator("cpu").manual_seed(11)
-                drawn = first(PROMPTS, num_inference_steps=STEPS, generator=generator, output_type="np", **options)
+                drawn = pipeline(PROMPTS, num_inference_steps=STEPS, generator=generator, output_type="np", **options)
                 return np.asarray(drawn.images)
 
             made[model] = (Sampler(output), reference)

@@ -45,9 +45,7 @@ def scalar(value: float) -> Scalar:
         (operator.ne, 2.0, Guard("g", "==", 2.0)),
     ],
 )
-def test_a_comparison_is_noted_as_it_came_out(
-    compare: Callable[[Any, Any], bool], other: float, guard: Guard
-) -> None:
+def test_a_comparison_is_noted_as_it_came_out(compare: Callable[[Any, Any], bool], other: float, guard: Guard) -> None:
     g = scalar(2.0)
     assert compare(g, other) == compare(2.0, other)
     assert g.guards == [guard]
@@ -55,8 +53,8 @@ def test_a_comparison_is_noted_as_it_came_out(
 
 def test_a_comparison_from_the_other_side_is_noted_too() -> None:
     g = scalar(2.0)
-    assert 1 < g
-    assert not 2 < g
+    assert 1 < g  # noqa: SIM300
+    assert not 2 < g  # noqa: SIM300
     assert g.guards == [Guard("g", ">", 1.0), Guard("g", "<=", 2.0)]
 
 
@@ -68,7 +66,7 @@ def test_truth_is_a_comparison_with_zero() -> None:
 
 def test_a_comparison_with_what_is_no_number_is_none() -> None:
     g = scalar(2.0)
-    assert g != "auto" and not g == None  # noqa: E711
+    assert g != "auto" and "auto" != g and not operator.eq(g, None)  # noqa: SIM300
     assert g.guards == []
 
 
@@ -167,6 +165,13 @@ def test_two_numbers_are_fitted_one_after_the_other() -> None:
     wanted = noises[0] * 5 + noises[1] * 6
     assert program.guards == ()
     assert difference(numbers(program, noises, g=5.0, h=7.0), [wanted]) <= SCALARS
+
+
+def test_a_product_of_two_numbers_fixes_one_of_them() -> None:
+    program = capture(lambda g=2.0, h=3.0: torch.randn(3) * (g * h), {})
+    assert program.guards == (Guard("h", "==", 3.0),)
+    noises = draws(program)
+    assert difference(numbers(program, noises, g=5.0), [noises[0] * 15]) <= SCALARS
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from diffc.compiler.text import parse
 from diffc.compiler.verify import verify
 
 LEGAL = """
-program main(prompt: text[2], g: scalar = 7.5) {
+program main(prompt: text[2], g: scalar = 7.5, image: float32[2, 3]) {
     guard g > 1.0
     graph unet(sample: float32[4, 3], t: int64[1], text: int64[2, 5]) -> (out: float32[4, 3])
     table t0: float32[3]
@@ -22,7 +22,7 @@ program main(prompt: text[2], g: scalar = 7.5) {
     both: float32[4, 3] = concat(n, n, axis=0)
     y: float32[4, 3] = unet(sample=both, t=[999], text=ids)
     u: float32[2, 3], c: float32[2, 3] = split(y, axis=0)
-    x: float32[2, 3] = linear(n, u, c, t0; 0.5, 1.0 + -1.0*g, 1.0*g, 2.0, 0.25)
+    x: float32[2, 3] = linear(n, u, c, t0, image; 0.5, 1.0 + -1.0*g, 1.0*g, 2.0, 1.0, 0.25)
     k: float32[] = linear(; 1.0*g)
     z: float32[2, 3] = aten.clamp.default(x, -1, 1)
     step(z; 1.0)
@@ -68,7 +68,10 @@ REFUSALS = {
     "a port without a type": (instead("t: int64[1],", "t,"), "t has no tensor type"),
     "an output port of text": (instead("(out: float32[4, 3])", "(out: text[1])"), "out has no tensor type"),
     "a table of text": (instead("t0: float32[3]", "t0: text[3]"), "t0 has no tensor type"),
-    "an input tensor": (instead("prompt: text[2]", "prompt: float32[2]"), "input prompt is neither text nor scalar"),
+    "an input of integers": (
+        instead("prompt: text[2]", "prompt: int64[2]"),
+        "input prompt is neither text, scalar nor picture",
+    ),
     "an infinite default": (instead("= 7.5", "= inf"), "input g has the default inf"),
     "a read before the definition": (with_op("a: float32[1] = aten.abs.default(w)"), "w is read before it is defined"),
     "a scalar that is not there": (with_op("a: float32[1] = linear(; h)"), "h is read before it is defined"),

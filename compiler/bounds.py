@@ -1,0 +1,61 @@
+"""Decide comparisons by the range of the numbers: a picture of the request lies in [0, 1], whatever it shows.
+
+Pipelines look at a picture's smallest number to guess its range. That is no question for the run: the answer is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+Bounds = tuple[float, float]
+
+KEEPING = (
+    *(
+        "min",
+        "max",
+        "amin",
+        "amax",
+        "mean",
+        "select",
+        "slice",
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "unsqueeze",
+        "squeeze",
+    ),
+    *("permute", "transpose", "expand", "clone", "detach", "alias", "cat", "stack", "repeat", "_to_copy", "split"),
+    *("upsample_nearest2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa"),
+)
+"""ATen operators whose results lie between the smallest and the largest of their operands."""
+
+COMPARED: dict[str, Callable[[float, float, float], bool | None]] = {
+    "lt": lambda low, high, than: True if high < than else False if low >= than else None,
+    "le": lambda low, high, than: True if high <= than else False if low > than else None,
+    "gt": lambda low, high, than: True if low > than else False if high <= than else None,
+    "ge": lambda low, high, than: True if low >= than else False if high < than else None,
+}
+
+
+def kept(func: Any, operands: Iterable[Bounds | None]) -> Bounds | None:
+    """Give the range of an operator's results, if that of every tensor operand is known and it keeps them."""
+    known = list(operands)
+    if _kind(func) not in KEEPING or not known or None in known:
+        return None
+    return min(b[0] for b in known if b), max(b[1] for b in known if b)
+
+
+def decided(func: Any, bounds: Bounds | None, args: tuple[Any, ...], shape: Iterable[int]) -> torch.Tensor | None:
+    """Give the outcome of a comparison with a number, if the range alone decides it."""
+    rule = COMPARED.get(_kind(func))
+    if rule is None or bounds is None or len(args) < 2 or not isinstance(args[1], int | float):
+        return None
+    outcome = rule(*bounds, float(args[1]))
+    return None if outcome is None else torch.full(tuple(shape), outcome)
+
+
+def _kind(func: Any) -> str:
+    return str(func._schema.name).split("::")[1]
