@@ -60,7 +60,8 @@ def build(
         capture, programs = Capture(), list[Program]()
         for count in dict.fromkeys(steps) or (default_steps(pipeline),):
             progress(f"trace {count} steps")
-            programs += trace_pipeline(pipeline, Sampling(task, count, guidance, size, batch, strength), capture)
+            asked = Sampling(task=task, steps=count, guidance=guidance, size=size, batch=batch, strength=strength)
+            programs += trace_pipeline(pipeline, asked, capture)
         progress("capture")
         made = [run(program, NORMAL_FORM) for program in capture.graphs(programs)]
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}

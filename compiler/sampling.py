@@ -27,7 +27,7 @@ PICTURES = {"text-to-image": {}, "image-to-image": {"image": 3}, "inpaint": {"im
 """The pictures that each task asks for, with their channels, as diffusers names them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """State what is fixed at build: task, steps, size in pixels, batch, strength, default guidance.
 

@@ -1,4 +1,4 @@
-"""Draw the same pictures as diffusers: both trained models, their samplers, with and without guidance, three at once."""
+"""Draw what diffusers draws: both trained models, their samplers, with and without guidance, three pictures at once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Compi
             schedulers = {name: new_scheduler(name, pipeline.scheduler) for name in SAMPLERS[model]}
             for name, scheduler in schedulers.items():
                 pipeline.scheduler = scheduler
-                for program in trace_pipeline(pipeline, Sampling(STEPS, batch=len(PROMPTS)), capture):
+                for program in trace_pipeline(pipeline, Sampling(steps=STEPS, batch=len(PROMPTS)), capture):
                     unguided = "_unguided" if program.name.endswith("_unguided") else ""
                     programs.append(replace(program, name=name.replace("-", "_") + unguided))
             output = tmp_path_factory.mktemp("parity") / "all.diffc"

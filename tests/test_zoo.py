@@ -6,6 +6,11 @@ import pytest
 
 from tests.zoo import ZOO
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Should have tb<=t1:UserWarning:torchsde"),
+]
+
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_pipeline_of_the_zoo_draws(name: str) -> None:

@@ -247,7 +247,7 @@ def image_to_image() -> Entry:
     return sd(
         d.StableDiffusionImg2ImgPipeline,
         without(texts(image=picture(), strength=0.7, num_inference_steps=5), *SIZE),
-        scheduler=betas(d.EulerAncestralDiscreteScheduler),
+        scheduler=betas(d.EulerAncestralDiscreteScheduler, steps_offset=1),
     )
 
 
@@ -271,7 +271,7 @@ def instruct_pix2pix() -> Entry:
 @entry("StableDiffusionUpscalePipeline")
 def upscale() -> Entry:
     pipeline = d.StableDiffusionUpscalePipeline(
-        vae=kl(),
+        vae=kl(scaling_factor=0.08333),
         **clip(),
         unet=unet(in_channels=7, num_class_embeds=1000),
         low_res_scheduler=d.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
@@ -285,7 +285,7 @@ def latent_upscale() -> Entry:
     pipeline = d.StableDiffusionLatentUpscalePipeline(
         vae=kl(),
         **clip(),
-        unet=unet(in_channels=8, out_channels=5, time_cond_proj_dim=2 * WIDTH, sample_size=16),
+        unet=unet(in_channels=8, out_channels=5, time_cond_proj_dim=128 + WIDTH, sample_size=16),
         scheduler=d.EulerDiscreteScheduler(prediction_type="sample"),
     )
     return Entry(pipeline, without(texts(image=picture()), *SIZE))
@@ -534,7 +534,8 @@ PIXART_REQUEST = {"max_sequence_length": LENGTH, "clean_caption": False, "use_re
 
 @entry("PixArtAlphaPipeline")
 def pixart_alpha() -> Entry:
-    transformer = d.PixArtTransformer2DModel(**PIXART, use_additional_conditions=True)
+    # The pipeline passes the picture's size to models of 1024 pixels only, that is, of this sample size.
+    transformer = d.PixArtTransformer2DModel(**PIXART | {"sample_size": 128}, use_additional_conditions=True)
     scheduler = betas(d.DPMSolverMultistepScheduler)
     pipeline = d.PixArtAlphaPipeline(**t5(), vae=kl(), transformer=transformer, scheduler=scheduler)
     return Entry(pipeline, texts(**PIXART_REQUEST))
@@ -603,10 +604,6 @@ def hunyuan_dit() -> Entry:
     )
     components = {"text_encoder": t.BertModel(bert, add_pooling_layer=False), "tokenizer": bert_tokenizer()}
     scheduler = betas(d.DDPMScheduler, prediction_type="v_prediction", clip_sample=False)
-    return sd_like_hunyuan(components, transformer, scheduler)
-
-
-def sd_like_hunyuan(components: dict[str, Any], transformer: Any, scheduler: Any) -> Entry:
     pipeline = d.HunyuanDiTPipeline(
         vae=kl(),
         **components,
@@ -695,7 +692,7 @@ def kandinsky() -> Entry:
     movq = d.VQModel(
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(16, 32),
+        block_out_channels=(32, 32),
         latent_channels=4,
         num_vq_embeddings=12,
         norm_num_groups=8,
