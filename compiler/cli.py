@@ -141,7 +141,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **options: Any) ->
 @click.option("--seed", type=int, help="The picture's seed.  [default: random]")
 @click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")
 @click.option("--latents", type=click.Path(path_type=Path), help="A .npy file that stands for the first noise.")
-@click.option("--image", type=click.Path(path_type=Path), help="The picture to start from.")
+@click.option("--image", type=click.Path(path_type=Path), help="The picture to start from, or to be guided by.")
 @click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is drawn anew.")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures, drawn as a grid.")
 @click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")

@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+import PIL.Image
 import torch
 import transformers
 
@@ -23,8 +24,6 @@ GUIDANCE = "guidance_scale"
 CALLBACK = "callback_on_step_end"
 STRENGTH = "strength"
 DENOISERS = ("unet", "transformer")
-PICTURES = {"text-to-image": {}, "image-to-image": {"image": 3}, "inpaint": {"image": 3, "mask_image": 1}}
-"""The pictures that each task asks for, with their channels, as diffusers names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ def _trace(
     parameters = _parameters(pipeline)
     inputs: dict[str, Asked] = {text: Text(sampling.batch) for text in TEXTS if text in parameters}
     fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pt", "return_dict": False}
-    inputs |= _pictures(pipeline, sampling)
+    inputs |= _pictures(pipeline, parameters, sampling)
     if sampling.size is not None and {"width", "height"} <= parameters.keys():
         fixed |= {"width": sampling.size[0], "height": sampling.size[1]}
     if sampling.strength is not None:
@@ -100,12 +99,17 @@ def _trace(
         )
 
 
-def _pictures(pipeline: Any, sampling: Sampling) -> dict[str, Asked]:
-    asked = PICTURES[sampling.task]
+def _pictures(
+    pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling
+) -> dict[str, Asked]:
+    """Ask for the pictures that the pipeline cannot do without: its annotation admits a picture, and not None."""
+    kinds = {name: get_args(parameter.annotation) for name, parameter in parameters.items()}
+    needed = [name for name, kind in kinds.items() if PIL.Image.Image in kind and type(None) not in kind]
+    asked = [name for name in needed if name == "image" or name.endswith("_image")]
     if not asked:
         return {}
     width, height = sampling.size or _own_size(pipeline)
-    return {name: Picture((sampling.batch, channels, height, width)) for name, channels in asked.items()}
+    return {name: Picture((sampling.batch, 1 if "mask" in name else 3, height, width)) for name in asked}
 
 
 def _own_size(pipeline: Any) -> tuple[int, int]:
@@ -126,9 +130,16 @@ def _call(pipeline: Any, fixed: Mapping[str, Any], *, told: bool) -> Callable[..
                 on_step(values.get("latents"))
             return values
 
-        return pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))[0]
+        return _channels_first(pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))[0])
 
     return call
+
+
+def _channels_first(drawn: Any) -> Any:
+    """Turn pictures that the pipeline has laid out for NumPy back; other results stay as they are."""
+    if isinstance(drawn, torch.Tensor) and drawn.dim() == 4 and drawn.shape[-1] in (1, 3) and drawn.shape[1] not in (1, 3):
+        return drawn.permute(0, 3, 1, 2)
+    return drawn
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:

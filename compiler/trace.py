@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,18 @@ MARKER = "diffc"
 
 DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator")
 """Arguments of ATen operators that say where and how a tensor is stored, not what it is."""
+
+STRIDELESS = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
+"""Operators that ask how a tensor is stored, and those that mean the same and do not."""
+
+aten = torch.ops.aten
+DECOMPOSED: dict[Any, Callable[..., torch.Tensor]] = {
+    aten.lerp.Scalar: lambda start, end, weight: start + (end - start) * weight,
+    aten.lerp.Tensor: lambda start, end, weight: start + (end - start) * weight,
+    aten.addcmul.default: lambda start, one, two, value=1: start + one * two * value,
+    aten.addcdiv.default: lambda start, one, two, value=1: start + one / two * value,
+}
+"""Operators that are recorded as the arithmetic that they stand for."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,10 @@ class Symbolic(torch.Tensor):
         raise CaptureError(
             f"{func} reaches a symbolic value after its trace has ended", fix="keep no state between calls"
         )
+
+    def numpy(self, *, force: bool = False) -> Symbolic:  # type: ignore[override]
+        """Stay symbolic: what a pipeline does to its result afterwards is for people who want pictures, not for us."""
+        return self
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Symbolic({self.label}: {type_of(self.fake)})"
@@ -224,6 +241,9 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._draw(func, args, kwargs)
         if not symbolic:
             return func(*args, **kwargs)
+        if func in DECOMPOSED:
+            with self:
+                return DECOMPOSED[func](*args, **kwargs)
         if func._schema.is_mutable:
             return self._mutate(func, args, kwargs)
         return self._record(func, args, kwargs)
@@ -248,7 +268,8 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return outcome
         made = [self._value(leaf, "v") for leaf in leaves]
         attrs = tuple((key, self._literal(value)) for key, value in kwargs.items() if key not in DROPPED)
-        self._append(str(func), tuple(self._literal(arg) for arg in args), attrs, made)
+        name = STRIDELESS.get(str(func), str(func))
+        self._append(name, tuple(self._literal(arg) for arg in args), attrs, made)
         constants = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if type(leaf) is torch.Tensor]
         for value in made:
             value.bounds = None if constants else kept(func, ranges)
@@ -380,18 +401,42 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tokenizer.__class__ = real
 
     def _tokenized(self, name: str, tokenizer: Any, text: Any, encoding: Any, options: Mapping[str, Any]) -> Any:
-        texts = [text] if isinstance(text, str) else text
-        templates = {_template(item, self.markers) for item in texts}
-        if templates == {None} or options.get("return_tensors") != "pt":
+        texts = [text] if isinstance(text, str) else list(text)
+        kinds = [_template(item, self.markers) for item in texts]
+        if not any(kinds) or options.get("return_tensors") != "pt":
             return encoding
-        if len(templates) != 1 or None in templates:
-            raise CaptureError(f"{name} is given texts of several kinds at once: {texts}")
-        key, template = next(t for t in templates if t)
-        fakes = [self.capture.fake_mode.from_tensor(encoding[k]) for k in ("input_ids", "attention_mask")]
-        made = [self._value(fakes[0], "ids"), self._value(fakes[1], "mask")]
+        parts, start = list[tuple[torch.Tensor, torch.Tensor]](), 0
+        for kind, group in itertools.groupby(kinds):
+            rows = slice(start, start + len(list(group)))
+            start = rows.stop
+            real = encoding["input_ids"][rows], encoding["attention_mask"][rows]
+            parts.append(self._tokenize(name, tokenizer, kind, real, options) if kind else real)
+        for column, key in enumerate(("input_ids", "attention_mask")):
+            encoding[key] = parts[0][column] if len(parts) == 1 else torch.cat([part[column] for part in parts])
+        return encoding
+
+    def _tokenize(
+        self,
+        name: str,
+        tokenizer: Any,
+        kind: tuple[str, str],
+        real: tuple[torch.Tensor, torch.Tensor],
+        options: Mapping[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        key, template = kind
+        asked = self.inputs[key]
+        if not isinstance(asked, Text) or len(real[0]) != asked.batch:
+            raise CaptureError(
+                f"{name} is given {len(real[0])} texts made of {key}", fix="give every text of the batch once"
+            )
+        with _disable_current_modes():
+            made = tuple(
+                self._value(self.capture.fake_mode.from_tensor(t), p)
+                for t, p in zip(real, ("ids", "mask"), strict=True)
+            )
         attrs: list[tuple[str, Literal]] = [
             ("tokenizer", name),
-            ("length", made[0].shape[-1]),
+            ("length", real[0].shape[-1]),
             ("pad", tokenizer.pad_token_id),
         ]
         if template != "{}":
@@ -399,8 +444,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if options.get("padding") != "max_length" or not options.get("truncation"):
             attrs.append(("padding", str(options.get("padding"))))
         self._append("tokenize", (Ref(key),), tuple(attrs), made)
-        encoding["input_ids"], encoding["attention_mask"] = made
-        return encoding
+        return made[0], made[1]
 
 
 def _template(text: str, markers: Mapping[str, str]) -> tuple[str, str] | None:

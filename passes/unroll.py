@@ -132,6 +132,9 @@ class _Unroll:
         kind = op.operator.split(".")[1]
         if kind in IDENTITIES:
             return self._sum(op.args[0]) if self._keeps(op) else None
+        if kind == "copy":
+            same = isinstance(op.args[1], Ref) and self.types.get(op.args[1].name) == op.results[0].type
+            return self._sum(op.args[1]) if same else None
         if kind in CONSTANTS:
             return _added(({"": ONE}, Polynomial.constant(CONSTANTS[kind])))
         rule = {
@@ -226,8 +229,6 @@ class _Unroll:
         ):
             return False
         rank = len(type_.shape) if (type_ := op.results[0].type) else 0
-        if not (type_ is None or type_.is_float):
-            return False
         names = [o.name for o in operands if isinstance(o, Ref)]
         parts = tuple(self._value(name) if name in self.parts else name for name in names)
         self.parts[name] = (parts, axis % rank if rank else axis)

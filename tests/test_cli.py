@@ -150,6 +150,20 @@ def test_half_precision_storage_computes_in_float32(tmp_path: Path, bundle: Path
     assert verified["psnr"] >= VERIFIED_PSNR, "the checkpoint is stored in float16: nothing is lost"
 
 
+@pytest.mark.parametrize(
+    ("task", "given"), [("image-to-image", ("--image",)), ("inpaint", ("--image", "--mask"))], ids=["image", "inpaint"]
+)
+def test_pictures_are_inputs_too(tmp_path: Path, task: str, given: tuple[str, ...]) -> None:
+    options = ("--task", task, "--steps", "4", "--strength", "0.75", "-o", tmp_path / "x.diffc")
+    succeeded("build", UNET, *options)
+    assert succeeded("verify", tmp_path / "x.diffc", "--against", UNET)["psnr"] >= VERIFIED_PSNR
+    assert "needs the picture" in refused("run", tmp_path / "x.diffc", PROMPT, "-o", tmp_path / "none.png")
+    Image.new("RGBA", (100, 80), (200, 30, 30, 255)).save(tmp_path / "in.png")
+    pictures = [part for option in given for part in (option, tmp_path / "in.png")]
+    succeeded("run", tmp_path / "x.diffc", PROMPT, *pictures, "--seed", "1", "-o", tmp_path / "out.png")
+    assert Image.open(tmp_path / "out.png").size == (64, 64)
+
+
 def digests(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

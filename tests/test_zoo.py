@@ -8,7 +8,7 @@ from tests.zoo import ZOO
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Should have tb<=t1:UserWarning:torchsde"),
+    pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
 ]
 
 

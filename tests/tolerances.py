@@ -4,10 +4,10 @@ SCHEDULERS = 1e-5
 """A sampler's end, as a norm relative to diffusers', in float32. Thirteen schedulers, ten steps: at worst 1.2e-6."""
 
 REWRITE = 1e-9
-"""A rewritten program in float64, relative to the largest value met. 2,000 random programs: at worst 1e-13."""
+"""A rewritten program in float64, relative to the largest value met. 700 random programs: at worst 1.3e-15."""
 
-REWRITE_SINGLE = 2e-6
-"""A rewritten hand-written program in float32, relative. The samplers of test_unroll.py: at worst 4e-7."""
+REWRITE_SINGLE = 5e-7
+"""A rewritten program written by hand, in float32, relative. test_recognize_linear.py: at worst 6.6e-8."""
 
 PICTURE = 1e-3
 """A picture on [0, 1] against diffusers', at the same latents: what the issue asks for."""
@@ -18,5 +18,5 @@ PICTURE_8BIT = 1
 VERIFIED_PSNR = 60.0
 """What `diffc verify` must reach in dB between a bundle and its source: 1e-3 on [0, 1]."""
 
-SCALARS = 2e-6
-"""A polynomial that was fitted to float32 constants, far from where it was fitted. test_scalars.py: at worst 4e-7."""
+SCALARS = 5e-7
+"""A polynomial that was fitted to float32 constants, far from where it was fitted. test_scalars.py: none differed."""

@@ -817,8 +817,8 @@ def ltx() -> Entry:
     return Entry(pipeline, texts(height=32, width=32, num_frames=9, max_sequence_length=LENGTH))
 
 
-@entry("StableAudioPipeline")
-def stable_audio() -> Entry:
+def audio(scheduler: Any) -> Entry:
+    """Put a pipeline for two seconds of sound together."""
     transformer = d.StableAudioDiTModel(
         sample_size=16,
         in_channels=4,
@@ -841,8 +841,20 @@ def stable_audio() -> Entry:
         sampling_rate=16,
     )
     projection = d.StableAudioProjectionModel(text_encoder_dim=WIDTH, conditioning_dim=16, min_value=0, max_value=32)
-    scheduler = d.CosineDPMSolverMultistepScheduler(sigma_min=0.3, sigma_max=500, solver_order=2)
     pipeline = d.StableAudioPipeline(
         vae=vae, **t5(), projection_model=projection, transformer=transformer, scheduler=scheduler
     )
     return Entry(pipeline, without(texts(audio_end_in_s=2.0), *SIZE))
+
+
+@entry("StableAudioPipeline")
+def stable_audio() -> Entry:
+    return audio(d.CosineDPMSolverMultistepScheduler(sigma_min=0.3, sigma_max=500, solver_order=2))
+
+
+@entry("StableAudioPipeline (EDM)")
+def stable_audio_edm() -> Entry:
+    scheduler = d.EDMDPMSolverMultistepScheduler(
+        sigma_min=0.3, sigma_max=500, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction"
+    )
+    return audio(scheduler)

@@ -41,6 +41,7 @@ def test_evaluation_is_a_homomorphism(one: Polynomial, other: Polynomial) -> Non
     at = {"g": 3.0, "h": -2.0}
     assert (one + other)(at) == one(at) + other(at)
     assert (one * other)(at) == one(at) * other(at)
+    assert one * other == other * one
 
 
 def test_constants_are_told_from_scalars() -> None:

@@ -158,7 +158,7 @@ def test_leaves_a_normal_form_alone() -> None:
 # Keeps the numbers
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(straight_lines())
 def test_random_programs_give_the_same_numbers(before: Program) -> None:
     after = verify(outline(verify(unroll(before))))

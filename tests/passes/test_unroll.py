@@ -21,7 +21,7 @@ from diffc.compiler.text import parse
 from diffc.compiler.trace import Number, trace
 from diffc.compiler.verify import verify
 from diffc.passes.recognize_linear import recognize_linear
-from diffc.passes.unroll import LONGEST, unroll
+from diffc.passes.unroll import unroll
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines
 from tests.tolerances import REWRITE, REWRITE_SINGLE, SCHEDULERS
 
@@ -147,8 +147,8 @@ def test_no_sum_that_outlives_a_call_is_longer_than_the_longest() -> None:
     steps = "".join(f"y{i} = unet(sample=y{i - 1})\ns{i} = aten.add.Tensor(s{i - 1}, y{i})\n" for i in range(1, 40))
     lines = rewritten(f"y0 = noise()\ns0 = aten.mul.Tensor(y0, 1.0)\n{steps}\nreturn s39")
     operands = [line.split("linear(")[1].split(";")[0].split(", ") for line in lines if "linear(" in line]
-    assert 2 <= max(map(len, operands)) <= LONGEST + 1
-    assert len(operands) <= 39 // (LONGEST - 1) + 1
+    assert 2 <= max(map(len, operands)) <= 9
+    assert len(operands) <= 6
 
 
 def test_what_cancels_is_zero() -> None:
@@ -158,6 +158,23 @@ def test_what_cancels_is_zero() -> None:
         "y = unet(sample=x0)",
         "return y",
     ]
+
+
+def test_what_is_left_by_rounding_is_zero() -> None:
+    """0.1 + 0.2 - 0.3 is 5.6e-17, not a reason to keep a tensor."""
+    lines = rewritten("""
+        n = noise()
+        m = noise()
+        a = aten.mul.Tensor(n, 0.1)
+        b = aten.mul.Tensor(n, 0.2)
+        c = aten.mul.Tensor(n, 0.3)
+        d = aten.add.Tensor(a, b)
+        e = aten.sub.Tensor(d, c)
+        f = aten.add.Tensor(e, m)
+        y = unet(sample=f)
+        return y
+    """)
+    assert lines == ["n = noise()", "m = noise()", "y = unet(sample=m)", "return y"]
 
 
 def test_new_values_do_not_take_the_names_of_old_ones() -> None:
@@ -301,8 +318,8 @@ def test_a_state_that_nearly_vanishes_is_not_divided_by() -> None:
             m: float32[8] = noise()
             b: float32[8] = aten.mul.Tensor(n, 1e-08)
             x: float32[8] = aten.add.Tensor(b, m)
-            y: float32[8] = aten.abs.default(x)
             z: float32[8] = aten.add.Tensor(n, m)
+            y: float32[8] = aten.abs.default(x)
             w: float32[8] = aten.add.Tensor(z, y)
             return w
         }
