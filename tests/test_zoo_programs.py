@@ -1,0 +1,100 @@
+"""Trace every pipeline of the zoo into a program, and compare what the program draws with what the pipeline draws."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.evaluate import evaluate
+from diffc.compiler.graphs import Capture
+from diffc.compiler.ir import Program
+from diffc.compiler.pipeline import run
+from diffc.compiler.trace import Asked, Number, Text, trace
+from diffc.passes import NORMAL_FORM
+from tests.tolerances import PICTURE
+from tests.zoo import ZOO, Entry
+
+REFUSED = {
+    "Lumina2Pipeline": "asks a symbolic value for a number",
+    "WanPipeline": "asks a symbolic value for a number",
+    "StableAudioPipeline": "draws numbers that are not normal",
+}
+"""What cannot become a program, and the reason that the user is told; the README lists the kinds."""
+
+CALLBACK = "callback_on_step_end"
+
+
+def traced(entry: Entry) -> Program:
+    """Trace the call that an entry stands for; pictures and other conditions are constants of it."""
+    pipeline = entry.pipeline
+    told = CALLBACK in inspect.signature(type(pipeline).__call__).parameters
+    asked: dict[str, Asked] = {name: Text(1) for name in entry.texts}
+    if entry.guidance:
+        asked[entry.guidance] = Number(float(entry.request[entry.guidance]))
+    fixed = {key: value for key, value in entry.request.items() if key not in asked} | {"return_dict": False}
+
+    def call(on_step: Callable[..., None] = lambda _: None, **request: Any) -> Any:
+        def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            on_step(values.get("latents"))
+            return values
+
+        return pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))[0]
+
+    modules = {key: c for key, c in pipeline.components.items() if isinstance(c, nn.Module)}
+    tokenizers = {
+        key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)
+    }
+    capture = Capture()
+    step = "on_step" if told else None
+    program = trace(call, modules, asked, capture=capture, tokenizers=tokenizers, on_step=step)
+    return run(capture.graphs([program])[0], NORMAL_FORM)
+
+
+class Tokens(Mapping[str, Any]):
+    """Tokenize the entry's texts as the program's operations ask for it, one after the other."""
+
+    def __init__(self, entry: Entry, program: Program) -> None:
+        self.made = []
+        for op in program.ops:
+            if op.operator == "tokenize":
+                text = str(op.attr("template", "{}")).replace("{}", entry.request[next(op.reads())])
+                options = {"padding": "max_length", "max_length": op.attr("length"), "truncation": True}
+                tokenizer = entry.pipeline.components[op.attr("tokenizer")]
+                encoding = tokenizer([text], return_tensors="pt", **options)
+                self.made.append([encoding["input_ids"], encoding["attention_mask"]])
+
+    def __getitem__(self, _: str) -> Any:
+        return self.made.pop(0)
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in REFUSED])
+def test_a_pipeline_becomes_a_program_that_draws_the_same(name: str) -> None:
+    entry = ZOO[name]()
+    wanted = entry.draw(7)
+    program = traced(entry)
+    assert not any(op.operator.startswith("aten.") for op in program.ops)
+    generator = torch.Generator("cpu").manual_seed(7)
+    shapes = [op.results[0].type.shape for op in program.ops if op.operator == "noise" and op.results[0].type]
+    noises = [torch.randn(shape, generator=generator) for shape in shapes]
+    drawn = evaluate(program, tokens=Tokens(entry, program), noises=noises)[0]
+    assert (drawn - wanted).abs().max() <= PICTURE * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_pipeline_that_reads_what_only_the_run_knows_is_refused(name: str) -> None:
+    with pytest.raises(CaptureError, match=REFUSED[name]) as refused:
+        traced(ZOO[name]())
+    assert ".py:" in str(refused.value.where), "the line that asks is named"
