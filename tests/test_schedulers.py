@@ -44,7 +44,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("DDIMScheduler", {"clip_sample": False, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
     ("DDIMScheduler", {"clip_sample": False, "thresholding": True}),
     ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
-    ("UniPCMultistepScheduler", {"solver_order": 3, "solver_type": "bh1"}),
+    ("UniPCMultistepScheduler", {"solver_order": 3}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_karras_sigmas": True}),
     ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
 ]

@@ -1,6 +1,6 @@
-"""Assemble tiny pipelines with random weights, one entry for each way in which diffusers makes pictures, films and sound.
+"""Assemble tiny pipelines with random weights, one entry for each way to make pictures, films and sound.
 
-Each is what its published checkpoints are, only smaller: the same components, the same kind of scheduler, the same options.
+Each is what its published checkpoints are, only smaller: the same components, the same kind of scheduler and options.
 Nothing is loaded: tokenizers have a made-up vocabulary. Weights are the same each time.
 """
 
@@ -49,7 +49,7 @@ class Entry:
         """Run the pipeline eagerly and give its first result."""
         generator = torch.Generator("cpu").manual_seed(seed)
         result = self.pipeline(**self.request | {"return_dict": False, "generator": generator} | changes)
-        return torch.as_tensor(result[0])
+        return torch.as_tensor(result[0] if isinstance(result, tuple) else result)
 
 
 ZOO: dict[str, Callable[[], Entry]] = {}
