@@ -99,9 +99,7 @@ def _trace(
         )
 
 
-def _pictures(
-    pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling
-) -> dict[str, Asked]:
+def _pictures(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling) -> dict[str, Asked]:
     """Ask for the pictures that the pipeline cannot do without: its annotation admits a picture, and not None."""
     kinds = {name: get_args(parameter.annotation) for name, parameter in parameters.items()}
     needed = [name for name, kind in kinds.items() if PIL.Image.Image in kind and type(None) not in kind]
@@ -130,14 +128,20 @@ def _call(pipeline: Any, fixed: Mapping[str, Any], *, told: bool) -> Callable[..
                 on_step(values.get("latents"))
             return values
 
-        return _channels_first(pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))[0])
+        drawn = pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))
+        return _channels_first(drawn[0] if isinstance(drawn, tuple) else drawn)
 
     return call
 
 
 def _channels_first(drawn: Any) -> Any:
     """Turn pictures that the pipeline has laid out for NumPy back; other results stay as they are."""
-    if isinstance(drawn, torch.Tensor) and drawn.dim() == 4 and drawn.shape[-1] in (1, 3) and drawn.shape[1] not in (1, 3):
+    if (
+        isinstance(drawn, torch.Tensor)
+        and drawn.dim() == 4
+        and drawn.shape[-1] in (1, 3)
+        and drawn.shape[1] not in (1, 3)
+    ):
         return drawn.permute(0, 3, 1, 2)
     return drawn
 

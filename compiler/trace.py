@@ -299,6 +299,10 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func._schema.name not in ("aten::randn", "aten::randn_like", "aten::normal_functional"):
             raise CaptureError(f"{func} draws numbers that are not normal", fix="draw noise with torch.randn")
+        if kwargs.get("generator") is not None:
+            raise CaptureError(
+                f"{func} draws from a generator of its own", fix="draw from the request's seed: no generator"
+            )
         fake = self._fake(func, args, kwargs)
         if fake.dtype != torch.float32:
             raise CaptureError(f"{func} draws {fake.dtype}", fix="draw noise in float32")

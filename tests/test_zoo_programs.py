@@ -45,7 +45,8 @@ def traced(entry: Entry) -> Program:
             on_step(values.get("latents"))
             return values
 
-        return pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))[0]
+        drawn = pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))
+        return drawn[0] if isinstance(drawn, tuple) else drawn
 
     modules = {key: c for key, c in pipeline.components.items() if isinstance(c, nn.Module)}
     tokenizers = {
