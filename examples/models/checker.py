@@ -146,8 +146,8 @@ def _judge(scene: Scene, objects: Sequence[Found | None]) -> list[tuple[str, boo
             verdicts.append(("size", item is not None and item.size == thing.size))
     if scene.relation is not None:
         first, second = objects
-        known = first is not None and second is not None
-        verdicts.append(("relation", known and _relation_holds(scene.relation, first, second)))
+        holds = first is not None and second is not None and _relation_holds(scene.relation, first, second)
+        verdicts.append(("relation", holds))
     return verdicts
 
 
@@ -162,7 +162,7 @@ def check(picture: Picture, scene: Scene) -> list[tuple[str, bool]]:
     count = len(scene.things)
     candidates += [None] * max(0, count - len(candidates))
 
-    def merit(objects: tuple[Found | None, ...]) -> tuple[int, int]:
+    def merit(objects: Sequence[Found | None]) -> tuple[int, int]:
         verdicts = _judge(scene, objects)
         return sum(right for kind, right in verdicts if kind != "relation"), sum(right for _, right in verdicts)
 

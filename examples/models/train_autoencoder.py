@@ -79,8 +79,9 @@ def train_both_halves(options: argparse.Namespace, test: Tensor) -> None:
         batch = pixels(options.seed * 1_000_003 + step, BATCH).to(device())
         with torch.autocast(device().type, torch.bfloat16, enabled=step < 0.7 * options.steps):
             posterior = autoencoder.encode(batch).latent_dist
-            restored = autoencoder.decode(posterior.sample()).sample.float()
-        return error(restored, batch) + 1e-6 * posterior.kl().float().mean()
+            restored: Tensor = autoencoder.decode(posterior.sample()).sample.float()
+        divergence: Tensor = posterior.kl().float().mean()
+        return error(restored, batch) + 1e-6 * divergence
 
     fit(autoencoder, loss_at, Plan("autoencoder", options.steps, options.rate, options.seed, work, decay=0.99))
     with torch.no_grad():

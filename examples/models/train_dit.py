@@ -83,7 +83,7 @@ class RepeatedTokenAttention:
         """Attend from and to image and text tokens."""
 
         def heads(states: Tensor) -> Tensor:
-            return states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return states.view(*states.shape[:2], attn.heads, -1).transpose(1, 2)
 
         image, text = hidden_states, encoder_hidden_states
         query = torch.cat([attn.norm_q(heads(attn.to_q(image))), attn.norm_added_q(heads(attn.add_q_proj(text)))], 2)
@@ -133,7 +133,7 @@ def main() -> None:
     """Train text encoders and transformer together and write a diffusers folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_plan_arguments(parser, steps=4400, rate=1e-3)
-    parser.add_argument("--text-steps", type=int, default=200, help="steps that train each text encoder alone")
+    parser.add_argument("--text-steps", type=int, default=600, help="steps that train each text encoder alone")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("shapes-dit"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -154,7 +154,7 @@ def main() -> None:
         teach_attributes(encoder, states, tokenizer, plan)
 
     data = LatentData.load(work, tokenizer)
-    scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
+    scale, shift = float(autoencoder.config.scaling_factor), float(autoencoder.config.shift_factor)
 
     def loss_at(step: int) -> Tensor:
         generator = seeded(seed, step)
@@ -165,7 +165,7 @@ def main() -> None:
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
         with torch.autocast(device().type, torch.bfloat16):
             tokens, pooled = encode(first, second, ids)
-            velocity = transformer(noisy, tokens, pooled, sigma * 1000).sample.float()
+            velocity: Tensor = transformer(noisy, tokens, pooled, sigma * 1000).sample.float()
         return (velocity - (noise - clean)).square().mean()
 
     pipeline = StableDiffusion3Pipeline(

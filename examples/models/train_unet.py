@@ -75,7 +75,7 @@ def main() -> None:
     """Train text encoder and UNet together and write one file in the original Stable Diffusion layout."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_plan_arguments(parser, steps=3200, rate=1e-3)
-    parser.add_argument("--text-steps", type=int, default=200, help="steps that train the text encoder alone")
+    parser.add_argument("--text-steps", type=int, default=600, help="steps that train the text encoder alone")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("shapes-unet.safetensors"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -108,7 +108,7 @@ def main() -> None:
         noisy = kept.sqrt() * scale * latents + (1 - kept).sqrt() * noise
         with torch.autocast(device().type, torch.bfloat16):
             text = text_encoder(ids).last_hidden_state
-            predicted = unet(noisy, times, text).sample.float()
+            predicted: Tensor = unet(noisy, times, text).sample.float()
         ratio = signal[times] / (1 - signal[times])
         weight = torch.maximum((SNR_LIMIT / ratio).clamp(max=1), (1 / ratio).clamp(max=WEIGHT_LIMIT))
         return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()

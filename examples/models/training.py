@@ -230,7 +230,8 @@ def random_captions(count: int, seed: int) -> list[str]:
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Encode captions as the pipelines do."""
     encoded = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    return encoded.input_ids
+    ids: Tensor = encoded.input_ids
+    return ids
 
 
 class AttributeReader(nn.Module):
@@ -279,7 +280,8 @@ def teach_attributes(
 
     def loss_at(step: int) -> Tensor:
         chosen = torch.randint(len(scenes), (batch,), generator=seeded(plan.seed, step)).to(device())
-        return reader(states_of(ids[chosen]), labels[chosen])
+        loss: Tensor = reader(states_of(ids[chosen]), labels[chosen])
+        return loss
 
     fit(nn.ModuleDict({"encoder": encoder, "reader": reader}), loss_at, plan)
 

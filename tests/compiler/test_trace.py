@@ -286,13 +286,28 @@ def test_a_text_of_the_sampler_itself_is_a_constant() -> None:
     assert operators(capture(sample, {"words": words})) == ["noise", "aten.mul.Tensor"]
 
 
-def test_two_texts_at_once_are_refused() -> None:
+def test_several_texts_of_one_call_are_tokenized_apart() -> None:
     words = Words()
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
 
     def sample(prompt: list[str], other: list[str]) -> torch.Tensor:
-        return words([*prompt, *other], return_tensors="pt")["input_ids"]
+        return words([*prompt, "a constant", *other], **options)["input_ids"]
 
-    with pytest.raises(CaptureError, match="words is given texts of several kinds at once"):
+    program = verify(capture(sample, {"words": words}))
+    assert operators(program) == ["tokenize", "tokenize", "aten.cat.default"]
+    [table] = program.tables
+    assert table.data is not None
+    assert table.data.tolist() == [[1, 8, 9, 9]]
+    assert print_op(program.ops[2]) == f"v0: int64[3, 4] = aten.cat.default([ids0, {table.name}, ids1])"
+
+
+def test_a_text_that_is_repeated_is_refused() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        return words([*prompt, *prompt], return_tensors="pt")["input_ids"]
+
+    with pytest.raises(CaptureError, match="words is given 2 texts made of prompt"):
         capture(sample, {"words": words})
 
 
