@@ -74,7 +74,9 @@ def main() -> None:
     if options.json:
         print(json.dumps(found, indent=1))
         return
-    print("| model | diffc | diffusers | ratio | diffc, peak | diffusers, peak | ratio |\n|---|---|---|---|---|---|---|")
+    print(
+        "| model | diffc | diffusers | ratio | diffc, peak | diffusers, peak | ratio |\n|---|---|---|---|---|---|---|"
+    )
     for name, row in found.items():
         seconds = f"{row['diffc_seconds']:.1f} s | {row['diffusers_seconds']:.1f} s | {row['times_faster']:.1f} ×"
         memory = f"{row['diffc_megabytes']:.0f} MB | {row['diffusers_megabytes']:.0f} MB"

@@ -27,9 +27,9 @@ def pictures_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
 
 
 def arrays_from_pictures(pictures: Sequence[Image.Image], size: tuple[int, int], channels: int) -> NDArray[np.float32]:
-    """Convert to colour or grey, scale to a width and height by Lanczos as diffusers does; [N, C, H, W] in [0, 1]."""
+    """Scale to a width and height, then convert to colour or grey, as diffusers does: [N, C, H, W] in [0, 1]."""
     mode = {1: "L", 3: "RGB"}[channels]
-    scaled = [picture.convert(mode).resize(size, Image.Resampling.LANCZOS, reducing_gap=None) for picture in pictures]
+    scaled = [picture.resize(size, Image.Resampling.LANCZOS).convert(mode) for picture in pictures]
     arrays = np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in scaled])
     arrays = arrays[..., None] if channels == 1 else arrays
     return np.ascontiguousarray(np.moveaxis(arrays, -1, 1), dtype=np.float32)

@@ -161,7 +161,8 @@ def test_pictures_are_inputs_too(tmp_path: Path, task: str, given: tuple[str, ..
     Image.new("RGBA", (100, 80), (200, 30, 30, 255)).save(tmp_path / "in.png")
     pictures = [part for option in given for part in (option, tmp_path / "in.png")]
     succeeded("run", tmp_path / "x.diffc", PROMPT, *pictures, "--seed", "1", "-o", tmp_path / "out.png")
-    assert Image.open(tmp_path / "out.png").size == (64, 64)
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (64, 64)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -218,7 +219,11 @@ def test_errors_are_objects_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
     command = (*DIFFC, "build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests in the background ignores it
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stderr is not None
         while "lower unet" not in process.stderr.readline():
             assert process.poll() is None, "the build ended before it could be interrupted"

@@ -22,6 +22,7 @@ from tests.tolerances import PICTURE
 from tests.zoo import ZOO, Entry
 
 REFUSED = {
+    "KandinskyV22PriorPipeline": "is given 2 texts made of negative_prompt",
     "Lumina2Pipeline": "asks a symbolic value for a number",
     "WanPipeline": "asks a symbolic value for a number",
     "StableAudioPipeline": "draws numbers that are not normal",
@@ -29,6 +30,11 @@ REFUSED = {
 """What cannot become a program, and the reason that the user is told; the README lists the kinds."""
 
 CALLBACK = "callback_on_step_end"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
+]
 
 
 def traced(entry: Entry) -> Program:

@@ -141,6 +141,7 @@ def main() -> None:
     seed, work = options.seed, options.work
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     autoencoder = AutoencoderKL.from_pretrained(work / "autoencoder")
+    autoencoder.register_to_config(_name_or_path="autoencoder")
     first, second = (new_text_encoder(tokenizer, activation).to(device()) for activation in ("quick_gelu", "gelu"))
     transformer = new_transformer().to(device())
 

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 BATCH = 32
 SNR_LIMIT = 5.0
-WEIGHT_LIMIT = 10.0
+WEIGHT_LIMIT = 50.0
 TEXT_WIDTH = 128
 MUON = r"attentions\..*(attn1|attn2|ff)\..*weight$"
 
@@ -83,6 +83,7 @@ def main() -> None:
     work: Path = options.work
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     autoencoder = AutoencoderKL.from_pretrained(work / "autoencoder")
+    autoencoder.register_to_config(_name_or_path="autoencoder")
     text_encoder = new_text_encoder(tokenizer).to(device())
     unet = new_unet().to(device())
     scheduler = new_scheduler()
@@ -103,7 +104,7 @@ def main() -> None:
         generator = seeded(seed, step)
         latents, ids = data.batch(BATCH, generator)
         noise = torch.randn(latents.shape, generator=generator).to(device())
-        times = torch.randint(len(signal), (BATCH,), generator=generator).to(device())
+        times = (len(signal) * torch.rand(BATCH, generator=generator).sqrt()).long().to(device())
         kept = signal[times][:, None, None, None]
         noisy = kept.sqrt() * scale * latents + (1 - kept).sqrt() * noise
         with torch.autocast(device().type, torch.bfloat16):

@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from diffc.runtime.errors import DiffcError, RequestError
-from diffc.runtime.images import grid, pictures_from_arrays, save
+from diffc.runtime.images import arrays_from_pictures, grid, open_picture, pictures_from_arrays, save
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -75,3 +75,26 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"a\.jpg cannot be written: cannot write mode RGBA as JPEG"):
         save(Image.new("RGBA", (4, 4)), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_pictures_are_scaled_as_diffusers_scales_them() -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (50, 70, 4), dtype=np.uint8), "RGBA")
+    processor = VaeImageProcessor(do_normalize=False, do_convert_rgb=True, vae_scale_factor=8)
+    wanted = processor.preprocess(picture, height=32, width=48).numpy()
+    assert np.array_equal(arrays_from_pictures([picture], (48, 32), 3), wanted)
+
+
+def test_a_mask_is_one_channel() -> None:
+    made = arrays_from_pictures([Image.new("L", (4, 4), 255), Image.new("L", (4, 4), 0)], (2, 2), 1)
+    assert made.shape == (2, 1, 2, 2)
+    assert (made[0] == 1).all()
+    assert (made[1] == 0).all()
+
+
+def test_refuses_a_file_that_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"\0" * 100)
+    with pytest.raises(RequestError, match="is no picture"):
+        open_picture(tmp_path / "x.png")
+    with pytest.raises(RequestError, match="is no picture"):
+        open_picture(tmp_path / "missing.png")

@@ -139,8 +139,8 @@ def test_refuses_literals_of_another_type(literal: Any, type_: Type) -> None:
         ('"words"', '"\\q"', "a string as JSON writes it"),
         ("table w", "graph f(a: bool[]) -> (b: bool[])\n    table w", "one graph named f"),
         # What the verifier refuses: inputs and declarations.
-        ("prompt: text[2]", "prompt: text[2, 2]", "input prompt is neither text nor scalar"),
-        ("prompt: text[2]", "prompt: float32[2]", "input prompt is neither text nor scalar"),
+        ("prompt: text[2]", "prompt: text[2, 2]", "input prompt is neither text, scalar nor picture"),
+        ("prompt: text[2]", "prompt: float32[2]", "input prompt is neither text, scalar nor picture"),
         ("prompt: text[2]", "prompt: text[2] = 1", "input prompt is a text with a default"),
         ("h: scalar)", "h: scalar, g: scalar)", "g is defined twice"),
         ("guard g", "guard prompt", "reads no scalar input"),
