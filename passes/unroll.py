@@ -230,6 +230,9 @@ class _Unroll:
             return False
         rank = len(type_.shape) if (type_ := op.results[0].type) else 0
         names = [o.name for o in operands if isinstance(o, Ref)]
+        known = [operand for operand in map(self.types.get, names) if operand]
+        if type_ and any(operand.dtype != type_.dtype for operand in known):
+            return False
         parts = tuple(self._value(name) if name in self.parts else name for name in names)
         self.parts[name] = (parts, axis % rank if rank else axis)
         self._keep(parts, name)

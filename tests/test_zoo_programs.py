@@ -33,6 +33,8 @@ CALLBACK = "callback_on_step_end"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    # The old weight norm of torch, which some vocoders have, sets attributes whenever it runs.
+    pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),
     pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
 ]
 
