@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from diffc.compiler.errors import CaptureError
+
 Bounds = tuple[float, float]
 
 KEEPING = (
@@ -38,6 +40,31 @@ COMPARED: dict[str, Callable[[float, float, float], bool | None]] = {
     "gt": lambda low, high, than: True if low > than else False if high <= than else None,
     "ge": lambda low, high, than: True if low >= than else False if high < than else None,
 }
+
+
+class Ranged:
+    """Stand for a number that only the run knows, but whose range answers what is asked about it."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+
+    def __lt__(self, than: float) -> bool:
+        return self._compare("lt", than)
+
+    def __le__(self, than: float) -> bool:
+        return self._compare("le", than)
+
+    def __gt__(self, than: float) -> bool:
+        return self._compare("gt", than)
+
+    def __ge__(self, than: float) -> bool:
+        return self._compare("ge", than)
+
+    def _compare(self, how: str, than: float) -> bool:
+        outcome = COMPARED[how](*self.bounds, float(than))
+        if outcome is None:
+            raise CaptureError(f"a number between {self.bounds[0]} and {self.bounds[1]} is compared with {than}")
+        return outcome
 
 
 def kept(func: Any, operands: Iterable[Bounds | None]) -> Bounds | None:

@@ -9,7 +9,9 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.numpy import save
@@ -41,6 +43,7 @@ def build(
     batch: int = 1,
     task: str = "text-to-image",
     strength: float | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
     online: bool = False,
     progress: Progress = lambda _: None,
 ) -> Path:
@@ -48,7 +51,8 @@ def build(
 
     ``steps`` gives one program for each count (default: the pipeline's own), ``size`` is width and height in pixels,
     ``guidance`` the default scale, which stays a number of the request, ``strength`` how much of a given picture is
-    drawn anew. Whatever fails, no half-made bundle is left.
+    drawn anew, ``options`` other arguments of the pipeline's call, such as ``num_frames``. Whatever fails, no half-made
+    bundle is left.
     Raises `DiffcError` of the stage that failed.
     """
     wanted = parse_target(target)
@@ -58,15 +62,15 @@ def build(
         progress("load")
         pipeline = load(source, sampler=sampler, task=task, online=online)
         capture, programs = Capture(), list[Program]()
+        fixed = Sampling(task=task, guidance=guidance, size=size, batch=batch, strength=strength, options=dict(options))
         for count in dict.fromkeys(steps) or (default_steps(pipeline),):
             progress(f"trace {count} steps")
-            asked = Sampling(task=task, steps=count, guidance=guidance, size=size, batch=batch, strength=strength)
-            programs += trace_pipeline(pipeline, asked, capture)
+            programs += trace_pipeline(pipeline, replace(fixed, steps=count), capture)
         progress("capture")
         made = [run(program, NORMAL_FORM) for program in capture.graphs(programs)]
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
         recipe: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
-        recipe |= {"size": size, "batch": batch, "strength": strength}
+        recipe |= {"size": size, "batch": batch, "strength": strength, "options": dict(options)}
         _write(folder, made, tokenizers, wanted, _provenance(source, recipe), progress)
     return output
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import secrets
 import signal
 import sys
 import time
@@ -42,6 +43,19 @@ class _Counts(click.ParamType[tuple[int, ...]]):
         if not all(count.isdecimal() and int(count) > 0 for count in counts):
             self.fail(f"{value!r} is not a list of positive numbers, such as 10,20", param, ctx)
         return tuple(map(int, counts))
+
+
+class _Setting(click.ParamType[tuple[str, Any]]):
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        name, equals, text = str(value).partition("=")
+        if not equals or not name.isidentifier():
+            self.fail(f"{value!r} is not NAME=VALUE, such as num_frames=16", param, ctx)
+        try:
+            return name, json.loads(text)
+        except ValueError:
+            return name, text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -115,8 +129,9 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What to draw from.")
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of a given picture is drawn anew.")
+@click.option("--set", "options", type=_Setting(), multiple=True, help="NAME=VALUE for the pipeline, as num_frames=16.")
 @click.option("--online", is_flag=True, help="Allow a single file's missing configuration to be fetched.")
-def build(output: Path | None, steps: tuple[int, ...] | None, **options: Any) -> dict[str, Any]:
+def build(output: Path | None, steps: tuple[int, ...] | None, options: Any, **settings: Any) -> dict[str, Any]:
     """Compile SOURCE, a .safetensors file or a diffusers folder, into a bundle.
 
     \b
@@ -127,7 +142,8 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **options: Any) ->
 
     start = time.monotonic()
     with _timed("done") as progress:
-        path = compile_(options.pop("source"), output=output, steps=steps or (), progress=progress, **options)
+        source = settings.pop("source")
+        path = compile_(source, output=output, steps=steps or (), options=dict(options), progress=progress, **settings)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     _say(f"{path}: {size / 1e6:.1f} MB")
     return {"bundle": str(path), "bytes": size, "seconds": time.monotonic() - start, "peak_bytes": _peak_bytes()}
@@ -136,7 +152,13 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **options: Any) ->
 @_command
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The picture's file.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The file of the picture or film; .npy for the numbers.",
+)
 @click.option("--negative", default="", help="What the picture should not show.")
 @click.option("--seed", type=int, help="The picture's seed.  [default: random]")
 @click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")
@@ -153,32 +175,50 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     diffc run shapes.diffc "a green star" --seed 7 --guidance 5 --images 4 -o grid.png
     """
     from diffc.runtime import load
-    from diffc.runtime.images import check_path, grid, save
+    from diffc.runtime.images import check_path
 
-    check_path(output)
+    numbers = output.suffix.lower() == ".npy"
+    if not numbers:
+        check_path(output)
     start = time.monotonic()
     sampler = load(options["bundle"])
+    if not numbers:
+        check_path(output, moving=sampler.makes == "films")
+    seed = secrets.randbits(32) if options["seed"] is None else options["seed"]
     with click.progressbar(length=1, label="draw", file=sys.stderr) as bar:
 
         def show(progress: Any) -> None:
             bar.length = progress.steps
             bar.update(1)
 
-        pictures = sampler(
+        drawn = sampler(
             options["prompt"],
+            output="np" if numbers else "pil",
             negative_prompt=options["negative"],
             guidance_scale=options["guidance"],
-            seed=options["seed"],
+            seed=seed,
             latents=_latents(options["latents"]),
             num_images=options["images"],
             program=options["program"],
             callback=show,
             **_pictures(image=options["image"], mask_image=options["mask"]),
         )
-    save(pictures[0] if len(pictures) == 1 else grid(pictures), output)
+    _save(drawn, output)
     seconds = time.monotonic() - start
-    _say(f"{output}: seed {pictures[0].info['seed']}, {seconds:.1f} s")
-    return {"image": str(output), "seed": pictures[0].info["seed"], "seconds": seconds, "peak_bytes": _peak_bytes()}
+    _say(f"{output}: seed {seed}, {seconds:.1f} s")
+    return {"image": str(output), "seed": seed, "seconds": seconds, "peak_bytes": _peak_bytes()}
+
+
+def _save(drawn: Any, output: Path) -> None:
+    """Save the numbers of an array, or one picture or film, or several side by side."""
+    from diffc.runtime.images import grid, save, save_array
+
+    if not isinstance(drawn, list):
+        save_array(drawn, output)
+    elif not isinstance(drawn[0], list):
+        save(drawn[0] if len(drawn) == 1 else grid(drawn), output)
+    else:
+        save(drawn[0] if len(drawn) == 1 else [grid(frames) for frames in zip(*drawn, strict=True)], output)
 
 
 def _pictures(**paths: Path | None) -> dict[str, Any]:
@@ -247,9 +287,8 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
     for name, component in found["components"].items():
         _say(f"{name:>24}: SQNR {component['sqnr']:6.1f} dB, max |difference| {component['max_abs']:.2e}")
     for picture in found["pictures"]:
-        _say(
-            f"{picture['psnr']:6.1f} dB, SSIM {picture['ssim']:.4f}, max {picture['max_abs']:.2e}: {picture['prompt']}"
-        )
+        alike = "" if picture["ssim"] is None else f" SSIM {picture['ssim']:.4f},"
+        _say(f"{picture['psnr']:6.1f} dB,{alike} max {picture['max_abs']:.2e}: {picture['prompt']}")
     _say(f"PSNR {found['psnr']:.1f} dB (the worst picture)")
     if min_psnr is not None and found["psnr"] < min_psnr:
         _say(f"{bundle} is below {min_psnr} dB")

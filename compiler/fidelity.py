@@ -34,10 +34,10 @@ IDENTICAL = 200.0
 Array = NDArray[np.float32]
 
 
-def psnr(picture: Array, reference: Array) -> float:
-    """Give the peak signal-to-noise ratio in dB of pictures in [0, 1]; 200 where they are identical."""
+def psnr(picture: Array, reference: Array, peak: float = 1.0) -> float:
+    """Give the peak signal-to-noise ratio in dB, of pictures in [0, 1] by default; 200 where they are identical."""
     error = float(np.mean((picture.astype(np.float64) - reference) ** 2))
-    return min(IDENTICAL, -10 * math.log10(error)) if error else IDENTICAL
+    return min(IDENTICAL, 10 * math.log10(peak**2 / error)) if error else IDENTICAL
 
 
 def ssim(picture: Array, reference: Array) -> float:
@@ -90,7 +90,8 @@ def compare(
 ) -> dict[str, Any]:
     """Draw each prompt with both, from the same seed, and run each graph on what the pipeline gave its component.
 
-    Gives ``psnr`` and ``ssim`` of the worst picture, ``max_abs`` over all, ``pictures`` and ``components``.
+    Gives ``psnr`` and ``ssim`` of the worst picture, ``max_abs`` over all, ``pictures`` and ``components``. A film's
+    ``ssim`` is that of its worst frame; what is no picture has none, and its peak is the reference's.
     """
     sampler = Sampler(bundle)
     recipe = sampler.manifest["provenance"]["recipe"]
@@ -98,6 +99,8 @@ def compare(
     pipeline = load(source, sampler=recipe["sampler"], task=recipe["task"])
     pipeline.set_progress_bar_config(disable=True)
     name, text = _program(sampler, program)
+    reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)
+    prompts = prompts if reads_prompt else ("",)
     scale = guidance if guidance is not None else _default(text)
     pictures_given = _test_pictures(text)
     calls: dict[str, Any] = {}
@@ -108,19 +111,30 @@ def compare(
             wanted = _reference(pipeline, prompt, recipe, _steps(name), scale, seed + at, pictures_given)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
         options |= {key: np.moveaxis(picture, 1, -1) for key, picture in pictures_given.items()}
-        got = sampler([prompt] * recipe["batch"], seed=seed + at, program=program, output="np", **options)
-        pictures += [
-            {"prompt": prompt, "psnr": psnr(a, b), "ssim": ssim(a, b), "max_abs": float(np.abs(a - b).max())}
-            for a, b in zip(got, wanted, strict=True)
-        ]
+        got = sampler(
+            [prompt] * recipe["batch"] if reads_prompt else "", seed=seed + at, program=program, output="np", **options
+        )
+        for drawn, by in ((got, "the bundle"), (wanted, "the pipeline")):
+            if not np.isfinite(drawn).all():
+                raise BuildError(f"{by} drew NaN or infinity", where=prompt, fix="compare with another prompt or scale")
+        pictures += [{"prompt": prompt, **_judged(a, b)} for a, b in zip(got, wanted, strict=True)]
     progress("compare components")
     return {
         "psnr": min(picture["psnr"] for picture in pictures),
-        "ssim": min(picture["ssim"] for picture in pictures),
+        "ssim": min((picture["ssim"] for picture in pictures if picture["ssim"] is not None), default=None),
         "max_abs": max(picture["max_abs"] for picture in pictures),
         "pictures": pictures,
         "components": _components(Path(bundle), calls),
     }
+
+
+def _judged(drawn: Array, wanted: Array) -> dict[str, Any]:
+    """Compare one picture [H, W, C], one film [F, H, W, C], or other numbers of any shape."""
+    seen = drawn.ndim in (3, 4) and drawn.shape[-1] in (1, 3)
+    frames = (drawn[None], wanted[None]) if drawn.ndim == 3 else (drawn, wanted)
+    alike = min(ssim(a, b) for a, b in zip(*frames, strict=True)) if seen else None
+    peak = 1.0 if seen else float(np.abs(wanted).max())
+    return {"psnr": psnr(drawn, wanted, peak), "ssim": alike, "max_abs": float(np.abs(drawn - wanted).max())}
 
 
 def _program(sampler: Sampler, name: str | None) -> tuple[str, str]:
@@ -162,6 +176,7 @@ def _reference(
     size = recipe["size"] or (None, None)
     fixed = {"width": size[0], "height": size[1], "strength": recipe["strength"]}
     options |= {key: value for key, value in fixed.items() if value is not None and key in takes}
+    options |= recipe["options"]
     prompts = [prompt] * recipe["batch"]
     generator = torch.Generator("cpu").manual_seed(seed)
     texts = {k: v for k, v in zip(TEXTS, (prompts, [""] * len(prompts)), strict=True) if k in takes}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import PIL.Image
@@ -30,7 +30,7 @@ DENOISERS = ("unet", "transformer")
 class Sampling:
     """State what is fixed at build: task, steps, size in pixels, batch, strength, default guidance.
 
-    None stands for what the pipeline does when nobody says.
+    None stands for what the pipeline does when nobody says. ``options`` are other arguments of its call, by name.
     """
 
     task: str = "text-to-image"
@@ -39,6 +39,7 @@ class Sampling:
     size: tuple[int, int] | None = None
     batch: int = 1
     strength: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def default_steps(pipeline: Any) -> int:
@@ -75,6 +76,7 @@ def _trace(
         if STRENGTH not in parameters:
             raise BuildError("this task takes no strength", where=sampling.task, fix="leave --strength out")
         fixed[STRENGTH] = sampling.strength
+    fixed |= _options(pipeline, parameters, {*inputs, *fixed, GUIDANCE, CALLBACK, STRENGTH}, sampling.options)
     if GUIDANCE in parameters:
         inputs[GUIDANCE] = Number(float(parameters[GUIDANCE].default if guidance is None else guidance))
     elif guidance is not None and guidance != 1.0:
@@ -97,6 +99,17 @@ def _trace(
             name=name,
             on_step="on_step" if told else None,
         )
+
+
+def _options(
+    pipeline: Any, parameters: Mapping[str, Any], taken: Collection[str], options: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Check that the pipeline takes the options, and that nothing else says them."""
+    free = [name for name in parameters if name not in ("self", *taken)]
+    if unknown := [name for name in options if name not in free]:
+        what = f"{type(pipeline).__name__} takes no {unknown[0]} here"
+        raise BuildError(what, where="--set", fix=f"set one of {', '.join(free)}")
+    return options
 
 
 def _pictures(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling) -> dict[str, Asked]:

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from diffc.compiler.aliases import Link, View, is_view, link, refresh, write
-from diffc.compiler.bounds import Bounds, decided, kept
+from diffc.compiler.bounds import Bounds, Ranged, decided, kept
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graphs import ENTRY_POINTS, Capture, returned_tensors, type_of, with_tensors
 from diffc.compiler.ir import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
@@ -104,6 +104,10 @@ class Symbolic(torch.Tensor):
     def numpy(self, *, force: bool = False) -> Symbolic:  # type: ignore[override]
         """Stay symbolic: what a pipeline does to its result afterwards is for people who want pictures, not for us."""
         return self
+
+    def item(self) -> Any:
+        """Give a number whose range is known where the value's is; else fail as any question for a number does."""
+        return Ranged(self.bounds) if self.bounds else super().item()
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Symbolic({self.label}: {type_of(self.fake)})"

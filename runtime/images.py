@@ -1,19 +1,22 @@
-"""Make pictures of arrays, lay them out in a grid, and save them."""
+"""Make pictures and films of arrays, lay them out in a grid, and save them."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from diffc.runtime.errors import DiffcError, RequestError
+
+FRAME_MS = 125
+"""How long a frame of a film is shown, in milliseconds."""
 
 
 def pictures_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
@@ -24,6 +27,17 @@ def pictures_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
         )
     rounded = (np.clip(arrays, 0, 1) * 255).round().astype(np.uint8)
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in rounded]
+
+
+def is_picture(shape: Sequence[int]) -> bool:
+    """Say whether a result [N, C, H, W] or [N, F, C, H, W] is for people's eyes: grey or colour, still or moving."""
+    return len(shape) in (4, 5) and shape[-3] in (1, 3)
+
+
+def channels_last(arrays: NDArray[Any]) -> NDArray[np.float32]:
+    """Lay pictures and films out as people's tools do; other results stay as they are."""
+    moved = np.moveaxis(arrays, -3, -1) if is_picture(arrays.shape) else arrays
+    return np.ascontiguousarray(moved, dtype=np.float32)
 
 
 def arrays_from_pictures(pictures: Sequence[Image.Image], size: tuple[int, int], channels: int) -> NDArray[np.float32]:
@@ -56,17 +70,29 @@ def grid(pictures: Sequence[Image.Image], *, columns: int | None = None) -> Imag
     return whole
 
 
-def save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
-    """Write a picture, whole or not at all, in the format of the path's extension.
+def save(frames: Image.Image | Sequence[Image.Image], path: str | os.PathLike[str]) -> Path:
+    """Write a picture or the frames of a film, whole or not at all, in the format of the path's extension.
 
     Raises `RequestError` for an extension that Pillow does not write, and for a path that cannot be written.
     """
+    first, *rest = [frames] if isinstance(frames, Image.Image) else frames
+    moving: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": FRAME_MS, "loop": 0} if rest else {}
+    format_ = check_path(path, moving=bool(rest))
+    return write_whole(path, lambda stream: first.save(stream, format_, **moving))
+
+
+def save_array(array: NDArray[Any], path: str | os.PathLike[str]) -> Path:
+    """Write an array as a .npy file, whole or not at all. Raises `RequestError` where it cannot be written."""
+    return write_whole(path, lambda stream: np.save(stream, array, allow_pickle=False))
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
+    """Let ``write`` fill a file beside the path that takes its name when all went well. Raises `RequestError`."""
     path = Path(path)
-    format_ = check_path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as stream:
-            picture.save(stream, format_)
+            write(stream)
         partial.replace(path)
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror or error}"
@@ -77,10 +103,11 @@ def save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def check_path(path: str | os.PathLike[str]) -> str:
-    """Name Pillow's format for the path's extension. Raises `RequestError` where there is none."""
+def check_path(path: str | os.PathLike[str], *, moving: bool = False) -> str:
+    """Name Pillow's format for the path's extension. Raises `RequestError` where there is none, or none for films."""
     known = Image.registered_extensions()
     format_ = known.get(Path(path).suffix.lower())
-    if format_ is None or format_ not in Image.SAVE:
-        raise RequestError(f"{path} names no picture format", where=str(path), fix="use .png, .jpg or .webp")
+    if format_ is None or format_ not in (Image.SAVE_ALL if moving else Image.SAVE):
+        kind, fix = ("film", "use .gif, .webp or .png") if moving else ("picture", "use .png, .jpg or .webp")
+        raise RequestError(f"{path} names no {kind} format", where=str(path), fix=f"{fix}, or .npy for the numbers")
     return format_

@@ -116,7 +116,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Program:
-    """Hold one sampler, from the texts of a request to its pictures."""
+    """Hold one sampler, from the texts of a request to its pictures, films, sounds or whatever else it makes."""
 
     name: str
     inputs: tuple[Input, ...]

@@ -10,13 +10,12 @@ from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL.Image import Image
 
 from diffc.runtime.bundle import open_bundle
 from diffc.runtime.errors import Cancelled, RequestError
-from diffc.runtime.images import pictures_from_arrays
+from diffc.runtime.images import channels_last, is_picture, pictures_from_arrays
 from diffc.runtime.interpreter import Interpreter, linear, preview
-from diffc.runtime.program import Op
+from diffc.runtime.program import Op, Program
 from diffc.runtime.request import Request, Seed, Texts, make_request
 
 
@@ -34,9 +33,9 @@ class Progress:
     seed: Seed
     _preview: Callable[[], NDArray[Any]] = field(repr=False, compare=False)
 
-    def preview(self) -> list[Image]:
+    def preview(self) -> list[Any]:
         """Decode the latents of this step as if it were the last. Raises `RequestError` where a program cannot."""
-        return pictures_from_arrays(_channels_last(self._preview())[: len(self.images)])
+        return _pictures(channels_last(self._preview())[: len(self.images)])
 
 
 Callback = Callable[[Progress], object]
@@ -78,8 +77,15 @@ class Sampler:
         """Sum the sizes of the files."""
         return sum(file.bytes for file in self._bundle.manifest.files.values())
 
+    @property
+    def makes(self) -> Literal["pictures", "films", "numbers"]:
+        """Say what the default program draws; numbers are what is not for the eye, such as sound."""
+        program = next(iter(self._bundle.programs.values()))
+        shape = program.types[program.outputs[0]].shape
+        return "numbers" if not is_picture(shape) else "pictures" if len(shape) == 4 else "films"
+
     @overload
-    def __call__(self, prompt: Texts = ..., *, output: Literal["pil"] = ..., **options: Any) -> list[Image]: ...
+    def __call__(self, prompt: Texts = ..., *, output: Literal["pil"] = ..., **options: Any) -> list[Any]: ...
     @overload
     def __call__(self, prompt: Texts = ..., *, output: Literal["np"], **options: Any) -> NDArray[np.float32]: ...
 
@@ -96,7 +102,7 @@ class Sampler:
         callback: Callback | None = None,
         output: Literal["pil", "np"] = "pil",
         **inputs: Any,
-    ) -> list[Image] | NDArray[np.float32]:
+    ) -> list[Any] | NDArray[np.float32]:
         """Draw ``num_images`` pictures for each prompt, in the order of the prompts.
 
         One ``seed`` gives what diffusers gives for all the pictures with one generator: each draw of noise is made for
@@ -109,7 +115,9 @@ class Sampler:
         The program is the one named, or else the first whose guards hold; ``guidance_scale`` is by default that of the
         first. ``callback`` is called after each step; if it returns True the request ends in `Cancelled`.
 
-        Returns PIL images, or with ``output="np"`` float32[N, H, W, C] in [0, 1]. Raises `RequestError`.
+        Returns PIL images (for a film a list of them), or with ``output="np"`` float32[N, H, W, C] in [0, 1] or
+        float32[N, F, H, W, C]; what is no picture, sound for example, comes as the numbers that the pipeline returns,
+        with ``output="np"`` only. Raises `RequestError`.
         """
         if output not in ("pil", "np"):
             raise RequestError(f"output is {output!r}", fix='use "pil" or "np"')
@@ -117,20 +125,28 @@ class Sampler:
         request = make_request(
             self._bundle.programs, program=program, inputs=given, num_images=num_images, seed=seed, latents=latents
         )
+        if output == "pil":
+            self._needs_pictures(request.program)
         arrays = self._draw(request, callback)
         if output == "np":
             return arrays
-        pictures = pictures_from_arrays(arrays)
+        pictures = _pictures(arrays)
         for at, picture in enumerate(pictures):
-            picture.info["seed"] = request.seed[at] if isinstance(request.seed, Sequence) else request.seed
+            for frame in picture if isinstance(picture, list) else [picture]:
+                frame.info["seed"] = request.seed[at] if isinstance(request.seed, Sequence) else request.seed
         return pictures
+
+    def _needs_pictures(self, program: Program) -> None:
+        drawn = program.types[program.outputs[0]]
+        if not is_picture(drawn.shape):
+            raise RequestError(f"{program.name} makes {drawn}, no pictures", fix='ask for numbers: output="np"')
 
     def _draw(self, request: Request, callback: Callback | None) -> NDArray[np.float32]:
         program, batches = request.program, []
         for start in range(0, request.count, request.program.batch):
             on_step = self._on_step(request, start, callback) if callback else None
             found = self._interpreter.run(program, request.chunk(start), request.scalars, on_step=on_step)
-            batches.append(_channels_last(found[program.outputs[0]]))
+            batches.append(channels_last(found[program.outputs[0]]))
         return np.concatenate(batches)[: request.count]
 
     def _on_step(self, request: Request, start: int, callback: Callback) -> Callable[[Op, dict[str, Any]], None]:
@@ -158,5 +174,5 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Sampler
     return Sampler(path, threads=threads)
 
 
-def _channels_last(pictures: NDArray[Any]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(pictures.transpose(0, 2, 3, 1), dtype=np.float32)
+def _pictures(arrays: NDArray[Any]) -> list[Any]:
+    return pictures_from_arrays(arrays) if arrays.ndim == 4 else [pictures_from_arrays(film) for film in arrays]

@@ -602,7 +602,7 @@ def hunyuan_dit() -> Entry:
     bert = t.BertConfig(
         vocab_size=64, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37
     )
-    components = {"text_encoder": t.BertModel(bert, add_pooling_layer=False), "tokenizer": bert_tokenizer()}
+    components = {"text_encoder": t.BertModel(bert), "tokenizer": bert_tokenizer()}
     scheduler = betas(d.DDPMScheduler, prediction_type="v_prediction", clip_sample=False)
     pipeline = d.HunyuanDiTPipeline(
         vae=kl(),

@@ -16,6 +16,8 @@ import onnx
 import onnx_ir
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
 
 from diffc.compiler.errors import BackendError
 from diffc.compiler.ir import Graph
@@ -126,18 +128,59 @@ def _exported(graph: Graph) -> onnx_ir.Model:
                 input_names=[port.name for port in graph.inputs],
                 output_names=[f"{port.name}_" for port in graph.outputs],
                 verbose=False,
+                optimize=False,
             )
     except Exception as error:
         raise _failure(graph, error) from error
     if program is None:
         raise BackendError(f"{graph.name} has no ONNX form", where=graph.component)
     model = program.model
+    _tidy(model)
+    for node in list(model.graph.all_nodes()):
+        _legalise(model.graph, node)
     parts: list[Any] = [model, model.graph, *model.graph.all_nodes(), *_values(model.graph)]
     for part in parts:
         part.metadata_props.clear()
         part.doc_string = None
     model.producer_name, model.producer_version = "diffc", None
     return model
+
+
+def _tidy(model: onnx_ir.Model) -> None:
+    """Fold constants and drop what nothing reads, and no more.
+
+    The exporter's own rewriting takes ``x + 1e-15`` for ``x``; a model that keeps a division from 0/0 so then ends in
+    NaN. What else it rewrites, engines do by themselves.
+    """
+    common.InlinePass()(model)
+    fold_constants(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass()(model)
+
+
+def _legalise(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    """Say what ATen leaves unsaid: squeezing a dimension that is not 1 does nothing; masks repeat for every query."""
+    if node.op_type == "Squeeze" and node.inputs[0] is not None and node.inputs[0].shape == node.outputs[0].shape:
+        node.op_type = "Identity"
+        node.resize_inputs(1)
+    if node.op_type == "Attention" and len(node.inputs) > 3 and node.inputs[3] is not None:
+        mask, queries = node.inputs[3], node.inputs[0]
+        if mask.shape is None or queries is None or queries.shape is None or mask.shape[-2] == queries.shape[-2]:
+            return
+        wanted = [*mask.shape[:-2], queries.shape[-2], mask.shape[-1]]
+        sizes = onnx_ir.node("Constant", [], attributes={"value_ints": [int(size) for size in wanted]})
+        expanded = onnx_ir.node("Expand", [mask, sizes.outputs[0]])
+        for made in (sizes, expanded):
+            made.outputs[0].name = f"{node.outputs[0].name}_{made.op_type.lower()}"
+        expanded.outputs[0].shape, expanded.outputs[0].type = onnx_ir.Shape(wanted), mask.type
+        graph.insert_before(node, [sizes, expanded])
+        node.replace_input_with(3, expanded.outputs[0])
 
 
 def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:

@@ -17,7 +17,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from training import MAX_TOKENS, LatentData, Plan, add_plan_arguments, device, fit, seeded, teach_attributes
+from training import MAX_TOKENS, LatentData, Plan, add_plan_arguments, device, fit, seeded, taught_states, teach_layouts
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 BATCH = 32
@@ -132,7 +132,7 @@ def export(pipeline: StableDiffusion3Pipeline, tokenizer: Path, folder: Path) ->
 def main() -> None:
     """Train text encoders and transformer together and write a diffusers folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_plan_arguments(parser, steps=4400, rate=1e-3)
+    add_plan_arguments(parser, steps=8000, rate=1e-3)
     parser.add_argument("--text-steps", type=int, default=600, help="steps that train each text encoder alone")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("shapes-dit"))
     options = parser.parse_args()
@@ -149,10 +149,10 @@ def main() -> None:
 
         def states(ids: Tensor, encoder: nn.Module = encoder) -> list[Tensor]:
             outputs = encoder(ids, output_hidden_states=True)
-            return [outputs.text_embeds, outputs.hidden_states[-2][:, -1]]
+            return taught_states(outputs.text_embeds, outputs.hidden_states[-2])
 
         plan = Plan(f"dit-text-{index}", options.text_steps, 1e-3, seed + index, work, decay=0.99)
-        teach_attributes(encoder, states, tokenizer, plan)
+        teach_layouts(encoder, states, tokenizer, plan)
 
     data = LatentData.load(work, tokenizer)
     scale, shift = float(autoencoder.config.scaling_factor), float(autoencoder.config.shift_factor)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from shapes import COLOURS, RELATIONS, SHAPES, SIZES, Scene, training_scene
+from shapes import COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing, training_scene
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
@@ -26,11 +26,9 @@ CHECKPOINT_SECONDS = 120.0
 PROGRESS_SECONDS = 20.0
 EMPTY_SHARE = 0.1
 MUON_FACTOR = 4.0
-ATTRIBUTES: tuple[tuple[str | None, ...], ...] = (
-    *(SHAPES, tuple(COLOURS), (None, *SIZES)),
-    *(("none", *SHAPES), ("none", *COLOURS), ("none", None, *SIZES)),
-    (None, *RELATIONS),
-)
+THING: tuple[tuple[str | None, ...], ...] = (("none", *SHAPES), ("none", *COLOURS), ("none", None, *SIZES))
+SCENE: tuple[tuple[str | None, ...], ...] = (*THING, *THING, (None, *RELATIONS))
+VIEWS = (SCENE, SCENE, *(THING for _ in RELATIONS))
 
 
 @dataclass(frozen=True)
@@ -234,49 +232,67 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return ids
 
 
-class AttributeReader(nn.Module):
-    """Read a caption's attributes out of a text encoder's states, to teach the encoder what its captions say."""
+def taught_states(pooled: Tensor, tokens: Tensor) -> list[Tensor]:
+    """Choose the states that `teach_layouts` reads: the pooled one and those of the last five tokens."""
+    return [pooled, *tokens[:, -len(RELATIONS) - 1 :].unbind(1)]
+
+
+class LayoutReader(nn.Module):
+    """Read a caption's scene out of a text encoder's states: twice the whole of it, then each side's object."""
 
     def __init__(self, widths: Iterable[int]) -> None:
         super().__init__()
-        answers = sum(len(options) for options in ATTRIBUTES)
-        self.heads = nn.ModuleList(nn.Linear(width, answers) for width in widths)
+        self.heads = nn.ModuleList(
+            nn.Linear(width, sum(map(len, view))) for width, view in zip(widths, VIEWS, strict=True)
+        )
 
-    def forward(self, states: Iterable[Tensor], labels: Tensor) -> Tensor:
-        """The mean cross-entropy of the attributes read from each of the states."""
+    def forward(self, states: list[Tensor], labels: Tensor) -> Tensor:
+        """The mean cross-entropy of the attributes; their labels stand side by side in the order of the views."""
+        answers = iter(labels.unbind(1))
         losses = []
-        for head, state in zip(self.heads, states, strict=True):
-            scores = head(state.float()).split([len(options) for options in ATTRIBUTES], dim=-1)
-            losses += [nn.functional.cross_entropy(score, labels[:, index]) for index, score in enumerate(scores)]
+        for head, state, view in zip(self.heads, states, VIEWS, strict=True):
+            for score in head(state.float()).split([len(options) for options in view], dim=-1):
+                losses.append(nn.functional.cross_entropy(score, next(answers)))
         return torch.stack(losses).mean()
 
 
-def attribute_labels(scene: Scene) -> list[int]:
-    """Number a scene's attributes by their places in ATTRIBUTES."""
-    first, second = scene.first, scene.second
-    values = (
-        *(first.shape, first.colour, first.size),
-        *((second.shape, second.colour, second.size) if second else ("none", "none", "none")),
-        scene.relation,
-    )
-    return [options.index(value) for options, value in zip(ATTRIBUTES, values, strict=True)]
+def layout_labels(scene: Scene) -> list[int]:
+    """Number the attributes of a scene's views by their places in VIEWS.
+
+    A side's object is the one that stands farthest to that side, as far as the caption tells.
+    """
+
+    def described(thing: Thing | None) -> tuple[str | None, ...]:
+        return (thing.shape, thing.colour, thing.size) if thing else ("none", "none", "none")
+
+    whole = (*described(scene.first), *described(scene.second), scene.relation)
+    opposite = dict(zip(RELATIONS, (RELATIONS[1], RELATIONS[0], RELATIONS[3], RELATIONS[2]), strict=True))
+    sides = dict.fromkeys(RELATIONS, None if scene.second else scene.first)
+    if scene.relation is not None:
+        sides |= {scene.relation: scene.first, opposite[scene.relation]: scene.second}
+    values = (*whole, *whole, *(value for side in RELATIONS for value in described(sides[side])))
+    options = [choices for view in VIEWS for choices in view]
+    return [choices.index(value) for choices, value in zip(options, values, strict=True)]
 
 
-def teach_attributes(
+def teach_layouts(
     encoder: nn.Module,
     states_of: Callable[[Tensor], list[Tensor]],
     tokenizer: CLIPTokenizer,
     plan: Plan,
     batch: int = 64,
 ) -> None:
-    """Train a text encoder alone until the given states tell a caption's attributes; the readers are thrown away."""
+    """Train a text encoder alone until the given states tell what stands where; the readers are thrown away.
+
+    Each of the last tokens learns the object of one side, which a denoiser's attention then has only to look up.
+    """
     rng = np.random.default_rng(plan.seed)
     scenes = [training_scene(rng) for _ in range(20_000)]
     ids = token_ids(tokenizer, [scene.caption for scene in scenes]).to(device())
-    labels = torch.tensor([attribute_labels(scene) for scene in scenes], device=device())
+    labels = torch.tensor([layout_labels(scene) for scene in scenes], device=device())
     with torch.no_grad():
         widths = [state.shape[-1] for state in states_of(ids[:1])]
-    reader = AttributeReader(widths).to(device())
+    reader = LayoutReader(widths).to(device())
 
     def loss_at(step: int) -> Tensor:
         chosen = torch.randint(len(scenes), (batch,), generator=seeded(plan.seed, step)).to(device())
