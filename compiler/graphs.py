@@ -18,6 +18,10 @@ from torch.utils import _pytree as pytree
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir import BUILTINS, Graph, Program, Type, Value
 
+aten = torch.ops.aten
+STRIDELESS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+"""Operators that ask how a tensor is stored, and those that mean the same and do not."""
+
 ENTRY_POINTS = ("forward", "encode", "decode")
 """The methods by which a pipeline calls a component."""
 
@@ -196,6 +200,8 @@ def _export(signature: Signature) -> Graph:
     with _named_failure(signature.name), torch.no_grad():
         body = torch.export.export(_Call(signature).eval(), signature.example(), strict=False)
         body.graph.eliminate_dead_code()
+        for node in body.graph.nodes:
+            node.target = STRIDELESS.get(node.target, node.target)
         body.graph_module.recompile()
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)

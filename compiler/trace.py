@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from diffc.compiler.aliases import Link, View, is_view, link, refresh, write
 from diffc.compiler.bounds import Bounds, Ranged, decided, kept
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graphs import ENTRY_POINTS, Capture, returned_tensors, type_of, with_tensors
+from diffc.compiler.graphs import ENTRY_POINTS, STRIDELESS, Capture, returned_tensors, type_of, with_tensors
 from diffc.compiler.ir import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
 from diffc.compiler.scalars import Scalar, combine, fit_polynomials, other_points
 
@@ -35,9 +35,6 @@ MARKER = "diffc"
 
 DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator")
 """Arguments of ATen operators that say where and how a tensor is stored, not what it is."""
-
-STRIDELESS = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
-"""Operators that ask how a tensor is stored, and those that mean the same and do not."""
 
 aten = torch.ops.aten
 DECOMPOSED: dict[Any, Callable[..., torch.Tensor]] = {
@@ -272,7 +269,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return outcome
         made = [self._value(leaf, "v") for leaf in leaves]
         attrs = tuple((key, self._literal(value)) for key, value in kwargs.items() if key not in DROPPED)
-        name = STRIDELESS.get(str(func), str(func))
+        name = str(STRIDELESS.get(func, func))
         self._append(name, tuple(self._literal(arg) for arg in args), attrs, made)
         constants = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if type(leaf) is torch.Tensor]
         for value in made:

@@ -195,6 +195,8 @@ def test_the_output_exists(tmp_path: Path) -> None:
         (("--sampler", "eular"), "euler"),
         (("--size", "65x64"), "divisible"),
         (("--sampler", "flow-euler"), "flow"),
+        (("--set", "num_frames=16"), "set one of"),
+        (("--set", "guidance_scale=3"), "takes no guidance_scale here"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
@@ -203,7 +205,8 @@ def test_options_that_make_no_sense(tmp_path: Path, options: tuple[str, ...], sa
 
 
 @pytest.mark.parametrize(
-    "options", [("--steps", "0"), ("--steps", "ten"), ("--size", "64"), ("--batch", "0"), ("--what",)]
+    "options",
+    [("--steps", "0"), ("--steps", "ten"), ("--size", "64"), ("--batch", "0"), ("--what",), ("--set", "clip_skip")],
 )
 def test_usage_errors_exit_with_2(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert diffc("build", UNET, *options, "-o", tmp_path / "x.diffc").exit_code == 2

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffc.compiler.errors import BackendError
 from diffc.compiler.ir import Graph
@@ -120,7 +121,7 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: n
 def _exported(graph: Graph) -> onnx_ir.Model:
     """Translate a graph; ports keep their names, and nothing of this machine or its paths remains in the file."""
     try:
-        with _quiet():
+        with _quiet(), sdpa_kernel(SDPBackend.MATH):  # one kernel, one layout: the exporter looks several times
             program = torch.onnx.export(
                 graph.body,
                 dynamo=True,

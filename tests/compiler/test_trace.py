@@ -16,7 +16,7 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.graphs import Capture
 from diffc.compiler.ir import Guard, Input, Program, Type
 from diffc.compiler.text import print_op
-from diffc.compiler.trace import Text, capture, trace
+from diffc.compiler.trace import Picture, Text, capture, trace
 from diffc.compiler.verify import verify
 from tests.random_programs import difference, draws, numbers
 
@@ -352,6 +352,22 @@ def test_a_number_that_bounds_a_clamp_is_fixed() -> None:
         return torch.randn(3).clamp(-limit, limit)
 
     assert capture(sample, {}).guards == (Guard("limit", "==", 2.0),)
+
+
+def test_the_range_of_a_picture_answers_questions_about_its_numbers() -> None:
+    def sample(image: torch.Tensor) -> torch.Tensor:
+        if image.min().item() < 0 or image.max().item() > 1:
+            raise ValueError("out of range")
+        return image + torch.randn(image.shape)
+
+    made = trace(sample, {}, {"image": Picture((1, 3, 4, 4))}, capture=Capture())
+    assert made.guards == ()
+
+    def asks(image: torch.Tensor) -> torch.Tensor:
+        return image if image.mean().item() > 0.5 else -image
+
+    with pytest.raises(CaptureError, match="between 0.0 and 1.0 is compared with 0.5"):
+        trace(asks, {}, {"image": Picture((1, 3, 4, 4))}, capture=Capture())
 
 
 def test_a_number_that_changes_the_program_is_fixed() -> None:

@@ -10,7 +10,15 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from diffc.runtime.errors import DiffcError, RequestError
-from diffc.runtime.images import arrays_from_pictures, grid, open_picture, pictures_from_arrays, save
+from diffc.runtime.images import (
+    arrays_from_pictures,
+    channels_last,
+    grid,
+    open_picture,
+    pictures_from_arrays,
+    save,
+    save_array,
+)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -57,7 +65,36 @@ def test_saves_by_extension(tmp_path: Path, name: str) -> None:
 def test_refuses_extensions_that_no_format_has(tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match="names no picture format") as raised:
         save(Image.new("RGB", (4, 4)), tmp_path / name)
-    assert raised.value.fix == "use .png, .jpg or .webp" and not list(tmp_path.iterdir())
+    assert raised.value.fix == "use .png, .jpg or .webp, or .npy for the numbers" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_saves_a_film(tmp_path: Path, name: str) -> None:
+    frames = [Image.new("RGB", (4, 4), (80 * at, 20, 30)) for at in range(3)]
+    with Image.open(save(frames, tmp_path / name)) as film:
+        assert (film.n_frames, film.size) == (3, (4, 4))
+        film.seek(2)
+        assert film.convert("RGB").getpixel((0, 0)) == pytest.approx((160, 20, 30), abs=12)
+
+
+def test_refuses_formats_that_do_not_move(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="names no film format"):
+        save([Image.new("RGB", (4, 4))] * 2, tmp_path / "a.jpg")
+
+
+def test_numbers_are_saved_as_they_are(tmp_path: Path) -> None:
+    numbers = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    assert np.array_equal(np.load(save_array(numbers, tmp_path / "a.npy")), numbers)
+    with pytest.raises(RequestError, match="cannot be written"):
+        save_array(numbers, tmp_path / "missing" / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("shape", "laid_out"),
+    [((2, 3, 4, 5), (2, 4, 5, 3)), ((2, 7, 1, 4, 5), (2, 7, 4, 5, 1)), ((2, 3, 9), (2, 3, 9)), ((2, 4, 5, 6),) * 2],
+)
+def test_pictures_and_films_end_with_their_channels(shape: tuple[int, ...], laid_out: tuple[int, ...]) -> None:
+    assert channels_last(np.zeros(shape)).shape == laid_out
 
 
 def test_refuses_paths_that_cannot_be_written(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_refuses_literals_of_another_type(literal: Any, type_: Type) -> None:
         ("mask: int32[2, 8]", "mask: bool[2, 8]", "mask does not hold integers"),
         ("return c, mask", "return", "nothing is returned"),
         ("return c, mask", "return nothing", "nothing is not a value known here"),
-        ("return c, mask", "return mask, c", r"the first output is int32\[2, 8\], not pictures"),
+        ("return c, mask", "return mask, c", r"the first output is int32\[2, 8\], no batch"),
         ("return c, mask", "return y", "prompt is not one for each of 4 pictures"),
     ],
 )

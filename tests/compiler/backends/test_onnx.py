@@ -1,0 +1,63 @@
+"""Lower graphs to ONNX, and compare what ONNX Runtime makes of them with what torch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffc.compiler import capture
+from diffc.compiler.backends.onnx import Onnx
+
+
+class Divides(nn.Module):
+    """Keep a division from 0/0 with a number that is easily taken for nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() / (x.relu() + 1e-15)
+
+
+class Squeezes(nn.Module):
+    """Squeeze a dimension that may be 1, and here is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 2).squeeze(1)
+
+
+class Masks(nn.Module):
+    """Attend with one mask for all queries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x[:, None]
+        mask = (torch.arange(x.shape[1]) < 3)[None, None, None].expand(len(x), 1, 1, -1)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)[:, 0]
+
+
+class Rearranges(nn.Module):
+    """Lay the result of attention out anew, which no kernel's way to store it may forbid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.repeat(1, 64, 1).unflatten(2, (2, -1)).transpose(1, 2)
+        bias = torch.zeros(1, 2, heads.shape[2], heads.shape[2])
+        out = nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=bias)
+        return out.transpose(1, 2).reshape(len(x), heads.shape[2], -1)
+
+
+@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges])
+def test_a_graph_computes_what_torch_computes(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = kind()
+
+    def sample() -> Tensor:
+        return model(torch.randn(2, 5, 8))
+
+    program = capture(sample, {"model": model})
+    files = Onnx().lower(program.graphs, "fp32", tmp_path, lambda _: None)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)) * (torch.arange(5) > 0)[:, None]
+    session = onnxruntime.InferenceSession((tmp_path / files["model"]).read_bytes())
+    [got] = session.run(None, {"x": x.numpy()})
+    assert np.abs(got - model(x).numpy()).max() <= 1e-6

@@ -1,0 +1,116 @@
+"""Save every pipeline of the zoo, and build, draw and verify it as a person does, on the command line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+
+from diffc.runtime import load
+from tests.conftest import ROOT
+from tests.test_cli import succeeded
+from tests.test_zoo_programs import REFUSED, UNSAVED
+from tests.tolerances import PICTURE
+from tests.zoo import ZOO, Entry
+
+PAGE = ROOT / "docs" / "pipelines.md"
+PROMPT = "a red circle"
+SAID = ("prompt", "negative_prompt", "output_type", "num_inference_steps", "width", "height", "guidance_scale")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    # The old weight norm of torch, which some vocoders have, sets attributes whenever it runs.
+    pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),
+]
+
+
+def build_options(entry: Entry) -> list[str]:
+    """Give the options of ``diffc build`` that fix all of a request but its texts and pictures."""
+    request = entry.request
+    options = ["--steps", str(request["num_inference_steps"])]
+    options += ["--size", f"{request.get('width', 16)}x{request.get('height', 16)}"]
+    if "guidance_scale" in request:
+        options += ["--guidance", str(request["guidance_scale"])]
+    parameters = inspect.signature(type(entry.pipeline).__call__).parameters
+    for name, value in request.items():
+        is_picture = PIL.Image.Image in get_args(parameters[name].annotation)
+        if name == "strength":
+            options += ["--strength", str(value)]
+        elif name not in SAID and not is_picture:
+            options += ["--set", f"{name}={json.dumps(value)}"]
+    return options
+
+
+def built_and_compared(name: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Build the entry's bundle from its saved folder; give its row of the page, and what ``diffc verify`` found."""
+    entry = ZOO[name]()
+    entry.pipeline.save_pretrained(folder / "model")
+    (folder / "prompts.txt").write_text(f"{PROMPT}\n")
+    bundle = folder / "model.diffc"
+    succeeded("build", folder / "model", "-o", bundle, *build_options(entry))
+    found = succeeded("verify", bundle, "--against", folder / "model", "--prompts", folder / "prompts.txt")
+    manifest = load(bundle).manifest
+    stages = manifest["stages"]
+    early = 1 - stages["latent"] / max(1, sum(stages.values()))
+    return f"| `{name}` | yes | {len(manifest['graphs'])} graphs | {early:.0%} | ≤ {PICTURE:g} |", found
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in (*REFUSED, *UNSAVED)])
+def test_a_saved_pipeline_is_built_drawn_and_verified(name: str, tmp_path: Path) -> None:
+    row, found = built_and_compared(name, tmp_path)
+    largest = 1.0 if found["ssim"] is not None else found["max_abs"] * 10 ** (found["psnr"] / 20)
+    assert found["max_abs"] <= PICTURE * max(1.0, largest)
+    assert row in PAGE.read_text(encoding="utf-8").splitlines(), "write it again: python -m tests.test_zoo_bundles"
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("AnimateDiffPipeline", ".gif"), ("StableCascadePriorPipeline", ".npy")])
+def test_films_and_numbers_are_saved(name: str, suffix: str, tmp_path: Path) -> None:
+    entry = ZOO[name]()
+    entry.pipeline.save_pretrained(tmp_path / "model")
+    succeeded("build", tmp_path / "model", "-o", tmp_path / "x.diffc", *build_options(entry))
+    output = tmp_path / f"drawn{suffix}"
+    succeeded("run", tmp_path / "x.diffc", PROMPT, "--seed", "0", "-o", output)
+    if suffix == ".gif":
+        with PIL.Image.open(output) as film:
+            assert (film.n_frames, film.size) == (entry.request["num_frames"], (16, 16))
+    else:
+        drawn = load(tmp_path / "x.diffc")(PROMPT, seed=0, output="np")
+        assert np.array_equal(np.load(output), drawn)
+
+
+def table() -> str:
+    """Build everything and write what came of it, for the documentation; the test above checks every row."""
+    rows = []
+    for name in ZOO:
+        print(name, file=sys.stderr, flush=True)
+        if name in REFUSED:
+            rows.append(f"| `{name}` | **no**: {REFUSED[name]} | | | |")
+        elif name in UNSAVED:
+            rows.append(f"| `{name}` | yes | yes | | ≤ {PICTURE:g} as a program; **no bundle**: {UNSAVED[name]} |")
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                rows.append(built_and_compared(name, Path(folder))[0])
+    head = f"""# Pipelines
+
+What becomes of pipelines of diffusers {diffusers.__version__} that the tests assemble from tiny random weights, save to
+a folder, and then build, draw and verify on the command line. *Traced*: the pipeline's call became a program.
+*Captured*: how many graphs it calls. *Staged*: how much of the denoiser's parameters depends on no latents, and can so
+leave the loop. *Parity*: the greatest difference from what diffusers draws, in float32.
+`python -m tests.test_zoo_bundles` wrote this page, and `tests/test_zoo_bundles.py` checks every row.
+
+| pipeline | traced | captured | staged | parity |
+|---|---|---|---|---|
+"""
+    return head + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(table(), encoding="utf-8")
