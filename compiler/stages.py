@@ -33,21 +33,30 @@ def stages_of_values(program: Program) -> dict[str, Stage]:
 def parameters_by_stage(program: Program) -> dict[str, int]:
     """Count the denoiser's parameters by the stage in which they are first needed; the graphs must have bodies.
 
-    The denoiser is the component that is called most often. A parameter that meets values of several stages counts for
-    the latest of them; one that meets constants only counts for none.
+    The denoiser is the component that is called most often with latents, or of several the largest. A parameter that
+    meets values of several stages counts for the latest of them; one that meets constants only counts for none.
     """
-    calls = [op for op in program.ops if program.graph(op.operator)]
-    often = max((op.operator for op in calls), key=[op.operator for op in calls].count, default=None)
-    graph = program.graph(often) if often else None
+    values = stages_of_values(program)
+    graph = _denoiser(program, values)
     if graph is None or graph.body is None:
         return dict.fromkeys(NAMES, 0)
-    values = stages_of_values(program)
+    calls = [op for op in program.ops if op.operator == graph.name]
     ports = {}
     for port in graph.inputs:
-        given = [op.attr(port.name) for op in calls if op.operator == often]
+        given = [op.attr(port.name) for op in calls]
         joined = _join(values[literal.name] for literal in given if isinstance(literal, Ref))
         ports[port.name] = joined | (STEP if len(set(map(repr, given))) > 1 and not joined else BUILD)
     return _count(graph, ports)
+
+
+def _denoiser(program: Program, values: Mapping[str, Stage]) -> Graph | None:
+    calls = [op.operator for op in program.ops if any("latent" in values[name] for name in op.reads())]
+    weighty = [graph for graph in program.graphs if graph.name in calls and _size(graph)]
+    return max(weighty, key=lambda graph: (calls.count(graph.name), _size(graph)), default=None)
+
+
+def _size(graph: Graph) -> int:
+    return sum(weight.numel() for weight in graph.body.state_dict.values()) if graph.body else 0
 
 
 def _count(graph: Graph, ports: Mapping[str, Stage]) -> dict[str, int]:

@@ -430,10 +430,13 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         key, template = kind
         asked = self.inputs[key]
-        if not isinstance(asked, Text) or len(real[0]) != asked.batch:
+        batch = asked.batch if isinstance(asked, Text) else 0
+        times = len(real[0]) if batch == 1 else 1
+        if len(real[0]) != batch * times:
             raise CaptureError(
                 f"{name} is given {len(real[0])} texts made of {key}", fix="give every text of the batch once"
             )
+        real = real[0][:batch], real[1][:batch]
         with _disable_current_modes():
             made = tuple(
                 self._value(self.capture.fake_mode.from_tensor(t), p)
@@ -449,7 +452,8 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if options.get("padding") != "max_length" or not options.get("truncation"):
             attrs.append(("padding", str(options.get("padding"))))
         self._append("tokenize", (Ref(key),), tuple(attrs), made)
-        return made[0], made[1]
+        ids, mask = (torch.cat([tensor] * times) if times > 1 else tensor for tensor in made)
+        return ids, mask
 
 
 def _template(text: str, markers: Mapping[str, str]) -> tuple[str, str] | None:

@@ -105,6 +105,26 @@ def test_a_timestep_that_never_changes_is_no_step() -> None:
     assert counts == {"step": 0, "request": 0, "request_step": 0, "latent": 9 + 3 + 3}
 
 
+def test_the_denoiser_is_called_with_latents_however_often_others_are() -> None:
+    class Encodes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(7))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.scale.sum()
+
+    denoiser, encoder = Denoiser(), Encodes()
+
+    def sample() -> torch.Tensor:
+        text = encoder(encoder(torch.ones(1, 2)))
+        latents = torch.randn(1, 3)
+        return (denoiser(latents, torch.tensor([1.0]), text).abs().sqrt() + 1).sqrt().abs().sqrt()
+
+    counts = parameters_by_stage(unroll(capture(sample, {"denoiser": denoiser, "encoder": encoder})))
+    assert counts["latent"] >= 9, "one call of the denoiser counts, not two of the encoder"
+
+
 def test_a_program_without_graphs_has_no_parameters() -> None:
     assert parameters_by_stage(parse("program p() { n: float32[1] = noise() return n }")) == dict.fromkeys(
         ("step", "request", "request_step", "latent"), 0
