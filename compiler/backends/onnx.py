@@ -156,7 +156,7 @@ def _tidy(model: onnx_ir.Model) -> None:
     common.InlinePass()(model)
     fold_constants(model)
     common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.DeduplicateInitializersPass()(model)
@@ -174,8 +174,9 @@ def _legalise(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
         mask, queries = node.inputs[3], node.inputs[0]
         if mask.shape is None or queries is None or queries.shape is None or mask.shape[-2] == queries.shape[-2]:
             return
-        wanted = [*mask.shape[:-2], queries.shape[-2], mask.shape[-1]]
-        sizes = onnx_ir.node("Constant", [], attributes={"value_ints": [int(size) for size in wanted]})
+        *leading, _, keys = mask.shape.numpy()
+        wanted = [*leading, queries.shape.numpy()[-2], keys]
+        sizes = onnx_ir.node("Constant", [], attributes={"value_ints": wanted})
         expanded = onnx_ir.node("Expand", [mask, sizes.outputs[0]])
         for made in (sizes, expanded):
             made.outputs[0].name = f"{node.outputs[0].name}_{made.op_type.lower()}"

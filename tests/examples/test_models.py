@@ -9,8 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from checker import accuracy  # noqa: E402
 from diffusers import StableDiffusionPipeline  # noqa: E402
-from evaluate import frechet_distance, open_model  # noqa: E402
+from evaluate import frechet_distance, generate, open_model  # noqa: E402
 from original_layout import CONFIG_KEY, assert_same_weights, export, original_tensors  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from shapes import held_out_scenes, training_pictures  # noqa: E402
@@ -57,6 +58,11 @@ def test_file_has_the_original_layout(unet: StableDiffusionPipeline) -> None:
     assert "model.diffusion_model.input_blocks.0.0.weight" in names
     assert "first_stage_model.encoder.down.0.block.0.conv1.weight" in names
     assert "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in names
+
+
+def test_the_unet_follows_captions(unet: StableDiffusionPipeline) -> None:
+    scenes = held_out_scenes(20)
+    assert accuracy(generate(unet, scenes, 20, 5.0), scenes).overall >= 0.9, "98.4 % of 200 captions"
 
 
 def test_export_round_trip(unet: StableDiffusionPipeline, tmp_path: Path) -> None:
