@@ -16,7 +16,7 @@ PICTURE_8BIT = 1
 """The same in steps of 8 bits: one step is where rounding falls to the other side."""
 
 VERIFIED_PSNR = 80.0
-"""What `diffc verify` must reach in dB, float32: the two examples gave 103 to 140 over three prompts."""
+"""What `diffc verify` must reach in dB, float32: the two examples gave 91 to 138 over three prompts."""
 
 SCALARS = 5e-7
 """A polynomial that was fitted to float32 constants, far from where it was fitted. test_scalars.py: none differed."""
