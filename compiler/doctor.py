@@ -32,7 +32,12 @@ def examine(bundle: Path | None) -> dict[str, Any]:
     detail = "missing " + ", ".join(missing) + ": pip install 'diffc[compiler]'" if missing else "complete"
     checks["compiler"] = _check(not missing, detail)
     checks["disk"] = _check(True, f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here")
-    targets = [] if missing else _targets()
+    targets = list[str]()
+    for name in [] if missing else sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)}):
+        try:
+            targets += [f"{name}-{precision}" for precision in sorted(find_backend(name).precisions)]
+        except TargetError as error:
+            checks[f"backend {name}"] = _check(False, f"{error.what}: {error.fix}")
     checks["targets"] = _check(bool(targets), ", ".join(targets) or "none without the compiler")
     if bundle is not None:
         sampler = load(bundle)
@@ -44,14 +49,3 @@ def examine(bundle: Path | None) -> dict[str, Any]:
 
 def _check(ok: bool, detail: str) -> dict[str, Any]:
     return {"ok": ok, "detail": detail}
-
-
-def _targets() -> list[str]:
-    names = sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)})
-    found = []
-    for name in names:
-        try:
-            found += [f"{name}-{precision}" for precision in sorted(find_backend(name).precisions)]
-        except TargetError:
-            continue
-    return found

@@ -21,7 +21,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from diffc.compiler.cli import main
+from diffc.compiler.errors import TargetError
 from diffc.compiler.load import load
+from diffc.compiler.target import find_backend
 from diffc.compiler.text import parse
 from tests.conftest import PROMPT, UNET
 from tests.tolerances import PICTURE_8BIT, VERIFIED_PSNR
@@ -130,6 +132,18 @@ def test_doctor_knows_targets_and_opens_a_bundle(bundle: Path) -> None:
     assert "ort-fp32" in found["targets"]
     assert found["checks"]["bundle"]["ok"]
     assert found["checks"]["compiler"]["ok"]
+
+
+def test_doctor_names_a_backend_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        if name == "onnx":
+            raise TargetError("backend 'onnx' cannot be imported", fix="install it")
+        return find_backend(name)
+
+    monkeypatch.setattr("diffc.compiler.doctor.find_backend", broken)
+    found = succeeded("doctor")
+    assert found["checks"]["backend onnx"] == {"ok": False, "detail": "backend 'onnx' cannot be imported: install it"}
+    assert not any(target.startswith("onnx-") for target in found["targets"]) and "ort-fp32" in found["targets"]
 
 
 @pytest.mark.parametrize("command", ["build", "run", "inspect", "verify", "doctor"])
