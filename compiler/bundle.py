@@ -23,9 +23,10 @@ from diffc.compiler.ir import Program
 from diffc.compiler.load import load
 from diffc.compiler.pipeline import run
 from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
-from diffc.compiler.stages import parameters_by_stage
+from diffc.compiler.stages import work_by_stage
 from diffc.compiler.target import Progress, Target, find_backend, parse_target
-from diffc.passes import NORMAL_FORM
+from diffc.compiler.verify import verify
+from diffc.passes import NORMAL_FORM, stage
 
 SCHEMA = 1
 VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
@@ -99,6 +100,8 @@ def _write(
     provenance: dict[str, Any],
     progress: Progress,
 ) -> None:
+    work = work_by_stage(programs)
+    programs = [verify(program) for program in stage(programs)]
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
     files = find_backend(target.backend)().lower(list(graphs.values()), target.precision, folder, progress)
     progress("write")
@@ -113,10 +116,14 @@ def _write(
         "diffc": importlib.metadata.version("diffc"),
         "target": str(target),
         "programs": {program.name: str(program) for program in programs},
-        "graphs": {name: {"file": files[name], "component": graph.component} for name, graph in graphs.items()},
+        "graphs": {
+            name: {"file": files[name], "component": graph.component, "stage": graph.stage}
+            for name, graph in graphs.items()
+        },
         "tokenizers": {name: f"tokenizer/{name}.json" for name in tokenizers},
         "files": {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()},
-        "stages": parameters_by_stage(programs[0]),
+        "stages": work.parameters,
+        "multiply_adds": work.multiply_adds,
         "provenance": provenance,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -6,7 +6,8 @@ import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from diffc.compiler.sampling import GUIDANCE, TEXTS
 from diffc.compiler.target import Progress
 from diffc.compiler.text import parse
 from diffc.runtime import Sampler
-from diffc.runtime.bundle import open_bundle
+from diffc.runtime.bundle import Bundle, open_bundle
 from diffc.runtime.interpreter import Interpreter
+from diffc.runtime.program import Op, Program, Ref, Type
 
 PROMPTS = ("a red circle left of a blue square", "a small green triangle", "")
 """What to draw when no prompts are given; the last is the unconditional picture."""
@@ -78,6 +80,24 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
     return tuple(lines)
 
 
+@dataclass(frozen=True)
+class Call:
+    """Hold what a component of the pipeline was given, by the names of its ports, and what it gave."""
+
+    component: str
+    feeds: Mapping[str, NDArray[Any]]
+    outputs: Sequence[NDArray[Any]]
+
+    @property
+    def types(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Map each port to its element type and shape."""
+        return {port: (str(array.dtype), array.shape) for port, array in self.feeds.items()}
+
+    def takes(self, ports: Mapping[str, Type]) -> bool:
+        """Say whether there is a tensor of the right type for each port."""
+        return all(self.types.get(port) == (type_.dtype, type_.shape) for port, type_ in ports.items())
+
+
 def compare(
     bundle: Path | str,
     source: Path | str,
@@ -103,7 +123,7 @@ def compare(
     prompts = prompts if reads_prompt else ("",)
     scale = guidance if guidance is not None else _default(text)
     pictures_given = _test_pictures(text)
-    calls: dict[str, Any] = {}
+    calls = list[Call]()
     pictures = list[dict[str, Any]]()
     for at, prompt in enumerate(prompts):
         progress(f"draw {at + 1}/{len(prompts)}: {prompt}")
@@ -124,7 +144,7 @@ def compare(
         "ssim": min((picture["ssim"] for picture in pictures if picture["ssim"] is not None), default=None),
         "max_abs": max(picture["max_abs"] for picture in pictures),
         "pictures": pictures,
-        "components": _components(Path(bundle), calls),
+        "components": _components(Path(bundle), name, calls),
     }
 
 
@@ -185,8 +205,8 @@ def _reference(
 
 
 @contextlib.contextmanager
-def _recorded(pipeline: Any, calls: dict[str, Any]) -> Iterator[None]:
-    """Note the first inputs and outputs of each component, by the types of its inputs."""
+def _recorded(pipeline: Any, calls: list[Call]) -> Iterator[None]:
+    """Note the inputs and outputs of each component, once for each set of types of its inputs."""
     with contextlib.ExitStack() as stack:
         for name, module in pipeline.components.items():
             if isinstance(module, torch.nn.Module):
@@ -197,7 +217,7 @@ def _recorded(pipeline: Any, calls: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _noting(name: str, module: torch.nn.Module, method: str, calls: dict[str, Any]) -> Callable[..., Any]:
+def _noting(name: str, module: torch.nn.Module, method: str, calls: list[Call]) -> Callable[..., Any]:
     original = getattr(type(module), method).__get__(module)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -205,36 +225,56 @@ def _noting(name: str, module: torch.nn.Module, method: str, calls: dict[str, An
         ports, tensors = tensor_ports(bind(original, args, kwargs))
         outputs = returned_tensors(returned)
         feeds = {port.name: tensor.numpy(force=True) for port, tensor in zip(ports, tensors, strict=True)}
-        key = _signature(name, [(port, str(array.dtype), array.shape) for port, array in feeds.items()])
-        calls.setdefault(key, (feeds, [output.numpy(force=True) for output in outputs]))
+        made = Call(name, feeds, [output.numpy(force=True) for output in outputs])
+        if made.types not in [call.types for call in calls if call.component == name]:
+            calls.append(made)
         return returned
 
     return call
 
 
-def _components(path: Path, calls: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Run each graph on what its component was given, and compare with the component's output of that shape."""
+def _components(path: Path, name: str, calls: Sequence[Call]) -> dict[str, dict[str, Any]]:
+    """Run the first call of each graph on what its component was given, and compare with what the component gave."""
     bundle = open_bundle(path)
-    interpreter = Interpreter(bundle)
-    graphs = {graph.name: graph for program in bundle.programs.values() for graph in program.graphs.values()}
-    found = {}
-    for name, graph in graphs.items():
-        component = bundle.manifest.raw["graphs"][name]["component"]
-        call = calls.get(
-            _signature(component, [(port.name, port.type.dtype, port.type.shape) for port in graph.inputs])
-        )
+    interpreter, program, found = Interpreter(bundle), bundle.programs[name], {}
+    for graph in program.graphs.values():
+        ops = _with_prelude(program, next(op for op in program.ops if op.operator == graph.name), bundle)
+        call = None if bundle.manifest.stage(graph.name) else _first(calls, program, ops, bundle)
         if call is None:
             continue
-        feeds, outputs = call
+        made = {value.name for op in ops for value in op.results}
+        given = {ref.name: call.feeds[port] for op in ops for port, ref in _refs(op) if ref.name not in made}
+        names = [value.name for value in ops[-1].results]
         errors = []
-        for result in interpreter.session(graph).run(None, feeds):
-            alike = [output for output in outputs if output.shape == result.shape]
+        for result in interpreter.run(program, given, {}, ops=ops, outputs=names).values():
+            alike = [output for output in call.outputs if output.shape == result.shape]
             ratios = [(sqnr(result, output), float(np.abs(result - output).max())) for output in alike]
             errors.append(max(ratios, default=(0.0, math.inf)))
         ratio, difference = min(errors)
-        found[name] = {"component": component, "sqnr": ratio, "max_abs": difference}
+        found[graph.name] = {"component": call.component, "sqnr": ratio, "max_abs": difference}
     return found
 
 
-def _signature(component: str, ports: Sequence[tuple[str, str, tuple[int, ...]]]) -> str:
-    return f"{component}{sorted(ports)}"
+def _with_prelude(program: Program, op: Op, bundle: Bundle) -> list[Op]:
+    """List a call after the calls of what was split off from its component, and what takes their results apart."""
+    made_by = {value.name: maker for maker in program.ops for value in maker.results}
+    prelude = dict[str, Op]()
+    for _, ref in _refs(op):
+        maker = made_by.get(ref.name)
+        source = made_by[next(maker.reads())] if maker and maker.operator == "split" else maker
+        for each in (source, maker):
+            if source and each and source.operator in program.graphs and bundle.manifest.stage(source.operator):
+                prelude[each.source] = each
+    return [*prelude.values(), op]
+
+
+def _refs(op: Op) -> list[tuple[str, Ref]]:
+    return [(port, given) for port, given in op.attrs.items() if isinstance(given, Ref)]
+
+
+def _first(calls: Sequence[Call], program: Program, ops: Sequence[Op], bundle: Bundle) -> Call | None:
+    """Find the first call of the component with the types that its graphs take from outside."""
+    component = bundle.manifest.raw["graphs"][ops[-1].operator]["component"]
+    made = {value.name for op in ops for value in op.results}
+    wanted = {p: program.types[ref.name] for op in ops for p, ref in _refs(op) if ref.name not in made}
+    return next((call for call in calls if call.component == component and call.takes(wanted)), None)

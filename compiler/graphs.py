@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
@@ -196,13 +198,24 @@ class _Call(nn.Module):
         return tuple(outputs[i] for i in sorted(self.signature.used))
 
 
+def export(name: str, module: nn.Module, example: Sequence[torch.Tensor], *, mapped: bool = False) -> ExportedProgram:
+    """Capture a module with ``torch.export``, without what nothing reads and without questions for strides.
+
+    ``mapped`` resolves ``torch.vmap`` inside it. Raises `CaptureError` that says the name.
+    """
+    with _named_failure(name), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
+        body = torch.export.export(module, tuple(example), strict=False)
+        body = body.run_decompositions({}) if mapped else body
+    body.graph.eliminate_dead_code()
+    for node in body.graph.nodes:
+        node.target = STRIDELESS.get(node.target, node.target)
+    body.graph_module.recompile()
+    return body
+
+
 def _export(signature: Signature) -> Graph:
-    with _named_failure(signature.name), torch.no_grad():
-        body = torch.export.export(_Call(signature).eval(), signature.example(), strict=False)
-        body.graph.eliminate_dead_code()
-        for node in body.graph.nodes:
-            node.target = STRIDELESS.get(node.target, node.target)
-        body.graph_module.recompile()
+    body = export(signature.name, _Call(signature).eval(), signature.example())
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
 

@@ -189,13 +189,17 @@ class Guard:
 
 @dataclass(frozen=True)
 class Graph:
-    """Declare a pure tensor function; ``body`` is its ``torch.export.ExportedProgram``, absent after parsing."""
+    """Declare a pure tensor function; ``body`` is its ``torch.export.ExportedProgram``, absent after parsing.
+
+    ``stage`` says which part of its component a graph was split off for, ``request`` or ``request_step``.
+    """
 
     name: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     body: Any = field(default=None, compare=False, repr=False)
     component: str = field(default="", compare=False)
+    stage: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from diffc.passes.outline import outline
 from diffc.passes.recognize_linear import recognize_linear
+from diffc.passes.stage import stage
 from diffc.passes.unroll import unroll
 
 NORMAL_FORM = (
@@ -13,4 +14,4 @@ NORMAL_FORM = (
 )
 """Leave calls of graphs and built-ins only: what the runtime can interpret."""
 
-__all__ = ["NORMAL_FORM"]
+__all__ = ["NORMAL_FORM", "stage"]

@@ -24,6 +24,7 @@ import torch
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.evaluate import apply
+from diffc.compiler.graphs import export
 from diffc.compiler.ir import Graph, Op, Program, Ref, Type, Value
 from diffc.compiler.text import print_op
 
@@ -75,11 +76,8 @@ def _graph(run: list[Op], types: Mapping[str, Type | None], read_later: set[str]
     digest = hashlib.sha256("\n".join(_canonical(inputs, body, results)).encode()).hexdigest()[:8]
     kinds = dict.fromkeys(op.operator.split(".")[1] for op in run if op.operator != "linear")
     name = "_".join([*list(kinds)[:3], digest])
-    with torch.no_grad():
-        example = tuple(
-            torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type is not None
-        )
-        exported = torch.export.export(_Region(body, ports, results), example, strict=False)
+    example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type is not None]
+    exported = export(name, _Region(body, ports, results), example)
     call = Op(name, (), tuple((ports[n], Ref(n)) for n in read), (), tuple(results))
     return Graph(name, inputs, outputs, exported, "arithmetic"), call
 

@@ -1,9 +1,13 @@
-"""Execute a program: a page of operations, and a session of ONNX Runtime for each graph."""
+"""Execute a program: a page of operations, and a session of ONNX Runtime for each graph.
+
+What a graph makes of the request alone is remembered for the next one. A graph that works ahead for all steps of a
+loop gives its memory back before the loop starts.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 from diffc.runtime.bundle import Bundle
 from diffc.runtime.errors import BundleError, RequestError
 from diffc.runtime.program import Graph, Op, Program, Ref, Value, constant
+from diffc.runtime.prompt_cache import PromptCache
 
 Array = NDArray[Any]
 Values = dict[str, Any]  # name -> tensor, or the texts of the request
@@ -32,6 +37,7 @@ class Interpreter:
         self._options.add_session_config_entry(EXTERNAL, str(bundle.root))
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self.cache = PromptCache()
 
     def run(
         self,
@@ -40,30 +46,34 @@ class Interpreter:
         scalars: Mapping[str, float],
         *,
         ops: Iterable[Op] | None = None,
+        outputs: Iterable[str] | None = None,
         on_step: OnStep | None = None,
     ) -> Values:
-        """Execute ``ops``, by default all of the program, and return the values that it outputs.
+        """Execute ``ops``, by default all of the program, and return ``outputs``, by default those of the program.
 
         ``given`` holds the texts, the draws of ``noise`` and whatever else ``ops`` read without defining it. A value is
         freed after its last use. ``on_step`` is called after every step; what it raises ends the run.
         """
         ops = program.ops if ops is None else tuple(ops)
+        outputs = program.outputs if outputs is None else tuple(outputs)
         values: Values = {table.name: self.bundle.tables[table.name] for table in program.tables} | dict(given)
-        dead = _dead_after(ops, keep=set(program.outputs))
+        dead, early = _dead_after(ops, keep=set(outputs)), _early(program)
         with np.errstate(over="ignore", invalid="ignore"):
             for at, op in enumerate(ops):
                 if op.operator == "step":
                     if on_step is not None:
                         on_step(op, values)
                 else:
-                    self._execute(program, op, values, scalars)
+                    self._execute(program, op, values, scalars, early)
                 for name in dead[at]:
                     values.pop(name, None)
-        return {name: values[name] for name in program.outputs}
+        return {name: values[name] for name in outputs}
 
-    def _execute(self, program: Program, op: Op, values: Values, scalars: Mapping[str, float]) -> None:
+    def _execute(
+        self, program: Program, op: Op, values: Values, scalars: Mapping[str, float], early: Container[str]
+    ) -> None:
         if op.operator in program.graphs:
-            found = self._call(program.graphs[op.operator], op, values)
+            found = self._call(program.graphs[op.operator], op, values, remember=op.results[0].name in early)
         elif op.operator == "tokenize":
             found = self._tokenize(op, values)
         else:
@@ -79,12 +89,17 @@ class Interpreter:
             for result, found in zip(op.results, encode(values[_first(op)], **options), strict=False)
         ]
 
-    def _call(self, graph: Graph, op: Op, values: Values) -> Iterable[Array]:
+    def _call(self, graph: Graph, op: Op, values: Values, *, remember: bool) -> Iterable[Array]:
         feeds = {}
         for port in graph.inputs:
             given = op.attrs[port.name]
             array = values[given.name] if isinstance(given, Ref) else constant(given, port.type)
             feeds[port.name] = np.asarray(array, order="C")
+        if not remember:
+            return self._computed(graph, op, feeds)
+        return self.cache.get(graph.name, feeds, lambda: self._computed(graph, op, feeds))
+
+    def _computed(self, graph: Graph, op: Op, feeds: Mapping[str, Array]) -> list[Array]:
         try:
             found: list[Array] = self.session(graph).run(None, feeds)
         except BundleError:
@@ -95,6 +110,9 @@ class Interpreter:
             if (str(array.dtype), array.shape) != (port.type.dtype, port.type.shape):
                 what = f"graph {graph.name} gave {array.dtype}{list(array.shape)} for {port.name}: {port.type}"
                 raise BundleError(what, where=op.source, fix="build the bundle again")
+        if self.bundle.manifest.stage(graph.name) == "request_step":
+            with self._lock:
+                self._sessions.pop(graph.name, None)
         return found
 
     def session(self, graph: Graph) -> Any:
@@ -201,6 +219,15 @@ def _proportional(ops: Iterable[Op], weights: Mapping[str, float], scalars: Mapp
         if op.operator != "linear" or not same:
             return False
     return True
+
+
+def _early(program: Program) -> set[str]:
+    """List the values that a request decides without its noise."""
+    late = set[str]()
+    for op in program.ops:
+        if op.operator == "noise" or not late.isdisjoint(op.reads()):
+            late |= {value.name for value in op.results}
+    return set(program.types) - late
 
 
 def _dead_after(ops: tuple[Op, ...], keep: set[str]) -> list[list[str]]:

@@ -36,6 +36,10 @@ class Manifest:
     files: Mapping[str, File]
     raw: Mapping[str, Any]
 
+    def stage(self, graph: str) -> str:
+        """Say for which stage of a component a graph was split off; empty where it was not."""
+        return str(self.raw["graphs"][graph].get("stage", ""))
+
 
 def read_manifest(data: bytes) -> Manifest:
     """Read the manifest. Raises `BundleError` for another schema, a missing key or a path that leaves the bundle."""

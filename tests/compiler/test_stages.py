@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import nn
 
 from diffc.compiler.ir import Program
-from diffc.compiler.stages import parameters_by_stage, stages_of_values
+from diffc.compiler.stages import stages_of_values, work_by_stage
 from diffc.compiler.text import parse
 from diffc.compiler.trace import capture
 from diffc.passes.unroll import unroll
@@ -59,6 +61,11 @@ class Words:
         return {"input_ids": torch.ones(len(text), 3).long(), "attention_mask": torch.ones(len(text), 3).long()}
 
 
+def parameters(program: Program) -> Mapping[str, int]:
+    """Count the denoiser's parameters by stage."""
+    return work_by_stage([program]).parameters
+
+
 @pytest.fixture(scope="module")
 def program() -> Program:
     """Capture two steps of a sampler."""
@@ -75,7 +82,7 @@ def program() -> Program:
 
 
 def test_parameters_are_counted_by_stage(program: Program) -> None:
-    assert parameters_by_stage(program) == {"step": 6 + 3, "request": 6, "request_step": 12, "latent": 9 + 3 + 3}
+    assert parameters(program) == {"step": 6 + 3, "request": 6, "request_step": 12, "latent": 9 + 3 + 3}
 
 
 def test_values_have_stages(program: Program) -> None:
@@ -101,7 +108,7 @@ def test_a_timestep_that_never_changes_is_no_step() -> None:
             latents = denoiser(latents, torch.tensor([1.0]), torch.ones(1, 2))
         return latents
 
-    counts = parameters_by_stage(capture(sample, {"denoiser": denoiser}))
+    counts = parameters(capture(sample, {"denoiser": denoiser}))
     assert counts == {"step": 0, "request": 0, "request_step": 0, "latent": 9 + 3 + 3}
 
 
@@ -121,11 +128,11 @@ def test_the_denoiser_is_called_with_latents_however_often_others_are() -> None:
         latents = torch.randn(1, 3)
         return (denoiser(latents, torch.tensor([1.0]), text).abs().sqrt() + 1).sqrt().abs().sqrt()
 
-    counts = parameters_by_stage(unroll(capture(sample, {"denoiser": denoiser, "encoder": encoder})))
+    counts = parameters(unroll(capture(sample, {"denoiser": denoiser, "encoder": encoder})))
     assert counts["latent"] >= 9, "one call of the denoiser counts, not two of the encoder"
 
 
 def test_a_program_without_graphs_has_no_parameters() -> None:
-    assert parameters_by_stage(parse("program p() { n: float32[1] = noise() return n }")) == dict.fromkeys(
+    assert parameters(parse("program p() { n: float32[1] = noise() return n }")) == dict.fromkeys(
         ("step", "request", "request_step", "latent"), 0
     )

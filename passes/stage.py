@@ -1,0 +1,290 @@
+"""Compute each value as early as it is known: split a component into what the loop needs and what comes before it.
+
+Source: diffc, decision 0005: a value that depends on the timestep alone becomes a row of a table at build, one that
+        depends on the request alone is computed once by a graph of its own, one that depends on both once for all
+        steps as a batch. Time projections, adaptive layer norms and cross-attention keys leave the loop so.
+
+Before (inside a graph):
+    hidden = linear(sample, w0) * linear(silu(linear(timestep, w1) + linear(pooled, w2)), w3)
+    out = attention(hidden, linear(text, w4))
+
+After (three graphs):
+    request(text)        = linear(text, w4)
+    request_step(pooled) = linear(silu(table + linear(pooled, w2)), w3)     for all steps at once
+    graph(sample, request, request_step)
+        hidden = linear(sample, w0) * request_step
+        out = attention(hidden, request)
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx, nn
+
+from diffc.compiler.cut import Cut, Row, needed
+from diffc.compiler.graphs import export, type_of
+from diffc.compiler.ir import Graph, Literal, Op, Program, Ref, Type, Value
+from diffc.compiler.stages import REQUEST, STEP, calls, known, size
+
+aten = torch.ops.aten
+
+
+def stage(programs: Sequence[Program]) -> tuple[Program, ...]:
+    """Split every graph with weights that the programs call; they share what is split off as they share the graph."""
+    programs = tuple(programs)
+    graphs = {graph.name: graph for program in programs for graph in program.graphs if size(graph)}
+    for graph in graphs.values():
+        cut = Cut.of(graph, programs)
+        if any(cut.kept.values()):
+            programs = _Split(cut, programs).programs()
+    return programs
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """Hold values of one stage and element type side by side in one tensor, [1 or steps, numbers]."""
+
+    name: str
+    nodes: tuple[fx.Node, ...]
+
+    @staticmethod
+    def of(name: str, nodes: Sequence[fx.Node]) -> list[_Pack]:
+        """Group values by their element type; the first group has the plain name."""
+        by_type: dict[str, list[fx.Node]] = {}
+        for node in nodes:
+            by_type.setdefault(type_of(node.meta["val"]).dtype, []).append(node)
+        return [_Pack(f"{name}_{dtype}" if at else name, tuple(of)) for at, (dtype, of) in enumerate(by_type.items())]
+
+    def type(self, rows: int = 1) -> Type:
+        """Describe the tensor."""
+        return Type(type_of(self.nodes[0].meta["val"]).dtype, (rows, sum(self.sizes)))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Count the numbers of each value."""
+        return [node.meta["val"].numel() for node in self.nodes]
+
+    def unpack(self, graph: fx.Graph, packed: fx.Node) -> dict[fx.Node, fx.Node]:
+        """Take the values apart again in a graph."""
+        parts = graph.call_function(aten.split_with_sizes.default, (packed, self.sizes, 1))
+        return {
+            node: graph.call_function(
+                aten.reshape.default, (graph.call_function(operator.getitem, (parts, at)), list(node.meta["val"].shape))
+            )
+            for at, node in enumerate(self.nodes)
+        }
+
+
+class _Split:
+    """Make the graphs of a cut and let the programs call them."""
+
+    def __init__(self, cut: Cut, programs: Sequence[Program]) -> None:
+        self.cut, self.given = cut, programs
+        self.literals: dict[str, Literal] = {
+            p: v for each in programs for op in calls(each, cut.graph) for p, v in op.attrs
+        }
+        self.tables = {table.name: table.data for program in programs for table in program.tables}
+        self.packs = {
+            stage: _Pack.of(self._free(stage), cut.kept[stage]) for stage in ("step", "request", "request_step")
+        }
+        self.main = self._main()
+        self.request = self._request() if self.packs["request"] else None
+        self.request_step: dict[tuple[int, ...], Graph] = {}
+
+    def _free(self, name: str) -> str:
+        return f"{name}_" if any(port.name == name for port in self.cut.graph.inputs) else name
+
+    def programs(self) -> tuple[Program, ...]:
+        """Rewrite the calls."""
+        return tuple(self._rewritten(program) for program in self.given)
+
+    # Graphs
+
+    def _main(self) -> Graph:
+        """Take what is kept as inputs and tables, and compute the rest."""
+        cut, made = self.cut, fx.Graph()
+        body, kept = cut.body, [node for nodes in cut.kept.values() for node in nodes]
+        ports = cut.ports_of([body.graph.output_node()], kept)
+        step = [Value(self._free("step"), Type("int64"))] if self.packs["step"] else []
+        early = [Value(p.name, p.type()) for p in (*self.packs["request"], *self.packs["request_step"])]
+        inputs = (*ports, *step, *early)
+        placed = {port.name: made.placeholder(port.name) for port in inputs}
+        env = {cut.node(port): placed[port.name] for port in ports}
+        for at, value in enumerate(self._known(cut.kept["build"], ())):
+            body.register_buffer(f"known_{at}", value)
+            env[cut.kept["build"][at]] = made.get_attr(f"known_{at}")
+        for pack in self.packs["step"]:
+            body.register_buffer(f"table_{pack.name}", self._table(pack.nodes))
+            index = made.call_function(aten.reshape.default, (placed[step[0].name], [1]))
+            row = made.call_function(aten.index_select.default, (made.get_attr(f"table_{pack.name}"), 0, index))
+            env |= pack.unpack(made, row)
+        for pack in (*self.packs["request"], *self.packs["request_step"]):
+            env |= pack.unpack(made, placed[pack.name])
+        _copy(body.graph, made, [body.graph.output_node()], env)
+        return self._graph(cut.graph.name, fx.GraphModule(body, made), inputs, cut.graph.outputs)
+
+    def _request(self) -> Graph:
+        """Compute what depends on the request."""
+        cut, made, packs = self.cut, fx.Graph(), self.packs["request"]
+        ports = cut.ports_of(cut.kept["request"])
+        env = {cut.node(port): made.placeholder(port.name) for port in ports}
+        _copy(cut.body.graph, made, cut.kept["request"], env)
+        rows = [[made.call_function(aten.reshape.default, (env[n], [1, -1])) for n in pack.nodes] for pack in packs]
+        made.output(tuple(made.call_function(aten.cat.default, (row, 1)) for row in rows))
+        outputs = [Value(f"{pack.name}_out", pack.type()) for pack in packs]
+        return self._graph(f"{cut.graph.name}_request", fx.GraphModule(cut.body, made), ports, outputs, "request")
+
+    def _over_steps(self, rows: tuple[int, ...]) -> Graph:
+        """Compute what depends on request and step, for several steps as one batch."""
+        if rows not in self.request_step:
+            cut, made, packs = self.cut, fx.Graph(), self.packs["request_step"]
+            timed = _boundary(cut, cut.kept["request_step"])
+            ports = cut.ports_of(cut.kept["request_step"], timed)
+            env = {node: made.placeholder(f"timed_{at}") for at, node in enumerate(timed)}
+            env |= {cut.node(port): made.placeholder(port.name) for port in ports}
+            _copy(cut.body.graph, made, cut.kept["request_step"], env)
+            made.output(tuple(env[node] for pack in packs for node in pack.nodes))
+            region, at = fx.GraphModule(cut.body, made), torch.tensor(rows)
+            values = [
+                torch.stack(each)[at] for each in zip(*(self._known(timed, row) for row in cut.rows), strict=True)
+            ]
+            module = _OverSteps(region, values, [len(pack.nodes) for pack in packs])
+            outputs = [Value(f"{pack.name}_out", pack.type(len(rows))) for pack in packs]
+            name = f"{cut.graph.name}_request_step" + (f"_{len(self.request_step) + 1}" if self.request_step else "")
+            self.request_step[rows] = self._graph(name, module, ports, outputs, "request_step")
+        return self.request_step[rows]
+
+    def _graph(
+        self, name: str, module: nn.Module, inputs: Sequence[Value], outputs: Sequence[Value], stage: str = ""
+    ) -> Graph:
+        example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type]
+        body = export(name, module, example, mapped=stage == "request_step")
+        return Graph(name, tuple(inputs), tuple(outputs), body, self.cut.graph.component, stage)
+
+    # Values
+
+    def _known(self, nodes: Sequence[fx.Node], row: Row) -> Sequence[torch.Tensor]:
+        """Evaluate nodes that depend on nothing but what a call says at build."""
+        cut, made = self.cut, fx.Graph()
+        ports = cut.ports_of(nodes)
+        env = {cut.node(port): made.placeholder(port.name) for port in ports}
+        _copy(cut.body.graph, made, nodes, env)
+        made.output(tuple(env[node] for node in nodes))
+        said = self.literals | dict(row)
+        with torch.no_grad():
+            found: Sequence[torch.Tensor] = fx.GraphModule(cut.body, made)(
+                *(self._tensor(said[p.name], p) for p in ports)
+            )
+        return [value.detach().clone() for value in found]
+
+    def _tensor(self, literal: Literal, port: Value) -> torch.Tensor:
+        assert port.type is not None
+        data = self.tables[literal.name] if isinstance(literal, Ref) else literal
+        return torch.as_tensor(data, dtype=getattr(torch, port.type.dtype)).reshape(port.type.shape)
+
+    def _table(self, nodes: Sequence[fx.Node]) -> torch.Tensor:
+        rows = [self._known(nodes, row) for row in self.cut.rows]
+        return torch.stack([torch.cat([value.reshape(-1) for value in values]) for values in rows])
+
+    # Calls
+
+    def _rewritten(self, program: Program) -> Program:
+        cut, ops = self.cut, list[Op]()
+        names = _Names(program)
+        rows: dict[Row, dict[int, None]] = {}
+        for op in calls(program, cut.graph):
+            rows.setdefault(self._asked(op), {})[cut.rows[known(op, cut.ports)]] = None
+        made: dict[Row, tuple[dict[str, Literal], dict[int, dict[str, Literal]]]] = {}
+        for op in program.ops:
+            if op.operator != cut.graph.name:
+                ops.append(op)
+                continue
+            asked, row = self._asked(op), cut.rows[known(op, cut.ports)]
+            if asked not in made:
+                made[asked] = self._prelude(op, tuple(rows[asked]), names, ops)
+            once, each = made[asked]
+            attrs = {port.name: op.attr(port.name) for port in self.main.inputs} | once | each.get(row, {})
+            step = {self._free("step"): row} if self.packs["step"] else {}
+            ops.append(replace(op, attrs=tuple((attrs | step).items())))
+        graphs = [self.main if graph.name == cut.graph.name else graph for graph in program.graphs]
+        early = [
+            g for g in (self.request, *self.request_step.values()) if g and any(op.operator == g.name for op in ops)
+        ]
+        return replace(program, ops=tuple(ops), graphs=(*graphs, *early)).live()
+
+    def _asked(self, op: Op) -> Row:
+        """Give what a call says that is known with the request."""
+        return tuple((port, value) for port, value in op.attrs if self.cut.ports[port] == REQUEST)
+
+    def _prelude(
+        self, op: Op, rows: tuple[int, ...], names: _Names, ops: list[Op]
+    ) -> tuple[dict[str, Literal], dict[int, dict[str, Literal]]]:
+        """Call what comes before the loop; give the arguments that all calls get, and those of each row's."""
+        once, each = dict[str, Literal](), dict[int, dict[str, Literal]]({row: {} for row in rows})
+        if self.request:
+            results = tuple(Value(names.new(self.request.name), port.type) for port in self.request.outputs)
+            ops.append(_call(self.request, op, results))
+            once = {pack.name: Ref(v.name) for pack, v in zip(self.packs["request"], results, strict=True)}
+        if self.packs["request_step"]:
+            graph = self._over_steps(rows)
+            results = tuple(Value(names.new(graph.name), port.type) for port in graph.outputs)
+            ops.append(_call(graph, op, results))
+            for pack, whole in zip(self.packs["request_step"], results, strict=True):
+                parts = tuple(Value(names.new(f"{whole.name}_"), pack.type()) for _ in rows)
+                ops.append(Op("split", (Ref(whole.name),), (("axis", 0),), (), parts))
+                for row, part in zip(rows, parts, strict=True):
+                    each[row][pack.name] = Ref(part.name)
+        return once, each
+
+
+class _Names:
+    """Give names that a program does not have yet."""
+
+    def __init__(self, program: Program) -> None:
+        self.taken = set(program.types())
+
+    def new(self, wanted: str) -> str:
+        """Number a name."""
+        name = next(name for at in range(len(self.taken) + 1) if (name := f"{wanted}{at}") not in self.taken)
+        self.taken.add(name)
+        return name
+
+
+class _OverSteps(nn.Module):
+    """Compute for a batch of steps at once, and lay the results of each step side by side."""
+
+    def __init__(self, region: fx.GraphModule, timed: Sequence[torch.Tensor], counts: Sequence[int]) -> None:
+        super().__init__()
+        self.region, self.counts, self.steps = region, list(counts), len(timed[0])
+        for at, value in enumerate(timed):
+            self.register_buffer(f"timed_{at}", value)
+
+    def forward(self, *ports: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Give one tensor [steps, numbers] for each pack."""
+        timed = [value for _, value in self.named_buffers(recurse=False)]
+        found = iter(torch.vmap(self.region, in_dims=(0,) * len(timed) + (None,) * len(ports))(*timed, *ports))
+        packs = ([next(found).reshape(self.steps, -1) for _ in range(count)] for count in self.counts)
+        return tuple(torch.cat(pack, 1) for pack in packs)
+
+
+def _call(graph: Graph, op: Op, results: tuple[Value, ...]) -> Op:
+    return Op(graph.name, (), tuple((port.name, op.attr(port.name)) for port in graph.inputs), (), results)
+
+
+def _copy(source: fx.Graph, made: fx.Graph, nodes: Sequence[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
+    """Copy what nodes are computed from, as far as the environment does not have it."""
+    wanted = needed(source, nodes, tuple(env))
+    for node in source.nodes:
+        if node in wanted and node not in env:
+            env[node] = made.node_copy(node, env.__getitem__)
+
+
+def _boundary(cut: Cut, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """List the nodes that depend on the step alone and are read by those that depend on the request as well."""
+    late = [node for node in needed(cut.body.graph, nodes, ()) if "request" in cut.stages[node]]
+    found = {source for node in late for source in node.all_input_nodes if cut.stages[source] == STEP}
+    return [node for node in cut.body.graph.nodes if node in found]

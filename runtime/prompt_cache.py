@@ -1,0 +1,64 @@
+"""Remember what graphs made of earlier requests: a text encoder runs once for each distinct prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+BYTES = 256 << 20
+"""Bytes that the results of earlier requests may take by default."""
+
+
+class PromptCache:
+    """Keep the results of graph calls by what the graphs were given; the least recently used go first.
+
+    Results are read-only. One cache may be shared by threads; two that miss at once both compute.
+    """
+
+    def __init__(self, limit: int = BYTES) -> None:
+        self.limit = limit
+        self.bytes = self.hits = self.misses = 0
+        self._entries: OrderedDict[bytes, Sequence[Array]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, graph: str, feeds: Mapping[str, Array], compute: Callable[[], Sequence[Array]]) -> Sequence[Array]:
+        """Look up what the graph gave for these feeds, or compute it and keep it if it is not too large."""
+        key = _digest(graph, feeds)
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                self.hits += 1
+                return self._entries[key]
+            self.misses += 1
+        found = compute()
+        size = _bytes(found)
+        for array in found:
+            array.flags.writeable = False
+        with self._lock:
+            if size <= self.limit and key not in self._entries:
+                self._entries[key] = found
+                self.bytes += size
+            while self.bytes > self.limit:
+                _, oldest = self._entries.popitem(last=False)
+                self.bytes -= _bytes(oldest)
+        return found
+
+
+def _digest(graph: str, feeds: Mapping[str, Array]) -> bytes:
+    digest = hashlib.sha256(graph.encode())
+    for name, array in sorted(feeds.items()):
+        digest.update(f"\0{name}\0{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def _bytes(arrays: Sequence[Array]) -> int:
+    return sum(array.nbytes for array in arrays)
