@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import re
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
@@ -198,20 +199,28 @@ class _Call(nn.Module):
         return tuple(outputs[i] for i in sorted(self.signature.used))
 
 
-def export(name: str, module: nn.Module, example: Sequence[torch.Tensor], *, mapped: bool = False) -> ExportedProgram:
-    """Capture a module with ``torch.export``, without what nothing reads and without questions for strides.
+def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> ExportedProgram:
+    """Capture a module with ``torch.export`` as operators that write into nothing and do not ask for strides.
 
-    ``mapped`` resolves ``torch.vmap`` inside it. Raises `CaptureError` that says the name.
+    Raises `CaptureError` that says the name.
     """
     with _named_failure(name), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
         body = torch.export.export(module, tuple(example), strict=False)
-        body = body.run_decompositions({}) if mapped else body
+        if not all(map(_is_function, body.graph.nodes)):
+            body = body.run_decompositions({})
     body.graph.eliminate_dead_code()
     for node in body.graph.nodes:
         node.target = STRIDELESS.get(node.target, node.target)
     body.graph_module.recompile()
     return body
+
+
+def _is_function(node: fx.Node) -> bool:
+    """Say whether a node is an operator that writes into nothing; those of ``torch.vmap`` are no operators."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
 
 
 def _export(signature: Signature) -> Graph:

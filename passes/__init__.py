@@ -1,5 +1,6 @@
 """Rewrite programs. One technique per file; a recipe is a list of them, read from top to bottom."""
 
+from diffc.passes.common_subexpressions import common_subexpressions
 from diffc.passes.outline import outline
 from diffc.passes.recognize_linear import recognize_linear
 from diffc.passes.stage import stage
@@ -11,6 +12,8 @@ NORMAL_FORM = (
     unroll,
     # What is not linear becomes small graphs
     outline,
+    # What the pipeline repeats in every step is computed once
+    common_subexpressions,
 )
 """Leave calls of graphs and built-ins only: what the runtime can interpret."""
 

@@ -162,8 +162,9 @@ class _Split:
         self, name: str, module: nn.Module, inputs: Sequence[Value], outputs: Sequence[Value], stage: str = ""
     ) -> Graph:
         example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type]
-        body = export(name, module, example, mapped=stage == "request_step")
-        return Graph(name, tuple(inputs), tuple(outputs), body, self.cut.graph.component, stage)
+        return Graph(
+            name, tuple(inputs), tuple(outputs), export(name, module, example), self.cut.graph.component, stage
+        )
 
     # Values
 

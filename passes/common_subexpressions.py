@@ -1,0 +1,41 @@
+"""Compute what is computed several times in the same way once.
+
+Paper: Cocke, "Global common subexpression elimination", 1970
+       https://doi.org/10.1145/390013.808480
+
+Before:
+    n: float32[2] = noise()
+    a: float32[1] = linear(; g)
+    b: float32[1] = linear(; g)
+    x: float32[2] = linear(n, a; 1.0, 2.0)
+    y: float32[2] = linear(x, b; 1.0, 2.0)
+
+After:
+    n: float32[2] = noise()
+    a: float32[1] = linear(; g)
+    x: float32[2] = linear(n, a; 1.0, 2.0)
+    y: float32[2] = linear(x, a; 1.0, 2.0)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffc.compiler.ir import Op, Program
+from diffc.compiler.text import print_op
+
+
+def common_subexpressions(program: Program) -> Program:
+    """Keep the first of equal operations; each draw of noise, and each mark of a step, is one of its own."""
+    first: dict[str, Op] = {}
+    names: dict[str, str] = {}
+    ops = list[Op]()
+    for op in program.ops:
+        read = op.renamed(names)
+        same = print_op(replace(read, results=tuple(replace(value, name="") for value in read.results)))
+        if read.operator in ("noise", "step") or same not in first:
+            first[same] = read
+            ops.append(read)
+        else:
+            names |= {value.name: kept.name for value, kept in zip(op.results, first[same].results, strict=True)}
+    return replace(program, ops=tuple(ops), outputs=tuple(names.get(name, name) for name in program.outputs)).live()
