@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench stages clean
 
 # Compile the small trained model, draw one picture with the bundle, and say where it is.
 demo: $(VENV)/compiler.stamp
@@ -26,6 +26,10 @@ test: $(VENV)/dev.stamp
 # Slow: builds both example models, then times them against diffusers in turns.
 bench: $(VENV)/compiler.stamp
 	$(OFFLINE) $(BIN)/python benchmarks/first_picture.py
+
+# Slow: captures full-size denoisers without weights, and writes docs/stages.md.
+stages: $(VENV)/compiler.stamp
+	$(OFFLINE) $(BIN)/python -m benchmarks.stages
 
 check: $(VENV)/dev.stamp .mypy/stamp
 	$(BIN)/ruff format --check $(SOURCES)

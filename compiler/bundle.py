@@ -100,6 +100,7 @@ def _write(
     provenance: dict[str, Any],
     progress: Progress,
 ) -> None:
+    progress("stage")
     work = work_by_stage(programs)
     programs = [verify(program) for program in stage(programs)]
     graphs = {graph.name: graph for program in programs for graph in program.graphs}

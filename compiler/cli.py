@@ -258,11 +258,11 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
     for path, file in manifest["files"].items():
         _say(f"{file['bytes']:>14,} B  {path}")
     _say(f"{sampler.bytes:>14,} B  in total, for {sampler.target}")
-    stages = manifest["stages"]
-    total = sum(stages.values()) or 1
-    _say("denoiser parameters: " + ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in stages.items()))
+    for what, counts in (("parameters", manifest["stages"]), ("multiply-adds", manifest["multiply_adds"])):
+        total = sum(counts.values()) or 1
+        _say(f"denoiser's {what}: " + ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in counts.items()))
     _say("provenance: " + json.dumps(manifest["provenance"]))
-    shown = ("target", "files", "graphs", "tokenizers", "stages", "provenance")
+    shown = ("target", "files", "graphs", "tokenizers", "stages", "multiply_adds", "provenance")
     return {"programs": programs, "bytes": sampler.bytes, **{key: manifest[key] for key in shown}}
 
 
