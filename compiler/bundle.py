@@ -61,7 +61,7 @@ def build(
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
     with _new_folder(output) as folder:
         progress("load")
-        pipeline = load(source, sampler=sampler, task=task, online=online)
+        pipeline = load(source, sampler=sampler, task=task, online=online, stand_ins=True)
         capture, programs = Capture(), list[Program]()
         fixed = Sampling(task=task, guidance=guidance, size=size, batch=batch, strength=strength, options=dict(options))
         for count in dict.fromkeys(steps) or (default_steps(pipeline),):

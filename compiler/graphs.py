@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir import BUILTINS, Graph, Program, Type, Value
+from diffc.compiler.stored import FAKES
 
 aten = torch.ops.aten
 STRIDELESS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
@@ -63,7 +63,7 @@ class Capture:
     """
 
     def __init__(self) -> None:
-        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake_mode = FAKES
         self.signatures: dict[Hashable, Signature] = {}
 
     def call(

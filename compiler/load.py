@@ -27,9 +27,9 @@ from diffc.compiler.checkpoint import (
 from diffc.compiler.errors import DiffcWarning, LoadError
 from diffc.compiler.sampler import new_scheduler
 from diffc.compiler.single_file import component_of_file, config_of_file, unused_tensors
+from diffc.compiler.stored import Weight, lend, postponed, settle, stand_in
 from diffc.compiler.weights import (
     LIBRARY_ERRORS,
-    check_numbers,
     first_line,
     listed,
     misfit,
@@ -53,12 +53,18 @@ Modules = dict[str, nn.Module]
 
 
 def load(
-    source: Path | str, *, sampler: str | None = None, task: str = "text-to-image", online: bool = False
+    source: Path | str,
+    *,
+    sampler: str | None = None,
+    task: str = "text-to-image",
+    online: bool = False,
+    stand_ins: bool = False,
 ) -> diffusers.DiffusionPipeline:
     """Load a diffusers folder, or a single ``.safetensors`` file in its original layout.
 
     ``sampler`` replaces the checkpoint's scheduler. Only ``online`` allows the network, and only to fetch the
-    configuration of a single file that brings none. Tensors that no component wants are named in a `DiffcWarning`.
+    configuration of a single file that brings none. With ``stand_ins``, large weights stay in the file (`stored`): the
+    pipeline can be traced but not run. Tensors that no component wants are named in a `DiffcWarning`.
     Raises `LoadError` where the checkpoint is damaged, incomplete, unsafe or no model, and where a name is unknown.
     """
     if task not in TASKS:
@@ -68,7 +74,12 @@ def load(
         fix = "give a file or folder on this machine; diffc downloads no models"
         raise LoadError(f"there is no {path}", where=str(path.absolute()), fix=fix)
     with _quiet():
-        pipeline, unused = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
+        with postponed():
+            pipeline, unused = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
+        if not stand_ins:
+            for component in pipeline.components.values():
+                if isinstance(component, nn.Module):
+                    settle(component)
         pipeline = _for_task(pipeline, task, path)
         if sampler is not None:
             pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
@@ -125,7 +136,7 @@ def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.M
         raise wrong_shape(f"{name}.{key}", list(stored), list(wanted), str(folder))
     if report["missing_keys"]:
         raise missing_tensors(name, report["missing_keys"], str(folder))
-    check_numbers(name, module, str(folder))
+    lend(name, module, str(folder))
     return module, [f"{name}.{key}" for key in sorted(report["unexpected_keys"])]
 
 
@@ -157,7 +168,7 @@ def _variant(name: str, folder: Path) -> str | None:
 def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
     header = read_header(path)
     refuse_partial_models(header)
-    tensors = load_file(path)
+    tensors = {name: _in_float32(tensor) for name, tensor in load_file(path).items()}
     with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
         folder = Path(temporary)
         write_config(config_of_file(header, tensors, online=online), folder)
@@ -168,6 +179,10 @@ def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
         loaded = sum(tensor.numel() for module in modules.values() for tensor in module.state_dict().values())
         unused = [] if loaded == header.elements else unused_tensors(tensors, components, folder)
     return pipeline, unused
+
+
+def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return stand_in(Weight(tensor, torch.float32)) if tensor.is_floating_point() else tensor
 
 
 # What both share

@@ -21,7 +21,8 @@ from torch import nn
 
 from diffc.compiler.checkpoint import CONFIG_KEY, CONFIG_SUFFIXES, Header, config_of_folder, config_of_metadata
 from diffc.compiler.errors import LoadError
-from diffc.compiler.weights import LIBRARY_ERRORS, check_numbers, misfit, missing_tensors
+from diffc.compiler.stored import Weight, lend, stand_in, weight_of
+from diffc.compiler.weights import LIBRARY_ERRORS, misfit, missing_tensors
 
 
 def config_of_file(header: Header, tensors: Mapping[str, torch.Tensor], *, online: bool) -> dict[str, bytes]:
@@ -60,7 +61,7 @@ def component_of_file(
         raise misfit(name, str(path), error) from error
     if without_data := [key for key, tensor in module.state_dict().items() if tensor.is_meta]:
         raise missing_tensors(name, without_data, str(path))
-    check_numbers(name, module, str(path))
+    lend(name, module, str(path))
     return module.eval()
 
 
@@ -85,14 +86,15 @@ def _convert(
 def _numbered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Fill the i-th tensor with i + 2: what moves these numbers about, as a conversion does, shows where each went."""
     return {
-        name: torch.full((), number, dtype=torch.float32).expand(tensor.shape)
+        name: stand_in(Weight(torch.full((), number, dtype=torch.float32).expand(tensor.shape), torch.float32))
         for number, (name, tensor) in enumerate(tensors.items(), start=2)
     }
 
 
 def _numbers(tensor: torch.Tensor) -> set[float]:
-    low, high = map(float, tensor.aminmax())
-    return {low} if low == high else set(np.unique(tensor.numpy()).tolist())
+    stored = weight_of(tensor).source
+    low, high = map(float, stored.aminmax())
+    return {low} if low == high else set(np.unique(stored.numpy()).tolist())
 
 
 def unused_tensors(tensors: Mapping[str, torch.Tensor], components: Mapping[str, type[Any]], folder: Path) -> list[str]:

@@ -29,6 +29,7 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.graphs import ENTRY_POINTS, STRIDELESS, Capture, returned_tensors, type_of, with_tensors
 from diffc.compiler.ir import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
 from diffc.compiler.scalars import Scalar, combine, fit_polynomials, other_points
+from diffc.compiler.stored import read
 
 MARKER = "diffc"
 """Stands for the text of the request while a pipeline is traced; a number after it tells several texts apart."""
@@ -334,7 +335,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return float(item)
 
     def _table(self, tensor: torch.Tensor) -> Ref:
-        data = tensor.detach().contiguous()
+        data = read(tensor).detach().contiguous()
         array = (data.float() if data.dtype == torch.bfloat16 else data).numpy().copy()
         type_ = Type(str(array.dtype), array.shape)
         digest = hashlib.sha256(repr(type_).encode() + array.tobytes()).hexdigest()[:10]

@@ -19,7 +19,7 @@ After (three graphs):
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +29,7 @@ from diffc.compiler.cut import Cut, Row, needed
 from diffc.compiler.graphs import export, type_of
 from diffc.compiler.ir import Graph, Literal, Op, Program, Ref, Type, Value
 from diffc.compiler.stages import REQUEST, STEP, calls, known, size
+from diffc.compiler.stored import settle
 
 aten = torch.ops.aten
 
@@ -114,7 +115,7 @@ class _Split:
         inputs = (*ports, *step, *early)
         placed = {port.name: made.placeholder(port.name) for port in inputs}
         env = {cut.node(port): placed[port.name] for port in ports}
-        for at, value in enumerate(self._known(cut.kept["build"], ())):
+        for at, value in enumerate(self._known(cut.kept["build"], [()])[0]):
             body.register_buffer(f"known_{at}", value)
             env[cut.kept["build"][at]] = made.get_attr(f"known_{at}")
         for pack in self.packs["step"]:
@@ -149,9 +150,7 @@ class _Split:
             _copy(cut.body.graph, made, cut.kept["request_step"], env)
             made.output(tuple(env[node] for pack in packs for node in pack.nodes))
             region, at = fx.GraphModule(cut.body, made), torch.tensor(rows)
-            values = [
-                torch.stack(each)[at] for each in zip(*(self._known(timed, row) for row in cut.rows), strict=True)
-            ]
+            values = [torch.stack(each)[at] for each in zip(*self._known(timed, cut.rows), strict=True)]
             module = _OverSteps(region, values, [len(pack.nodes) for pack in packs])
             outputs = [Value(f"{pack.name}_out", pack.type(len(rows))) for pack in packs]
             name = f"{cut.graph.name}_request_step" + (f"_{len(self.request_step) + 1}" if self.request_step else "")
@@ -168,19 +167,18 @@ class _Split:
 
     # Values
 
-    def _known(self, nodes: Sequence[fx.Node], row: Row) -> Sequence[torch.Tensor]:
-        """Evaluate nodes that depend on nothing but what a call says at build."""
+    def _known(self, nodes: Sequence[fx.Node], rows: Iterable[Row]) -> list[list[torch.Tensor]]:
+        """Evaluate nodes that depend on nothing but what a call says at build, once for each row."""
         cut, made = self.cut, fx.Graph()
         ports = cut.ports_of(nodes)
         env = {cut.node(port): made.placeholder(port.name) for port in ports}
         _copy(cut.body.graph, made, nodes, env)
         made.output(tuple(env[node] for node in nodes))
-        said = self.literals | dict(row)
+        region = fx.GraphModule(cut.body, made)
+        settle(region)
         with torch.no_grad():
-            found: Sequence[torch.Tensor] = fx.GraphModule(cut.body, made)(
-                *(self._tensor(said[p.name], p) for p in ports)
-            )
-        return [value.detach().clone() for value in found]
+            given = [[self._tensor((self.literals | dict(row))[p.name], p) for p in ports] for row in rows]
+            return [[value.detach().clone() for value in region(*tensors)] for tensors in given]
 
     def _tensor(self, literal: Literal, port: Value) -> torch.Tensor:
         assert port.type is not None
@@ -188,7 +186,7 @@ class _Split:
         return torch.as_tensor(data, dtype=getattr(torch, port.type.dtype)).reshape(port.type.shape)
 
     def _table(self, nodes: Sequence[fx.Node]) -> torch.Tensor:
-        rows = [self._known(nodes, row) for row in self.cut.rows]
+        rows = self._known(nodes, self.cut.rows)
         return torch.stack([torch.cat([value.reshape(-1) for value in values]) for values in rows])
 
     # Calls

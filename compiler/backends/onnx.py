@@ -5,41 +5,37 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir
 import torch
-from numpy.typing import NDArray
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffc.compiler.errors import BackendError
 from diffc.compiler.ir import Graph
+from diffc.compiler.stored import Weight, weight_of
 from diffc.compiler.target import Progress
 
 OPSET = 23
 """The first opset in which attention is one node; engines fuse it best when they see it whole."""
-
-LARGEST = {np.dtype(np.float16): 65504.0, np.dtype(ml_dtypes.bfloat16): 3.38953e38}
 
 INLINE = 1024
 """Tensors of fewer bytes than this stay in the ONNX file."""
 
 ALIGNMENT = 64
 
-STORAGE: dict[str, np.dtype[Any] | None] = {
-    "fp32": None,
-    "fp16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-}
+STORAGE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What large float32 tensors are stored as; the graph casts them back and computes in float32."""
+
+STORED_TYPES = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16}
 
 
 class Onnx:
@@ -62,49 +58,86 @@ class Onnx:
         return files
 
 
+@dataclass(frozen=True)
+class Place:
+    """Say where in a bundle a tensor lies, in bytes, and of what type it is there."""
+
+    file: str
+    offset: int
+    length: int
+    dtype: torch.dtype
+
+
 class WeightStore:
-    """Keep tensors in one file for each component; equal tensors are stored once."""
+    """Keep tensors in one file for each component; equal tensors are stored once, and each is read once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.places: dict[tuple[str, str], tuple[int, int]] = {}
-        self.sizes: dict[str, int] = {}
+        self.by_memory: dict[Hashable, Place] = {}
+        self.by_content: dict[tuple[str, str], Place] = {}
+        self.read: list[Weight] = []  # alive, so that their memory stays theirs
         (folder / "weights").mkdir()
 
-    def put(self, component: str, array: NDArray[Any]) -> tuple[str, int, int]:
-        """Store a tensor and give its file, offset and length in bytes."""
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        key = (component, hashlib.sha256(data).hexdigest())
-        location = f"weights/{component}.bin"
-        if key not in self.places:
-            size = self.sizes.get(component, 0)
-            offset = -(-size // ALIGNMENT) * ALIGNMENT
-            with (self.folder / location).open("ab") as file:
-                file.write(b"\0" * (offset - size))
+    def put(self, component: str, weight: Weight, dtype: torch.dtype) -> Place:
+        """Store a tensor, as another type where no number becomes infinite by that, and say where."""
+        key = (component, dtype, *weight.key)
+        if key not in self.by_memory:
+            self.read.append(weight)
+            place = self._append(component, weight, dtype) or self._append(component, weight, weight.dtype)
+            assert place, f"{weight.name} overflows in its own type"
+            self.by_memory[key] = place
+        return self.by_memory[key]
+
+    def _append(self, component: str, weight: Weight, dtype: torch.dtype) -> Place | None:
+        """Write a tensor behind the others, and take it back where it overflows or has been there before."""
+        location, digest = f"weights/{component}.bin", hashlib.sha256()
+        with (self.folder / location).open("ab") as file:
+            end = file.tell()
+            offset = -(-end // ALIGNMENT) * ALIGNMENT
+            file.write(b"\0" * (offset - end))
+            for piece in weight.pieces(dtype):
+                if dtype != weight.dtype and piece.isinf().any():
+                    file.truncate(end)
+                    return None
+                data = piece.view(torch.uint8).numpy().data
+                digest.update(data)
                 file.write(data)
-            self.sizes[component] = offset + len(data)
-            self.places[key] = (offset, len(data))
-        return location, *self.places[key]
+            place = Place(location, offset, file.tell() - offset, dtype)
+            known = self.by_content.setdefault((component, digest.hexdigest()), place)
+            if known is not place:
+                file.truncate(end)
+        return replace(known, dtype=dtype)
 
 
-def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: np.dtype[Any] | None) -> None:
+class StoredTensor(onnx_ir.LazyTensor):
+    """Hold an initializer whose numbers nobody has read yet."""
+
+    def __init__(self, weight: Weight, dtype: onnx_ir.DataType, name: str | None) -> None:
+        shape = onnx_ir.Shape(weight.source.shape)
+        super().__init__(lambda: onnx_ir.tensor(weight.read().contiguous().numpy()), dtype, shape, name=name)
+        self.weight = weight
+
+
+def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype) -> None:
     model = _exported(graph)
     for name, value in list(model.graph.initializers.items()):
-        array = np.asarray(value.const_value.numpy()) if value.const_value is not None else None
-        if array is None or array.nbytes < INLINE:
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < INLINE:
             continue
-        stored = _stored(array, storage)
-        location, offset, length = store.put(graph.component or "arithmetic", stored)
+        weight = tensor.weight if isinstance(tensor, StoredTensor) else _weight(tensor)
+        wanted = storage if weight.dtype == torch.float32 else weight.dtype
+        place = store.put(graph.component or "arithmetic", weight, wanted)
+        dtype = STORED_TYPES[place.dtype] if place.dtype != weight.dtype else tensor.dtype
         external = onnx_ir.ExternalTensor(
-            location,
-            offset,
-            length,
-            onnx_ir.DataType.from_numpy(stored.dtype),
-            shape=onnx_ir.Shape(stored.shape),
+            place.file,
+            place.offset,
+            place.length,
+            dtype,
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
             name=name,
             base_dir=folder,
         )
-        if stored.dtype == array.dtype:
+        if dtype == tensor.dtype:
             value.const_value = external
         else:
             _cast_back(model.graph, value, external)
@@ -154,6 +187,12 @@ def _tidy(model: onnx_ir.Model) -> None:
     NaN. What else it rewrites, engines do by themselves.
     """
     common.InlinePass()(model)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and isinstance(raw := getattr(tensor, "raw", None), torch.Tensor):
+            value.const_value = StoredTensor(weight_of(raw), tensor.dtype, value.name)
+    for node in list(model.graph):
+        _transpose_stored(model.graph, node)
     fold_constants(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
@@ -163,6 +202,23 @@ def _tidy(model: onnx_ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     common.OutputFixPass()(model)
     common.NameFixPass()(model)
+
+
+def _transpose_stored(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    """Fold the transposition of a weight that is used only so, without reading it."""
+    given = node.inputs[0] if node.inputs else None
+    if node.op_type != "Transpose" or given is None or len(given.uses()) > 1 or not given.is_initializer():
+        return
+    if not isinstance(given.const_value, StoredTensor):
+        return
+    name, dtype = node.outputs[0].name, given.const_value.dtype
+    weight = given.const_value.weight.permuted(node.attributes["perm"].as_ints())
+    tensor = StoredTensor(weight, dtype, name)
+    made = onnx_ir.Value(name=name, shape=tensor.shape, type=onnx_ir.TensorType(dtype), const_value=tensor)
+    node.outputs[0].name = f"{name}_transposed"
+    node.outputs[0].replace_all_uses_with(made)
+    graph.register_initializer(made)
+    graph.remove(node, safe=True)
 
 
 def _legalise(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
@@ -192,11 +248,9 @@ def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
         yield from node.outputs
 
 
-def _stored(array: NDArray[Any], storage: np.dtype[Any] | None) -> NDArray[Any]:
-    """Convert to the storage type, unless a value would become infinite."""
-    if storage is None or array.dtype != np.float32 or np.abs(array).max(initial=0.0) > LARGEST[storage]:
-        return array
-    return array.astype(storage)
+def _weight(tensor: onnx_ir.TensorProtocol) -> Weight:
+    array = torch.from_numpy(np.array(tensor.numpy()))
+    return Weight(array, array.dtype)
 
 
 def _cast_back(graph: onnx_ir.Graph, value: onnx_ir.Value, stored: onnx_ir.ExternalTensor) -> None:
