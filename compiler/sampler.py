@@ -1,4 +1,6 @@
-"""Choose another sampler for a pipeline, by a short name of ``samplers.toml`` or by a scheduler class of diffusers.
+"""Choose another sampler for a pipeline, by a short name of ``samplers.toml`` or by a scheduler's class name.
+
+The classes are diffusers', and in ``schedulers/`` those that it lacks.
 
 What a checkpoint predicts is part of its training; a sampler that integrates something else draws noise. So the kinds
 of the two are compared, as far as the signatures and configurations of their schedulers show them.
@@ -17,6 +19,7 @@ from typing import Any
 
 import diffusers
 
+from diffc.compiler import schedulers
 from diffc.compiler.errors import LoadError
 
 NOISE, FLOW, EDM = "noise", "flow", "EDM"
@@ -27,7 +30,7 @@ NO_SAMPLER = "leave out --sampler to keep the checkpoint's own"
 
 @dataclass(frozen=True)
 class Sampler:
-    """Name a scheduler class of diffusers and what it is told beyond the checkpoint's configuration."""
+    """Name a scheduler class and what it is told beyond the checkpoint's configuration."""
 
     class_name: str
     options: Mapping[str, object] = field(default_factory=dict)
@@ -46,20 +49,25 @@ def new_scheduler(name: str, current: Any) -> Any:
     Raises `LoadError` where the name is unknown or the sampler cannot use what the checkpoint was trained to predict.
     """
     sampler = samplers().get(name, Sampler(name))
-    scheduler_class = _class_of(name, sampler)
+    chosen = _class_of(name, sampler)
     config = dict(current.config)
     trained = _kind(type(current), config)
-    options = dict(sampler.options) | _flow_options(scheduler_class, config) if trained == FLOW else sampler.options
-    _refuse_other_kind(name, scheduler_class, trained, config)
+    options = dict(sampler.options) | _flow_options(chosen, config) if trained == FLOW else sampler.options
+    _refuse_other_kind(name, chosen, trained, config)
     try:
-        return scheduler_class.from_config(current.config, **options)
+        return chosen.from_config(current.config, **options)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         what = f"sampler {name!r} refuses the checkpoint's schedule: {str(error).splitlines()[0]}"
         raise LoadError(what, where=sampler.class_name, fix=NO_SAMPLER) from error
 
 
+def scheduler_class(class_name: str) -> Any:
+    """Find a name among diffc's own schedulers and in diffusers; give None where neither has it."""
+    return getattr(schedulers, class_name, None) or getattr(diffusers, class_name, None)
+
+
 def _class_of(name: str, sampler: Sampler) -> Any:
-    found = getattr(diffusers, sampler.class_name, None)
+    found = scheduler_class(sampler.class_name)
     try:
         getattr(found, "step", None)  # what stands in for a class whose package is missing raises here
     except ImportError as error:
@@ -71,21 +79,21 @@ def _class_of(name: str, sampler: Sampler) -> Any:
     raise LoadError(f"unknown sampler {name!r}", fix=fix)
 
 
-def _kind(scheduler_class: Any, config: Mapping[str, Any]) -> str:
+def _kind(chosen: Any, config: Mapping[str, Any]) -> str:
     """Say what a scheduler integrates, or its class name where its signature does not show it."""
-    parameters = inspect.signature(scheduler_class.__init__).parameters
+    parameters = inspect.signature(chosen.__init__).parameters
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return FLOW
     if "beta_schedule" in parameters:
         return NOISE
     if "sigma_data" in parameters:
         return EDM
-    return FLOW if "shift" in parameters else str(scheduler_class.__name__)
+    return FLOW if "shift" in parameters else str(chosen.__name__)
 
 
-def _flow_options(scheduler_class: Any, config: Mapping[str, Any]) -> dict[str, object]:
+def _flow_options(chosen: Any, config: Mapping[str, Any]) -> dict[str, object]:
     """Tell a scheduler for both kinds that this checkpoint predicts a flow, and hand over its shift."""
-    parameters = inspect.signature(scheduler_class.__init__).parameters
+    parameters = inspect.signature(chosen.__init__).parameters
     shift = config.get("shift", config.get("flow_shift", 1.0))
     if "use_flow_sigmas" in parameters:
         key = "flow_shift" if "flow_shift" in parameters else "shift"
@@ -94,20 +102,20 @@ def _flow_options(scheduler_class: Any, config: Mapping[str, Any]) -> dict[str, 
     return {"shift": shift} if "shift" in parameters else {}
 
 
-def _refuse_other_kind(name: str, scheduler_class: Any, trained: str, config: Mapping[str, Any]) -> None:
-    if not _can_follow(scheduler_class, trained):
-        fitting = [other for other, s in samplers().items() if _can_follow(getattr(diffusers, s.class_name), trained)]
-        kind = _kind(scheduler_class, {})
+def _refuse_other_kind(name: str, chosen: Any, trained: str, config: Mapping[str, Any]) -> None:
+    if not _can_follow(chosen, trained):
+        fitting = [other for other, s in samplers().items() if _can_follow(scheduler_class(s.class_name), trained)]
+        kind = _kind(chosen, {})
         what = f"sampler {name!r} is for {kind} models, this checkpoint is a {trained} model"
         fix = f"choose one of {', '.join(fitting)}" if fitting else NO_SAMPLER
-        raise LoadError(what, where=scheduler_class.__name__, fix=fix)
+        raise LoadError(what, where=chosen.__name__, fix=fix)
     prediction = config.get("prediction_type", "epsilon")
-    parameters = inspect.signature(scheduler_class.__init__).parameters
+    parameters = inspect.signature(chosen.__init__).parameters
     if trained == NOISE and prediction != "epsilon" and "prediction_type" not in parameters:
         what = f"sampler {name!r} knows noise prediction only, the checkpoint's is {prediction!r}"
-        raise LoadError(what, where=scheduler_class.__name__, fix=NO_SAMPLER)
+        raise LoadError(what, where=chosen.__name__, fix=NO_SAMPLER)
 
 
-def _can_follow(scheduler_class: Any, trained: str) -> bool:
-    both = "use_flow_sigmas" in inspect.signature(scheduler_class.__init__).parameters
-    return _kind(scheduler_class, {}) == trained or (both and trained == FLOW)
+def _can_follow(chosen: Any, trained: str) -> bool:
+    both = "use_flow_sigmas" in inspect.signature(chosen.__init__).parameters
+    return _kind(chosen, {}) == trained or (both and trained == FLOW)

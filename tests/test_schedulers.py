@@ -1,8 +1,9 @@
-"""Compile every scheduler that diffusers has, and compare with its own trajectory; what cannot be compiled says why."""
+"""Compile every scheduler that diffusers or diffc has, and compare with its own trajectory; what cannot be says why."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffc.compiler import capture
+from diffc.compiler import capture, schedulers
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.evaluate import evaluate
 from diffc.compiler.pipeline import run
+from diffc.compiler.sampler import scheduler_class
 from diffc.passes import NORMAL_FORM
 from tests.conftest import ROOT
 from tests.tolerances import SCHEDULERS
@@ -31,6 +33,10 @@ LINEAR = (
     *("LTXEulerAncestralRFScheduler", "SASolverScheduler", "UniPCMultistepScheduler"),
     *("FlowMapEulerDiscreteScheduler", "MiniMaxH3Scheduler"),
 )
+OWN_LINEAR = ("HBScheduler", "GHVBScheduler")
+OWN_GATED = ("EVODiffScheduler",)
+OWN = (*OWN_LINEAR, *OWN_GATED)
+"""Schedulers of diffc."""
 CLAMPED = ("CMStochasticIterativeScheduler", "UnCLIPScheduler")
 CLIPPING = ("DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler", "DDPMScheduler", "DDPMParallelScheduler")
 BROWNIAN = ("CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler")
@@ -176,6 +182,12 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("UniPCMultistepScheduler", {"solver_order": 3}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_karras_sigmas": True}),
     ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+    ("HBScheduler", {"fractional_order": 2.6, "use_karras_sigmas": True}),
+    ("GHVBScheduler", {"fractional_order": 4.0}),
+    ("GHVBScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    ("GHVBScheduler", {"prediction_type": "sample", "timestep_spacing": "trailing"}),
+    ("EVODiffScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    ("EVODiffScheduler", {"prediction_type": "sample", "use_karras_sigmas": True}),
 ]
 
 
@@ -193,7 +205,7 @@ class Model(nn.Module):
 
 def compiled_and_own(name: str, options: dict[str, Any]) -> tuple[Any, Tensor, Tensor]:
     """Give the program of a scheduler, what it draws, and what the scheduler draws, from the same seed."""
-    model, kind = Model(), getattr(diffusers, name)
+    model, kind = Model(), scheduler_class(name)
     made, own_loop = LOOPS.get(name, ({}, None))
 
     def sampler() -> Tensor:
@@ -222,7 +234,7 @@ def agrees(compiled: Tensor, own: Tensor) -> bool:
     return bool((compiled - own).norm() <= SCHEDULERS * own.norm()) and bool(own.isfinite().all())
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", [*LINEAR, *OWN_LINEAR])
 def test_a_linear_scheduler_takes_one_linear_a_step(name: str) -> None:
     options = {"clip_sample": False} if name in CLIPPING else {}
     program, compiled, own = compiled_and_own(name, options)
@@ -237,6 +249,12 @@ def test_a_clamp_becomes_a_small_graph(name: str) -> None:
     program, compiled, own = compiled_and_own(name, {})
     assert agrees(compiled, own)
     assert len(program.graphs) == 2, "one graph serves all steps"
+
+
+@pytest.mark.parametrize("name", OWN_GATED)
+def test_coefficients_that_depend_on_the_picture_become_a_small_graph(name: str) -> None:
+    program, compiled, own = compiled_and_own(name, {})
+    assert agrees(compiled, own)
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -285,18 +303,24 @@ def test_a_choice_among_tokens_is_refused_with_its_line(name: str) -> None:
 
 
 def table() -> str:
-    """Write what becomes of each scheduler of diffusers, for the documentation; the tests above check every row."""
-    kinds = {
+    """Write what becomes of each scheduler, for the documentation; the tests above check every row."""
+    kinds: dict[str, str] = {
         **dict.fromkeys(LINEAR, "one `linear` a step"),
         **dict.fromkeys(CLAMPED, "`linear`, and one small graph for its clamp"),
         **dict.fromkeys(LOOPS, "its pipeline's own loop: `linear`, and small graphs for what is not linear"),
-        **dict.fromkeys((name for name, _ in VARIANTS if name not in LINEAR), "one `linear` a step"),
+        **dict.fromkeys((name for name, _ in VARIANTS if name not in (*LINEAR, *OWN)), "one `linear` a step"),
         **dict.fromkeys(BROWNIAN, "**refused**: draws its noise from a Brownian tree, with seeds of its own"),
         **dict.fromkeys(TOKENS, "**refused**: chooses among tokens; there are no latents to combine"),
     }
     for name in CLIPPING:
         kinds[name] += "; with `clip_sample`, its default, a small graph too"
     rows = [f"| `{name}` | {kinds[name]} |" for name in sorted(kinds)]
+    own = {
+        **dict.fromkeys(OWN_LINEAR, "one `linear` a step"),
+        **dict.fromkeys(OWN_GATED, "`linear`, and a small graph for the coefficients that depend on the picture"),
+    }
+    papers = {name: _paper(scheduler_class(name)) for name in own}
+    own_rows = [f"| `{name}` | {papers[name]} | {own[name]} |" for name in own]
     runs = sum("refused" not in kind for kind in kinds.values())
     head = f"""# Schedulers
 
@@ -307,7 +331,23 @@ this page, and `tests/test_schedulers.py` checks every row.
 | scheduler | in the program |
 |---|---|
 """
-    return head + "\n".join(rows) + "\n"
+    tail = """
+diffc's own, in `compiler/schedulers/`, for models that predict noise, its velocity or the picture (`--sampler hb`,
+`ghvb`, `evodiff`; `ipndm` is GHVB of order 4, without momentum), checked in the same way. `fractional_order`, in the
+configuration of the first two, names order and momentum as the paper does: 1.8, the default, is order 2 with β = 0.8.
+
+| scheduler | paper | in the program |
+|---|---|---|
+"""
+    return head + "\n".join(rows) + "\n" + tail + "\n".join(own_rows) + "\n"
+
+
+def _paper(kind: Any) -> str:
+    cited = re.search(
+        r'^Paper: .+?, "(.+?)", (.+)\.\n +(https\S+)', inspect.getdoc(inspect.getmodule(kind)) or "", re.M
+    )
+    assert cited, "cite the paper at the head of the file"
+    return f"[{cited[1]}]({cited[3]}), {cited[2]}"
 
 
 def test_the_page_on_schedulers_names_every_one_and_is_up_to_date() -> None:
@@ -315,7 +355,8 @@ def test_the_page_on_schedulers_names_every_one_and_is_up_to_date() -> None:
     written = PAGE.read_text(encoding="utf-8")
     assert {name for name in named if inspect.isclass(getattr(diffusers, name, None))} == {
         line.split("`")[1] for line in written.splitlines() if line.startswith("| `")
-    }
+    } - set(OWN)
+    assert set(OWN) == set(schedulers.__all__)
     assert written == table(), "write it again: python -m tests.test_schedulers"
 
 

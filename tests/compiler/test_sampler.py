@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 
+from diffc.compiler import schedulers
 from diffc.compiler.errors import LoadError
 from diffc.compiler.sampler import EDM, FLOW, NOISE, new_scheduler, samplers
 
@@ -62,6 +63,29 @@ def test_spaces_a_flow_as_a_flow() -> None:
 
 def test_takes_a_class_name() -> None:
     assert isinstance(new_scheduler("HeunDiscreteScheduler", TRAINED[NOISE]), diffusers.HeunDiscreteScheduler)
+
+
+def test_takes_the_class_name_of_a_scheduler_of_diffc() -> None:
+    assert isinstance(new_scheduler("GHVBScheduler", TRAINED[NOISE]), schedulers.GHVBScheduler)
+
+
+@pytest.mark.parametrize("name", ["hb", "ghvb", "evodiff"])
+def test_hands_over_the_schedule_to_schedulers_of_diffc(name: str) -> None:
+    told = {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    current = diffusers.DPMSolverMultistepScheduler(**told, rescale_betas_zero_snr=True, solver_order=3)
+    config = new_scheduler(name, current).config
+    assert {key: config[key] for key in told} == told
+    assert config.rescale_betas_zero_snr is True
+    assert config.get("fractional_order", 1.8) == 1.8
+
+
+def test_keeps_the_momentum_that_is_configured() -> None:
+    current = schedulers.GHVBScheduler(fractional_order=2.6)
+    assert new_scheduler("hb", current).config.fractional_order == 2.6
+    assert new_scheduler("ipndm", current).config.fractional_order == 4.0
+    current.register_to_config(fractional_order=6.0)
+    with pytest.raises(LoadError, match="sampler 'ghvb' refuses the checkpoint's schedule: fractional_order is 6.0"):
+        new_scheduler("ghvb", current)
 
 
 def test_rejects_an_unknown_name_with_the_closest() -> None:
