@@ -12,97 +12,158 @@ Before:
 After:
     n: float32[2] = noise()
     y: float32[2] = abs_clamp_f92388fc(in=n)
+
+Computations that differ in the factors of their sums alone, as the steps of a sampler do, share one graph, which reads
+the factors from a table.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.evaluate import apply
 from diffc.compiler.graphs import export
-from diffc.compiler.ir import Graph, Op, Program, Ref, Type, Value
+from diffc.compiler.ir import Graph, Op, Polynomial, Program, Ref, Table, Type, Value
 from diffc.compiler.text import print_op
+
+FACTORS = "factors"
 
 
 def outline(program: Program) -> Program:
     """Turn each run of ATen operations, with the linear operations inside it, into a graph and a call of it."""
     types = program.types()
-    graphs = {graph.name: graph for graph in program.graphs}
-    ops = list[Op]()
+    pieces = list[Op | _Region]()
     remaining = list(program.ops)
     while remaining:
         run = _leading_run(remaining)
         if not run:
-            ops.append(remaining.pop(0))
+            pieces.append(remaining.pop(0))
             continue
         remaining = remaining[len(run) :]
-        read_later = {name for op in remaining for name in op.reads()} | set(program.outputs)
-        graph, call = _graph(run, types, read_later)
-        graphs[graph.name] = graph
-        ops.append(call)
-    return replace(program, ops=tuple(ops), graphs=tuple(graphs.values())).live()
+        pieces.append(_Region(run, types, {name for op in remaining for name in op.reads()} | set(program.outputs)))
+
+    seen = defaultdict[str, set[tuple[float, ...]]](set)
+    for piece in pieces:
+        if isinstance(piece, _Region):
+            seen[piece.text(with_factors=False)].add(piece.factors)
+    graphs = {graph.name: graph for graph in program.graphs}
+    tables = {table.name: table for table in program.tables}
+    ops = list[Op]()
+    for piece in pieces:
+        if isinstance(piece, _Region):
+            if len(seen[piece.text(with_factors=False)]) > 1:
+                table = piece.read_factors()
+                tables[table.name] = table
+            if piece.name not in graphs:
+                graphs[piece.name] = piece.graph()
+            piece = piece.call()
+        ops.append(piece)
+    return replace(program, ops=tuple(ops), graphs=tuple(graphs.values()), tables=tuple(tables.values())).live()
 
 
 def _leading_run(ops: list[Op]) -> list[Op]:
-    """Take operations from the front as long as they belong together; the last one is ATen's."""
-    run, made = list[Op](), set[str]()
+    """Take operations from the front as long as they belong together; the first and the last one are ATen's."""
+    run = list[Op]()
     for op in ops:
-        inside = op.operator == "linear" and made.issuperset(op.reads()) and all(c.is_constant for c in op.coefficients)
+        inside = op.operator == "linear" and all(factor.is_constant for factor in op.coefficients)
         if not (op.operator.startswith("aten.") or (run and inside)):
             break
         run.append(op)
-        made.update(value.name for value in op.results)
     while run and not run[-1].operator.startswith("aten."):
         run.pop()
     return run
 
 
-def _graph(run: list[Op], types: Mapping[str, Type | None], read_later: set[str]) -> tuple[Graph, Op]:
-    made = {value.name: value for op in run for value in op.results}
-    read = [name for name in dict.fromkeys(n for op in run for n in op.reads()) if name not in made]
-    results = [value for value in made.values() if value.name in read_later]
-    ports = {name: f"in{i}" if len(read) > 1 else "in" for i, name in enumerate(read)}
-    inputs = tuple(Value(ports[name], types[name]) for name in read)
-    body = [op.renamed(ports) for op in run]
-    for port in inputs:
-        if port.type is None or port.type.dtype in ("text", "scalar"):
-            raise PassError(f"outline: {port.name} has no tensor type", where=print_op(run[0]))
-    outputs = tuple(Value(f"out{i}" if len(results) > 1 else "out", value.type) for i, value in enumerate(results))
-    digest = hashlib.sha256("\n".join(_canonical(inputs, body, results)).encode()).hexdigest()[:8]
-    kinds = dict.fromkeys(op.operator.split(".")[1] for op in run if op.operator != "linear")
-    name = "_".join([*list(kinds)[:3], digest])
-    example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type is not None]
-    exported = export(name, _Region(body, ports, results), example)
-    call = Op(name, (), tuple((ports[n], Ref(n)) for n in read), (), tuple(results))
-    return Graph(name, inputs, outputs, exported, "arithmetic"), call
+class _Region(torch.nn.Module):
+    """Apply a run of operations to the values that it reads from outside."""
+
+    def __init__(self, run: list[Op], types: Mapping[str, Type | None], read_later: set[str]) -> None:
+        super().__init__()
+        made = {value.name: value for op in run for value in op.results}
+        self.read = [name for name in dict.fromkeys(n for op in run for n in op.reads()) if name not in made]
+        ports = {name: f"in{i}" if len(self.read) > 1 else "in" for i, name in enumerate(self.read)}
+        self.inputs = tuple(Value(ports[name], types[name]) for name in self.read)
+        self.results = [value for value in made.values() if value.name in read_later]
+        self.body = [op.renamed(ports) for op in run]
+        self.factors = tuple(factor({}) for op in run for factor in op.coefficients)
+        self.table: Table | None = None
+        for port in self.inputs:
+            if port.type is None or port.type.dtype in ("text", "scalar"):
+                raise PassError(f"outline: {port.name} has no tensor type", where=print_op(run[0]))
+
+    @property
+    def name(self) -> str:
+        """Name the computation by its operators and a digest: the same computation has the same name."""
+        kinds = dict.fromkeys(op.operator.split(".")[1] for op in self.body if op.operator != "linear")
+        digest = hashlib.sha256(self.text(with_factors=self.table is None).encode()).hexdigest()[:8]
+        return "_".join([*list(kinds)[:3], digest])
+
+    def text(self, *, with_factors: bool) -> str:
+        """Print the computation with its values numbered in order, with or without the factors of its sums."""
+        return "\n".join(_canonical(self.inputs, self.body, self.results, with_factors=with_factors))
+
+    def read_factors(self) -> Table:
+        """Read the factors from a table from now on, and give it."""
+        data = np.array(self.factors)
+        name = f"t{hashlib.sha256(data.tobytes()).hexdigest()[:10]}"
+        self.table = Table(name, Type(str(data.dtype), data.shape), data)
+        self.read = [*self.read, name]
+        self.inputs = (*self.inputs, Value(FACTORS, self.table.type))
+        return self.table
+
+    def graph(self) -> Graph:
+        """Export the computation."""
+        outputs = tuple(
+            Value(f"out{i}" if len(self.results) > 1 else "out", value.type) for i, value in enumerate(self.results)
+        )
+        types = [port.type for port in self.inputs if port.type is not None]
+        example = [torch.zeros(type_.shape, dtype=getattr(torch, type_.dtype)) for type_ in types]
+        return Graph(self.name, self.inputs, outputs, export(self.name, self, example), "arithmetic")
+
+    def call(self) -> Op:
+        """Call the graph where the computation stood."""
+        given = tuple((port.name, Ref(name)) for port, name in zip(self.inputs, self.read, strict=True))
+        return Op(self.name, (), given, (), tuple(self.results))
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = {port.name: tensor for port, tensor in zip(self.inputs, tensors, strict=True)}
+        factors = iter(values[FACTORS].unbind() if self.table else ())
+        for op in self.body:
+            if self.table and op.operator == "linear":
+                made: Sequence[torch.Tensor] = [_weighted_sum(op, values, factors)]
+            else:
+                made = apply(op, values, {})
+            values |= {value.name: tensor for value, tensor in zip(op.results, made, strict=True)}
+        return tuple(values[value.name] for value in self.results)
 
 
-def _canonical(inputs: Sequence[Value], body: list[Op], results: list[Value]) -> Iterator[str]:
-    """Print a computation with its values numbered in order, so that the same computation has the same text."""
+def _weighted_sum(op: Op, values: Mapping[str, torch.Tensor], factors: Iterator[torch.Tensor]) -> torch.Tensor:
+    """Apply a linear operation with factors that are tensors."""
+    type_ = op.results[0].type
+    assert type_ is not None
+    dtype = getattr(torch, type_.dtype)
+    total = torch.zeros((), dtype=dtype)
+    for name, _ in zip((*op.reads(), None), op.coefficients, strict=False):
+        factor = next(factors).to(dtype)
+        total = total + (factor if name is None else factor * values[name])
+    return total.expand(type_.shape)
+
+
+def _canonical(inputs: Sequence[Value], body: list[Op], results: list[Value], *, with_factors: bool) -> Iterator[str]:
     yield repr(inputs)
     numbers: dict[str, str] = {}
     for op in body:
         renamed = op.renamed(numbers)
         for value in op.results:
             numbers[value.name] = f"v{len(numbers)}"
+        if not with_factors:
+            renamed = replace(renamed, coefficients=(Polynomial.constant(1.0),) * len(op.coefficients))
         yield print_op(replace(renamed, results=tuple(Value(numbers[v.name], v.type) for v in op.results)))
     yield " ".join(numbers[value.name] for value in results)
-
-
-class _Region(torch.nn.Module):
-    """Apply operations to values by name."""
-
-    def __init__(self, body: list[Op], ports: dict[str, str], results: list[Value]) -> None:
-        super().__init__()
-        self.body, self.ports, self.results = body, list(ports.values()), [value.name for value in results]
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values = dict(zip(self.ports, tensors, strict=True))
-        for op in self.body:
-            values |= {v.name: t for v, t in zip(op.results, apply(op, values, {}), strict=True)}
-        return tuple(values[name] for name in self.results)

@@ -255,6 +255,9 @@ def test_a_clamp_becomes_a_small_graph(name: str) -> None:
 def test_coefficients_that_depend_on_the_picture_become_a_small_graph(name: str) -> None:
     program, compiled, own = compiled_and_own(name, {})
     assert agrees(compiled, own)
+    called = [op.operator for op in program.ops if op.operator not in ("linear", "noise", "model")]
+    assert len(called) == STEPS - 2, "one call a step, but for the first and the last"
+    assert len(set(called)) == 3, "one graph serves all steps but the first and the last of them"
 
 
 @pytest.mark.parametrize("name", LOOPS)

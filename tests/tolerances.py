@@ -26,5 +26,6 @@ GRAPH = 1e-5
 
 STAGED = 1e-5
 """A staged program against what it was captured from, relative. 32 pipelines of the zoo: at worst 4.7e-6."""
+
 ORDER = 0.15
 """A measured order of accuracy. schedulers/test_ghvb.py and test_hb.py: at worst 0.11 from the whole number."""

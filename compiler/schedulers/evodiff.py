@@ -37,22 +37,19 @@ MANY_STEPS = 20
 
 @dataclass(frozen=True)
 class Numbers:
-    """Hold what a step knows before any picture, as tensors of shape [1].
+    """Hold what a step knows before any picture."""
 
-    So they are tables of the program and not constants of its graphs, and one graph serves all steps.
-    """
-
-    width: torch.Tensor
+    width: float
     """What Euler's step multiplies the prediction by."""
-    height: torch.Tensor
+    height: float
     """The step in α/σ."""
-    decay: torch.Tensor
+    decay: float
     """What Euler's step leaves of the noise."""
-    ratio: torch.Tensor
+    ratio: float
     """The step before, in units of this one, in log(α/σ)."""
-    weight: torch.Tensor
+    weight: float
     """The share of the projection in a balance."""
-    base: torch.Tensor
+    base: float
     """The balance that needs no picture."""
 
     def balance(self, projection: torch.Tensor) -> torch.Tensor:
@@ -167,15 +164,14 @@ class EVODiffScheduler(DPMSolverMultistepScheduler):  # type: ignore[misc]
         decay, last_decay = next_sigma / sigma, sigma / sigma_before
         # The authors' time runs from 1 to 1/N over N training steps.
         time = (float(self.timesteps[self.step_index + 1]) + 2) / (self.config.num_train_timesteps + 1)
-        numbers = (
-            next_alpha - alpha * decay,
-            next_alpha / next_sigma - alpha / sigma,
-            decay,
-            (here - before) / (after - here),
-            0.5 * (1 - time**2),
-            math.sqrt(decay / last_decay),
+        return Numbers(
+            width=next_alpha - alpha * decay,
+            height=next_alpha / next_sigma - alpha / sigma,
+            decay=decay,
+            ratio=(here - before) / (after - here),
+            weight=0.5 * (1 - time**2),
+            base=math.sqrt(decay / last_decay),
         )
-        return Numbers(*(torch.tensor([number], dtype=torch.float32) for number in numbers))
 
 
 def _dot(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

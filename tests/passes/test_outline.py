@@ -106,6 +106,58 @@ def test_equal_computations_share_a_graph() -> None:
     assert len([line for line in lines if line.startswith("graph")]) == 2
 
 
+def test_sums_that_read_from_outside_belong_to_the_run_around_them() -> None:
+    assert rewritten("""
+        n = noise()
+        m = noise()
+        a = aten.abs.default(n)
+        b = linear(a, m; 0.5, 2.0, 1.0)
+        c = aten.exp.default(b)
+        d = linear(c, m; 1.0, -1.0)
+        return d
+    """) == [
+        "graph abs_exp(in0, in1) -> (out)",
+        "n = noise()",
+        "m = noise()",
+        "c = abs_exp(in0=n, in1=m)",
+        "d = linear(c, m; 1.0, -1.0)",
+        "return d",
+    ]
+
+
+def test_computations_that_differ_in_factors_share_a_graph_that_reads_them() -> None:
+    lines = rewritten("""
+        n = noise()
+        a = aten.abs.default(n)
+        b = linear(a, n; 0.1, 2.0, -1.0)
+        c = aten.exp.default(b)
+        m = noise()
+        d = aten.abs.default(m)
+        e = linear(d, m; 0.3, 4.0, 1.0)
+        f = aten.exp.default(e)
+        return c, f
+    """)
+    named = [re.sub(r"\bt[0-9a-f]{10}\b", "t", line) for line in lines]
+    assert named == [
+        "graph abs_exp(in, factors: float64[3]) -> (out)",
+        "table t: float64[3]",
+        "table t: float64[3]",
+        "n = noise()",
+        "c = abs_exp(in=n, factors=t)",
+        "m = noise()",
+        "f = abs_exp(in=m, factors=t)",
+        "return c, f",
+    ]
+
+
+def test_the_same_factors_stay_in_the_graph() -> None:
+    run = "{0} = noise() {0}a = aten.abs.default({0}) {0}b = linear({0}a; 0.1) {0}c = aten.exp.default({0}b)"
+    operations = "\n".join(run.format(name).replace(") ", ")\n") for name in "nm")
+    lines = rewritten(f"{operations}\nreturn nc, mc")
+    assert lines[0] == "graph abs_exp(in) -> (out)"
+    assert [line for line in lines if line.startswith("table")] == []
+
+
 def test_the_same_operations_with_other_results_are_another_graph() -> None:
     lines = rewritten("""
         n = noise()
