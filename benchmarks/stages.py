@@ -241,7 +241,7 @@ How much of full-size denoisers is computed before the loop of {STEPS} steps sta
 {diffusers.__version__}, captured without weights. `make stages` wrote this page.
 
 *step*, *request* and *both*: the share of the parameters that are needed with the timestep, the request, or both,
-before any latents are. *Leave*: the share that the loop does not hold in the end, by the rule that `diffc build` uses. *Work*:
+before any latents are. *Leave*: the share that the loop does not hold in the end, by the rule of `diffc build`. *Work*:
 the share of one call's multiply-adds that the loop saves. *Tables* are in the bundle (float32), *kept* is held during a
 run.
 

@@ -42,7 +42,7 @@ class Cut:
     graph: Graph
     body: fx.GraphModule
     ports: Mapping[str, Stage]
-    rows: Mapping[Row, int]
+    rows: tuple[Row, ...]
     stages: Mapping[fx.Node, Stage]
     kept: Mapping[str, list[fx.Node]]
 
@@ -52,7 +52,7 @@ class Cut:
         body, ports = body_of(graph), _ports(graph, programs)
         rows = dict.fromkeys(known(op, ports) for program in programs for op in calls(program, graph))
         stages = stages_of_nodes(body, graph, ports)
-        cut = Cut(graph, body, ports, {row: at for at, row in enumerate(rows)}, stages, {name: [] for name in EARLY})
+        cut = Cut(graph, body, ports, tuple(rows), stages, {name: [] for name in EARLY})
         if all("latent" not in stage for stage in stages.values()):
             return cut
         worth, wanted = _Worth(cut), {body.graph.output_node()}

@@ -256,15 +256,15 @@ def _components(path: Path, name: str, calls: Sequence[Call]) -> dict[str, dict[
 
 
 def _with_prelude(program: Program, op: Op, bundle: Bundle) -> list[Op]:
-    """List a call after the calls of what was split off from its component, and what takes their results apart."""
+    """List a call after the splits of its tables, and the calls of what was split off from its component."""
     made_by = {value.name: maker for maker in program.ops for value in maker.results}
+    tables = {table.name for table in program.tables}
     prelude = dict[str, Op]()
-    for _, ref in _refs(op):
-        maker = made_by.get(ref.name)
-        source = made_by[next(maker.reads())] if maker and maker.operator == "split" else maker
-        for each in (source, maker):
-            if source and each and source.operator in program.graphs and bundle.manifest.stage(source.operator):
-                prelude[each.source] = each
+    for maker in (made_by[ref.name] for _, ref in _refs(op) if ref.name in made_by):
+        whole = next(maker.reads(), "") if maker.operator == "split" else ""
+        source = made_by.get(whole, maker)
+        if whole in tables or source.operator in program.graphs and bundle.manifest.stage(source.operator):
+            prelude |= {each.source: each for each in (source, maker)}
     return [*prelude.values(), op]
 
 

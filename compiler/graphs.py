@@ -206,10 +206,15 @@ def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Exp
     """
     with _named_failure(name), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
-        body = torch.export.export(module, tuple(example), strict=False)
+        body = _strideless(torch.export.export(module, tuple(example), strict=False))
         if not all(map(_is_function, body.graph.nodes)):
-            body = body.run_decompositions({})
+            body = _strideless(body.run_decompositions({}))
     body.graph.eliminate_dead_code()
+    body.graph_module.recompile()
+    return body
+
+
+def _strideless(body: ExportedProgram) -> ExportedProgram:
     for node in body.graph.nodes:
         node.target = STRIDELESS.get(node.target, node.target)
     body.graph_module.recompile()

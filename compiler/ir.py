@@ -27,6 +27,7 @@ called by port; its tables are constant tensors. An operator is the name of a gr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -209,6 +210,13 @@ class Table:
     name: str
     type: Type
     data: NDArray[Any] | None = field(default=None, compare=False, repr=False)
+
+    @staticmethod
+    def of(data: NDArray[Any]) -> Table:
+        """Make a table that is named by what it holds."""
+        type_ = Type(str(data.dtype), data.shape)
+        digest = hashlib.sha256(repr(type_).encode() + data.tobytes()).hexdigest()[:10]
+        return Table(f"t{digest}", type_, data)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ that differ are fitted by polynomials in the number, and written as ``linear``.
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -189,10 +188,9 @@ class _Merger:
         return Ref(result.name)
 
     def _table(self, data: np.ndarray[Any, Any]) -> Ref:
-        array = data.astype(np.float32)
-        digest = hashlib.sha256(array.tobytes()).hexdigest()[:10]
-        self.tables[f"t{digest}"] = Table(f"t{digest}", Type("float32", array.shape), array)
-        return Ref(f"t{digest}")
+        table = Table.of(data.astype(np.float32))
+        self.tables[table.name] = table
+        return Ref(table.name)
 
 
 def _takes_tensor(operator: str, position: int) -> bool:

@@ -8,7 +8,6 @@ will stand; numbers of the request are followed by ``scalars.py``.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import itertools
 import traceback
@@ -336,11 +335,9 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _table(self, tensor: torch.Tensor) -> Ref:
         data = read(tensor).detach().contiguous()
-        array = (data.float() if data.dtype == torch.bfloat16 else data).numpy().copy()
-        type_ = Type(str(array.dtype), array.shape)
-        digest = hashlib.sha256(repr(type_).encode() + array.tobytes()).hexdigest()[:10]
-        self.tables.setdefault(f"t{digest}", Table(f"t{digest}", type_, array))
-        return Ref(f"t{digest}")
+        table = Table.of((data.float() if data.dtype == torch.bfloat16 else data).numpy().copy())
+        self.tables.setdefault(table.name, table)
+        return Ref(table.name)
 
     def _step(self, latents: Any) -> None:
         if isinstance(latents, Symbolic):

@@ -27,7 +27,7 @@ from torch import fx, nn
 
 from diffc.compiler.cut import Cut, Row, needed
 from diffc.compiler.graphs import export, type_of
-from diffc.compiler.ir import Graph, Literal, Op, Program, Ref, Type, Value
+from diffc.compiler.ir import Graph, Literal, Op, Program, Ref, Table, Type, Value
 from diffc.compiler.stages import REQUEST, STEP, calls, known, size
 from diffc.compiler.stored import settle
 
@@ -94,7 +94,7 @@ class _Split:
         }
         self.main = self._main()
         self.request = self._request() if self.packs["request"] else None
-        self.request_step: dict[tuple[int, ...], Graph] = {}
+        self.request_step: dict[tuple[Row, ...], Graph] = {}
 
     def _free(self, name: str) -> str:
         return f"{name}_" if any(port.name == name for port in self.cut.graph.inputs) else name
@@ -106,24 +106,18 @@ class _Split:
     # Graphs
 
     def _main(self) -> Graph:
-        """Take what is kept as inputs and tables, and compute the rest."""
+        """Take what is kept as inputs and constants, and compute the rest."""
         cut, made = self.cut, fx.Graph()
         body, kept = cut.body, [node for nodes in cut.kept.values() for node in nodes]
         ports = cut.ports_of([body.graph.output_node()], kept)
-        step = [Value(self._free("step"), Type("int64"))] if self.packs["step"] else []
-        early = [Value(p.name, p.type()) for p in (*self.packs["request"], *self.packs["request_step"])]
-        inputs = (*ports, *step, *early)
+        packs = [pack for each in self.packs.values() for pack in each]
+        inputs = (*ports, *(Value(pack.name, pack.type()) for pack in packs))
         placed = {port.name: made.placeholder(port.name) for port in inputs}
         env = {cut.node(port): placed[port.name] for port in ports}
         for at, value in enumerate(self._known(cut.kept["build"], [()])[0]):
             body.register_buffer(f"known_{at}", value)
             env[cut.kept["build"][at]] = made.get_attr(f"known_{at}")
-        for pack in self.packs["step"]:
-            body.register_buffer(f"table_{pack.name}", self._table(pack.nodes))
-            index = made.call_function(aten.reshape.default, (placed[step[0].name], [1]))
-            row = made.call_function(aten.index_select.default, (made.get_attr(f"table_{pack.name}"), 0, index))
-            env |= pack.unpack(made, row)
-        for pack in (*self.packs["request"], *self.packs["request_step"]):
+        for pack in packs:
             env |= pack.unpack(made, placed[pack.name])
         _copy(body.graph, made, [body.graph.output_node()], env)
         return self._graph(cut.graph.name, fx.GraphModule(body, made), inputs, cut.graph.outputs)
@@ -139,7 +133,7 @@ class _Split:
         outputs = [Value(f"{pack.name}_out", pack.type()) for pack in packs]
         return self._graph(f"{cut.graph.name}_request", fx.GraphModule(cut.body, made), ports, outputs, "request")
 
-    def _over_steps(self, rows: tuple[int, ...]) -> Graph:
+    def _over_steps(self, rows: tuple[Row, ...]) -> Graph:
         """Compute what depends on request and step, for several steps as one batch."""
         if rows not in self.request_step:
             cut, made, packs = self.cut, fx.Graph(), self.packs["request_step"]
@@ -149,9 +143,8 @@ class _Split:
             env |= {cut.node(port): made.placeholder(port.name) for port in ports}
             _copy(cut.body.graph, made, cut.kept["request_step"], env)
             made.output(tuple(env[node] for pack in packs for node in pack.nodes))
-            region, at = fx.GraphModule(cut.body, made), torch.tensor(rows)
-            values = [torch.stack(each)[at] for each in zip(*self._known(timed, cut.rows), strict=True)]
-            module = _OverSteps(region, values, [len(pack.nodes) for pack in packs])
+            values = [torch.stack(each) for each in zip(*self._known(timed, rows), strict=True)]
+            module = _OverSteps(fx.GraphModule(cut.body, made), values, [len(pack.nodes) for pack in packs])
             outputs = [Value(f"{pack.name}_out", pack.type(len(rows))) for pack in packs]
             name = f"{cut.graph.name}_request_step" + (f"_{len(self.request_step) + 1}" if self.request_step else "")
             self.request_step[rows] = self._graph(name, module, ports, outputs, "request_step")
@@ -185,59 +178,65 @@ class _Split:
         data = self.tables[literal.name] if isinstance(literal, Ref) else literal
         return torch.as_tensor(data, dtype=getattr(torch, port.type.dtype)).reshape(port.type.shape)
 
-    def _table(self, nodes: Sequence[fx.Node]) -> torch.Tensor:
-        rows = self._known(nodes, self.cut.rows)
-        return torch.stack([torch.cat([value.reshape(-1) for value in values]) for values in rows])
+    def _table(self, pack: _Pack, rows: Sequence[Row]) -> Table:
+        each = [torch.cat([value.reshape(-1) for value in values]) for values in self._known(pack.nodes, rows)]
+        return Table.of(torch.stack(each).numpy())
 
     # Calls
 
     def _rewritten(self, program: Program) -> Program:
-        cut, ops = self.cut, list[Op]()
-        names = _Names(program)
-        rows: dict[Row, dict[int, None]] = {}
+        cut, ops, tables, names = self.cut, list[Op](), list(program.tables), _Names(program)
+        rows: dict[Row, dict[Row, None]] = {}
         for op in calls(program, cut.graph):
-            rows.setdefault(self._asked(op), {})[cut.rows[known(op, cut.ports)]] = None
-        made: dict[Row, tuple[dict[str, Literal], dict[int, dict[str, Literal]]]] = {}
+            rows.setdefault(self._asked(op), {})[known(op, cut.ports)] = None
+        every = tuple(dict.fromkeys(row for each in rows.values() for row in each))
+        made: dict[Row, dict[Row, dict[str, Literal]]] = {}
+        timed: dict[Row, dict[str, Literal]] = {}
         for op in program.ops:
             if op.operator != cut.graph.name:
                 ops.append(op)
                 continue
-            asked, row = self._asked(op), cut.rows[known(op, cut.ports)]
+            if not timed:
+                timed = {row: {} for row in every}
+                for pack in self.packs["step"]:
+                    tables.append(self._table(pack, every))
+                    self._taken_apart(pack, tables[-1].name, timed, names, ops)
+            asked, row = self._asked(op), known(op, cut.ports)
             if asked not in made:
                 made[asked] = self._prelude(op, tuple(rows[asked]), names, ops)
-            once, each = made[asked]
-            attrs = {port.name: op.attr(port.name) for port in self.main.inputs} | once | each.get(row, {})
-            step = {self._free("step"): row} if self.packs["step"] else {}
-            ops.append(replace(op, attrs=tuple((attrs | step).items())))
+            given = dict(op.attrs) | timed[row] | made[asked][row]
+            ops.append(replace(op, attrs=tuple((port.name, given[port.name]) for port in self.main.inputs)))
         graphs = [self.main if graph.name == cut.graph.name else graph for graph in program.graphs]
-        early = [
-            g for g in (self.request, *self.request_step.values()) if g and any(op.operator == g.name for op in ops)
-        ]
-        return replace(program, ops=tuple(ops), graphs=(*graphs, *early)).live()
+        early = [self.request, *self.request_step.values()]
+        called = {op.operator for op in ops}
+        graphs += [graph for graph in early if graph and graph.name in called]
+        tables = list({each.name: each for each in tables}.values())
+        return replace(program, ops=tuple(ops), graphs=tuple(graphs), tables=tuple(tables)).live()
 
     def _asked(self, op: Op) -> Row:
         """Give what a call says that is known with the request."""
         return tuple((port, value) for port, value in op.attrs if self.cut.ports[port] == REQUEST)
 
-    def _prelude(
-        self, op: Op, rows: tuple[int, ...], names: _Names, ops: list[Op]
-    ) -> tuple[dict[str, Literal], dict[int, dict[str, Literal]]]:
-        """Call what comes before the loop; give the arguments that all calls get, and those of each row's."""
-        once, each = dict[str, Literal](), dict[int, dict[str, Literal]]({row: {} for row in rows})
+    def _prelude(self, op: Op, rows: tuple[Row, ...], names: _Names, ops: list[Op]) -> dict[Row, dict[str, Literal]]:
+        """Call what comes before the loop, and give each row's arguments."""
+        each: dict[Row, dict[str, Literal]] = {row: {} for row in rows}
         if self.request:
-            results = tuple(Value(names.new(self.request.name), port.type) for port in self.request.outputs)
-            ops.append(_call(self.request, op, results))
-            once = {pack.name: Ref(v.name) for pack, v in zip(self.packs["request"], results, strict=True)}
+            for pack, value in zip(self.packs["request"], _call(self.request, op, names, ops), strict=True):
+                for row in rows:
+                    each[row][pack.name] = Ref(value.name)
         if self.packs["request_step"]:
-            graph = self._over_steps(rows)
-            results = tuple(Value(names.new(graph.name), port.type) for port in graph.outputs)
-            ops.append(_call(graph, op, results))
+            results = _call(self._over_steps(rows), op, names, ops)
             for pack, whole in zip(self.packs["request_step"], results, strict=True):
-                parts = tuple(Value(names.new(f"{whole.name}_"), pack.type()) for _ in rows)
-                ops.append(Op("split", (Ref(whole.name),), (("axis", 0),), (), parts))
-                for row, part in zip(rows, parts, strict=True):
-                    each[row][pack.name] = Ref(part.name)
-        return once, each
+                self._taken_apart(pack, whole.name, each, names, ops)
+        return each
+
+    def _taken_apart(
+        self, pack: _Pack, whole: str, each: dict[Row, dict[str, Literal]], names: _Names, ops: list[Op]
+    ) -> None:
+        parts = tuple(Value(names.new(f"{self.cut.graph.name}_{pack.name}_"), pack.type()) for _ in each)
+        ops.append(Op("split", (Ref(whole),), (("axis", 0),), (), parts))
+        for row, part in zip(each, parts, strict=True):
+            each[row][pack.name] = Ref(part.name)
 
 
 class _Names:
@@ -270,8 +269,11 @@ class _OverSteps(nn.Module):
         return tuple(torch.cat(pack, 1) for pack in packs)
 
 
-def _call(graph: Graph, op: Op, results: tuple[Value, ...]) -> Op:
-    return Op(graph.name, (), tuple((port.name, op.attr(port.name)) for port in graph.inputs), (), results)
+def _call(graph: Graph, op: Op, names: _Names, ops: list[Op]) -> tuple[Value, ...]:
+    """Call a graph with what another call is given on the ports of the same names."""
+    results = tuple(Value(names.new(graph.name), port.type) for port in graph.outputs)
+    ops.append(Op(graph.name, (), tuple((port.name, op.attr(port.name)) for port in graph.inputs), (), results))
+    return results
 
 
 def _copy(source: fx.Graph, made: fx.Graph, nodes: Sequence[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
