@@ -16,12 +16,14 @@ from typing import Any
 
 from safetensors.numpy import save
 from tokenizers import Tokenizer
+from torch import nn
 
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.graphs import Capture
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
 from diffc.compiler.pipeline import run
+from diffc.compiler.room import bytes_needed, check_room
 from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
 from diffc.compiler.stages import work_by_stage
 from diffc.compiler.target import Progress, Target, find_backend, parse_target
@@ -62,6 +64,9 @@ def build(
     with _new_folder(output) as folder:
         progress("load")
         pipeline = load(source, sampler=sampler, task=task, online=online, stand_ins=True)
+        needed = bytes_needed(_modules(pipeline), find_backend(wanted.backend).precisions[wanted.precision])
+        check_room(needed, folder)
+        progress(f"make at most {needed / 1e9:.2f} GB")
         capture, programs = Capture(), list[Program]()
         fixed = Sampling(task=task, guidance=guidance, size=size, batch=batch, strength=strength, options=dict(options))
         for count in dict.fromkeys(steps) or (default_steps(pipeline),):
@@ -128,6 +133,10 @@ def _write(
         "provenance": provenance,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _modules(pipeline: Any) -> list[nn.Module]:
+    return [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
 
 
 def _is_called(name: str, programs: Iterable[Program]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -26,7 +26,8 @@ Progress = Callable[[str], None]
 class Backend(Protocol):
     """Turn graphs into files that an engine runs."""
 
-    precisions: ClassVar[frozenset[str]]
+    precisions: ClassVar[Mapping[str, float]]
+    """What it supports, and how many bytes it stores for each large weight."""
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the engine's files below the folder and give the file of each graph."""

@@ -36,5 +36,6 @@ class Ort(Onnx):
 def _options(folder: Path) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay in their file, unread
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return options

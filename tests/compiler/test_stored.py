@@ -71,6 +71,20 @@ def test_conversions_wait_and_views_of_them_too() -> None:
     assert torch.equal(joined, torch.cat([matrix(), matrix()]))
 
 
+def test_loading_reads_no_large_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffc.compiler.stored.SMALL", 64)
+    for name in ("StableDiffusionPipeline", "FluxPipeline"):
+        ZOO[name]().pipeline.to(torch.bfloat16).save_pretrained(tmp_path / name)
+        monkeypatch.setattr(Weight, "read", read_small)
+        load(tmp_path / name, stand_ins=True)
+
+
+def read_small(weight: Weight) -> torch.Tensor:
+    """Read a weight that may be read, and fail for others."""
+    assert weight.source.numel() <= 64
+    return weight.source.to(weight.dtype)
+
+
 def test_writing_into_what_waits_is_refused() -> None:
     with postponed(), pytest.raises(RuntimeError, match="writes into a weight"):
         matrix(torch.bfloat16).to(torch.float32).mul_(2)

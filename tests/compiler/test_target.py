@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, EntryPoints
 from types import ModuleType
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ Register = Callable[..., None]
 class Fake:
     """Support two precisions."""
 
-    precisions: ClassVar[frozenset[str]] = frozenset({"fp32", "w4a8"})
+    precisions: ClassVar[Mapping[str, float]] = {"fp32": 4, "w4a8": 0.5}
 
 
 @pytest.fixture
