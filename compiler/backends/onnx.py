@@ -19,9 +19,11 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diffc.compiler.backends.exported import StoredTensor, StoredTensors, exported
+from diffc.compiler.cache import Cache
 from diffc.compiler.errors import BackendError
 from diffc.compiler.ir import Graph
-from diffc.compiler.stored import Weight, weight_of
+from diffc.compiler.stored import Weight
 from diffc.compiler.target import Progress
 
 OPSET = 23
@@ -109,17 +111,8 @@ class WeightStore:
         return replace(known, dtype=dtype)
 
 
-class StoredTensor(onnx_ir.LazyTensor):
-    """Hold an initializer whose numbers nobody has read yet."""
-
-    def __init__(self, weight: Weight, dtype: onnx_ir.DataType, name: str | None) -> None:
-        shape = onnx_ir.Shape(weight.source.shape)
-        super().__init__(lambda: onnx_ir.tensor(weight.read().contiguous().numpy()), dtype, shape, name=name)
-        self.weight = weight
-
-
 def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype) -> None:
-    model = _exported(graph)
+    model = exported(graph, _export, Cache.default())
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.nbytes < INLINE:
@@ -151,7 +144,7 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
     checked.rename(folder / file)
 
 
-def _exported(graph: Graph) -> onnx_ir.Model:
+def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
     """Translate a graph; ports keep their names, and nothing of this machine or its paths remains in the file."""
     try:
         with _quiet(), sdpa_kernel(SDPBackend.MATH):  # one kernel, one layout: the exporter looks several times
@@ -169,7 +162,7 @@ def _exported(graph: Graph) -> onnx_ir.Model:
     if program is None:
         raise BackendError(f"{graph.name} has no ONNX form", where=graph.component)
     model = program.model
-    _tidy(model)
+    _tidy(model, tensors)
     for node in list(model.graph.all_nodes()):
         _legalise(model.graph, node)
     parts: list[Any] = [model, model.graph, *model.graph.all_nodes(), *_values(model.graph)]
@@ -180,7 +173,7 @@ def _exported(graph: Graph) -> onnx_ir.Model:
     return model
 
 
-def _tidy(model: onnx_ir.Model) -> None:
+def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
     """Fold constants and drop what nothing reads, and no more.
 
     The exporter's own rewriting takes ``x + 1e-15`` for ``x``; a model that keeps a division from 0/0 so then ends in
@@ -190,9 +183,9 @@ def _tidy(model: onnx_ir.Model) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and isinstance(raw := getattr(tensor, "raw", None), torch.Tensor):
-            value.const_value = StoredTensor(weight_of(raw), tensor.dtype, value.name)
+            value.const_value = tensors.of(raw, tensor.dtype, value.name)
     for node in list(model.graph):
-        _transpose_stored(model.graph, node)
+        _transpose_stored(model.graph, node, tensors)
     fold_constants(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
@@ -204,7 +197,7 @@ def _tidy(model: onnx_ir.Model) -> None:
     common.NameFixPass()(model)
 
 
-def _transpose_stored(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+def _transpose_stored(graph: onnx_ir.Graph, node: onnx_ir.Node, tensors: StoredTensors) -> None:
     """Fold the transposition of a weight that is used only so, without reading it."""
     given = node.inputs[0] if node.inputs else None
     if node.op_type != "Transpose" or given is None or len(given.uses()) > 1 or not given.is_initializer():
@@ -212,8 +205,7 @@ def _transpose_stored(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     if not isinstance(given.const_value, StoredTensor):
         return
     name, dtype = node.outputs[0].name, given.const_value.dtype
-    weight = given.const_value.weight.permuted(node.attributes["perm"].as_ints())
-    tensor = StoredTensor(weight, dtype, name)
+    tensor = tensors.permuted(given.const_value, node.attributes["perm"].as_ints(), name)
     made = onnx_ir.Value(name=name, shape=tensor.shape, type=onnx_ir.TensorType(dtype), const_value=tensor)
     node.outputs[0].name = f"{name}_transposed"
     node.outputs[0].replace_all_uses_with(made)
