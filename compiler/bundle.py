@@ -47,6 +47,7 @@ def build(
     task: str = "text-to-image",
     strength: float | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    inputs: Mapping[str, str] = MappingProxyType({}),
     online: bool = False,
     progress: Progress = lambda _: None,
 ) -> Path:
@@ -54,8 +55,9 @@ def build(
 
     ``steps`` gives one program for each count (default: the pipeline's own), ``size`` is width and height in pixels,
     ``guidance`` the default scale, which stays a number of the request, ``strength`` how much of a given picture is
-    drawn anew, ``options`` other arguments of the pipeline's call, such as ``num_frames``. Whatever fails, no half-made
-    bundle is left.
+    drawn anew, ``options`` other arguments of the pipeline's call, such as ``num_frames``, and ``inputs`` those
+    that are pictures and tensors of the request, as ``{"image_embeds": "1280"}``: see `diffc.compiler.inputs`.
+    Whatever fails, no half-made bundle is left.
     Raises `DiffcError` of the stage that failed.
     """
     wanted = parse_target(target)
@@ -68,7 +70,8 @@ def build(
         check_room(needed, folder)
         progress(f"make at most {needed / 1e9:.2f} GB")
         capture, programs = Capture(), list[Program]()
-        fixed = Sampling(task=task, guidance=guidance, size=size, batch=batch, strength=strength, options=dict(options))
+        fixed = Sampling(task=task, guidance=guidance, size=size, batch=batch, strength=strength)
+        fixed = replace(fixed, options=dict(options), inputs=dict(inputs))
         for count in dict.fromkeys(steps) or (default_steps(pipeline),):
             progress(f"trace {count} steps")
             programs += trace_pipeline(pipeline, replace(fixed, steps=count), capture)
@@ -76,7 +79,7 @@ def build(
         made = [run(program, NORMAL_FORM) for program in capture.graphs(programs)]
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
         recipe: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
-        recipe |= {"size": size, "batch": batch, "strength": strength, "options": dict(options)}
+        recipe |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": dict(inputs)}
         _write(folder, made, tokenizers, wanted, _provenance(source, recipe), progress)
     return output
 

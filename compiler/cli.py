@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -22,6 +22,7 @@ from diffc.runtime.errors import DiffcError, DiffcWarning
 Command = Callable[..., Any]
 
 TASKS = ("text-to-image", "image-to-image", "inpaint")
+INPUT = "NAME=SHAPE for each picture, as image_embeds=1280; NAME=picture,picture for a list."
 EXTRA = "this command needs the compiler: pip install 'diffc[compiler]'"
 
 
@@ -43,6 +44,19 @@ class _Counts(click.ParamType[tuple[int, ...]]):
         if not all(count.isdecimal() and int(count) > 0 for count in counts):
             self.fail(f"{value!r} is not a list of positive numbers, such as 10,20", param, ctx)
         return tuple(map(int, counts))
+
+
+class _Named(click.ParamType[tuple[str, str]]):
+    name = "NAME=VALUE"
+
+    def __init__(self, example: str) -> None:
+        self.example = example
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        name, equals, text = str(value).partition("=")
+        if not equals or not name.isidentifier():
+            self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
+        return name, text
 
 
 class _Setting(click.ParamType[tuple[str, Any]]):
@@ -130,8 +144,9 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What to draw from.")
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of a given picture is drawn anew.")
 @click.option("--set", "options", type=_Setting(), multiple=True, help="NAME=VALUE for the pipeline, as num_frames=16.")
+@click.option("--input", "inputs", type=_Named("image_embeds=1280"), multiple=True, help=INPUT)
 @click.option("--online", is_flag=True, help="Allow a single file's missing configuration to be fetched.")
-def build(output: Path | None, steps: tuple[int, ...] | None, options: Any, **settings: Any) -> dict[str, Any]:
+def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -> dict[str, Any]:
     """Compile SOURCE, a .safetensors file or a diffusers folder, into a bundle.
 
     \b
@@ -143,7 +158,8 @@ def build(output: Path | None, steps: tuple[int, ...] | None, options: Any, **se
     start = time.monotonic()
     with _timed("done") as progress:
         source = settings.pop("source")
-        path = compile_(source, output=output, steps=steps or (), options=dict(options), progress=progress, **settings)
+        settings |= {name: dict(settings[name]) for name in ("options", "inputs")}
+        path = compile_(source, output=output, steps=steps or (), progress=progress, **settings)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     _say(f"{path}: {size / 1e6:.1f} MB")
     return {"bundle": str(path), "bytes": size, "seconds": time.monotonic() - start, "peak_bytes": _peak_bytes()}
@@ -165,6 +181,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, options: Any, **se
 @click.option("--latents", type=click.Path(path_type=Path), help="A .npy file that stands for the first noise.")
 @click.option("--image", type=click.Path(path_type=Path), help="The picture to start from, or to be guided by.")
 @click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is drawn anew.")
+@click.option("--input", "inputs", type=_Named("image_embeds=x.npy"), multiple=True, help="NAME=FILE, .npy or picture.")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures, drawn as a grid.")
 @click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
 def run(output: Path, **options: Any) -> dict[str, Any]:
@@ -197,11 +214,11 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
             negative_prompt=options["negative"],
             guidance_scale=options["guidance"],
             seed=seed,
-            latents=_latents(options["latents"]),
+            latents=None if options["latents"] is None else _array(options["latents"]),
             num_images=options["images"],
             program=options["program"],
             callback=show,
-            **_pictures(image=options["image"], mask_image=options["mask"]),
+            **_inputs([("image", options["image"]), ("mask_image", options["mask"]), *options["inputs"]]),
         )
     _save(drawn, output)
     seconds = time.monotonic() - start
@@ -221,17 +238,16 @@ def _save(drawn: Any, output: Path) -> None:
         save(drawn[0] if len(drawn) == 1 else [grid(frames) for frames in zip(*drawn, strict=True)], output)
 
 
-def _pictures(**paths: Path | None) -> dict[str, Any]:
+def _inputs(files: Iterable[tuple[str, Path | str | None]]) -> dict[str, Any]:
     from diffc.runtime.images import open_picture
 
-    return {name: open_picture(path) for name, path in paths.items() if path is not None}
+    paths = {name: Path(file) for name, file in files if file is not None}
+    return {name: _array(path) if path.suffix.lower() == ".npy" else open_picture(path) for name, path in paths.items()}
 
 
-def _latents(path: Path | None) -> Any:
+def _array(path: Path) -> Any:
     import numpy as np
 
-    if path is None:
-        return None
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

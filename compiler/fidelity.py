@@ -18,10 +18,12 @@ from scipy.ndimage import gaussian_filter
 
 from diffc.compiler.errors import BuildError
 from diffc.compiler.graphs import ENTRY_POINTS, bind, returned_tensors, tensor_ports
+from diffc.compiler.inputs import as_arguments, asked_arrays
 from diffc.compiler.load import load
 from diffc.compiler.sampling import GUIDANCE, TEXTS
 from diffc.compiler.target import Progress
 from diffc.compiler.text import parse
+from diffc.compiler.trace import Asked, Picture, Tensor
 from diffc.runtime import Sampler
 from diffc.runtime.bundle import Bundle, open_bundle
 from diffc.runtime.interpreter import Interpreter
@@ -122,15 +124,16 @@ def compare(
     reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)
     prompts = prompts if reads_prompt else ("",)
     scale = guidance if guidance is not None else _default(text)
-    pictures_given = _test_pictures(text)
+    asked = asked_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=recipe["size"])
+    arrays = _test_arrays(asked, seed)
     calls = list[Call]()
     pictures = list[dict[str, Any]]()
     for at, prompt in enumerate(prompts):
         progress(f"draw {at + 1}/{len(prompts)}: {prompt}")
         with _recorded(pipeline, calls):
-            wanted = _reference(pipeline, prompt, recipe, _steps(name), scale, seed + at, pictures_given)
+            wanted = _reference(pipeline, prompt, recipe, _steps(name), scale, seed + at, arrays)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
-        options |= {key: np.moveaxis(picture, 1, -1) for key, picture in pictures_given.items()}
+        options |= _for_the_bundle(sampler, asked, arrays)
         got = sampler(
             [prompt] * recipe["batch"] if reads_prompt else "", seed=seed + at, program=program, output="np", **options
         )
@@ -171,16 +174,25 @@ def _steps(program: str) -> int:
     return int(found[1])
 
 
-def _test_pictures(text: str) -> dict[str, Array]:
-    """Make a picture for each that the program asks for: smooth colours, and a mask of the right half."""
-    made = {}
-    for item in parse(text).inputs:
-        if len(item.type.shape) == 4:
-            batch, channels, height, width = item.type.shape
+def _test_arrays(asked: Mapping[str, Asked], seed: int) -> dict[str, Array]:
+    """Make what the pipeline asks for: smooth colours, a mask of the right half, normal numbers for other tensors."""
+    made, random = {}, np.random.default_rng(seed)
+    for name, item in asked.items():
+        if isinstance(item, Picture):
+            batch, channels, height, width = item.shape
             x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
             colours = np.stack([x, y, 1 - x]) if channels == 3 else (x > 0.5)[None]
-            made[item.name] = np.broadcast_to(colours, item.type.shape).astype(np.float32)
+            made[name] = np.broadcast_to(colours, item.shape).astype(np.float32)
+        elif isinstance(item, Tensor):
+            made[name] = random.standard_normal(item.shape, np.float32)
     return made
+
+
+def _for_the_bundle(sampler: Sampler, asked: Mapping[str, Asked], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Leave out what no program reads, and let pictures end with their channels."""
+    read = {item.name for text in sampler.programs.values() for item in parse(text).inputs}
+    pictures = {name for name, item in asked.items() if isinstance(item, Picture)}
+    return {k: np.moveaxis(array, 1, -1) if k in pictures else array for k, array in arrays.items() if k in read}
 
 
 def _default(text: str) -> float | None:
@@ -191,7 +203,7 @@ def _reference(
     pipeline: Any, prompt: str, recipe: Any, steps: int, guidance: float | None, seed: int, given: Any
 ) -> Array:
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
-    options |= {key: torch.from_numpy(picture) for key, picture in given.items()}
+    options |= as_arguments(pipeline, recipe["inputs"], {key: torch.from_numpy(a) for key, a in given.items()})
     takes = inspect.signature(type(pipeline).__call__).parameters
     size = recipe["size"] or (None, None)
     fixed = {"width": size[0], "height": size[1], "strength": recipe["strength"]}

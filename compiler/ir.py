@@ -1,7 +1,7 @@
 """Define the program: a straight line of operations on named values.
 
     program     = "program" NAME "(" [input {"," input}] ")" "{" {declaration} {operation} "return" NAME {"," NAME} "}"
-    input       = NAME ":" type ["=" NUMBER]
+    input       = NAME ":" type ["=" NUMBER] | NAME ":" "picture" shape
     declaration = "guard" NAME ("<" | "<=" | ">" | ">=" | "==" | "!=") NUMBER
                 | "graph" NAME "(" [value {"," value}] ")" "->" "(" [value {"," value}] ")"
                 | "table" NAME ":" type
@@ -11,11 +11,13 @@
     literal     = NAME | NUMBER | STRING | "true" | "false" | "none" | "[" [literal {"," literal}] "]"
     polynomial  = ["-"] term {("+" | "-") term}
     term        = NUMBER {"*" NAME} | NAME {"*" NAME}
-    type        = DTYPE "[" [INTEGER {"," INTEGER}] "]" | "text" "[" INTEGER "]" | "scalar"
+    type        = DTYPE shape | "text" "[" INTEGER "]" | "scalar"
+    shape       = "[" [INTEGER {"," INTEGER}] "]"
 
-A program stands for one call of a sampler. Its inputs are texts and scalars; its graphs are pure tensor functions,
-called by port; its tables are constant tensors. An operator is the name of a graph, one of `BUILTINS`, or (before
-`unroll`) an operator of ATen such as ``aten.mul.Tensor``:
+A program stands for one call of a sampler. Its inputs are texts, scalars, pictures in [0, 1], which operations
+read as float32[batch, channels, height, width], and other tensors; its graphs are pure tensor functions, called by
+port; its tables are constant tensors. An operator is the name of a graph, one of `BUILTINS`, or (before `unroll`) an
+operator of ATen such as ``aten.mul.Tensor``:
 
     ids, mask = tokenize(prompt, tokenizer="tokenizer", length=77, pad=0)    the mask is 1 where the text is
     n = noise()                                the next draw of the seed's normal numbers, in program order
@@ -172,11 +174,12 @@ def _renamed(literal: Literal, names: Mapping[str, str]) -> Literal:
 
 @dataclass(frozen=True)
 class Input:
-    """Declare what a request gives: ``text[batch]``, a scalar with its default, or a picture in [0, 1]."""
+    """Declare what a request gives: ``text[batch]``, a scalar with its default, a picture in [0, 1], or a tensor."""
 
     name: str
     type: Type
     default: float | None = None
+    is_picture: bool = False
 
 
 @dataclass(frozen=True)

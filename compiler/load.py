@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from json import loads
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def _check_components(folder: Path, index: Mapping[str, Any], where: str) -> Non
     for name, (library, _) in _components(index).items():
         if not re.fullmatch(r"\w+", name):
             raise LoadError(f"{INDEX} names a component {name!r}", where=where, fix="use letters, digits and _")
-        if _library(library) is None:
+        if _library(library) is None and _annotated(index, name) is None:
             raise _own_code(f"{name} of {library!r}", where)
         if not (folder / name).is_dir():
             fix = "restore the folder that is missing, or give the whole checkpoint"
@@ -255,12 +255,20 @@ def _library(name: str) -> Any:
     return module if inspect.ismodule(module) and module.__name__.startswith("diffusers.pipelines.") else None
 
 
+def _annotated(index: Mapping[str, Any], name: str) -> Any:
+    """Find a component's class in the pipeline's signature: a library need not show every class that it has."""
+    parameter = inspect.signature(getattr(diffusers, index["_class_name"]).__init__).parameters.get(name)
+    found = parameter.annotation if parameter else None
+    is_its_own = getattr(found, "__module__", "").startswith("diffusers.")
+    return found if is_its_own and getattr(found, "__name__", "") == index[name][1] else None
+
+
 def _neural_components(folder: Path, index: Mapping[str, Any], named: str | None = None) -> dict[str, type[Any]]:
     """Find the classes of the components that hold weights; tokenizers and schedulers are left to diffusers."""
     found: dict[str, type[Any]] = {}
     for name, (library, class_name) in _components(index).items():
         try:
-            component = getattr(_library(library), class_name, None)
+            component = getattr(_library(library), class_name, None) or _annotated(index, name)
         except ImportError as error:
             fix = f"install what it asks for: {first_line(error)}"
             raise LoadError(f"{name} needs a missing package", where=class_name, fix=fix) from error
@@ -280,9 +288,10 @@ def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Mod
     null = {name for name, value in index.items() if value == [None, None]}
     absent: dict[str, None] = {name: None for name in sorted(null.union(UNUSED)) if name in parameters}
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32, **absent, **modules
-        )
+        with _without_weights(folder, index, modules) as shown:
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                str(shown), local_files_only=True, dtype=torch.float32, **absent, **modules
+            )
     except LIBRARY_ERRORS as error:
         fix = "restore the folder as diffusers saved it"
         what = f"the pipeline cannot be put together: {first_line(error)}"
@@ -293,6 +302,17 @@ def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Mod
     for module in modules.values():
         module.eval().requires_grad_(False)
     return pipeline
+
+
+@contextmanager
+def _without_weights(folder: Path, index: Mapping[str, Any], modules: Modules) -> Iterator[Path]:
+    """Show the checkpoint without the components that are loaded: diffusers would look up classes that it hides."""
+    with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
+        shown = {name: value for name, value in index.items() if name not in modules}
+        (Path(temporary) / INDEX).write_text(dumps(shown), encoding="utf-8")
+        for name in _components(shown):
+            (Path(temporary) / name).symlink_to((folder / name).absolute())
+        yield Path(temporary)
 
 
 def _check_vocabulary(name: str, tokenizer: Any, folder: Path, where: str) -> None:

@@ -7,30 +7,30 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
-import PIL.Image
 import torch
 import transformers
 
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.graphs import Capture
+from diffc.compiler.inputs import as_arguments, asked_arrays
 from diffc.compiler.ir import Program
 from diffc.compiler.scalars import COMPARISONS
-from diffc.compiler.trace import Asked, Number, Picture, Text, trace
+from diffc.compiler.trace import Asked, Number, Text, trace
 
 TEXTS = ("prompt", "negative_prompt")
 GUIDANCE = "guidance_scale"
 CALLBACK = "callback_on_step_end"
 STRENGTH = "strength"
-DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """State what is fixed at build: task, steps, size in pixels, batch, strength, default guidance.
 
-    None stands for what the pipeline does when nobody says. ``options`` are other arguments of its call, by name.
+    None stands for what the pipeline does when nobody says. ``options`` are other arguments of its call, by name, and
+    ``inputs`` says what those are that the request gives.
     """
 
     task: str = "text-to-image"
@@ -40,6 +40,7 @@ class Sampling:
     batch: int = 1
     strength: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def default_steps(pipeline: Any) -> int:
@@ -68,15 +69,17 @@ def _trace(
 ) -> Program:
     parameters = _parameters(pipeline)
     inputs: dict[str, Asked] = {text: Text(sampling.batch) for text in TEXTS if text in parameters}
-    fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pt", "return_dict": False}
-    inputs |= _pictures(pipeline, parameters, sampling)
+    fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np", "return_dict": False}
+    inputs |= asked_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
     if sampling.size is not None and {"width", "height"} <= parameters.keys():
         fixed |= {"width": sampling.size[0], "height": sampling.size[1]}
     if sampling.strength is not None:
         if STRENGTH not in parameters:
             raise BuildError("this task takes no strength", where=sampling.task, fix="leave --strength out")
         fixed[STRENGTH] = sampling.strength
-    fixed |= _options(pipeline, parameters, {*inputs, *fixed, GUIDANCE, CALLBACK, STRENGTH}, sampling.options)
+    fixed |= _options(
+        pipeline, parameters, {*inputs, *sampling.inputs, *fixed, GUIDANCE, CALLBACK, STRENGTH}, sampling.options
+    )
     if GUIDANCE in parameters:
         inputs[GUIDANCE] = Number(float(parameters[GUIDANCE].default if guidance is None else guidance))
     elif guidance is not None and guidance != 1.0:
@@ -91,7 +94,7 @@ def _trace(
     with _own_scheduler(pipeline):
         pipeline.set_progress_bar_config(disable=True)
         return trace(
-            _call(pipeline, fixed, told=told),
+            _call(pipeline, fixed, sampling.inputs, told=told),
             components,
             inputs,
             capture=capture,
@@ -112,51 +115,29 @@ def _options(
     return options
 
 
-def _pictures(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling) -> dict[str, Asked]:
-    """Ask for the pictures that the pipeline cannot do without: its annotation admits a picture, and not None."""
-    kinds = {name: get_args(parameter.annotation) for name, parameter in parameters.items()}
-    needed = [name for name, kind in kinds.items() if PIL.Image.Image in kind and type(None) not in kind]
-    asked = [name for name in needed if name == "image" or name.endswith("_image")]
-    if not asked:
-        return {}
-    width, height = sampling.size or _own_size(pipeline)
-    return {name: Picture((sampling.batch, 1 if "mask" in name else 3, height, width)) for name in asked}
-
-
-def _own_size(pipeline: Any) -> tuple[int, int]:
-    """Find the size in pixels that the denoiser was made for."""
-    factor = getattr(pipeline, "vae_scale_factor", None)
-    sizes = [getattr(c.config, "sample_size", None) for c in (getattr(pipeline, n, None) for n in DENOISERS) if c]
-    if not factor or not sizes or not isinstance(sizes[0], int):
-        raise BuildError(
-            "the size of the picture is not known", where=type(pipeline).__name__, fix="give it with --size"
-        )
-    return sizes[0] * factor, sizes[0] * factor
-
-
-def _call(pipeline: Any, fixed: Mapping[str, Any], *, told: bool) -> Callable[..., Any]:
+def _call(pipeline: Any, fixed: Mapping[str, Any], kinds: Mapping[str, str], *, told: bool) -> Callable[..., Any]:
     def call(on_step: Callable[[Any], None] | None = None, **request: Any) -> Any:
         def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
             if on_step:
                 on_step(values.get("latents"))
             return values
 
-        drawn = pipeline(**request, **fixed, **({CALLBACK: after} if told else {}))
+        given = as_arguments(pipeline, kinds, request)
+        drawn = pipeline(**given, **fixed, **({CALLBACK: after} if told else {}))
         return _channels_first(drawn[0] if isinstance(drawn, tuple) else drawn)
 
     return call
 
 
 def _channels_first(drawn: Any) -> Any:
-    """Turn pictures that the pipeline has laid out for NumPy back; other results stay as they are."""
-    if (
+    """Turn pictures and films that the pipeline has laid out for NumPy back; other results stay as they are."""
+    ends_with_channels = (
         isinstance(drawn, torch.Tensor)
-        and drawn.dim() == 4
+        and drawn.dim() in (4, 5)
         and drawn.shape[-1] in (1, 3)
-        and drawn.shape[1] not in (1, 3)
-    ):
-        return drawn.permute(0, 3, 1, 2)
-    return drawn
+        and drawn.shape[-3] not in (1, 3)
+    )
+    return drawn.movedim(-1, -3) if ends_with_channels else drawn
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:

@@ -58,12 +58,13 @@ def print_polynomial(polynomial: Polynomial) -> str:
 
 def print_type(type_: Type) -> str:
     """Write a type."""
-    return "scalar" if type_.dtype == "scalar" else f"{type_.dtype}[{', '.join(map(str, type_.shape))}]"
+    return "scalar" if type_.dtype == "scalar" else f"{type_.dtype}{list(type_.shape)}"
 
 
 def _input(item: Input) -> str:
     default = "" if item.default is None else f" = {_literal(item.default)}"
-    return f"{item.name}: {print_type(item.type)}{default}"
+    kind = f"picture{list(item.type.shape)}" if item.is_picture else print_type(item.type)
+    return f"{item.name}: {kind}{default}"
 
 
 def _values(values: tuple[Value, ...]) -> str:
@@ -202,6 +203,8 @@ class _Reader:
     def input(self) -> Input:
         name = self.name()
         self.take(":")
+        if self.takes("picture"):
+            return Input(name, Type("float32", self.shape()), is_picture=True)
         return Input(name, self.type(), self.real() if self.takes("=") else None)
 
     def guard(self) -> Guard:
@@ -296,11 +299,12 @@ class _Reader:
 
     def type(self) -> Type:
         dtype = self.name()
-        if dtype == "scalar":
-            return Type("scalar")
+        return Type("scalar") if dtype == "scalar" else Type(dtype, self.shape())
+
+    def shape(self) -> tuple[int, ...]:
         self.take("[")
         shape = self.listed(self.number, ("]",))
         self.take("]")
         if not all(isinstance(size, int) and size >= 0 for size in shape):
             raise self.fail("a shape of integers")
-        return Type(dtype, tuple(int(size) for size in shape))
+        return tuple(int(size) for size in shape)

@@ -22,13 +22,14 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from diffc.compiler.aliases import Link, View, is_view, link, refresh, write
-from diffc.compiler.bounds import Bounds, Ranged, decided, kept
+from diffc.compiler.aliases import Link, is_view, link, refresh, write
+from diffc.compiler.bounds import decided, kept
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graphs import ENTRY_POINTS, STRIDELESS, Capture, returned_tensors, type_of, with_tensors
 from diffc.compiler.ir import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
 from diffc.compiler.scalars import Scalar, combine, fit_polynomials, other_points
 from diffc.compiler.stored import read
+from diffc.compiler.symbolic import Symbolic
 
 MARKER = "diffc"
 """Stands for the text of the request while a pipeline is traced; a number after it tells several texts apart."""
@@ -67,47 +68,14 @@ class Picture:
     shape: tuple[int, int, int, int]
 
 
-Asked = Text | Number | Picture
+@dataclass(frozen=True)
+class Tensor:
+    """Ask for numbers of the request, [batch, …] in float32."""
+
+    shape: tuple[int, ...]
 
 
-class Symbolic(torch.Tensor):
-    """Stand for a value of the program: it has a type and a name but no numbers."""
-
-    fake: torch.Tensor
-    label: str
-    alias: View | None
-    version: int
-    bounds: Bounds | None
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @staticmethod
-    def __new__(cls, fake: torch.Tensor, name: str) -> Symbolic:
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
-        )
-        made.fake, made.label, made.alias, made.version, made.bounds = fake, name, None, 0, None
-        return made
-
-    def __init__(self, fake: torch.Tensor, name: str) -> None:
-        super().__init__()
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def,override]
-        raise CaptureError(
-            f"{func} reaches a symbolic value after its trace has ended", fix="keep no state between calls"
-        )
-
-    def numpy(self, *, force: bool = False) -> Symbolic:  # type: ignore[override]
-        """Stay symbolic: what a pipeline does to its result afterwards is for people who want pictures, not for us."""
-        return self
-
-    def item(self) -> Any:
-        """Give a number whose range is known where the value's is; else fail as any question for a number does."""
-        return Ranged(self.bounds) if self.bounds else super().item()
-
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"Symbolic({self.label}: {type_of(self.fake)})"
+Asked = Text | Number | Picture | Tensor
 
 
 ON_STEP = "on_step"
@@ -148,8 +116,8 @@ def trace(
 ) -> Program:
     """Run ``function(**inputs)`` symbolically and give the program of what it did, its graphs not yet exported.
 
-    Texts arrive as lists of ``batch`` strings, numbers as floats, pictures as tensors. ``on_step`` names the parameter
-    of the function that takes a callable, to be told the latents after each step of the sampler.
+    Texts arrive as lists of ``batch`` strings, numbers as floats, all else as tensors. ``on_step`` names the
+    parameter of the function that takes a callable, to be told the latents after each step of the sampler.
     Raises `CaptureError` with the line that asks for what a symbolic value cannot give.
     """
     defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
@@ -181,8 +149,8 @@ def _declared(name: str, item: Asked) -> Input:
             return Input(name, Type("text", (batch,)))
         case Number(default):
             return Input(name, SCALAR, default)
-        case Picture(shape):
-            return Input(name, Type("float32", shape))
+        case Picture(shape) | Tensor(shape):
+            return Input(name, Type("float32", shape), is_picture=isinstance(item, Picture))
 
 
 class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -207,9 +175,9 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             text = self.inputs[key]
             request[key] = [marker] * (text.batch if isinstance(text, Text) else 1)
         for key, item in self.inputs.items():
-            if isinstance(item, Picture):
+            if isinstance(item, Picture | Tensor):
                 request[key] = Symbolic(self.capture.fake_mode.from_tensor(torch.zeros(item.shape)), key)
-                request[key].bounds = (0.0, 1.0)
+                request[key].bounds = (0.0, 1.0) if isinstance(item, Picture) else None
         if on_step:
             request[on_step] = self._step
         with ExitStack() as stack:

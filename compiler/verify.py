@@ -67,7 +67,9 @@ def _declared(program: Program) -> dict[str, Type]:
         _tensor(table.name, table.type, f"table {table.name}")
     for item in program.inputs:
         if item.type.dtype not in ("text", "scalar", "float32"):
-            raise VerifyError(f"input {item.name} is neither text, scalar nor picture", where=program.name)
+            raise VerifyError(f"input {item.name} is neither text, scalar, picture nor tensor", where=program.name)
+        if item.is_picture and (item.type.dtype, len(item.type.shape)) != ("float32", 4):
+            raise VerifyError(f"input {item.name} is no picture", where=program.name)
         if item.default is not None and not math.isfinite(item.default):
             raise VerifyError(f"input {item.name} has the default {item.default}", where=program.name)
     return {item.name: item.type for item in program.inputs} | {table.name: table.type for table in program.tables}

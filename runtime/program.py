@@ -82,11 +82,12 @@ class Op:
 
 @dataclass(frozen=True)
 class Input:
-    """Declare what a request gives: ``text[batch]``, a scalar with its default, or a picture in [0, 1]."""
+    """Declare what a request gives: ``text[batch]``, a scalar with its default, a picture in [0, 1], or a tensor."""
 
     name: str
     type: Type
     default: float | None
+    is_picture: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class Program:
         return {item.name: item.default for item in self.inputs if item.type.dtype == "scalar"}
 
     @property
-    def pictures(self) -> Mapping[str, Type]:
-        """Map the pictures that a request gives to their types, [batch, channels, height, width]."""
-        return {item.name: item.type for item in self.inputs if item.type.dtype not in ("text", "scalar")}
+    def arrays(self) -> tuple[Input, ...]:
+        """List the pictures, [batch, channels, height, width], and the other tensors that a request gives."""
+        return tuple(item for item in self.inputs if item.type.dtype not in ("text", "scalar"))
 
     @property
     def noises(self) -> tuple[Value, ...]:

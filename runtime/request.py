@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from diffc.runtime.errors import RequestError
 from diffc.runtime.images import arrays_from_pictures
-from diffc.runtime.program import Program, Type
+from diffc.runtime.program import Input, Program
 from diffc.runtime.rng import Generator
 from diffc.runtime.tokenizer import check_text
 
@@ -24,11 +24,11 @@ Seed = int | Sequence[int]
 
 @dataclass(frozen=True)
 class Request:
-    """Hold the inputs of ``count`` pictures: texts and normal numbers have one entry or row for each."""
+    """Hold the inputs of ``count`` pictures: texts, arrays and normal numbers have one entry or row for each."""
 
     program: Program
     texts: Mapping[str, Sequence[str]]
-    pictures: Mapping[str, NDArray[np.float32]]
+    arrays: Mapping[str, NDArray[np.float32]]
     scalars: Mapping[str, float]
     noises: Mapping[str, NDArray[np.float32]]
     count: int
@@ -38,7 +38,7 @@ class Request:
         """Give the inputs of one execution from picture ``start`` on, the last one repeated to fill the batch."""
         rows = np.minimum(np.arange(start, start + self.program.batch), self.count - 1)
         texts = {name: [texts[row] for row in rows] for name, texts in self.texts.items()}
-        return texts | {name: rows_[rows] for name, rows_ in {**self.pictures, **self.noises}.items()}
+        return texts | {name: rows_[rows] for name, rows_ in {**self.arrays, **self.noises}.items()}
 
 
 def make_request(
@@ -62,14 +62,14 @@ def make_request(
     scalars = {n: _scalar(n, v) for n, v in inputs.items() if known.get(n) == "scalar" and v is not None}
     chosen, used_scalars = _choose(programs, program, scalars)
     prompts = {name: _texts(name, value) for name, value in inputs.items() if known.get(name) == "text"}
-    given = {name: _picture(name, inputs.get(name), type_) for name, type_ in chosen.pictures.items()}
-    counts = [len(texts) for texts in prompts.values()] + [len(pictures) for pictures in given.values()]
+    given = {item.name: _rows(item, inputs.get(item.name)) for item in chosen.arrays}
+    counts = [len(texts) for texts in prompts.values()] + [len(rows) for rows in given.values()]
     count = max(counts, default=1)
     texts = {item.name: _spread(item.name, prompts.get(item.name, [""]), count, num_images) for item in chosen.texts}
-    pictures = {name: _repeated(name, picture, count, num_images) for name, picture in given.items()}
+    arrays = {name: _repeated(name, rows, count, num_images) for name, rows in given.items()}
     count *= num_images
     used: Seed = secrets.randbits(32) if seed is None else seed
-    return Request(chosen, texts, pictures, used_scalars, _noises(chosen, count, used, latents), count, used)
+    return Request(chosen, texts, arrays, used_scalars, _noises(chosen, count, used, latents), count, used)
 
 
 def _choose(
@@ -114,9 +114,29 @@ def _spread(name: str, texts: Sequence[str], count: int, num_images: int) -> Seq
     return [text for text in each for _ in range(num_images)]
 
 
-def _picture(name: str, value: Any, type_: Type) -> NDArray[np.float32]:
+def _rows(item: Input, value: Any) -> NDArray[np.float32]:
+    return _picture(item.name, value, item.type.shape) if item.is_picture else _array(item.name, value, item.type.shape)
+
+
+def _array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Turn numbers for one picture, or for each of several, into rows."""
+    fix = f"give numbers of shape {list(shape[1:])}, or an array of such"
+    if value is None:
+        raise RequestError(f"this program needs {name}", fix=fix)
+    array = np.asarray(value)
+    rows = array[None] if array.ndim == len(shape) - 1 else array
+    if array.dtype.kind not in "fiu" or rows.shape[1:] != shape[1:] or rows.ndim != len(shape) or not len(rows):
+        raise RequestError(f"{name} is {array.dtype}{list(array.shape)}", fix=fix)
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise RequestError(f"{name} holds NaN or infinity", fix="give finite numbers that float32 can hold")
+    return rows
+
+
+def _picture(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Turn a picture, or a list or array of them, into rows [N, C, H, W] in [0, 1] of the program's size."""
-    _, channels, height, width = type_.shape
+    _, channels, height, width = shape
     if value is None:
         raise RequestError(f"this program needs the picture {name}", fix=f"give one of {width}x{height} pixels")
     if isinstance(value, Image) or (isinstance(value, list) and all(isinstance(each, Image) for each in value)):
@@ -133,10 +153,10 @@ def _picture(name: str, value: Any, type_: Type) -> NDArray[np.float32]:
     return rows
 
 
-def _repeated(name: str, pictures: NDArray[np.float32], count: int, num_images: int) -> NDArray[np.float32]:
-    if len(pictures) not in (1, count):
-        raise RequestError(f"{name} has {len(pictures)} pictures for {count}", fix="give as many, or one for all")
-    return np.repeat(np.broadcast_to(pictures, (count, *pictures.shape[1:])), num_images, axis=0)
+def _repeated(name: str, rows: NDArray[np.float32], count: int, num_images: int) -> NDArray[np.float32]:
+    if len(rows) not in (1, count):
+        raise RequestError(f"{name} has rows for {len(rows)} of {count} pictures", fix="give as many, or one for all")
+    return np.repeat(np.broadcast_to(rows, (count, *rows.shape[1:])), num_images, axis=0)
 
 
 def _noises(program: Program, count: int, seed: Seed, latents: ArrayLike | None) -> Mapping[str, NDArray[np.float32]]:

@@ -110,7 +110,8 @@ class Sampler:
         stands for a random seed, which ``picture.info["seed"]`` and the callback's `Progress` tell. ``latents``, one or
         one for each picture, stand for the first draw, which is then not made. The negative prompt is one, or one for
         each prompt; a program without guidance does not read it. ``inputs`` are a program's other texts and scalars,
-        and its pictures (``image``, ``mask_image``): PIL images, which are scaled to its size, or float[…, H, W, C].
+        its pictures (``image``, ``mask_image``): PIL images, which are scaled to its size, or float[…, H, W, C];
+        and its other tensors, such as ``image_embeds``: numbers for one picture, or an array with a row for each.
 
         The program is the one named, or else the first whose guards hold; ``guidance_scale`` is by default that of the
         first. ``callback`` is called after each step; if it returns True the request ends in `Cancelled`.

@@ -148,8 +148,11 @@ class _Reader:
         return Program(name, inputs, tuple(guards), graphs, tuple(tables), tuple(ops), outputs)
 
     def input(self) -> Input:
-        value = self.value()
-        return Input(value.name, value.type, self.real() if self.takes("=") else None)
+        name = self.name()
+        self.take(":")
+        if self.takes("picture"):
+            return Input(name, Type("float32", self.shape()), None, is_picture=True)
+        return Input(name, self.type(), self.real() if self.takes("=") else None)
 
     def guard(self) -> Guard:
         name, comparison = self.name(), self.of_kind("mark")
@@ -240,6 +243,9 @@ class _Reader:
             return Type(dtype)
         if dtype != "text" and dtype not in DTYPES:
             raise self._error(f"unknown type {dtype[:80]}", self.line())
+        return Type(dtype, self.shape())
+
+    def shape(self) -> tuple[int, ...]:
         self.take("[")
         shape = self.listed(self.number, ("]",))
         self.take("]")
@@ -251,4 +257,4 @@ class _Reader:
             or max(sizes, default=0) > ELEMENTS
         ):
             raise self.fail("a shape of integers of a sensible size")
-        return Type(dtype, sizes)
+        return sizes

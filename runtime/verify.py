@@ -53,8 +53,10 @@ class _Verifier:
     def inputs(self) -> None:
         for item in self.program.inputs:
             kind, rank = item.type.dtype, len(item.type.shape)
-            known = (kind, rank) in (("text", 1), ("scalar", 0), ("float32", 4))
-            self.need(known, f"input {item.name} is neither text, scalar nor picture")
+            known = (kind, rank) in (("text", 1), ("scalar", 0)) or (kind == "float32" and rank > 0)
+            self.need(known, f"input {item.name} is neither text, scalar, picture nor tensor")
+            seen = rank == 4 and item.type.shape[1] in (1, 3) and 0 not in item.type.shape
+            self.need(seen or not item.is_picture, f"input {item.name} is no picture, grey or in colour")
             self.need(item.default is None or kind == "scalar", f"input {item.name} is a text with a default")
             self.need(item.name not in self.types, f"{item.name} is defined twice")
             self.types[item.name] = item.type
@@ -188,8 +190,8 @@ class _Verifier:
             f"the first output is {drawn}, no batch",
         )
         batch = drawn.shape[0]
-        given = [text.name for text in self.program.texts] + [noise.name for noise in self.program.noises]
-        for name in given:
+        given = [item.name for item in (*self.program.texts, *self.program.arrays)]
+        for name in [*given, *(noise.name for noise in self.program.noises)]:
             self.need(self.types[name].shape[:1] == (batch,), f"{name} is not one for each of {batch} pictures")
 
 

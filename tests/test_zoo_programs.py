@@ -32,8 +32,6 @@ UNSAVED = {
     "StableDiffusionControlNetPipeline (two)": "diffusers saves each ControlNet alone, which `build` does not read",
     "StableDiffusionPipeline (IP-Adapter)": "the adapter is no part of a saved folder",
     "KandinskyV22PriorPipeline": "it draws noise for both branches of its guidance, which the runtime cannot number",
-    "KandinskyV22Pipeline": "its inputs are embeddings, which `build` cannot ask for",
-    "StableCascadeDecoderPipeline": "its inputs are embeddings, which `build` cannot ask for",
 }
 """What becomes a program but cannot be had from a folder, and why."""
 

@@ -120,6 +120,14 @@ def test_reads_every_form_of_the_grammar() -> None:
     assert program.ops[4].coefficients[3] == Polynomial.of({("g", "g"): 2.0})
 
 
+def test_a_picture_is_an_input_of_its_own_kind() -> None:
+    text = "program p(image: picture[1, 3, 8, 8], embeds: float32[1, 3, 8, 8]) {\n    return image\n}\n"
+    program = parse(text)
+    assert [item.is_picture for item in program.inputs] == [True, False]
+    assert program.types()["image"] == program.types()["embeds"] == Type("float32", (1, 3, 8, 8))
+    assert str(program) == text
+
+
 @pytest.mark.parametrize(
     ("text", "terms"),
     [

@@ -70,7 +70,7 @@ REFUSALS = {
     "a table of text": (instead("t0: float32[3]", "t0: text[3]"), "t0 has no tensor type"),
     "an input of integers": (
         instead("prompt: text[2]", "prompt: int64[2]"),
-        "input prompt is neither text, scalar nor picture",
+        "input prompt is neither text, scalar, picture nor tensor",
     ),
     "an infinite default": (instead("= 7.5", "= inf"), "input g has the default inf"),
     "a read before the definition": (with_op("a: float32[1] = aten.abs.default(w)"), "w is read before it is defined"),

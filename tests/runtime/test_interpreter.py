@@ -69,6 +69,43 @@ def test_one_seed_is_one_draw_though_small_draws_add_up_otherwise(tiny: Any, tmp
     close(got, (0.1 * n + 0.01 * m + 0.5).transpose(0, 2, 3, 1))
 
 
+EMBEDDED = """program p(e: float32[2, 3, 1, 1], image: picture[2, 3, 1, 1]) {
+    n: float32[2, 3, 1, 1] = noise()
+    y: float32[2, 3, 1, 1] = linear(n, e, image; 0.0, 1.0, 10.0)
+    return y
+}"""
+
+
+def test_numbers_are_inputs_with_a_row_for_each_picture(tiny: Any, tmp_path: Path) -> None:
+    sampler = load(tiny.write(tmp_path / "e.diffc", programs={"p": EMBEDDED}))
+    rows = np.arange(9.0).reshape(3, 3, 1, 1)
+    grey = np.full((1, 1, 3), 0.5, np.float32)
+    got = sampler(e=rows, image=grey, output="np")
+    close(got, (rows + 5).transpose(0, 2, 3, 1))
+    close(sampler(e=rows[1], image=[grey] * 3, output="np"), np.repeat(got[1:2], 3, axis=0))
+    close(sampler(e=rows, image=grey, num_images=2, output="np"), np.repeat(got, 2, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "this program needs e"),
+        (np.zeros((3, 2, 1)), r"e is float64\[3, 2, 1\]"),
+        (np.zeros((0, 3, 1, 1)), r"e is float64\[0, 3, 1, 1\]"),
+        (np.zeros((1, 1, 3, 1, 1)), r"e is float64\[1, 1, 3, 1, 1\]"),
+        (np.zeros((3, 1, 1), bool), r"e is bool\[3, 1, 1\]"),
+        (np.array(["a", "b", "c"]).reshape(3, 1, 1), "e is <U1"),
+        (np.array([[[1.0]], [[np.nan]], [[0.0]]]), "e holds NaN or infinity"),
+        (np.full((3, 1, 1), 1e39), "e holds NaN or infinity"),
+        (np.zeros((3, 3, 1, 1)), "e has rows for 3 of 2 pictures|image has rows for 2 of 3 pictures"),
+    ],
+)
+def test_refuses_other_numbers(given: Any, message: str, tiny: Any, tmp_path: Path) -> None:
+    sampler = load(tiny.write(tmp_path / "e.diffc", programs={"p": EMBEDDED}))
+    with pytest.raises(RequestError, match=message):
+        sampler(e=given, image=[np.zeros((1, 1, 3), np.float32)] * 2)
+
+
 @pytest.mark.parametrize("name", ["sampler", "pairs"])
 def test_a_list_of_seeds_gives_each_picture_its_own(name: str, tiny: Any, request: pytest.FixtureRequest) -> None:
     got = request.getfixturevalue(name)("red circle", num_images=3, seed=[7, 8, 9], output="np")

@@ -139,8 +139,8 @@ def test_refuses_literals_of_another_type(literal: Any, type_: Type) -> None:
         ('"words"', '"\\q"', "a string as JSON writes it"),
         ("table w", "graph f(a: bool[]) -> (b: bool[])\n    table w", "one graph named f"),
         # What the verifier refuses: inputs and declarations.
-        ("prompt: text[2]", "prompt: text[2, 2]", "input prompt is neither text, scalar nor picture"),
-        ("prompt: text[2]", "prompt: float32[2]", "input prompt is neither text, scalar nor picture"),
+        ("prompt: text[2]", "prompt: text[2, 2]", "input prompt is neither text, scalar, picture nor tensor"),
+        ("prompt: text[2]", "prompt: int64[2]", "input prompt is neither text, scalar, picture nor tensor"),
         ("prompt: text[2]", "prompt: text[2] = 1", "input prompt is a text with a default"),
         ("h: scalar)", "h: scalar, g: scalar)", "g is defined twice"),
         ("guard g", "guard prompt", "reads no scalar input"),
@@ -149,6 +149,9 @@ def test_refuses_literals_of_another_type(literal: Any, type_: Type) -> None:
         ("t: float32[]", "t: scalar", "port t is no tensor"),
         ("table w: float32[3, 1, 1]", "table w: text[3]", "w is no tensor"),
         ("table w", "table g", "g is defined twice"),
+        ("prompt: text[2]", "prompt: picture[2, 3]", "input prompt is no picture"),
+        ("prompt: text[2]", "prompt: picture[2, 4, 8, 8]", "input prompt is no picture, grey or in colour"),
+        ("h: scalar)", "h: scalar, e: float32[4, 3])", "e is not one for each of 2 pictures"),
         # Operations.
         ("= noise()", "= nose()", "unknown operator nose"),
         ("= noise()", "= noise(; 1.0)", "noise takes no coefficients"),
