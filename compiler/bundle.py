@@ -20,6 +20,7 @@ from torch import nn
 
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.graphs import Capture
+from diffc.compiler.inputs import PREPARED
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
 from diffc.compiler.pipeline import run
@@ -31,6 +32,7 @@ from diffc.compiler.verify import verify
 from diffc.passes import NORMAL_FORM, stage
 
 SCHEMA = 1
+IP_ADAPTER_IMAGE = "ip_adapter_image"
 VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 
 
@@ -48,6 +50,7 @@ def build(
     strength: float | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     inputs: Mapping[str, str] = MappingProxyType({}),
+    ip_adapter: Path | str | None = None,
     online: bool = False,
     progress: Progress = lambda _: None,
 ) -> Path:
@@ -57,6 +60,7 @@ def build(
     ``guidance`` the default scale, which stays a number of the request, ``strength`` how much of a given picture is
     drawn anew, ``options`` other arguments of the pipeline's call, such as ``num_frames``, and ``inputs`` those
     that are pictures and tensors of the request, as ``{"image_embeds": "1280"}``: see `diffc.compiler.inputs`.
+    ``ip_adapter`` is the file of an IP-Adapter, whose picture is then an input too.
     Whatever fails, no half-made bundle is left.
     Raises `DiffcError` of the stage that failed.
     """
@@ -65,13 +69,14 @@ def build(
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
     with _new_folder(output) as folder:
         progress("load")
-        pipeline = load(source, sampler=sampler, task=task, online=online, stand_ins=True)
+        pipeline = load(source, sampler=sampler, task=task, ip_adapter=ip_adapter, online=online, stand_ins=True)
         needed = bytes_needed(_modules(pipeline), find_backend(wanted.backend).precisions[wanted.precision])
         check_room(needed, folder)
         progress(f"make at most {needed / 1e9:.2f} GB")
+        inputs = ({IP_ADAPTER_IMAGE: PREPARED} if ip_adapter else {}) | dict(inputs)
         capture, programs = Capture(), list[Program]()
         fixed = Sampling(task=task, guidance=guidance, size=size, batch=batch, strength=strength)
-        fixed = replace(fixed, options=dict(options), inputs=dict(inputs))
+        fixed = replace(fixed, options=dict(options), inputs=inputs)
         for count in dict.fromkeys(steps) or (default_steps(pipeline),):
             progress(f"trace {count} steps")
             programs += trace_pipeline(pipeline, replace(fixed, steps=count), capture)
@@ -79,7 +84,8 @@ def build(
         made = [run(program, NORMAL_FORM) for program in capture.graphs(programs)]
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
         recipe: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
-        recipe |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": dict(inputs)}
+        recipe |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": inputs}
+        recipe["ip_adapter"] = Path(ip_adapter).name if ip_adapter else None
         _write(folder, made, tokenizers, wanted, _provenance(source, recipe), progress)
     return output
 

@@ -23,6 +23,7 @@ Command = Callable[..., Any]
 
 TASKS = ("text-to-image", "image-to-image", "inpaint")
 INPUT = "NAME=SHAPE for each picture, as image_embeds=1280; NAME=picture,picture for a list."
+IP_ADAPTER = "An IP-Adapter's .safetensors file; its picture is asked for as ip_adapter_image."
 EXTRA = "this command needs the compiler: pip install 'diffc[compiler]'"
 
 
@@ -145,6 +146,7 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of a given picture is drawn anew.")
 @click.option("--set", "options", type=_Setting(), multiple=True, help="NAME=VALUE for the pipeline, as num_frames=16.")
 @click.option("--input", "inputs", type=_Named("image_embeds=1280"), multiple=True, help=INPUT)
+@click.option("--ip-adapter", type=click.Path(path_type=Path), help=IP_ADAPTER)
 @click.option("--online", is_flag=True, help="Allow a single file's missing configuration to be fetched.")
 def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -> dict[str, Any]:
     """Compile SOURCE, a .safetensors file or a diffusers folder, into a bundle.
@@ -286,6 +288,7 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--against", "source", required=True, type=click.Path(path_type=Path), help="What it was built from.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
+@click.option("--ip-adapter", type=click.Path(path_type=Path), help="The IP-Adapter that it was built with.")
 @click.option("--min-psnr", type=float, help="Fail below this many dB.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The seed of the first prompt's picture.")
 @click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")

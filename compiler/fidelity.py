@@ -108,6 +108,7 @@ def compare(
     seed: int = 0,
     guidance: float | None = None,
     program: str | None = None,
+    ip_adapter: Path | str | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Draw each prompt with both, from the same seed, and run each graph on what the pipeline gave its component.
@@ -118,7 +119,10 @@ def compare(
     sampler = Sampler(bundle)
     recipe = sampler.manifest["provenance"]["recipe"]
     progress("load")
-    pipeline = load(source, sampler=recipe["sampler"], task=recipe["task"])
+    if recipe["ip_adapter"] and ip_adapter is None:
+        what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
+        raise BuildError(what, where=str(bundle), fix="give it with --ip-adapter")
+    pipeline = load(source, sampler=recipe["sampler"], task=recipe["task"], ip_adapter=ip_adapter)
     pipeline.set_progress_bar_config(disable=True)
     name, text = _program(sampler, program)
     reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)

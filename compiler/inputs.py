@@ -3,7 +3,8 @@
 A pipeline that cannot do without a picture says so in its signature, and the picture is as large as what is drawn. The
 shape of an embedding no signature says, so whoever builds does: ``--input image_embeds=1280`` asks for 1280 numbers
 for each picture, ``--input image=picture,picture`` for a list of two pictures, which the request knows as ``image_1``
-and ``image_2``, and ``--input ip_adapter_image=picture:224x224`` for a picture of another size.
+and ``image_2``, ``--input last_image=picture:224x224`` for a picture of another size, and ``--input
+ip_adapter_image=prepared`` for one that the pipeline's feature extractor prepares for an image encoder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from diffc.compiler.errors import BuildError
 from diffc.compiler.trace import Picture, Tensor
 
 DENOISERS = ("unet", "transformer")
-KIND = re.compile(r"picture(?::(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*))?|(?P<shape>[1-9]\d*(?:x[1-9]\d*)*)")
+PREPARED = "prepared"
+KIND = re.compile(r"prepared|picture(?::(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*))?|(?P<shape>[1-9]\d*(?:x[1-9]\d*)*)")
 
 Parameters = Mapping[str, inspect.Parameter]
 Size = tuple[int, int]
@@ -54,10 +56,11 @@ def as_arguments(pipeline: Any, kinds: Mapping[str, str], request: Mapping[str, 
     parameters = inspect.signature(type(pipeline).__call__).parameters
     given = dict(request)
     for name, kind in kinds.items():
-        names = _names(name, kind.split(","))
-        items = [given.pop(item) for item in names]
-        one = len(items) == 1 and {PIL.Image.Image, torch.Tensor} & set(_types(parameters[name]))
-        given[name] = items[0] if one else items
+        each = kind.split(",")
+        items = [given.pop(item) for item in _names(name, each)]
+        items = [_prepared(pipeline, item) if one == PREPARED else item for item, one in zip(items, each, strict=True)]
+        alone = len(items) == 1 and {PIL.Image.Image, torch.Tensor} & set(_types(parameters[name]))
+        given[name] = items[0] if alone else items
     return given
 
 
@@ -68,12 +71,30 @@ def _names(name: str, kinds: Sequence[str]) -> list[str]:
 def _array(pipeline: Any, name: str, kind: str, batch: int, size: Size | None) -> Picture | Tensor:
     found = KIND.fullmatch(kind)
     if found is None:
-        fix = "use a shape for one picture, as 1280 or 16x24x24, or picture, or picture:WxH; commas make a list"
+        fix = "use a shape for one picture, as 1280 or 16x24x24, picture, picture:WxH or prepared; commas make a list"
         raise BuildError(f"{kind!r} is no input", where=f"--input {name}", fix=fix)
     if found["shape"]:
         return Tensor((batch, *map(int, found["shape"].split("x"))))
+    if kind == PREPARED:
+        crop = _feature_extractor(pipeline, name).crop_size
+        size = crop["width"], crop["height"]
     width, height = (int(found["width"]), int(found["height"])) if found["width"] else size or _own_size(pipeline)
     return Picture((batch, 1 if "mask" in name else 3, height, width))
+
+
+def _feature_extractor(pipeline: Any, name: str) -> Any:
+    found = getattr(pipeline, "feature_extractor", None)
+    if not getattr(found, "do_normalize", False) or not getattr(found, "do_center_crop", False):
+        what = f"{type(pipeline).__name__} has no feature extractor that crops and normalizes"
+        raise BuildError(what, where=f"--input {name}", fix="ask for a picture, or for numbers by their shape")
+    return found
+
+
+def _prepared(pipeline: Any, picture: torch.Tensor) -> torch.Tensor:
+    """Do to a picture of the cropped size what the feature extractor does: shift and scale each colour."""
+    extractor = _feature_extractor(pipeline, "")
+    mean, deviation = (torch.tensor(x).reshape(3, 1, 1) for x in (extractor.image_mean, extractor.image_std))
+    return (picture - mean) / deviation
 
 
 def _types(parameter: inspect.Parameter) -> tuple[Any, ...]:

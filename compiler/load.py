@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import tempfile
 import warnings
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json import dumps, loads
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import torch
@@ -38,6 +39,7 @@ from diffc.compiler.weights import (
 )
 
 INDEX = "model_index.json"
+ENCODER = "image_encoder"
 # Judges pictures after they are drawn; no part of the sampler.
 UNUSED = ("safety_checker",)
 TASKS = {
@@ -57,14 +59,17 @@ def load(
     *,
     sampler: str | None = None,
     task: str = "text-to-image",
+    ip_adapter: Path | str | None = None,
     online: bool = False,
     stand_ins: bool = False,
 ) -> diffusers.DiffusionPipeline:
     """Load a diffusers folder, or a single ``.safetensors`` file in its original layout.
 
-    ``sampler`` replaces the checkpoint's scheduler. Only ``online`` allows the network, and only to fetch the
-    configuration of a single file that brings none. With ``stand_ins``, large weights stay in the file (`stored`): the
-    pipeline can be traced but not run. Tensors that no component wants are named in a `DiffcWarning`.
+    ``sampler`` replaces the checkpoint's scheduler. ``ip_adapter`` is the ``.safetensors`` file of an IP-Adapter; an
+    image encoder that the checkpoint does not bring is taken from ``image_encoder/`` beside it. Only ``online`` allows
+    the network, and only to fetch the configuration of a single file that brings none. With ``stand_ins``, large
+    weights stay in the file (`stored`): the pipeline can be traced but not run. Tensors that no component wants are
+    named in a `DiffcWarning`.
     Raises `LoadError` where the checkpoint is damaged, incomplete, unsafe or no model, and where a name is unknown.
     """
     if task not in TASKS:
@@ -81,6 +86,8 @@ def load(
                 if isinstance(component, nn.Module):
                     settle(component)
         pipeline = _for_task(pipeline, task, path)
+        if ip_adapter is not None:
+            unused += _add_ip_adapter(pipeline, Path(ip_adapter))
         if sampler is not None:
             pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
     if unused:
@@ -124,6 +131,8 @@ def _load_folder(folder: Path) -> tuple[Any, list[str]]:
 
 def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.Module, list[str]]:
     """Load one component and name the tensors that it did not want."""
+    if _is_container(component):
+        return _container_of_folders(name, component, root)
     folder = root / name
     options: dict[str, Any] = {"variant": _variant(name, folder), "use_safetensors": True, "local_files_only": True}
     if issubclass(component, transformers.PreTrainedModel):
@@ -138,6 +147,32 @@ def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.M
         raise missing_tensors(name, report["missing_keys"], str(folder))
     lend(name, module, str(folder))
     return module, [f"{name}.{key}" for key in sorted(report["unexpected_keys"])]
+
+
+def _is_container(component: type[Any]) -> bool:
+    """Say whether a model has no configuration: it holds others, which diffusers saves one by one."""
+    return issubclass(component, diffusers.ModelMixin) and not issubclass(component, diffusers.ConfigMixin)
+
+
+def _container_of_folders(name: str, component: type[Any], root: Path) -> tuple[nn.Module, list[str]]:
+    """Load the models of ``name``, ``name_1`` and so on, of the classes that their configurations name."""
+    others = itertools.takewhile(lambda part: (root / part).is_dir(), (f"{name}_{n}" for n in itertools.count(1)))
+    loaded = [_module_of_folder(part, _class_of_config(part, root), root) for part in (name, *others)]
+    return component([module for module, _ in loaded]), [key for _, unused in loaded for key in unused]
+
+
+def _class_of_config(name: str, root: Path) -> type[Any]:
+    path = root / name / "config.json"
+    try:
+        class_name = loads(path.read_text(encoding="utf-8"))["_class_name"]
+        found = getattr(diffusers, class_name, None)
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        fix = "restore the file as diffusers saved it"
+        raise LoadError(f"{name} has no configuration that names a class", where=str(path), fix=fix) from error
+    if not isinstance(found, type) or not issubclass(found, diffusers.ModelMixin) or _is_container(found):
+        what = f"diffusers {diffusers.__version__} has no model {class_name!r}"
+        raise LoadError(what, where=str(path), fix="install a version of diffusers that has it")
+    return found
 
 
 def _variant(name: str, folder: Path) -> str | None:
@@ -183,6 +218,45 @@ def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
 
 def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
     return stand_in(Weight(tensor, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+# Adapters
+
+
+def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
+    """Let diffusers put an adapter into the denoiser; name the tensors that the image encoder did not want."""
+    if not hasattr(pipeline, "load_ip_adapter"):
+        fix = "leave --ip-adapter out, or give another checkpoint"
+        raise LoadError(f"{type(pipeline).__name__} takes no IP-Adapter", where=str(path), fix=fix)
+    read_header(path)
+    tensors, unused = load_file(path), list[str]()
+    if pipeline.image_encoder is None:
+        if not (path.parent / ENCODER).is_dir():
+            fix = f"put the {ENCODER} folder that belongs to the adapter beside its file"
+            raise LoadError(f"the IP-Adapter needs an {ENCODER}", where=str(path.parent / ENCODER), fix=fix)
+        annotation = inspect.signature(type(pipeline).__init__).parameters[ENCODER].annotation
+        encoder, unused = _module_of_folder(ENCODER, _module_class(annotation), path.parent)
+        pipeline.register_modules(**{ENCODER: encoder})
+    parts = {
+        part: {k.removeprefix(f"{part}."): t.float() for k, t in tensors.items() if k.startswith(f"{part}.")}
+        for part in ("image_proj", "ip_adapter")
+    }
+    try:
+        pipeline.load_ip_adapter(parts, subfolder="", weight_name="", image_encoder_folder=None)
+    except (*LIBRARY_ERRORS, LookupError, AttributeError) as error:
+        what = f"the IP-Adapter does not fit {type(pipeline).__name__}: {first_line(error)}"
+        raise LoadError(what, where=str(path), fix="give the adapter of this model") from error
+    for name, component in pipeline.components.items():
+        if isinstance(component, nn.Module):
+            component.eval().requires_grad_(False)
+            check_numbers(name, component, str(path))
+    return unused
+
+
+def _module_class(annotation: Any) -> type[Any]:
+    return next(
+        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, nn.Module)
+    )
 
 
 # What both share

@@ -24,7 +24,7 @@ Seed = int | Sequence[int]
 
 @dataclass(frozen=True)
 class Request:
-    """Hold the inputs of ``count`` pictures: texts, arrays and normal numbers have one entry or row for each."""
+    """Hold the inputs of ``count`` pictures: texts, arrays and noises [count, times, …] have one entry for each."""
 
     program: Program
     texts: Mapping[str, Sequence[str]]
@@ -38,7 +38,8 @@ class Request:
         """Give the inputs of one execution from picture ``start`` on, the last one repeated to fill the batch."""
         rows = np.minimum(np.arange(start, start + self.program.batch), self.count - 1)
         texts = {name: [texts[row] for row in rows] for name, texts in self.texts.items()}
-        return texts | {name: rows_[rows] for name, rows_ in {**self.arrays, **self.noises}.items()}
+        noises = {name: drawn[rows].swapaxes(0, 1).reshape(-1, *drawn.shape[2:]) for name, drawn in self.noises.items()}
+        return texts | {name: each[rows] for name, each in self.arrays.items()} | noises
 
 
 def make_request(
@@ -160,22 +161,33 @@ def _repeated(name: str, rows: NDArray[np.float32], count: int, num_images: int)
 
 
 def _noises(program: Program, count: int, seed: Seed, latents: ArrayLike | None) -> Mapping[str, NDArray[np.float32]]:
-    drawn = {value.name: (count, *value.type.shape[1:]) for value in program.noises}
-    first = next(iter(drawn), None)
-    noises = dict[str, NDArray[np.float32]]()
+    """Draw rows [count, times, …] of each noise: an execution reads ``times`` numbers for each of its pictures."""
+    drawn = {noise.name: (noise.type.shape[0] // program.batch, *noise.type.shape[1:]) for noise in program.noises}
+    given, first = dict[str, NDArray[np.float32]](), next(iter(drawn), None)
     if latents is not None:
         if first is None:
             raise RequestError("this program draws no noise that latents could replace", fix="leave latents out")
-        noises[first] = _latents(latents, drawn.pop(first))
+        times, *shape = drawn[first]
+        given[first] = _by_picture(_latents(latents, (times * count, *shape)), count)
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         generators, rows = [Generator(each) for each in seed], 1
         if len(generators) != count:
             raise RequestError(f"{len(generators)} seeds for {count} pictures", fix="give one seed, or one for each")
     else:
         generators, rows = [Generator(seed)], count
-    for name, shape in drawn.items():
-        noises[name] = np.concatenate([generator.randn((rows, *shape[1:])) for generator in generators])
-    return noises
+    if rows != program.batch and any(times > 1 for times, *_ in drawn.values()):
+        what = f"{program.name} draws several rows of noise for a picture, and in which order for {rows} is not known"
+        raise RequestError(what, fix=f"ask for {program.batch} with one seed, or build with --batch {rows}")
+    for name, (times, *shape) in drawn.items():
+        if name not in given:
+            each = [_by_picture(generator.randn((times * rows, *shape)), rows) for generator in generators]
+            given[name] = np.concatenate(each)
+    return given
+
+
+def _by_picture(drawn: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Turn rows for all pictures, several times, [times * count, …], into rows for each picture."""
+    return drawn.reshape(-1, count, *drawn.shape[1:]).swapaxes(0, 1)
 
 
 def _latents(latents: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:

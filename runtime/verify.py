@@ -190,9 +190,11 @@ class _Verifier:
             f"the first output is {drawn}, no batch",
         )
         batch = drawn.shape[0]
-        given = [item.name for item in (*self.program.texts, *self.program.arrays)]
-        for name in [*given, *(noise.name for noise in self.program.noises)]:
-            self.need(self.types[name].shape[:1] == (batch,), f"{name} is not one for each of {batch} pictures")
+        for item in (*self.program.texts, *self.program.arrays):
+            self.need(item.type.shape[0] == batch, f"{item.name} is not one for each of {batch} pictures")
+        for noise in self.program.noises:
+            rows = noise.type.shape[:1] or (0,)
+            self.need(rows > (0,) and rows[0] % batch == 0, f"{noise.name} is not one for each of {batch} pictures")
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

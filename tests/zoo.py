@@ -7,7 +7,7 @@ Nothing is loaded: tokenizers have a made-up vocabulary. Weights are the same ea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import ascii_lowercase
 from typing import Any
 
@@ -34,6 +34,7 @@ class Entry:
 
     pipeline: Any
     request: dict[str, Any]
+    ip_adapter: dict[str, torch.Tensor] | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -332,7 +333,8 @@ def ip_adapter() -> Entry:
     norm = {"norm.weight": torch.ones(WIDTH), "norm.bias": torch.zeros(WIDTH)}
     weights = {"image_proj": projection | norm, "ip_adapter": keys}
     made.pipeline.load_ip_adapter(weights, subfolder="", weight_name="", image_encoder_folder=None)
-    return made
+    flat = {f"{part}.{name}": tensor for part, tensors in weights.items() for name, tensor in tensors.items()}
+    return replace(made, ip_adapter=flat)
 
 
 @entry("LatentConsistencyModelPipeline")

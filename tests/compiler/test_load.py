@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "examples" / "models"
 NEURAL = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
+CONTROLS = ("controlnet", "controlnet_1")
+
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors], object]
 
@@ -561,6 +563,63 @@ def test_rejects_a_tokenizer_without_a_vocabulary(folder: Path) -> None:
         if path.name != "tokenizer_config.json":
             path.unlink()
     assert "tokenizer" in refusal(folder)
+
+
+# Adapters
+
+
+def test_refuses_an_adapter_of_another_model(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save_file({"image_proj.proj.weight": torch.zeros(4, 4), "ip_adapter.1.to_k_ip.weight": torch.zeros(4, 4)}, path)
+    assert "image_encoder" in refusal(folder, ip_adapter=path)
+    vision = transformers.CLIPVisionConfig(32, 37, 32, 1, 4, image_size=16, patch_size=8)
+    transformers.CLIPVisionModelWithProjection(vision).save_pretrained(tmp_path / "image_encoder")
+    assert "the IP-Adapter does not fit StableDiffusionPipeline" in refusal(folder, ip_adapter=path)
+
+
+def test_refuses_an_adapter_that_is_none(folder: Path, tmp_path: Path) -> None:
+    assert "adapter.safetensors" in refusal(folder, ip_adapter=tmp_path / "adapter.safetensors")
+    (tmp_path / "adapter.safetensors").write_bytes(b"no tensors")
+    assert "adapter.safetensors" in refusal(folder, ip_adapter=tmp_path / "adapter.safetensors")
+
+
+# Several models of one kind, in folders of their own
+
+
+@pytest.fixture
+def controlled(folder: Path) -> Path:
+    """Give the tiny pipeline two ControlNets."""
+    torch.manual_seed(0)
+    controls = [diffusers.ControlNetModel.from_unet(load(folder).unet) for _ in range(2)]
+    for control in controls:
+        torch.nn.init.normal_(control.conv_in.weight)
+    parts = load(folder).components | {"controlnet": controls}
+    diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def test_loads_all_models_that_one_component_holds(controlled: Path) -> None:
+    wanted = [load_file(controlled / name / "diffusion_pytorch_model.safetensors") for name in CONTROLS]
+    loaded = load(controlled).controlnet.nets
+    assert not torch.equal(wanted[0]["conv_in.weight"], wanted[1]["conv_in.weight"])
+    for net, tensors in zip(loaded, wanted, strict=True):
+        assert torch.equal(net.conv_in.weight, tensors["conv_in.weight"])
+    assert not any(net.training for net in loaded)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_names_what_is_wrong_with_one_of_several_models(controlled: Path, name: str) -> None:
+    damaged = controlled / name / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(damaged)
+    del tensors["conv_in.bias"]
+    save_file(tensors, damaged)
+    assert f"{name} lacks" in refusal(controlled)
+    edit_json(controlled / name / "config.json", _class_name="SomeNet")
+    assert "has no model 'SomeNet'" in refusal(controlled)
+    edit_json(controlled / name / "config.json", _class_name="MultiControlNetModel")
+    assert "has no model 'MultiControlNetModel'" in refusal(controlled)
+    (controlled / name / "config.json").write_text("[]")
+    assert f"{name} has no configuration that names a class" in refusal(controlled)
 
 
 # Code that a checkpoint brings

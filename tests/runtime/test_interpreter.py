@@ -106,6 +106,35 @@ def test_refuses_other_numbers(given: Any, message: str, tiny: Any, tmp_path: Pa
         sampler(e=given, image=[np.zeros((1, 1, 3), np.float32)] * 2)
 
 
+def twice(tiny: Any, folder: Path, batch: int) -> Sampler:
+    """Draw noise for both branches of a guidance, all of the one before all of the other."""
+    one, two = f"float32[{batch}, 3, 1, 1]", f"float32[{2 * batch}, 3, 1, 1]"
+    text = f"""program p() {{
+        n: {two} = noise()
+        u: {one}, v: {one} = split(n, axis=0)
+        y: {one} = linear(u, v; 1.0, 0.5)
+        return y
+    }}"""
+    return load(tiny.write(folder / f"twice{batch}.diffc", programs={"p": text}))
+
+
+def test_noise_for_both_branches_of_a_guidance(tiny: Any, tmp_path: Path) -> None:
+    def wanted(seed: int, count: int, given: torch.Tensor | None = None) -> np.ndarray:
+        drawn = torch.randn((2 * count, 3, 1, 1), generator=torch.Generator("cpu").manual_seed(seed))
+        u, v = (drawn if given is None else given).numpy().reshape(2, count, 3, 1, 1)
+        return (u + 0.5 * v).transpose(0, 2, 3, 1)
+
+    single, double = twice(tiny, tmp_path, 1), twice(tiny, tmp_path, 2)
+    close(single(seed=4, output="np"), wanted(4, 1))
+    close(single(seed=[4, 5, 6], num_images=3, output="np"), np.concatenate([wanted(s, 1) for s in (4, 5, 6)]))
+    close(double(seed=4, num_images=2, output="np"), wanted(4, 2))
+    latents = torch.arange(12.0).reshape(4, 3, 1, 1)
+    close(double(seed=0, num_images=2, latents=latents, output="np"), wanted(0, 2, latents))
+    for sampler, request in ((single, {"num_images": 2}), (double, {}), (double, {"num_images": 2, "seed": [1, 2]})):
+        with pytest.raises(RequestError, match="in which order for . is not known"):
+            sampler(output="np", **request)
+
+
 @pytest.mark.parametrize("name", ["sampler", "pairs"])
 def test_a_list_of_seeds_gives_each_picture_its_own(name: str, tiny: Any, request: pytest.FixtureRequest) -> None:
     got = request.getfixturevalue(name)("red circle", num_images=3, seed=[7, 8, 9], output="np")
