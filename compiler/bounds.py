@@ -29,7 +29,20 @@ KEEPING = (
         "unsqueeze",
         "squeeze",
     ),
-    *("permute", "transpose", "expand", "clone", "detach", "alias", "cat", "stack", "repeat", "_to_copy", "split"),
+    *(
+        "permute",
+        "transpose",
+        "expand",
+        "clone",
+        "detach",
+        "alias",
+        "cat",
+        "stack",
+        "repeat",
+        "_to_copy",
+        "split",
+        "unbind",
+    ),
     *("upsample_nearest2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa"),
 )
 """ATen operators whose results lie between the smallest and the largest of their operands."""
@@ -67,9 +80,16 @@ class Ranged:
         return outcome
 
 
-def kept(func: Any, operands: Iterable[Bounds | None]) -> Bounds | None:
-    """Give the range of an operator's results, if that of every tensor operand is known and it keeps them."""
+def kept(func: Any, operands: Iterable[Bounds | None], dtype: torch.dtype, terms: int) -> Bounds | None:
+    """Give the range of an operator's results of a type, if that of every tensor operand is known and it keeps them.
+
+    Each result is made of ``terms`` operands: that is what a sum multiplies the range by.
+    """
     known = list(operands)
+    if dtype == torch.bool:
+        return 0.0, 1.0
+    if _kind(func) == "sum" and known[0] is not None:
+        return known[0][0] * terms, known[0][1] * terms
     if _kind(func) not in KEEPING or not known or None in known:
         return None
     return min(b[0] for b in known if b), max(b[1] for b in known if b)

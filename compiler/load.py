@@ -81,13 +81,13 @@ def load(
     with _quiet():
         with postponed():
             pipeline, unused = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
+            if ip_adapter is not None:
+                unused += _add_ip_adapter(pipeline, Path(ip_adapter))
         if not stand_ins:
             for component in pipeline.components.values():
                 if isinstance(component, nn.Module):
                     settle(component)
         pipeline = _for_task(pipeline, task, path)
-        if ip_adapter is not None:
-            unused += _add_ip_adapter(pipeline, Path(ip_adapter))
         if sampler is not None:
             pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
     if unused:
@@ -230,6 +230,8 @@ def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
         raise LoadError(f"{type(pipeline).__name__} takes no IP-Adapter", where=str(path), fix=fix)
     read_header(path)
     tensors, unused = load_file(path), list[str]()
+    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise LoadError(f"{listed(bad)} holds NaN or infinity", where=str(path), fix="get the file again")
     if pipeline.image_encoder is None:
         if not (path.parent / ENCODER).is_dir():
             fix = f"put the {ENCODER} folder that belongs to the adapter beside its file"
@@ -246,10 +248,9 @@ def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
     except (*LIBRARY_ERRORS, LookupError, AttributeError) as error:
         what = f"the IP-Adapter does not fit {type(pipeline).__name__}: {first_line(error)}"
         raise LoadError(what, where=str(path), fix="give the adapter of this model") from error
-    for name, component in pipeline.components.items():
+    for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
-            check_numbers(name, component, str(path))
     return unused
 
 

@@ -11,6 +11,7 @@ from diffc.compiler.aliases import View
 from diffc.compiler.bounds import Bounds, Ranged
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graphs import type_of
+from diffc.compiler.lengths import prefix
 
 
 class Symbolic(torch.Tensor):
@@ -50,6 +51,12 @@ class Symbolic(torch.Tensor):
         if func is not np.stack:
             raise CaptureError(f"numpy.{func.__name__} reads a symbolic value", fix="use torch's operations")
         return torch.stack(list(args[0]), *args[1:], **({"dim": kwargs["axis"]} if "axis" in kwargs else {}))
+
+    def __getitem__(self, index: Any) -> Any:
+        """Cut to a length that only the run knows, or take what any tensor gives."""
+        if isinstance(index, slice) and isinstance(index.stop, Symbolic) and (index.start, index.step) == (None, None):
+            return prefix(self, index.stop)
+        return super().__getitem__(index)
 
     def item(self) -> Any:
         """Give a number whose range is known where the value's is; else fail as any question for a number does."""

@@ -231,8 +231,8 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         leaves, structure = pytree.tree_flatten(out)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise CaptureError(f"{func} asks a symbolic value for a number")
-        ranges = [leaf.bounds for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbolic)]
-        outcome = decided(func, ranges[0], args, leaves[0].shape) if len(leaves) == 1 else None
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbolic)]
+        outcome = decided(func, tensors[0].bounds, args, leaves[0].shape) if len(leaves) == 1 else None
         if outcome is not None:
             return outcome
         made = [self._value(leaf, "v") for leaf in leaves]
@@ -241,7 +241,8 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._append(name, tuple(self._literal(arg) for arg in args), attrs, made)
         constants = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if type(leaf) is torch.Tensor]
         for value in made:
-            value.bounds = None if constants else kept(func, ranges)
+            terms = tensors[0].numel() // max(1, value.numel())
+            value.bounds = None if constants else kept(func, [t.bounds for t in tensors], value.dtype, terms)
         if is_view(func):
             several = isinstance(out, list | tuple)
             for index, value in enumerate(made):

@@ -20,7 +20,6 @@ from tests.zoo import ZOO, Entry
 
 REFUSED = {
     "Lumina2Pipeline": "asks a symbolic value for a number",
-    "WanPipeline": "asks a symbolic value for a number",
     "StableAudioPipeline": "draws numbers that are not normal",
 }
 """What cannot become a program, and the reason that the user is told; the README lists the kinds."""

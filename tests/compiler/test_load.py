@@ -572,7 +572,8 @@ def test_refuses_an_adapter_of_another_model(folder: Path, tmp_path: Path) -> No
     path = tmp_path / "adapter.safetensors"
     save_file({"image_proj.proj.weight": torch.zeros(4, 4), "ip_adapter.1.to_k_ip.weight": torch.zeros(4, 4)}, path)
     assert "image_encoder" in refusal(folder, ip_adapter=path)
-    vision = transformers.CLIPVisionConfig(32, 37, 32, 1, 4, image_size=16, patch_size=8)
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "projection_dim": 32, "image_size": 16, "patch_size": 8}
+    vision = transformers.CLIPVisionConfig(**sizes, num_hidden_layers=1, num_attention_heads=4)
     transformers.CLIPVisionModelWithProjection(vision).save_pretrained(tmp_path / "image_encoder")
     assert "the IP-Adapter does not fit StableDiffusionPipeline" in refusal(folder, ip_adapter=path)
 
