@@ -8,13 +8,14 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
@@ -204,7 +205,7 @@ def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Exp
 
     Raises `CaptureError` that says the name.
     """
-    with _named_failure(name), torch.no_grad(), warnings.catch_warnings():
+    with _named_failure(name), one_layout(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
         body = _strideless(torch.export.export(module, tuple(example), strict=False))
         if not all(map(_is_function, body.graph.nodes)):
@@ -212,6 +213,11 @@ def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Exp
     body.graph.eliminate_dead_code()
     body.graph_module.recompile()
     return body
+
+
+def one_layout() -> AbstractContextManager[None]:
+    """Let attention give the same layout to whoever looks at a graph, torch's exporters among them."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _strideless(body: ExportedProgram) -> ExportedProgram:

@@ -118,7 +118,8 @@ def _written(model: onnx_ir.Model) -> bytes:
                 who, 0, 0, tensor.dtype, shape=tensor.shape, name=value.name or ""
             )
     try:
-        return onnx_ir.to_proto(model).SerializeToString(deterministic=True)
+        written: bytes = onnx_ir.to_proto(model).SerializeToString(deterministic=True)
+        return written
     finally:
         for value, tensor in real.items():
             value.const_value = tensor

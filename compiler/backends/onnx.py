@@ -17,11 +17,11 @@ import onnx_ir
 import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffc.compiler.backends.exported import StoredTensor, StoredTensors, exported
 from diffc.compiler.cache import Cache
 from diffc.compiler.errors import BackendError
+from diffc.compiler.graphs import one_layout
 from diffc.compiler.ir import Graph
 from diffc.compiler.stored import Weight
 from diffc.compiler.target import Progress
@@ -147,7 +147,7 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
 def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
     """Translate a graph; ports keep their names, and nothing of this machine or its paths remains in the file."""
     try:
-        with _quiet(), sdpa_kernel(SDPBackend.MATH):  # one kernel, one layout: the exporter looks several times
+        with _quiet(), one_layout():
             program = torch.onnx.export(
                 graph.body,
                 dynamo=True,
