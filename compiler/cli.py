@@ -332,6 +332,30 @@ def doctor(bundle: Path | None) -> dict[str, Any]:
     return dict(found)
 
 
+@_command
+@click.option("--clear", is_flag=True, help="Remove what is kept.")
+def cache(*, clear: bool) -> dict[str, Any]:
+    """Show what builds keep for later builds, or remove it.
+
+    A build of the same architecture with other steps, another sampler or other weights takes it over, and so does the
+    next try of an interrupted one. DIFFC_CACHE names the folder, DIFFC_CACHE_BYTES bounds its size.
+
+    \b
+    diffc cache
+    diffc cache --clear
+    """
+    from diffc.compiler.cache import Cache
+
+    kept = Cache.default()
+    removed = kept.clear() if clear else 0
+    entries = kept.entries()
+    size = sum(state.st_size for _, state in entries)
+    if clear:
+        _say(f"removed {removed / 1e6:.1f} MB")
+    _say(f"{kept.folder}: {len(entries)} entries, {size / 1e6:.1f} MB of at most {kept.limit / 1e6:.1f} MB")
+    return {"folder": str(kept.folder), "entries": len(entries), "bytes": size, "limit": kept.limit, "removed": removed}
+
+
 def _peak_bytes() -> int:
     """Give the most memory that this process ever held (Linux counts in KiB, macOS in bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

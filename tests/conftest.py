@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ UNET = ROOT / "examples" / "models" / "shapes-unet.safetensors"
 DIT = ROOT / "examples" / "models" / "shapes-dit"
 
 PROMPT = "a red circle left of a blue square"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the builds of a session share a cache, and none with the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

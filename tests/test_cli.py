@@ -187,7 +187,8 @@ def digests(folder: Path) -> dict[str, str]:
 def test_two_builds_are_identical(tmp_path: Path) -> None:
     for name, seed in (("a.diffc", "1"), ("b.diffc", "2")):
         command = (*DIFFC, "build", UNET, "--steps", "2", "-o", tmp_path / name)
-        subprocess.run(command, check=True, capture_output=True, env={"PYTHONHASHSEED": seed})
+        own = {"PYTHONHASHSEED": seed, "DIFFC_CACHE": str(tmp_path / f"cache{seed}")}
+        subprocess.run(command, check=True, capture_output=True, env=own)
     assert digests(tmp_path / "a.diffc") == digests(tmp_path / "b.diffc")
 
 
@@ -234,7 +235,10 @@ def test_errors_are_objects_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_build_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
+def test_an_interrupted_build_leaves_nothing_and_is_resumed(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    monkeypatch.setenv("DIFFC_CACHE", str(tmp_path_factory.mktemp("cache")))
     command = (*DIFFC, "build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
 
     def heed() -> None:
@@ -249,6 +253,11 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, how: signal.Signals
         assert process.wait(60) == 1
         assert "interrupted" in process.stderr.read()
     assert list(tmp_path.iterdir()) == []
+    kept = succeeded("cache")
+    assert kept["entries"] == 1, "the text encoder, which was lowered before the UNet"
+    succeeded("build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
+    assert succeeded("cache", "--clear")["removed"] > kept["bytes"]
+    assert succeeded("cache")["entries"] == 0
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import onnx
 import onnx_ir
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from diffc.compiler.cache import Cache
 from diffc.compiler.ir import Graph
@@ -75,23 +75,25 @@ class StoredTensors:
 Export = Callable[[Graph, StoredTensors], onnx_ir.Model]
 
 
-def exported(graph: Graph, export: Export, cache: Cache) -> onnx_ir.Model:
-    """Take a graph's model from the cache, or make it and keep it."""
+def exported(graph: Graph, export: Export, cache: Cache, *, by: str) -> onnx_ir.Model:
+    """Take a graph's model from the cache, or make it and keep it; ``by`` is the file that says how it is made."""
     tensors = StoredTensors(graph)
-    key = _key(graph, tensors.state, export)
+    key = _key(graph, tensors.state, by)
     data = cache.get(key)
-    if data is None:
-        model = export(graph, tensors)
-        if not tensors.say_all:
-            return model
-        data = _written(model)
-        cache.put(key, data)
-    return _read(data, tensors)
+    model = None if data is None else _read(data, tensors)
+    if model is not None:
+        return model
+    model = export(graph, tensors)
+    if not tensors.say_all:
+        return model
+    data = _written(model)
+    cache.put(key, data)
+    return _read(data, tensors) or model
 
 
-def _key(graph: Graph, state: Mapping[str, torch.Tensor], export: Export) -> str:
+def _key(graph: Graph, state: Mapping[str, torch.Tensor], by: str) -> str:
     """Digest all that a model is made from: its makers, the graph, the types of its tensors, small ones' numbers."""
-    digest = hashlib.sha256(Path(inspect.getfile(export)).read_bytes())
+    digest = hashlib.sha256(Path(by).read_bytes())
     made_by = {name: importlib.metadata.version(name) for name in MAKERS}
     ports = [[port.name for port in side] for side in (graph.inputs, graph.outputs)]
     signature = graph.body.graph_signature
@@ -125,11 +127,15 @@ def _written(model: onnx_ir.Model) -> bytes:
             value.const_value = tensor
 
 
-def _read(data: bytes, tensors: StoredTensors) -> onnx_ir.Model:
-    model = onnx_ir.from_proto(onnx.load_from_string(data))
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, onnx_ir.ExternalTensor):
-            source, axes = json.loads(str(value.const_value.location))
-            whole = tensors.of(tensors.state[source], value.const_value.dtype, value.name)
-            value.const_value = tensors.permuted(whole, axes, value.name)
+def _read(data: bytes, tensors: StoredTensors) -> onnx_ir.Model | None:
+    """Read a model; None where the entry is none, which only someone else can have written."""
+    try:
+        model = onnx_ir.from_proto(onnx.load_from_string(data))
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, onnx_ir.ExternalTensor):
+                source, axes = json.loads(str(value.const_value.location))
+                whole = tensors.of(tensors.state[source], value.const_value.dtype, value.name)
+                value.const_value = tensors.permuted(whole, axes, value.name)
+    except (DecodeError, LookupError, TypeError, ValueError, RuntimeError):
+        return None
     return model

@@ -112,7 +112,7 @@ class WeightStore:
 
 
 def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype) -> None:
-    model = exported(graph, _export, Cache.default())
+    model = exported(graph, _export, Cache.default(), by=__file__)
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.nbytes < INLINE:
