@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,12 +19,13 @@ from safetensors.numpy import save
 from tokenizers import Tokenizer
 from torch import nn
 
+from diffc import passes
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.graphs import Capture
 from diffc.compiler.inputs import PREPARED
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
-from diffc.compiler.pipeline import run
+from diffc.compiler.pipeline import Pass, run
 from diffc.compiler.room import bytes_needed, check_room
 from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
 from diffc.compiler.stages import work_by_stage
@@ -44,6 +46,7 @@ def build(
     steps: Sequence[int] = (),
     sampler: str | None = None,
     guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     size: tuple[int, int] | None = None,
     batch: int = 1,
     task: str = "text-to-image",
@@ -57,11 +60,11 @@ def build(
     """Compile a checkpoint and give the bundle's path (default: the source's name with ``.diffc``, in this folder).
 
     ``steps`` gives one program for each count (default: the pipeline's own), ``size`` is width and height in pixels,
-    ``guidance`` the default scale, which stays a number of the request, ``strength`` how much of a given picture is
-    drawn anew, ``options`` other arguments of the pipeline's call, such as ``num_frames``, and ``inputs`` those
-    that are pictures and tensors of the request, as ``{"image_embeds": "1280"}``: see `diffc.compiler.inputs`.
-    ``ip_adapter`` is the file of an IP-Adapter, whose picture is then an input too.
-    Whatever fails, no half-made bundle is left.
+    ``guidance`` the default scale, which stays a number of the request, ``guidance_interval`` the fractions of the
+    steps from and to which there is guidance, ``strength`` how much of a given picture is drawn anew, ``options`` other
+    arguments of the pipeline's call, such as ``num_frames``, and ``inputs`` those that are pictures and tensors of the
+    request, as ``{"image_embeds": "1280"}``: see `diffc.compiler.inputs`. ``ip_adapter`` is the file of an IP-Adapter,
+    whose picture is then an input too. Whatever fails, no half-made bundle is left.
     Raises `DiffcError` of the stage that failed.
     """
     wanted = parse_target(target)
@@ -81,13 +84,36 @@ def build(
             progress(f"trace {count} steps")
             programs += trace_pipeline(pipeline, replace(fixed, steps=count), capture)
         progress("capture")
-        made = [run(program, NORMAL_FORM) for program in capture.graphs(programs)]
+        captured = capture.graphs(programs)
+        recipes = _recipes(captured, capture.parts(), guidance_interval)
+        made = [run(program, way) for program, way in zip(captured, recipes, strict=True)]
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
         recipe: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
         recipe |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": inputs}
+        recipe |= {"guidance_interval": guidance_interval}
         recipe["ip_adapter"] = Path(ip_adapter).name if ip_adapter else None
         _write(folder, made, tokenizers, wanted, _provenance(source, recipe), progress)
     return output
+
+
+def _recipes(
+    programs: Sequence[Program], parts: Mapping[str, str], interval: tuple[float, float] | None
+) -> Iterator[Sequence[Pass]]:
+    """Give each program's way to the normal form; the first program, and others with guidance, in the interval only."""
+    graphs = {graph.name: graph for program in programs for graph in program.graphs}
+    halves = {whole: graphs[part] for whole, part in parts.items() if part in graphs}
+    for at, program in enumerate(programs):
+        if interval is None or (at and not _is_guided(program)):
+            yield NORMAL_FORM
+        else:
+            limited = partial(passes.guidance_interval, interval=interval, parts=halves)
+            yield (*passes.UNROLLED, limited, *passes.OUTLINED)
+
+
+def _is_guided(program: Program) -> bool:
+    """Say whether scalars of the request weigh what a call gave."""
+    sums = [op for op in run(program, passes.UNROLLED).ops if op.operator == "linear" and op.args]
+    return any(not coefficient.is_constant for op in sums for coefficient in op.coefficients)
 
 
 def write_bundle(

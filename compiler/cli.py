@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -32,7 +32,7 @@ class _Size(click.ParamType[tuple[int, int]]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
         width, _, height = str(value).partition("x")
-        if not (width.isdecimal() and height.isdecimal()):
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
             self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 512x512", param, ctx)
         return int(width), int(height)
 
@@ -58,6 +58,17 @@ class _Named(click.ParamType[tuple[str, str]]):
         if not equals or not name.isidentifier():
             self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
         return name, text
+
+
+class _Interval(click.ParamType[tuple[float, float]]):
+    name = "START,STOP"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
+        try:
+            start, stop = map(float, str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not two fractions of the steps, such as 0.2,0.8", param, ctx)
+        return start, stop
 
 
 class _Setting(click.ParamType[tuple[str, Any]]):
@@ -140,6 +151,7 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--steps", type=_Counts(), help="Steps of the sampler; one program for each.  [default: the pipeline's]")
 @click.option("--sampler", help="Another sampler: ddim, dpmpp-2m, euler, … or a diffusers scheduler class.")
 @click.option("--guidance", type=float, help="Default guidance scale; --guidance of run changes it.")
+@click.option("--guidance-interval", type=_Interval(), help="Fractions of the steps between which there is guidance.")
 @click.option("--size", type=_Size(), help="Width and height in pixels.  [default: the model's]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What to draw from.")
@@ -177,13 +189,14 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
     required=True,
     help="The file of the picture or film; .npy for the numbers.",
 )
-@click.option("--negative", default="", help="What the picture should not show.")
+@click.option("--negative", help="What the picture should not show.")
 @click.option("--seed", type=int, help="The picture's seed.  [default: random]")
 @click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")
 @click.option("--latents", type=click.Path(path_type=Path), help="A .npy file that stands for the first noise.")
 @click.option("--image", type=click.Path(path_type=Path), help="The picture to start from, or to be guided by.")
 @click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is drawn anew.")
 @click.option("--input", "inputs", type=_Named("image_embeds=x.npy"), multiple=True, help="NAME=FILE, .npy or picture.")
+@click.option("--set", "settings", type=_Setting(), multiple=True, help="NAME=VALUE for another number of the request.")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures, drawn as a grid.")
 @click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
 def run(output: Path, **options: Any) -> dict[str, Any]:
@@ -214,12 +227,12 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
             options["prompt"],
             output="np" if numbers else "pil",
             negative_prompt=options["negative"],
-            guidance_scale=options["guidance"],
             seed=seed,
             latents=None if options["latents"] is None else _array(options["latents"]),
             num_images=options["images"],
             program=options["program"],
             callback=show,
+            **_numbers(sampler.scalars, options["guidance"], options["settings"]),
             **_inputs([("image", options["image"]), ("mask_image", options["mask"]), *options["inputs"]]),
         )
     _save(drawn, output)
@@ -238,6 +251,14 @@ def _save(drawn: Any, output: Path) -> None:
         save(drawn[0] if len(drawn) == 1 else grid(drawn), output)
     else:
         save(drawn[0] if len(drawn) == 1 else [grid(frames) for frames in zip(*drawn, strict=True)], output)
+
+
+def _numbers(scalars: Mapping[str, float | None], guidance: float | None, settings: Any) -> dict[str, Any]:
+    """Check that what is set are numbers of a request; a picture or a text has an option of its own."""
+    if unknown := [name for name, _ in settings if name not in scalars]:
+        fix = f"set one of {', '.join(scalars)}" if scalars else "leave --set out"
+        raise DiffcError(f"{unknown[0]} is no number of the request", where="--set", fix=fix)
+    return {"guidance_scale": guidance} | dict(settings)
 
 
 def _inputs(files: Iterable[tuple[str, Path | str | None]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from diffc.compiler.errors import BuildError
-from diffc.compiler.graphs import ENTRY_POINTS, bind, returned_tensors, tensor_ports
-from diffc.compiler.inputs import as_arguments, asked_arrays
+from diffc.compiler.graphs import ENTRY_POINTS, bind, returned_tensors, tensor_ports, with_tensors
+from diffc.compiler.inputs import DENOISERS, as_arguments, asked_arrays
 from diffc.compiler.load import load
-from diffc.compiler.sampling import GUIDANCE, TEXTS
+from diffc.compiler.sampling import CALLBACK, GUIDANCE, NEGATIVE, TEXTS
 from diffc.compiler.target import Progress
 from diffc.compiler.text import parse
 from diffc.compiler.trace import Asked, Picture, Tensor
@@ -127,17 +128,21 @@ def compare(
     name, text = _program(sampler, program)
     reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)
     prompts = prompts if reads_prompt else ("",)
+    reads_negative = program is not None and any(item.name == NEGATIVE for item in parse(text).inputs)
+    negative = {NEGATIVE: ""} if reads_negative else {}
     scale = guidance if guidance is not None else _default(text)
     asked = asked_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=recipe["size"])
     arrays = _test_arrays(asked, seed)
+    marks = sum(op.operator == "step" for op in parse(text).ops)
     calls = list[Call]()
     pictures = list[dict[str, Any]]()
     for at, prompt in enumerate(prompts):
         progress(f"draw {at + 1}/{len(prompts)}: {prompt}")
-        with _recorded(pipeline, calls):
-            wanted = _reference(pipeline, prompt, recipe, _steps(name), scale, seed + at, arrays)
+        texts = {TEXTS[0]: prompt, **negative}
+        with _recorded(pipeline, calls), _guided_inside(pipeline, recipe, marks) as limited:
+            wanted = _reference(pipeline, texts, limited, _steps(name), scale, seed + at, arrays)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
-        options |= _for_the_bundle(sampler, asked, arrays)
+        options |= negative | _for_the_bundle(sampler, asked, arrays)
         got = sampler(
             [prompt] * recipe["batch"] if reads_prompt else "", seed=seed + at, program=program, output="np", **options
         )
@@ -172,7 +177,7 @@ def _program(sampler: Sampler, name: str | None) -> tuple[str, str]:
 
 
 def _steps(program: str) -> int:
-    found = re.search(r"_(\d+)(_unguided)?$", program)
+    found = re.search(r"_(\d+)(_no_negative|_unguided)?$", program)
     if found is None:
         raise BuildError(f"{program} was not built from a pipeline", fix="compare it in the code that made it")
     return int(found[1])
@@ -204,7 +209,7 @@ def _default(text: str) -> float | None:
 
 
 def _reference(
-    pipeline: Any, prompt: str, recipe: Any, steps: int, guidance: float | None, seed: int, given: Any
+    pipeline: Any, texts: Mapping[str, Any], recipe: Any, steps: int, guidance: float | None, seed: int, given: Any
 ) -> Array:
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
     options |= as_arguments(pipeline, recipe["inputs"], {key: torch.from_numpy(a) for key, a in given.items()})
@@ -213,11 +218,50 @@ def _reference(
     fixed = {"width": size[0], "height": size[1], "strength": recipe["strength"]}
     options |= {key: value for key, value in fixed.items() if value is not None and key in takes}
     options |= recipe["options"]
-    prompts = [prompt] * recipe["batch"]
     generator = torch.Generator("cpu").manual_seed(seed)
-    texts = {k: v for k, v in zip(TEXTS, (prompts, [""] * len(prompts)), strict=True) if k in takes}
+    texts = {name: [text] * recipe["batch"] for name, text in texts.items() if name in takes}
     drawn = pipeline(**texts, **options, num_inference_steps=steps, generator=generator, output_type="np")
     return np.asarray(drawn[0])
+
+
+@contextlib.contextmanager
+def _guided_inside(pipeline: Any, recipe: Any, steps: int) -> Iterator[dict[str, Any]]:
+    """Outside the guidance interval let the conditional branch stand for both, so that no scale changes anything.
+
+    The branches are the halves of a batch, the conditional one last, or two calls, the conditional one first, as
+    diffusers orders them. Gives the recipe with the pipeline's option that counts the steps.
+    """
+    if not recipe["guidance_interval"]:
+        yield recipe
+        return
+    start, stop = (int(fraction * steps) for fraction in recipe["guidance_interval"])
+    done, first = 0, list[torch.Tensor]()
+
+    def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
+        done += 1
+        first.clear()
+        return values
+
+    def conditional(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        returned = forward(*args, **kwargs)
+        if start <= done < stop:
+            return returned
+        tensors = returned_tensors(returned)
+        if len(tensors[0]) == 2 * recipe["batch"]:
+            return with_tensors(returned, (torch.cat([tensor.chunk(2)[1]] * 2) for tensor in tensors))
+        first.extend(tensors if not first else [])
+        return with_tensors(returned, iter(first))
+
+    denoisers = [getattr(pipeline, name) for name in DENOISERS if getattr(pipeline, name, None)]
+    before = [denoiser.forward for denoiser in denoisers]
+    for denoiser, forward in zip(denoisers, before, strict=True):
+        denoiser.__dict__["forward"] = partial(conditional, forward)
+    try:
+        yield recipe | {"options": recipe["options"] | {CALLBACK: after}}
+    finally:
+        for denoiser, forward in zip(denoisers, before, strict=True):
+            denoiser.__dict__["forward"] = forward
 
 
 @contextlib.contextmanager

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import operator
 import re
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
@@ -21,6 +23,7 @@ from torch.utils import _pytree as pytree
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir import BUILTINS, Graph, Program, Type, Value
 from diffc.compiler.stored import FAKES
+from diffc.compiler.weights import first_line
 
 aten = torch.ops.aten
 STRIDELESS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
@@ -33,6 +36,10 @@ ENTRY_POINTS = ("forward", "encode", "decode")
 def type_of(tensor: torch.Tensor) -> Type:
     """Describe a tensor in the terms of the IR."""
     return Type(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+
+Key = tuple[str, str, str, tuple[Type | str, ...]]
+"""A component, its method, the structure of its arguments, and for each the tensor's type or what it prints."""
 
 
 @dataclass
@@ -65,7 +72,7 @@ class Capture:
 
     def __init__(self) -> None:
         self.fake_mode = FAKES
-        self.signatures: dict[Hashable, Signature] = {}
+        self.signatures: dict[Key, Signature] = {}
 
     def call(
         self, component: str, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -78,7 +85,8 @@ class Capture:
         static = [type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves]
         key = (component, method, str(structure), tuple(static))
         if key not in self.signatures:
-            returned = self._fake_run(original, structure, leaves)
+            with _misfit(component):
+                returned = self._fake_run(original, structure, leaves)
             self.signatures[key] = Signature(
                 self._graph_name(component, method),
                 component,
@@ -115,6 +123,29 @@ class Capture:
                     by_name[op.operator].used |= {i for i, value in enumerate(op.results) if value.name in read}
         graphs = {name: _export(signature) for name, signature in by_name.items() if signature.used}
         return tuple(_with_graphs(program, graphs, by_name) for program in programs)
+
+    def parts(self) -> dict[str, str]:
+        """Pair each signature with the one that differs from it only by a part of the batch, by their names."""
+        return {
+            whole.name: part.name
+            for theirs, whole in self.signatures.items()
+            for mine, part in self.signatures.items()
+            if whole.used == part.used and mine[:-1] == theirs[:-1] and _is_part(mine[-1], theirs[-1])
+        }
+
+
+def _is_part(part: tuple[Type | str, ...], whole: tuple[Type | str, ...]) -> bool:
+    """Say whether arguments are the same but for tensors, whose batches are all the same part of the other's."""
+    changed = [(a, b) for a, b in zip(part, whole, strict=True) if a != b]
+    ratios = {_ratio(a, b) for a, b in changed}
+    return len(ratios) == 1 and None not in ratios
+
+
+def _ratio(part: Type | str, whole: Type | str) -> int | None:
+    if isinstance(part, str) or isinstance(whole, str) or not part.shape or part.dtype != whole.dtype:
+        return None
+    ratio, rest = divmod(whole.shape[0], part.shape[0]) if whole.shape[1:] == part.shape[1:] else (0, 0)
+    return ratio if ratio > 1 and not rest else None
 
 
 def bind(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -238,6 +269,24 @@ def _export(signature: Signature) -> Graph:
     body = export(signature.name, _Call(signature).eval(), signature.example())
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
+
+
+@contextmanager
+def _misfit(component: str) -> Iterator[None]:
+    """Say which component does not take what the pipeline gives it; torch's own report of it is for its developers."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise CaptureError(
+            f"{component} does not fit what the pipeline gives it: {first_line(error)}",
+            fix="check that the configurations of the checkpoint's components belong together",
+        ) from error
+    finally:
+        log.disabled = before
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from diffc.compiler.ir import Program
 from diffc.compiler.scalars import COMPARISONS
 from diffc.compiler.trace import Asked, Number, Text, trace
 
-TEXTS = ("prompt", "negative_prompt")
+NEGATIVE = "negative_prompt"
+TEXTS = ("prompt", NEGATIVE)
 GUIDANCE = "guidance_scale"
+SCALES = (GUIDANCE, "true_cfg_scale")
 CALLBACK = "callback_on_step_end"
 STRENGTH = "strength"
 
@@ -51,24 +54,65 @@ def default_steps(pipeline: Any) -> int:
 def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[Program]:
     """Trace the pipeline; where it drops its guidance branch at scale 1, trace it without as well.
 
+    Where it does something else for no negative prompt than for an empty one, there is a program for that too.
+
     Raises `CaptureError` with the pipeline's file, line and source where it cannot be traced.
     """
     steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
     if steps < 1:
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
     name = f"{sampling.task.replace('-', '_')}_{steps}"
-    first = _trace(pipeline, sampling, steps, sampling.guidance, name, capture)
-    broken = [g for g in first.guards if g.scalar == GUIDANCE and not COMPARISONS[g.comparison](1.0, g.bound)]
-    if not broken:
-        return [first]
-    return [first, _trace(pipeline, sampling, steps, 1.0, f"{name}_unguided", capture)]
+    scales = _scales(pipeline, _parameters(pipeline), sampling)
+    first = _trace(pipeline, sampling, steps, scales, name, capture)
+    ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
+    off = {guard.scalar: 1.0 for guard in ranges if not COMPARISONS[guard.comparison](1.0, guard.bound)}
+    programs = [first]
+    if any(item.name == NEGATIVE for item in first.inputs) and _needs_negative(pipeline, sampling, steps, scales):
+        absent = {NEGATIVE: _parameters(pipeline)[NEGATIVE].default}
+        programs.append(_trace(pipeline, sampling, steps, scales, f"{name}_no_negative", capture, absent))
+    if off:
+        programs.append(_trace(pipeline, sampling, steps, scales | off, f"{name}_unguided", capture))
+    return programs
+
+
+def _needs_negative(pipeline: Any, sampling: Sampling, steps: int, scales: Mapping[str, float]) -> bool:
+    """Say whether the pipeline does something else without a negative prompt than with an empty one."""
+    absent, capture = _parameters(pipeline)[NEGATIVE].default, Capture()
+    if absent == "":
+        return False
+    one, other = (
+        _trace(pipeline, sampling, steps, {}, "main", capture, {**scales, NEGATIVE: negative})
+        for negative in (absent, [""] * sampling.batch)
+    )
+    return one != other
+
+
+def _scales(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling) -> dict[str, float]:
+    """Give the default of each scale of guidance that the pipeline takes, but for those that it leaves out itself."""
+    if GUIDANCE not in parameters and sampling.guidance not in (None, 1.0):
+        raise BuildError(
+            "this pipeline takes no guidance scale", where=type(pipeline).__name__, fix="leave --guidance out"
+        )
+    said = {**sampling.options, GUIDANCE: sampling.guidance}
+    scales = {name: parameters[name].default for name in SCALES if name in parameters}
+    scales |= {name: said[name] for name in scales if said.get(name) is not None}
+    for name, scale in scales.items():
+        if scale is not None and (not isinstance(scale, int | float) or isinstance(scale, bool)):
+            raise BuildError(f"{name} is {scale!r}", where="--set", fix="give a number")
+    return {name: float(scale) for name, scale in scales.items() if scale is not None}
 
 
 def _trace(
-    pipeline: Any, sampling: Sampling, steps: int, guidance: float | None, name: str, capture: Capture
+    pipeline: Any,
+    sampling: Sampling,
+    steps: int,
+    scales: Mapping[str, float],
+    name: str,
+    capture: Capture,
+    said: Mapping[str, Any] = MappingProxyType({}),
 ) -> Program:
     parameters = _parameters(pipeline)
-    inputs: dict[str, Asked] = {text: Text(sampling.batch) for text in TEXTS if text in parameters}
+    inputs: dict[str, Asked] = {text: Text(sampling.batch) for text in TEXTS if text in parameters and text not in said}
     fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np", "return_dict": False}
     inputs |= asked_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
     if sampling.size is not None and {"width", "height"} <= parameters.keys():
@@ -77,15 +121,11 @@ def _trace(
         if STRENGTH not in parameters:
             raise BuildError("this task takes no strength", where=sampling.task, fix="leave --strength out")
         fixed[STRENGTH] = sampling.strength
-    fixed |= _options(
-        pipeline, parameters, {*inputs, *sampling.inputs, *fixed, GUIDANCE, CALLBACK, STRENGTH}, sampling.options
-    )
-    if GUIDANCE in parameters:
-        inputs[GUIDANCE] = Number(float(parameters[GUIDANCE].default if guidance is None else guidance))
-    elif guidance is not None and guidance != 1.0:
-        raise BuildError(
-            "this pipeline takes no guidance scale", where=type(pipeline).__name__, fix="leave --guidance out"
-        )
+    options = {option: value for option, value in sampling.options.items() if option not in said}
+    taken = {*inputs, *sampling.inputs, *fixed, *said, GUIDANCE, CALLBACK, STRENGTH}
+    fixed |= _options(pipeline, parameters, taken, options)
+    inputs |= {scale: Number(default) for scale, default in scales.items()}
+    fixed = {option: value for option, value in fixed.items() if option not in scales} | dict(said)
     components = {key: c for key, c in pipeline.components.items() if isinstance(c, torch.nn.Module)}
     tokenizers = {
         key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)

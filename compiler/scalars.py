@@ -6,6 +6,7 @@ that differ are fitted by polynomials in the number, and written as ``linear``.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,24 +26,86 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
-
+FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 SCALED = tuple(f"aten.{kind}.Scalar" for kind in ("add", "sub", "rsub", "mul", "div"))
 """Operators whose second argument is a number, but may as well be a tensor that has no axes."""
 
 
 class Scalar(float):
-    """Behave as a float that notes every comparison as a guard."""
+    """Behave as a float that notes every comparison as a guard.
+
+    Sums with numbers and multiples are ``slope * root + shift`` of the request's number, the root, and note what a
+    comparison says of it. ``slope`` is NaN in what else is made of it: a comparison then fixes the root.
+    """
 
     name: str
     guards: list[Guard]
+    root: float
+    slope: float
+    shift: float
+
+    def __new__(cls, value: float, name: str, guards: list[Guard]) -> Scalar:
+        """Follow a number of the request by its name."""
+        made = super().__new__(cls, value)
+        made.name, made.guards, made.root, made.slope, made.shift = name, guards, float(value), 1.0, 0.0
+        return made
+
+    def __deepcopy__(self, _: object) -> Scalar:
+        return self
 
     def _note(self, comparison: str, other: float) -> bool:
         holds = COMPARISONS[comparison](float(self), float(other))
-        guard = Guard(self.name, comparison if holds else NEGATED[comparison], float(other))
+        found = comparison if holds else NEGATED[comparison]
+        bound = (float(other) - self.shift) / self.slope if self.slope and type(other) is not Scalar else math.nan
+        guard = Guard(self.name, found if self.slope > 0 else FLIPPED.get(found, found), bound)
+        if not math.isfinite(bound) or not COMPARISONS[guard.comparison](self.root, bound):
+            guard = Guard(self.name, "==", self.root)
         if guard not in self.guards:
             self.guards.append(guard)
         return holds
+
+    def _made(self, value: float, slope: float, shift: float) -> Scalar:
+        made = Scalar(value, self.name, self.guards)
+        made.root, made.slope = self.root, math.nan if type(slope) is Scalar or type(shift) is Scalar else slope
+        made.shift = float(shift)
+        return made
+
+    def __add__(self, other: float) -> Any:
+        value = super().__add__(other)
+        return value if value is NotImplemented else self._made(value, self.slope, self.shift + other)
+
+    def __sub__(self, other: float) -> Any:
+        value = super().__sub__(other)
+        return value if value is NotImplemented else self._made(value, self.slope, self.shift - other)
+
+    def __rsub__(self, other: float) -> Any:
+        value = super().__rsub__(other)
+        return value if value is NotImplemented else self._made(value, -self.slope, other - self.shift)
+
+    def __mul__(self, other: float) -> Any:
+        value = super().__mul__(other)
+        return value if value is NotImplemented else self._made(value, self.slope * other, self.shift * other)
+
+    def __truediv__(self, other: float) -> Any:
+        value = super().__truediv__(other)
+        return value if value is NotImplemented else self._made(value, self.slope / other, self.shift / other)
+
+    def __rtruediv__(self, other: float) -> Any:
+        value = super().__rtruediv__(other)
+        return value if value is NotImplemented else self._made(value, math.nan, 0.0)
+
+    def __pow__(self, other: Any, modulo: None = None) -> Any:
+        value = super().__pow__(other)
+        return value if value is NotImplemented else self._made(value, math.nan, 0.0)
+
+    def __neg__(self) -> Scalar:
+        return self._made(-float(self), -self.slope, -self.shift)
+
+    def __abs__(self) -> Scalar:
+        return self._made(abs(float(self)), math.nan, 0.0)
+
+    __radd__, __rmul__ = __add__, __mul__
 
     def __gt__(self, other: float) -> bool:
         return self._note(">", other)

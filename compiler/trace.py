@@ -170,7 +170,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.markers = {f"{MARKER}{i}": key for i, (key, t) in enumerate(inputs.items()) if isinstance(t, Text)}
 
     def run(self, function: Callable[..., Any], numbers: Mapping[str, float], on_step: str | None) -> _Trace:
-        request: dict[str, Any] = {key: self._scalar(key, value) for key, value in numbers.items()}
+        request: dict[str, Any] = {key: Scalar(value, key, self.guards) for key, value in numbers.items()}
         for marker, key in self.markers.items():
             text = self.inputs[key]
             request[key] = [marker] * (text.batch if isinstance(text, Text) else 1)
@@ -195,11 +195,6 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "the sampler returns nothing that depends on the request or on noise", fix="return a tensor"
             )
         return self
-
-    def _scalar(self, name: str, value: float) -> Scalar:
-        scalar = Scalar(value)
-        scalar.name, scalar.guards = name, self.guards
-        return scalar
 
     # What is recorded
 

@@ -11,7 +11,7 @@ from diffc.compiler.errors import LoadError
 NAMES_SHOWN = 5
 SHAPES = re.compile(r"(\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
 # What diffusers and transformers raise where a checkpoint is at fault.
-LIBRARY_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+LIBRARY_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
 
 
 def missing_tensors(name: str, keys: Iterable[str], where: str) -> LoadError:

@@ -1,20 +1,28 @@
 """Rewrite programs. One technique per file; a recipe is a list of them, read from top to bottom."""
 
 from diffc.passes.common_subexpressions import common_subexpressions
+from diffc.passes.guidance_interval import guidance_interval
 from diffc.passes.outline import outline
 from diffc.passes.recognize_linear import recognize_linear
 from diffc.passes.stage import stage
 from diffc.passes.unroll import unroll
 
-NORMAL_FORM = (
+UNROLLED = (
     # Across time: from the pipeline's arithmetic to one linear for each step
     recognize_linear,
     unroll,
+)
+"""Leave what is linear as ``linear``: the form in which guidance can be read off."""
+
+OUTLINED = (
     # What is not linear becomes small graphs
     outline,
     # What the pipeline repeats in every step is computed once
     common_subexpressions,
 )
+"""Leave no operators of ATen."""
+
+NORMAL_FORM = (*UNROLLED, *OUTLINED)
 """Leave calls of graphs and built-ins only: what the runtime can interpret."""
 
-__all__ = ["NORMAL_FORM", "stage"]
+__all__ = ["NORMAL_FORM", "OUTLINED", "UNROLLED", "guidance_interval", "stage"]

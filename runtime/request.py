@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,8 @@ def make_request(
                 f"no program of this bundle takes {name}", fix=f"it takes {', '.join(known) or 'nothing'}"
             )
     scalars = {n: _scalar(n, v) for n, v in inputs.items() if known.get(n) == "scalar" and v is not None}
-    chosen, used_scalars = _choose(programs, program, scalars)
-    prompts = {name: _texts(name, value) for name, value in inputs.items() if known.get(name) == "text"}
+    prompts = {n: _texts(n, v) for n, v in inputs.items() if known.get(n) == "text" and v is not None}
+    chosen, used_scalars = _choose(programs, program, scalars, prompts.keys())
     given = {item.name: _rows(item, inputs.get(item.name)) for item in chosen.arrays}
     counts = [len(texts) for texts in prompts.values()] + [len(rows) for rows in given.values()]
     count = max(counts, default=1)
@@ -74,13 +74,16 @@ def make_request(
 
 
 def _choose(
-    programs: Mapping[str, Program], name: str | None, given: Mapping[str, float]
+    programs: Mapping[str, Program], name: str | None, given: Mapping[str, float], texts: Collection[str]
 ) -> tuple[Program, Mapping[str, float]]:
+    """Choose the first program that serves the request; those that read the texts that are given come first."""
     if name is not None and name not in programs:
         raise RequestError(f"the bundle has no program {name}", fix=f"use one of {', '.join(programs)}")
     candidates = list(programs.values()) if name is None else [programs[name]]
     defaults = {key: value for key, value in candidates[0].scalars.items() if value is not None}
-    for program in candidates:
+    for program in sorted(
+        candidates, key=lambda each: len({item.name for item in each.texts}.symmetric_difference(texts))
+    ):
         scalars = {key: value for key, value in (defaults | dict(given)).items() if key in program.scalars}
         missing = [key for key in program.scalars if key not in scalars]
         if given.keys() <= scalars.keys() and all(guard.holds(scalars) for guard in program.guards) and not missing:

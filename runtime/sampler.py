@@ -73,6 +73,14 @@ class Sampler:
         return self._bundle.manifest.programs
 
     @property
+    def scalars(self) -> Mapping[str, float | None]:
+        """Map the numbers that a request may give to the defaults of the first program that has them."""
+        known: dict[str, float | None] = {}
+        for program in self._bundle.programs.values():
+            known = {**program.scalars, **known}
+        return known
+
+    @property
     def bytes(self) -> int:
         """Sum the sizes of the files."""
         return sum(file.bytes for file in self._bundle.manifest.files.values())
@@ -93,7 +101,7 @@ class Sampler:
         self,
         prompt: Texts = "",
         *,
-        negative_prompt: Texts = "",
+        negative_prompt: Texts | None = None,
         guidance_scale: float | None = None,
         seed: Seed | None = None,
         latents: ArrayLike | None = None,
@@ -108,10 +116,11 @@ class Sampler:
         One ``seed`` gives what diffusers gives for all the pictures with one generator: each draw of noise is made for
         all of them at once, before the first batch runs. A list of seeds gives each picture its own generator. None
         stands for a random seed, which ``picture.info["seed"]`` and the callback's `Progress` tell. ``latents``, one or
-        one for each picture, stand for the first draw, which is then not made. The negative prompt is one, or one for
-        each prompt; a program without guidance does not read it. ``inputs`` are a program's other texts and scalars,
-        its pictures (``image``, ``mask_image``): PIL images, which are scaled to its size, or float[…, H, W, C];
-        and its other tensors, such as ``image_embeds``: numbers for one picture, or an array with a row for each.
+        one for each picture, stand for the first draw, which is then not made. The negative prompt is none, one, or
+        one for each prompt; a program without guidance does not read it. ``inputs`` are a program's other texts and
+        scalars, its pictures (``image``, ``mask_image``): PIL images, which are scaled to its size, or
+        float[…, H, W, C]; and its other tensors, such as ``image_embeds``: numbers for one picture, or an array with a
+        row for each.
 
         The program is the one named, or else the first whose guards hold; ``guidance_scale`` is by default that of the
         first. ``callback`` is called after each step; if it returns True the request ends in `Cancelled`.

@@ -27,6 +27,7 @@ from diffc.compiler.target import find_backend
 from diffc.compiler.text import parse
 from tests.conftest import PROMPT, UNET
 from tests.tolerances import PICTURE_8BIT, VERIFIED_PSNR
+from tests.zoo import ZOO
 
 DIFFC = (sys.executable, "-c", "from diffc.compiler.cli import main; main()")
 
@@ -193,6 +194,55 @@ def test_two_builds_are_identical(tmp_path: Path) -> None:
 
 
 # Bad input
+
+
+def edited(folder: Path, file: str, **changes: Any) -> None:
+    """Change entries of a configuration."""
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | changes))
+
+
+SCHEDULE = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "what"),
+    [
+        ({"prediction_type": "velocity"}, (), "velocity"),
+        ({"timestep_spacing": "odd"}, (), "odd is not supported"),
+        ({"beta_schedule": "zigzag"}, (), "zigzag"),
+        ({"num_train_timesteps": 0}, (), "cannot be put together"),
+        ({"use_karras_sigmas": True, "use_exponential_sigmas": True}, ("--sampler", "euler"), "refuses the checkpoint"),
+        ({}, ("--steps", "1001"), "1001"),
+        ({}, ("--sampler", "DPMSolverSDEScheduler"), "not normal"),
+        ({}, ("--size", "17x17"), "divisible by 8"),
+        ({}, ("--set", "guidance_rescale=high"), "not supported between"),
+        ({}, ("--set", "true_cfg_scale=2"), "takes no true_cfg_scale"),
+        ({}, ("--guidance-interval", "nan,1"), "0 of 2 steps are inside nan,1"),
+        ({}, ("--guidance", "nan"), "nan"),
+    ],
+)
+def test_what_contradicts_itself_or_asks_too_much(
+    changes: dict[str, Any], options: tuple[str, ...], what: str, tmp_path: Path
+) -> None:
+    ZOO["StableDiffusionPipeline"]().pipeline.save_pretrained(tmp_path / "model")
+    edited(tmp_path / "model", SCHEDULE, **changes)
+    common = ("--size", "16x16", "--steps", "2", "-o", tmp_path / "x.diffc")
+    assert what in refused("build", tmp_path / "model", *common, *options)
+    assert not (tmp_path / "x.diffc").exists()
+
+
+def test_components_that_do_not_fit_one_another(tmp_path: Path) -> None:
+    pipeline = ZOO["StableDiffusionPipeline"]().pipeline
+    config = pipeline.text_encoder.config.to_dict() | {"hidden_size": 48}
+    pipeline.text_encoder = type(pipeline.text_encoder)(type(pipeline.text_encoder.config)(**config))
+    pipeline.save_pretrained(tmp_path / "model")
+    error = refused("build", tmp_path / "model", "--size", "16x16", "--steps", "2", "-o", tmp_path / "x.diffc")
+    assert "unet does not fit what the pipeline gives it" in error
+
+
+def test_a_picture_of_no_size() -> None:
+    assert diffc("build", UNET, "--size", "0x64").exit_code == 2
 
 
 def test_the_output_exists(tmp_path: Path) -> None:

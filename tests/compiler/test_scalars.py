@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +21,7 @@ from tests.tolerances import SCALARS
 
 def scalar(value: float) -> Scalar:
     """Make a number of the request."""
-    made = Scalar(value)
-    made.name, made.guards = "g", []
-    return made
+    return Scalar(value, "g", [])
 
 
 # Guards
@@ -78,8 +77,40 @@ def test_the_same_question_is_noted_once() -> None:
 
 def test_it_is_a_number_otherwise() -> None:
     g = scalar(2.5)
-    assert (g * 2, int(g), hash(g), f"{g:.1f}") == (5.0, 2, hash(2.5), "2.5")
+    assert (float(g * 2), int(g), hash(g), f"{g:.1f}") == (5.0, 2, hash(2.5), "2.5")
     assert g.guards == []
+
+
+@pytest.mark.parametrize(
+    ("made", "holds", "guard"),
+    [
+        (lambda g: g - 1 > 0, True, Guard("g", ">", 1.0)),
+        (lambda g: 3 - g > 0, False, Guard("g", ">=", 3.0)),
+        (lambda g: 2 * g + 3 > 1, True, Guard("g", ">", -1.0)),
+        (lambda g: -g / 2 <= -2, True, Guard("g", ">=", 4.0)),
+        (lambda g: (g - 4) == 0, True, Guard("g", "==", 4.0)),
+        (lambda g: bool(g - 1), True, Guard("g", "!=", 1.0)),
+        (lambda g: g * g > 9, True, Guard("g", "==", 4.0)),
+        (lambda g: g**2 != 16, False, Guard("g", "==", 4.0)),
+        (lambda g: 1 / g > 0, True, Guard("g", "==", 4.0)),
+        (lambda g: abs(g) < 0, False, Guard("g", "==", 4.0)),
+        (lambda g: g < g + 1, True, Guard("g", "==", 4.0)),
+        (lambda g: 0 * g < 1, True, Guard("g", "==", 4.0)),
+        (lambda g: copy.deepcopy(g) > 1, True, Guard("g", ">", 1.0)),
+    ],
+)
+def test_a_comparison_of_what_is_made_of_it_is_noted(made: Callable[[Any], bool], holds: bool, guard: Guard) -> None:
+    g = scalar(4.0)
+    assert made(g) == made(4.0) == holds
+    assert g.guards == [guard]
+
+
+def test_arithmetic_with_tensors_is_theirs() -> None:
+    tensor = torch.ones(2)
+    for made in (scalar(2.0) * tensor, tensor * scalar(2.0), scalar(2.0) + tensor, tensor / scalar(2.0)):
+        assert type(made) is torch.Tensor
+    for made in (1 - scalar(2.0) * tensor, scalar(2.0) - tensor, scalar(2.0) / tensor, scalar(2.0) ** tensor):
+        assert type(made) is torch.Tensor
 
 
 def test_other_points_keep_the_guards() -> None:
