@@ -49,7 +49,14 @@ class Rearranges(nn.Module):
         return out.transpose(1, 2).reshape(len(x), heads.shape[2], -1)
 
 
-@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges])
+class Writes(Rearranges):
+    """Do the same after a write in place, for which a graph is traced twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clone().add_(1.0))
+
+
+@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes])
 def test_a_graph_computes_what_torch_computes(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = kind()
 
