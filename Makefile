@@ -31,6 +31,10 @@ bench: $(VENV)/compiler.stamp
 stages: $(VENV)/compiler.stamp
 	$(OFFLINE) $(BIN)/python -m benchmarks.stages
 
+# Very slow: writes SD 1.5- and FLUX.1-sized checkpoints (29 GB) below build/bench and builds each. It needs 60 GB of disk.
+bench-build: $(VENV)/compiler.stamp
+	$(OFFLINE) $(BIN)/python benchmarks/build.py
+
 check: $(VENV)/dev.stamp .mypy/stamp
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
