@@ -30,7 +30,7 @@ OPSET = 23
 """The first opset in which attention is one node; engines fuse it best when they see it whole."""
 
 INLINE = 1024
-"""Tensors of fewer bytes than this stay in the ONNX file."""
+"""Tensors of fewer bytes than this stay in the ONNX file, and lists of sizes."""
 
 ALIGNMENT = 64
 
@@ -115,7 +115,7 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
     model = exported(graph, _export, Cache.default(), by=__file__)
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < INLINE:
+        if tensor is None or tensor.nbytes < INLINE or _may_be_sizes(tensor):
             continue
         weight = tensor.weight if isinstance(tensor, StoredTensor) else _weight(tensor)
         wanted = storage if weight.dtype == torch.float32 else weight.dtype
@@ -142,6 +142,11 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
     except onnx.checker.ValidationError as error:
         raise _failure(graph, error) from error
     checked.rename(folder / file)
+
+
+def _may_be_sizes(tensor: onnx_ir.TensorProtocol) -> bool:
+    """Say whether a tensor may hold sizes, which engines read in the ONNX file or not at all."""
+    return tensor.dtype == onnx_ir.DataType.INT64 and len(tensor.shape) == 1
 
 
 def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:

@@ -56,7 +56,15 @@ class Writes(Rearranges):
         return super().forward(x.clone().add_(1.0))
 
 
-@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes])
+class Splits(nn.Module):
+    """Split into so many parts that the list of their sizes is no small tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = [1 + i % 2 for i in range(200)]
+        return torch.cat(x.repeat(1, 1, 38)[..., :300].split_with_sizes(sizes, 2)[::-1], 2)
+
+
+@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes, Splits])
 def test_a_graph_computes_what_torch_computes(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = kind()
 
