@@ -1,0 +1,37 @@
+"""What leaves the loop of full-size denoisers, against docs/stages.md and what others counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.stages import MODELS, program, row
+from diffc.compiler.cut import Cut
+from diffc.compiler.stages import work_of_graph
+
+PAGE = Path(__file__).parent.parent / "docs" / "stages.md"
+
+
+@pytest.mark.parametrize("name", ["SD 1.5", "DiT-XL/2"])
+def test_the_page_says_what_the_pass_does(name: str) -> None:
+    assert row(name, MODELS[name]) in PAGE.read_text(encoding="utf-8").splitlines(), "write it again: make stages"
+
+
+def test_every_model_is_on_the_page() -> None:
+    names = [line.split(" | ")[0].removeprefix("| ") for line in PAGE.read_text(encoding="utf-8").splitlines()[12:]]
+    assert names == list(MODELS)
+
+
+def test_a_unet_is_counted_as_its_paper_and_its_layers_say() -> None:
+    graph, loop = program(MODELS["SD 1.5"])
+    cut = Cut.of(graph, [loop])
+    work = work_of_graph(graph, cut.ports)
+    assert sum(p.numel() for p in cut.body.parameters()) == 859_520_964, "as diffusers counts the released UNet"
+    widths = [320] * 2 + [640] * 2 + [1280] * 2 + [1280] + [1280] * 3 + [640] * 3 + [320] * 3
+    assert work.parameters["request"] == sum(2 * 768 * width for width in widths), "keys and values of 16 attentions"
+    resnets = [320] * 2 + [640] * 2 + [1280] * 4 + [1280] * 2 + [1280] * 6 + [640] * 3 + [320] * 3
+    embedding = 320 * 1280 + 1280 + 1280 * 1280 + 1280
+    assert work.parameters["step"] == embedding + sum(1280 * width + width for width in resnets)
+    assert work.multiply_adds["request"] == 2 * 77 * work.parameters["request"], "two texts of 77 tokens"
+    assert work.parameters["latent"] + work.parameters["step"] + work.parameters["request"] == 859_520_964
