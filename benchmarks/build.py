@@ -227,7 +227,7 @@ def vanishing(folder: Path) -> Iterator[Path]:
 
 
 def measured(work: str, source: Path, output: Path, target: str) -> dict[str, float]:
-    """Run a piece of work in a process of its own, without a cache; give MB beyond the imports, seconds and MB written."""
+    """Run a piece of work in a process of its own, without a cache; give MB beyond the imports, and seconds."""
     command = [sys.executable, "-c", MEASURED.format(work=work), str(source), str(output), target]
     with vanishing(output.with_suffix(".cache")) as cache:
         environment = os.environ | {"DIFFC_CACHE": str(cache)}
