@@ -119,13 +119,14 @@ def compare(
     """
     sampler = Sampler(bundle)
     recipe = sampler.manifest["provenance"]["recipe"]
+    name, text = _program(sampler, program)
+    steps = _steps(name)
     progress("load")
     if recipe["ip_adapter"] and ip_adapter is None:
         what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
         raise BuildError(what, where=str(bundle), fix="give it with --ip-adapter")
     pipeline = load(source, sampler=recipe["sampler"], task=recipe["task"], ip_adapter=ip_adapter)
     pipeline.set_progress_bar_config(disable=True)
-    name, text = _program(sampler, program)
     reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)
     prompts = prompts if reads_prompt else ("",)
     reads_negative = program is not None and any(item.name == NEGATIVE for item in parse(text).inputs)
@@ -140,7 +141,7 @@ def compare(
         progress(f"draw {at + 1}/{len(prompts)}: {prompt}")
         texts = {TEXTS[0]: prompt, **negative}
         with _recorded(pipeline, calls), _guided_inside(pipeline, recipe, marks) as limited:
-            wanted = _reference(pipeline, texts, limited, _steps(name), scale, seed + at, arrays)
+            wanted = _reference(pipeline, texts, limited, steps, scale, seed + at, arrays)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
         options |= negative | _for_the_bundle(sampler, asked, arrays)
         got = sampler(

@@ -26,6 +26,8 @@ GUIDANCE = "guidance_scale"
 SCALES = (GUIDANCE, "true_cfg_scale")
 CALLBACK = "callback_on_step_end"
 STRENGTH = "strength"
+OF_THE_RUN = ("generator", "latents", "num_images_per_prompt", "num_videos_per_prompt")
+"""Arguments of a pipeline's call that the runtime decides: seeds, first noises, how many pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ def _trace(
             raise BuildError("this task takes no strength", where=sampling.task, fix="leave --strength out")
         fixed[STRENGTH] = sampling.strength
     options = {option: value for option, value in sampling.options.items() if option not in said}
-    taken = {*inputs, *sampling.inputs, *fixed, *said, GUIDANCE, CALLBACK, STRENGTH}
+    taken = {*inputs, *sampling.inputs, *fixed, *said, GUIDANCE, CALLBACK, STRENGTH, *OF_THE_RUN}
     fixed |= _options(pipeline, parameters, taken, options)
     inputs |= {scale: Number(default) for scale, default in scales.items()}
     fixed = {option: value for option, value in fixed.items() if option not in scales} | dict(said)

@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from diffc.compiler import capture, write_bundle
 from diffc.compiler.cli import main
 from diffc.compiler.errors import TargetError
 from diffc.compiler.load import load
@@ -112,6 +113,17 @@ def test_verify_measures_fidelity_and_fails_below_the_floor(bundle: Path, tmp_pa
     assert found["psnr"] >= VERIFIED_PSNR
     assert {"text_encoder", "unet", "vae_decode"} <= found["components"].keys()
     assert diffc(*common, "--min-psnr", "190").exit_code == 1
+
+
+def test_what_no_pipeline_made_cannot_be_verified(tmp_path: Path) -> None:
+    write_bundle([capture(lambda: torch.randn(1, 3, 4, 4), {})], tmp_path / "own.diffc")
+    said = refused("verify", tmp_path / "own.diffc", "--against", UNET)
+    assert "main was not built from a pipeline" in said
+
+
+@pytest.mark.parametrize("name", ["num_images_per_prompt", "latents", "generator"])
+def test_what_the_run_decides_is_not_set_at_build(tmp_path: Path, name: str) -> None:
+    assert f"takes no {name} here" in refused("build", UNET, "--set", f"{name}=2", "-o", tmp_path / "x.diffc")
 
 
 def test_verify_notices_another_checkpoint(bundle: Path, tmp_path: Path) -> None:

@@ -114,9 +114,11 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path: Path) -> None:
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_pictures_are_scaled_as_diffusers_scales_them() -> None:
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+def test_pictures_are_scaled_and_converted_as_diffusers_does(mode: str) -> None:
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (50, 70, 4), dtype=np.uint8), "RGBA")
+    colours = Image.fromarray(rng.integers(0, 256, (50, 70, 4), dtype=np.uint8), "RGBA")
+    picture = colours.convert("RGB").convert(mode) if mode != "I;16" else colours.convert("I").convert(mode)
     processor = VaeImageProcessor(do_normalize=False, do_convert_rgb=True, vae_scale_factor=8)
     wanted = processor.preprocess(picture, height=32, width=48).numpy()
     assert np.array_equal(arrays_from_pictures([picture], (48, 32), 3), wanted)
