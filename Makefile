@@ -20,8 +20,9 @@ demo: $(VENV)/compiler.stamp
 	$(BIN)/diffc run $(OUT)/demo/shapes.diffc "$(PROMPT)" --seed 0 -o $(OUT)/demo/picture.png
 	@echo "The picture is $(OUT)/demo/picture.png"
 
+# Two processes of one thread each: most of a test is Python.
 test: $(VENV)/dev.stamp
-	$(OFFLINE) $(BIN)/python -m pytest -q
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2
 
 # Slow: builds both example models, then times them against diffusers in turns.
 bench: $(VENV)/compiler.stamp

@@ -312,13 +312,13 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def _opaque(self, name: str, module: nn.Module) -> Iterator[None]:
         methods = [method for method in ENTRY_POINTS if callable(getattr(type(module), method, None))]
-        before = {method: module.__dict__[method] for method in methods if method in module.__dict__}
-        for method in methods:
-            module.__dict__[method] = self._component(name, module, method)
+        made = {method: self._component(name, module, method) for method in methods} | {"to": _stays(name, module)}
+        before = {method: module.__dict__[method] for method in made if method in module.__dict__}
+        module.__dict__.update(made)
         try:
             yield
         finally:
-            for method in methods:
+            for method in made:
                 del module.__dict__[method]
             module.__dict__.update(before)
 
@@ -416,6 +416,18 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._append("tokenize", (Ref(key),), tuple(attrs), made)
         ids, mask = (torch.cat([tensor] * times) if times > 1 else tensor for tensor in made)
         return ids, mask
+
+
+def _stays(name: str, module: nn.Module) -> Callable[..., nn.Module]:
+    """Let a component be moved nowhere, and be cast to nothing that it is not."""
+
+    def to(*args: Any, **kwargs: Any) -> nn.Module:
+        _, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None and any(p.dtype != dtype for p in module.parameters() if p.is_floating_point()):
+            raise CaptureError(f"the pipeline casts {name} to {dtype}", fix="use a pipeline that computes in float32")
+        return module
+
+    return to
 
 
 def _template(text: str, markers: Mapping[str, str]) -> tuple[str, str] | None:

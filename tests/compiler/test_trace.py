@@ -527,3 +527,23 @@ def test_a_program_may_be_traced_before_its_graphs_are_made() -> None:
     model = Model()
     program = trace(lambda prompt: model(torch.randn(1, 3)), {"model": model}, {"prompt": Text()}, capture=Capture())
     assert program.graphs == () and operators(program) == ["noise", "model"]
+
+
+def test_a_component_may_be_moved_to_the_type_that_it_has() -> None:
+    model = Model()
+
+    def sample() -> torch.Tensor:
+        model.to(dtype=torch.float32)
+        return model(torch.randn(2, 3))
+
+    same_as_torch(sample, model=model)
+
+
+def test_a_component_that_is_cast_is_refused() -> None:
+    model = Model()
+
+    def sample() -> torch.Tensor:
+        return model.to(torch.float16)(torch.randn(2, 3))
+
+    with pytest.raises(CaptureError, match=r"casts model to torch\.float16"):
+        capture(sample, {"model": model})
