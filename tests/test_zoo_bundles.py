@@ -20,7 +20,7 @@ from diffc.runtime import load
 from tests.conftest import ROOT
 from tests.test_cli import refused, succeeded
 from tests.test_zoo_programs import REFUSED
-from tests.tolerances import PICTURE, PICTURE_OF_SINES
+from tests.tolerances import PICTURE
 from tests.zoo import ZOO, Entry
 
 PAGE = ROOT / "docs" / "pipelines.md"
@@ -67,12 +67,7 @@ def built_and_compared(name: str, folder: Path) -> tuple[str, dict[str, Any]]:
     manifest = load(bundle).manifest
     stages = manifest["stages"]
     early = 1 - stages["latent"] / max(1, sum(stages.values()))
-    return f"| `{name}` | yes | {len(manifest['graphs'])} graphs | {early:.0%} | ≤ {tolerance(name):g} |", found
-
-
-def tolerance(name: str) -> float:
-    """Say how far the entry's pictures may be from what diffusers draws."""
-    return PICTURE_OF_SINES if name == "StableCascadeDecoderPipeline" else PICTURE
+    return f"| `{name}` | yes | {len(manifest['graphs'])} graphs | {early:.0%} | ≤ {PICTURE:g} |", found
 
 
 def save_adapter(entry: Entry, folder: Path) -> tuple[str, Path]:
@@ -88,7 +83,7 @@ def save_adapter(entry: Entry, folder: Path) -> tuple[str, Path]:
 def test_a_saved_pipeline_is_built_drawn_and_verified(name: str, tmp_path: Path) -> None:
     row, found = built_and_compared(name, tmp_path)
     largest = 1.0 if found["ssim"] is not None else found["max_abs"] * 10 ** (found["psnr"] / 20)
-    assert found["max_abs"] <= tolerance(name) * max(1.0, largest)
+    assert found["max_abs"] <= PICTURE * max(1.0, largest)
     assert row in PAGE.read_text(encoding="utf-8").splitlines(), "write it again: python -m tests.test_zoo_bundles"
 
 

@@ -12,10 +12,6 @@ REWRITE_SINGLE = 5e-7
 PICTURE = 1e-3
 """A picture on [0, 1] against diffusers', at the same seed, 20 steps. test_parity.py: at worst 7e-5 before training."""
 
-PICTURE_OF_SINES = 5e-3
-"""The same where a model takes sines of angles up to 10,000, of which float32 keeps three decimals.
-test_zoo_bundles.py, StableCascadeDecoderPipeline: at three seeds at worst 1.9e-3."""
-
 PICTURE_8BIT = 1
 """The same in steps of 8 bits: one step is where rounding falls to the other side."""
 
