@@ -83,7 +83,7 @@ def test_a_solver_step_is_one_linear(compiled: Callable[[Path], Compiled], model
     bundle, _ = compiled(model)
     text = bundle.programs[sampler.replace("-", "_")]
     denoiser = "unet" if model == UNET else "transformer"
-    evaluations = sum(f" = {denoiser}" in line for line in text.splitlines())
+    evaluations = sum(f" = {denoiser}(" in line for line in text.splitlines())
     assert evaluations >= STEPS
     assert text.count("= linear(") <= evaluations + 2
     assert text.count("step(") == evaluations, "the pipeline tells of each evaluation"
