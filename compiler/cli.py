@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import secrets
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import click
 
 from diffc.runtime.errors import DiffcError, DiffcWarning
+from diffc.runtime.memory import peak_bytes
 
 Command = Callable[..., Any]
 
@@ -69,6 +69,13 @@ class _Interval(click.ParamType[tuple[float, float]]):
         except ValueError:
             self.fail(f"{value!r} is not two fractions of the steps, such as 0.2,0.8", param, ctx)
         return start, stop
+
+
+class _Names(click.ParamType[tuple[str, ...]]):
+    name = "NAME[,NAME…]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
 
 
 class _Setting(click.ParamType[tuple[str, Any]]):
@@ -176,7 +183,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
         path = compile_(source, output=output, steps=steps or (), progress=progress, **settings)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     _say(f"{path}: {size / 1e6:.1f} MB")
-    return {"bundle": str(path), "bytes": size, "seconds": time.monotonic() - start, "peak_bytes": _peak_bytes()}
+    return {"bundle": str(path), "bytes": size, "seconds": time.monotonic() - start, "peak_bytes": peak_bytes()}
 
 
 @_command
@@ -238,7 +245,7 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     _save(drawn, output)
     seconds = time.monotonic() - start
     _say(f"{output}: seed {seed}, {seconds:.1f} s")
-    return {"image": str(output), "seed": seed, "seconds": seconds, "peak_bytes": _peak_bytes()}
+    return {"image": str(output), "seed": seed, "seconds": seconds, "peak_bytes": peak_bytes()}
 
 
 def _save(drawn: Any, output: Path) -> None:
@@ -337,6 +344,55 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
 
 
 @_command
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--against", type=_Names(), default=(), help="Rivals. torch: the pipeline that it was built from, eager.")
+@click.option("--source", type=click.Path(path_type=Path), help="What the bundle was built from, for the rivals.")
+@click.option("--prompt", default="a red circle left of a blue square", show_default=True, help="What to draw.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of every picture.")
+@click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")
+@click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of everyone.  [default: all cores]")
+@click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of everyone.")
+def bench(bundle: Path, **options: Any) -> dict[str, Any]:
+    """Measure the time and memory of BUNDLE, in turns with rivals, in a fresh process each turn.
+
+    \b
+    diffc bench shapes.diffc
+    diffc bench shapes.diffc --against torch --source shapes.safetensors --repeat 5
+    """
+    from diffc.compiler.bench import bench as measure
+    from diffc.compiler.bench import table
+
+    with _timed("done") as progress:
+        found = measure(bundle, progress=progress, **options)
+    _say(table(found))
+    return found
+
+
+@_command
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--target", default="ort-fp32", show_default=True, help="BACKEND-PRECISION, such as ort-fp16.")
+@click.option("--ip-adapter", type=click.Path(path_type=Path), help=IP_ADAPTER)
+@click.option("--online", is_flag=True, help="Allow a single file's missing configuration to be fetched.")
+def estimate(**options: Any) -> dict[str, Any]:
+    """Say what a build of SOURCE and its bundle take, from the shapes of its weights.
+
+    \b
+    diffc estimate model.safetensors --target ort-fp16
+    """
+    from diffc.compiler.estimate import estimate as look
+
+    found = look(**options)
+    for name, count in found["parameters"].items():
+        _say(f"{name:>24}: {count:,} parameters")
+    _say(f"bundle: about {found['bundle_bytes'] / 1e6:,.0f} MB")
+    _say(f"build:  {found['disk_bytes'] / 1e6:,.0f} MB of disk, of {found['free_bytes'] / 1e6:,.0f} MB free here")
+    _say(f"        {found['memory_bytes'] / 1e6:,.0f} MB of memory at least")
+    _say(f"        {found['seconds']:,.0f} s on two cores, very roughly, for one number of steps and nothing cached")
+    return found
+
+
+@_command
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 def doctor(bundle: Path | None) -> dict[str, Any]:
     """Say what this machine can build and run, and what is missing; with BUNDLE, whether it can run that.
@@ -375,9 +431,3 @@ def cache(*, clear: bool) -> dict[str, Any]:
         _say(f"removed {removed / 1e6:.1f} MB")
     _say(f"{kept.folder}: {len(entries)} entries, {size / 1e6:.1f} MB of at most {kept.limit / 1e6:.1f} MB")
     return {"folder": str(kept.folder), "entries": len(entries), "bytes": size, "limit": kept.limit, "removed": removed}
-
-
-def _peak_bytes() -> int:
-    """Give the most memory that this process ever held (Linux counts in KiB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

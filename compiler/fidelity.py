@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from diffc.compiler.errors import BuildError
 from diffc.compiler.graphs import ENTRY_POINTS, bind, returned_tensors, tensor_ports, with_tensors
 from diffc.compiler.inputs import DENOISERS, as_arguments, asked_arrays
 from diffc.compiler.load import load
+from diffc.compiler.provenance import arguments_of, steps_of
 from diffc.compiler.sampling import CALLBACK, GUIDANCE, NEGATIVE, TEXTS
 from diffc.compiler.target import Progress
 from diffc.compiler.text import parse
@@ -120,7 +120,7 @@ def compare(
     sampler = Sampler(bundle)
     recipe = sampler.manifest["provenance"]["recipe"]
     name, text = _program(sampler, program)
-    steps = _steps(name)
+    steps = steps_of(name)
     progress("load")
     if recipe["ip_adapter"] and ip_adapter is None:
         what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
@@ -177,13 +177,6 @@ def _program(sampler: Sampler, name: str | None) -> tuple[str, str]:
     return name, sampler.programs[name]
 
 
-def _steps(program: str) -> int:
-    found = re.search(r"_(\d+)(_no_negative|_unguided)?$", program)
-    if found is None:
-        raise BuildError(f"{program} was not built from a pipeline", fix="compare it in the code that made it")
-    return int(found[1])
-
-
 def _test_arrays(asked: Mapping[str, Asked], seed: int) -> dict[str, Array]:
     """Make what the pipeline asks for: smooth colours, a mask of the right half, normal numbers for other tensors."""
     made, random = {}, np.random.default_rng(seed)
@@ -215,10 +208,7 @@ def _reference(
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
     options |= as_arguments(pipeline, recipe["inputs"], {key: torch.from_numpy(a) for key, a in given.items()})
     takes = inspect.signature(type(pipeline).__call__).parameters
-    size = recipe["size"] or (None, None)
-    fixed = {"width": size[0], "height": size[1], "strength": recipe["strength"]}
-    options |= {key: value for key, value in fixed.items() if value is not None and key in takes}
-    options |= recipe["options"]
+    options |= {key: value for key, value in arguments_of(recipe).items() if key in takes}
     generator = torch.Generator("cpu").manual_seed(seed)
     texts = {name: [text] * recipe["batch"] for name, text in texts.items() if name in takes}
     drawn = pipeline(**texts, **options, num_inference_steps=steps, generator=generator, output_type="np")

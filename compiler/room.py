@@ -17,12 +17,17 @@ OVERHEAD = 64 << 20
 
 
 def bytes_needed(modules: Iterable[nn.Module], bytes_per_weight: float) -> int:
-    """Add up the weights of the modules, each tied one once, as a target stores them: what a bundle takes at most."""
+    """Say what a bundle of the modules takes at most."""
+    return bytes_of_weights(modules, bytes_per_weight) + OVERHEAD
+
+
+def bytes_of_weights(modules: Iterable[nn.Module], bytes_per_weight: float) -> int:
+    """Add up the weights of the modules, each tied one once, as a target stores them."""
     tensors = (t for module in modules for t in module.state_dict(keep_vars=True).values())
     weights = list[torch.Tensor]({id(tensor): tensor for tensor in tensors}.values())
     large = sum(weight.numel() for weight in weights if weight.is_floating_point() and weight.numel() > SMALL)
     others = sum(w.numel() * w.element_size() for w in weights if not w.is_floating_point() or w.numel() <= SMALL)
-    return round(large * bytes_per_weight) + others + OVERHEAD
+    return round(large * bytes_per_weight) + others
 
 
 def check_room(needed: int, folder: Path) -> None:

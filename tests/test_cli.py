@@ -159,7 +159,7 @@ def test_doctor_names_a_backend_that_cannot_be_imported(monkeypatch: pytest.Monk
     assert not any(target.startswith("onnx-") for target in found["targets"]) and "ort-fp32" in found["targets"]
 
 
-@pytest.mark.parametrize("command", ["build", "run", "inspect", "verify", "doctor"])
+@pytest.mark.parametrize("command", ["build", "run", "inspect", "verify", "bench", "estimate", "doctor"])
 def test_help_has_an_example(command: str) -> None:
     result = diffc(command, "--help")
     assert result.exit_code == 0
