@@ -128,16 +128,20 @@ def _medians(turns: Sequence[Turn], batch: int) -> dict[str, float | None]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Lay the medians out for people, a line for each contender."""
-    lines = [f"{'':>10}  {'first picture':>13}  {'picture, warm':>13}  {'step':>10}  {'peak':>8}"]
+    """Lay the medians out for people, a line for each contender, then one for the ratios of each rival."""
+    lines = [("", "first picture", "picture, warm", "step", "peak")]
     for name, row in found["contenders"].items():
         step = "" if row["step_milliseconds"] is None else f"{row['step_milliseconds']:.1f} ms"
-        times = f"{row['first_seconds']:>11.2f} s  {row['seconds']:>11.2f} s  {step:>10}"
-        lines.append(f"{name:>10}  {times}  {row['peak_bytes'] / 1e6:>5.0f} MB")
+        first, warm, peak = (
+            f"{row['first_seconds']:.2f} s",
+            f"{row['seconds']:.2f} s",
+            f"{row['peak_bytes'] / 1e6:.0f} MB",
+        )
+        lines.append((name, first, warm, step, peak))
     for rival, row in found["ratios"].items():
         first, warm, step, peak = ("" if value is None else f"{value:.2f} ×" for value in row.values())
-        lines.append(f"{rival + ' / ' + BUNDLE:>10}  {first:>13}  {warm:>13}  {step:>10}  {peak:>8}")
-    return "\n".join(lines)
+        lines.append((f"{rival} / {BUNDLE}", first, warm, step, peak))
+    return "\n".join("".join(f"{cell:>15}" for cell in line) for line in lines)
 
 
 def _check_rivals(against: Sequence[str], source: Path | str | None) -> None:
