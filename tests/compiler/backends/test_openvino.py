@@ -71,7 +71,7 @@ def test_graphs_and_weights_are_those_for_onnx_runtime(made: Path, bundle: Path)
 
     assert numbers(made) == numbers(bundle)
     drawn, wanted = (load(path)(PROMPT, seed=3, output="np") for path in (made, bundle))
-    assert np.abs(drawn - wanted).max() <= PICTURE
+    assert np.abs(drawn - wanted).max() <= GRAPH
 
 
 @pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes, Splits])
