@@ -18,7 +18,7 @@ from diffc.runtime import load
 from diffc.runtime.engines import INSTALL, openvino_core
 from tests.compiler.backends.test_onnx import Divides, Masks, Rearranges, Splits, Squeezes, Writes
 from tests.conftest import DIT, PROMPT, UNET
-from tests.test_cli import diffc, refused, succeeded
+from tests.test_cli import refused, succeeded
 from tests.test_zoo_bundles import build_options
 from tests.tolerances import GRAPH, PICTURE, VERIFIED_PSNR, VERIFIED_PSNR_BF16
 from tests.zoo import ZOO
@@ -26,7 +26,7 @@ from tests.zoo import ZOO
 SOURCES = {"unet": UNET, "dit": DIT}
 
 
-class Determines(nn.Module):
+class Folds(nn.Module):
     """Take a determinant, for which OpenVINO has no rule."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", list(SOURCES))
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_examples_are_built_drawn_and_verified(name: str, precision: str, tmp_path: Path) -> None:
-    bundle, floor = tmp_path / "x.diffc", VERIFIED_PSNR if precision == "fp32" else VERIFIED_PSNR_BF16[name]
+@pytest.mark.parametrize(("precision", "floor"), [("fp32", VERIFIED_PSNR), ("bf16", VERIFIED_PSNR_BF16)])
+def test_the_examples_are_built_drawn_and_verified(name: str, precision: str, floor: float, tmp_path: Path) -> None:
+    bundle = tmp_path / "x.diffc"
     succeeded("build", SOURCES[name], "--target", f"ov-{precision}", "--steps", "4", "-o", bundle)
     succeeded("run", bundle, PROMPT, "--seed", "0", "-o", tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as drawn:
@@ -79,8 +79,7 @@ def test_a_graph_computes_what_torch_computes(kind: Callable[[], nn.Module], tmp
     model = kind()
     program = capture(lambda: model(torch.randn(2, 5, 8)), {"model": model})
     sampler = load(write_bundle([program], tmp_path / "x.diffc", "ov-fp32"))
-    got = sampler(seed=0, num_images=2, output="np")
-    assert len(got) == 2
+    got = sampler(seed=0, output="np")
     wanted = model(torch.randn(2, 5, 8, generator=torch.Generator("cpu").manual_seed(0))).numpy()
     assert np.abs(got - wanted).max() <= GRAPH * np.abs(wanted).max()
 
@@ -105,7 +104,7 @@ def test_pipelines_draw_what_diffusers_draws(name: str, tmp_path: Path) -> None:
 
 
 def test_what_openvino_cannot_read_is_refused_with_its_reason(tmp_path: Path) -> None:
-    model = Determines()
+    model = Folds()
     program = capture(lambda: model(torch.randn(2, 4, 4)), {"model": model})
     with pytest.raises(BackendError, match="OpenVINO refuses model: No conversion rule found for operations: Det"):
         write_bundle([program], tmp_path / "x.diffc", "ov-fp32")
@@ -138,13 +137,3 @@ def test_doctor_says_which_engine_to_use(made: Path, monkeypatch: pytest.MonkeyP
         found = succeeded("doctor", made)
         assert found["engine"] == backend and said in found["checks"]["engine"]["detail"]
         assert found["checks"]["bundle"]["ok"] and {"ov-fp32", "ov-bf16"} <= set(found["targets"])
-
-
-def test_a_run_says_in_a_line_that_openvino_is_faster(
-    made: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("diffc.runtime.engines.recommended", lambda: "ov")
-    for path, large, lines in ((bundle, 0, 1), (bundle, 1 << 40, 0), (made, 0, 0)):
-        monkeypatch.setattr("diffc.runtime.engines.LARGE", large)
-        said = diffc("run", path, PROMPT, "--program", "text_to_image_2", "-o", tmp_path / "x.png").stderr
-        assert said.count(f"this CPU is faster with OpenVINO: build for ov-fp32 ({INSTALL})") == lines
