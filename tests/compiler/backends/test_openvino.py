@@ -19,8 +19,8 @@ from diffc.runtime.engines import INSTALL, openvino_core
 from tests.compiler.backends.test_onnx import Divides, Masks, Rearranges, Splits, Squeezes, Writes
 from tests.conftest import DIT, PROMPT, UNET
 from tests.test_cli import refused, succeeded
-from tests.test_zoo_bundles import build_options
-from tests.tolerances import GRAPH, PICTURE, VERIFIED_PSNR, VERIFIED_PSNR_BF16
+from tests.test_zoo_bundles import build_options, tolerance
+from tests.tolerances import GRAPH, VERIFIED_PSNR, VERIFIED_PSNR_BF16
 from tests.zoo import ZOO
 
 SOURCES = {"unet": UNET, "dit": DIT}
@@ -100,7 +100,7 @@ def test_pipelines_draw_what_diffusers_draws(name: str, tmp_path: Path) -> None:
     entry.pipeline.save_pretrained(tmp_path / "model")
     bundle = tmp_path / "x.diffc"
     succeeded("build", tmp_path / "model", "--target", "ov-fp32", "-o", bundle, *build_options(entry))
-    assert succeeded("verify", bundle, "--against", tmp_path / "model")["max_abs"] <= PICTURE
+    assert succeeded("verify", bundle, "--against", tmp_path / "model")["max_abs"] <= tolerance(name)
 
 
 def test_what_openvino_cannot_read_is_refused_with_its_reason(tmp_path: Path) -> None:
