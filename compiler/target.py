@@ -77,7 +77,7 @@ def find_backend(name: str) -> type[Backend]:
     try:
         backend: type[Backend] = claim.load()
     except (ImportError, AttributeError) as error:
-        fix = f"install what it needs: pip install 'diffc[{','.join(['compiler', *claim.extras])}]'"
+        fix = "install what it needs: pip install 'diffc[compiler]'"
         raise TargetError(f"backend {name!r} cannot be imported: {error}", where=value, fix=fix) from error
     return backend
 

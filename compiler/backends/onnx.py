@@ -45,20 +45,17 @@ class Onnx:
 
     precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()}
 
-    file: ClassVar[str] = "graphs/{}.onnx"
-    """Where a graph lies in the bundle."""
-
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
-        """Write each graph's ``file`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
+        """Write ``graphs/NAME.onnx`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
 
         Raises `BackendError` naming the graph that has no ONNX form.
         """
         store = WeightStore(folder)
         files = {}
-        (folder / self.file).parent.mkdir(exist_ok=True)
+        (folder / "graphs").mkdir()
         for graph in graphs:
             progress(f"lower {graph.name}")
-            files[graph.name] = self.file.format(graph.name)
+            files[graph.name] = f"graphs/{graph.name}.onnx"
             _write(graph, folder, files[graph.name], store, STORAGE[precision])
         return files
 
