@@ -7,12 +7,14 @@ from diffc.runtime.errors import DiffcError, DiffcWarning
 __all__ = [
     "BackendError",
     "BuildError",
+    "CalibrationError",
     "CaptureError",
     "DiffcError",
     "DiffcWarning",
     "LoadError",
     "ParseError",
     "PassError",
+    "RecipeError",
     "TargetError",
     "VerifyError",
 ]
@@ -48,3 +50,11 @@ class TargetError(DiffcError):
 
 class BuildError(DiffcError):
     """Report a build that cannot start or finish: an output that exists, a full disk, a wrong option."""
+
+
+class CalibrationError(DiffcError):
+    """Report numbers that no format can hold, met while the program was run to calibrate it."""
+
+
+class RecipeError(DiffcError):
+    """Refuse a recipe or a scheme that names what does not exist or cannot be computed."""

@@ -1,0 +1,271 @@
+"""Run the compiled program's own trajectory, to see what its graphs are given: sampler, steps and guidance as compiled.
+
+Nothing but the checkpoint is needed: noise is drawn, prompts are built in unless a file gives others. What a prompt's
+trajectory gave is kept in the cache of builds, so that an interrupted calibration resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+from torch import fx
+
+from diffc.compiler.cache import Cache
+from diffc.compiler.errors import BuildError, CalibrationError
+from diffc.compiler.evaluate import apply
+from diffc.compiler.ir import Graph, Input, Literal, Op, Program, Ref, Value
+from diffc.compiler.stages import body_of, calls, multiply_adds, size
+from diffc.compiler.stored import settle
+from diffc.compiler.target import Progress
+from diffc.runtime.rng import Generator
+from diffc.runtime.tokenizer import Tokenizer
+
+PROMPTS = (
+    "a red circle left of a blue square",
+    "a photo of a cat asleep on a wooden chair",
+    "a small green triangle above a large yellow star",
+    "portrait of an old fisherman, oil painting",
+    "a large purple square",
+    "a city street at night in the rain, neon lights",
+    "a blue circle below a small red triangle",
+    "a bowl of fruit on a white table, studio light",
+    "a small yellow circle right of a green square",
+    "snowy mountains behind a lake, early morning",
+    "a large red star left of a small purple circle",
+    "a robot reading a newspaper, pencil drawing",
+    "a green square above a red triangle",
+    "macro photo of a bee on a lavender flower",
+    "a small blue star",
+    "an astronaut riding a horse on the moon",
+)
+"""What is drawn when no file says what: objects, scenes and styles."""
+
+NEGATIVE = "negative_prompt"
+
+WORK = 3e13
+"""Multiply-adds after which no further prompt is started."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Hold what one call of a graph was given, in the order of its ports; ``step`` counts the calls before it."""
+
+    graph: str
+    step: int
+    of: int
+    prompt: int
+    feeds: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Hold the samples of some trajectories of one program, and a digest of what they were made from."""
+
+    program: Program
+    samples: tuple[Sample, ...]
+    prompts: tuple[str, ...]
+    seed: int
+    digest: str
+
+    def of(self, graph: Graph) -> list[Sample]:
+        """List the samples of one graph."""
+        return [sample for sample in self.samples if sample.graph == graph.name]
+
+
+def calibrate(
+    program: Program,
+    tokenizers: Mapping[str, bytes],
+    *,
+    prompts: Sequence[str] = (),
+    seed: int = 0,
+    source: str = "",
+    cache: Cache | None = None,
+    progress: Progress = lambda _: None,
+) -> Calibration:
+    """Draw each prompt with the program, and keep what every graph with weights was given.
+
+    ``source`` is a digest of the weights; without it nothing is kept in the cache. Built-in prompts end when much work
+    was done, prompts of a file do not. Raises `CalibrationError` where a graph gives NaN or infinity.
+    """
+    given, budget = tuple(prompts or PROMPTS), WORK if not prompts else float("inf")
+    run = _Run(program, {name: Tokenizer(data, name) for name, data in tokenizers.items()})
+    samples, drawn, digest = list[Sample](), list[str](), hashlib.sha256(f"{program}{seed}{source}".encode())
+    for at, prompt in enumerate(given):
+        if at and run.work * at >= budget:
+            break
+        key = hashlib.sha256(json.dumps([str(program), source, prompt, seed + at]).encode()).hexdigest()
+        found = _read(cache.get(key), program, at) if cache and source else None
+        if found is None:
+            progress(f"calibrate {at + 1}: {prompt}")
+            found = run.draw(prompt, seed + at, at)
+            if cache and source:
+                cache.put(key, _written(found))
+        samples += found
+        drawn.append(prompt)
+        digest.update(prompt.encode() + b"\0")
+    return Calibration(program, tuple(samples), tuple(drawn), seed, digest.hexdigest())
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Read prompts to calibrate with, one a line. Raises `BuildError` for a file that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BuildError(f"{path} cannot be read: {error}", fix="give a UTF-8 text file, one prompt a line") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise BuildError(f"{path} holds no prompts", where="--calibration", fix="write one prompt a line")
+    return prompts
+
+
+class _Run:
+    """Execute a program in PyTorch. Each graph is made ready when it is first called."""
+
+    def __init__(self, program: Program, tokenizers: Mapping[str, Tokenizer]) -> None:
+        self.program, self.tokenizers = program, tokenizers
+        self.graphs = {graph.name: graph for graph in program.graphs}
+        self.modules: dict[str, fx.GraphModule] = {}
+        self.scalars = {i.name: i.default for i in program.inputs if i.default is not None}
+        self.calls = {name: len(calls(program, graph)) for name, graph in self.graphs.items()}
+        self.work = sum(self.calls[name] * _work(graph) for name, graph in self.graphs.items())
+
+    def draw(self, prompt: str, seed: int, number: int) -> list[Sample]:
+        """Run the program for one prompt."""
+        random, values, samples = Generator(seed), dict[str, torch.Tensor](), list[Sample]()
+        values = {table.name: torch.as_tensor(table.data) for table in self.program.tables}
+        values |= {item.name: _given(item, random) for item in self.program.inputs if item.type.shape}
+        seen = dict.fromkeys(self.graphs, 0)
+        with torch.no_grad():
+            for op in self.program.ops:
+                if op.operator == "tokenize":
+                    made = self._tokens(op, prompt)
+                elif op.operator == "noise":
+                    made = [torch.from_numpy(random.randn(_shape(op.results[0])))]
+                elif op.operator in self.graphs:
+                    graph = self.graphs[op.operator]
+                    feeds = _feeds(op, graph, values)
+                    made = list(self._module(graph)(*feeds))
+                    step, of = seen[graph.name], self.calls[graph.name]
+                    _check_finite(graph, made, f"call {step + 1} of {of}, for the prompt {prompt!r}")
+                    seen[graph.name] += 1
+                    if size(graph):
+                        samples.append(Sample(graph.name, step, of, number, feeds))
+                else:
+                    made = [] if op.operator == "step" else list(apply(op, values, self.scalars))
+                values |= {value.name: tensor for value, tensor in zip(op.results, made, strict=False)}
+        return samples
+
+    def _tokens(self, op: Op, prompt: str) -> list[torch.Tensor]:
+        (text,) = op.reads()
+        options = {name: value for name, value in op.attrs if name != "tokenizer"}
+        rows = next(item.type.shape[0] for item in self.program.inputs if item.name == text)
+        texts = ["" if text == NEGATIVE else prompt] * rows
+        encoded = self.tokenizers[str(op.attr("tokenizer"))](texts, **options)  # type: ignore[arg-type]
+        return [torch.from_numpy(array) for array in encoded]
+
+    def _module(self, graph: Graph) -> fx.GraphModule:
+        if graph.name not in self.modules:
+            self.modules[graph.name] = module = body_of(graph)
+            settle(module)
+        return self.modules[graph.name]
+
+
+def _feeds(op: Op, graph: Graph, values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    attrs = dict(op.attrs)
+    return tuple(_tensor(attrs[port.name], port, values) for port in graph.inputs)
+
+
+def _tensor(literal: Literal, port: Value, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if isinstance(literal, Ref):
+        return values[literal.name]
+    return torch.tensor(literal, dtype=getattr(torch, port.type.dtype) if port.type else None)
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    assert value.type is not None
+    return value.type.shape
+
+
+def _given(item: Input, random: Generator) -> torch.Tensor:
+    """Make a picture of smooth colours, or normal numbers for another tensor."""
+    if not item.is_picture:
+        return torch.from_numpy(random.randn(item.type.shape))
+    _, channels, height, width = item.type.shape
+    x, y = np.meshgrid(np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32))
+    colours = np.stack([x, y, 1 - x])[:channels]
+    return torch.from_numpy(np.broadcast_to(colours, item.type.shape).copy())
+
+
+def _check_finite(graph: Graph, made: Sequence[torch.Tensor], where: str) -> None:
+    for port, tensor in zip(graph.outputs, made, strict=False):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            what = f"{graph.name} gives NaN or infinity for {port.name} during calibration"
+            raise CalibrationError(what, where=where, fix="build for fp32, or calibrate with other prompts")
+
+
+def _work(graph: Graph) -> int:
+    return sum(multiply_adds(node) for node in graph.body.graph.nodes) if size(graph) else 0
+
+
+def _written(samples: Sequence[Sample]) -> bytes:
+    """Write samples; what several were given is written once."""
+    tensors, names, index = dict[str, torch.Tensor](), dict[int, str](), []
+    for sample in samples:
+        for tensor in sample.feeds:
+            if id(tensor) not in names:
+                names[id(tensor)] = str(len(names))
+                tensors[names[id(tensor)]] = tensor.contiguous().clone()
+        index.append([sample.graph, sample.step, sample.of, [names[id(tensor)] for tensor in sample.feeds]])
+    return bytes(write_tensors(tensors, {"index": json.dumps(index)}))
+
+
+def _read(data: bytes | None, program: Program, prompt: int) -> list[Sample] | None:
+    """Read samples; None where the entry is none of this program."""
+    if data is None:
+        return None
+    try:
+        tensors = read_tensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        index = json.loads(header["__metadata__"]["index"])
+        return [Sample(g, step, of, prompt, tuple(tensors[n] for n in names)) for g, step, of, names in index]
+    except (SafetensorError, LookupError, TypeError, ValueError):
+        return None
+
+
+Visit = Callable[[fx.Node, tuple[torch.Tensor, ...], torch.Tensor, Sample], None]
+"""Is shown what reaches a node in one call, and what it gives."""
+
+
+def watch(graph: Graph, samples: Sequence[Sample], nodes: Mapping[str, Sequence[int]], visit: Visit) -> None:
+    """Run the samples of a graph again, and show what reaches some of its nodes; nothing else is kept."""
+    module = body_of(graph)
+    settle(module)
+    watcher = _Watcher(module, nodes, visit)
+    with torch.no_grad():
+        for sample in samples:
+            watcher.sample = sample
+            watcher.run(*sample.feeds)
+
+
+class _Watcher(fx.Interpreter):
+    sample: Sample
+
+    def __init__(self, module: fx.GraphModule, nodes: Mapping[str, Sequence[int]], visit: Visit) -> None:
+        super().__init__(module)
+        self.nodes, self.visit = nodes, visit
+
+    def run_node(self, n: fx.Node) -> object:
+        found = super().run_node(n)
+        if n.name in self.nodes:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            self.visit(n, tuple(args[at] for at in self.nodes[n.name]), found, self.sample)
+        return found

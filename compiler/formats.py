@@ -1,0 +1,169 @@
+"""Define number formats of few bits, and how a tensor is divided among scales.
+
+A tensor is stored as codes, numbers of a format's grid: ``x = scale * (code - zero)``. Integers and floating-point
+numbers are two kinds of grid, and nothing else differs between them. How many numbers share a scale, and when an
+activation's scale is known, is a `Spec`, which reads and prints as text:
+
+    int8:channel             one scale for each output channel
+    int4:group=64            one for each 64 weights of an output channel
+    uint8:tensor             one scale and a zero point for all, from calibration
+    int8:tensor:step         one scale for each step of the sampler
+    int8:token               one for each row of the activation, computed when it runs
+    int8:group=32:dynamic    one for each 32 numbers of a row, computed when it runs
+    nvfp4                    e2m1:group=16:scale=e4m3, for activations with ``:dynamic``
+    mxfp4                    e2m1:group=32:scale=e8m0
+
+Specifications: Micikevicius et al., "FP8 Formats for Deep Learning", 2022, table 1, https://arxiv.org/abs/2209.05433;
+OCP Microscaling Formats (MX) 1.0, sections 5.3 and 6; ONNX's float4e2m1 and float8.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+import torch
+
+from diffc.compiler.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Format:
+    """Describe a grid: whole numbers, or floating-point numbers with some bits of mantissa; ``name`` says which."""
+
+    name: str
+    bits: int
+    lowest: float
+    highest: float
+    storage: torch.dtype
+    mantissa: int | None = None
+    smallest_exponent: int = 0
+
+    @property
+    def is_integer(self) -> bool:
+        """Say whether the grid is of whole numbers."""
+        return self.mantissa is None
+
+    def round(self, x: torch.Tensor) -> torch.Tensor:
+        """Give the nearest numbers of the grid, ties to the even one; what lies outside becomes its end."""
+        return (x / (spacing := self.spacing(x))).round().mul(spacing).clamp(self.lowest, self.highest)
+
+    def spacing(self, x: torch.Tensor) -> torch.Tensor:
+        """Give the distance between the grid's numbers where each number lies."""
+        if self.mantissa is None:
+            return torch.ones((), dtype=x.dtype)
+        exponent = torch.frexp(x).exponent.sub(1).clamp(min=self.smallest_exponent)
+        return torch.ldexp(torch.ones_like(x), exponent - self.mantissa)
+
+    def encode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Store numbers of the grid: whole numbers in bytes, e2m1 as its four bits in a byte, e8m0 as its exponent."""
+        if self.name == "e2m1":
+            magnitude = torch.bucketize(codes.abs(), E2M1)
+            return (magnitude + 8 * torch.signbit(codes)).to(torch.uint8)
+        if self.name == "e8m0":
+            return codes.log2().round().add(127).to(torch.uint8)
+        return codes.to(self.storage)
+
+    def decode(self, stored: torch.Tensor) -> torch.Tensor:
+        """Read what `encode` stored, as float32."""
+        if self.name == "e2m1":
+            return torch.cat([E2M1, -E2M1])[stored.int()]
+        if self.name == "e8m0":
+            return torch.ldexp(torch.ones(()), stored.int() - 127)
+        return stored.float()
+
+
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+"""The magnitudes of a four-bit float, by their code."""
+
+
+def _integers() -> list[Format]:
+    bits = range(2, 9)
+    signed = [Format(f"int{n}", n, -(2.0 ** (n - 1)), 2.0 ** (n - 1) - 1, torch.int8) for n in bits]
+    return signed + [Format(f"uint{n}", n, 0.0, 2.0**n - 1, torch.uint8) for n in bits]
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        *_integers(),
+        Format("e4m3", 8, -448.0, 448.0, torch.float8_e4m3fn, 3, -6),
+        Format("e5m2", 8, -57344.0, 57344.0, torch.float8_e5m2, 2, -14),
+        Format("e2m1", 4, -6.0, 6.0, torch.uint8, 1, 0),
+        Format("e8m0", 8, 2.0**-127, 2.0**127, torch.uint8, 0, -127),
+    )
+}
+
+BLOCK_FORMATS = {"nvfp4": "e2m1:group=16:scale=e4m3", "mxfp4": "e2m1:group=32:scale=e8m0"}
+"""Names of whole specs."""
+
+DIVISIONS = ("tensor", "channel", "token", "group")
+TIMES = ("static", "step", "dynamic")
+SCALES = ("float32", "float16", "e4m3", "e8m0", "uint4")
+"""What a group's scale is stored as; uint4 is a whole multiple of the channel's scale, so that codes stay integers."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Say how one tensor is quantized: its format, who shares a scale, when the scale is known, how it is stored."""
+
+    format: Format
+    per: str = "tensor"
+    group: int = 0
+    when: str = "static"
+    scale: str = "float32"
+
+    @property
+    def is_affine(self) -> bool:
+        """Say whether there are zero points: where codes have no sign."""
+        return self.format.is_integer and self.format.lowest == 0
+
+    @property
+    def bits(self) -> float:
+        """Count the bits of one number, its share of a group's scale among them."""
+        shared = {"float32": 32, "float16": 16, "e4m3": 8, "e8m0": 8, "uint4": 4}[self.scale]
+        return self.format.bits + (shared / self.group if self.group else 0.0)
+
+    def __str__(self) -> str:
+        per = f"group={self.group}" if self.per == "group" else self.per
+        implied = "dynamic" if self.per == "token" else "static"
+        when = f":{self.when}" if self.when != implied else ""
+        return f"{self.format.name}:{per}{when}" + (f":scale={self.scale}" if self.scale != "float32" else "")
+
+
+def parse_spec(text: str) -> Spec | None:
+    """Read a spec; ``float`` is none. Raises `RecipeError` that says which word is unknown and which is near."""
+    if text == "float":
+        return None
+    first, *words = text.split(":")
+    name, *more = BLOCK_FORMATS.get(first, first).split(":")
+    words = [*more, *words]
+    if name not in FORMATS or name == "e8m0":
+        raise _unknown(name, text, [*(n for n in FORMATS if n != "e8m0"), *BLOCK_FORMATS, "float"])
+    spec = Spec(FORMATS[name])
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in DIVISIONS and (key == "group") == value.isdecimal() and value != "0":
+            spec = replace(spec, per=key, group=int(value or 0), when="dynamic" if key == "token" else spec.when)
+        elif word in TIMES:
+            spec = replace(spec, when=word)
+        elif key == "scale" and value in SCALES:
+            spec = replace(spec, scale=value)
+        else:
+            raise _unknown(word, text, [*DIVISIONS[:3], "group=64", *TIMES, *(f"scale={s}" for s in SCALES)])
+    return spec
+
+
+def _unknown(word: str, text: str, known: list[str]) -> RecipeError:
+    guess = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(word, known, n=1))
+    return RecipeError(f"{word!r} says nothing about a format", where=text, fix=f"{guess}known: {', '.join(known)}")
+
+
+def spread(scale: torch.Tensor, shape: torch.Size | tuple[int, ...], group: int) -> torch.Tensor:
+    """Give each number of a tensor of ``shape`` its scale: [1], [rows] or, with groups along all but the first axis,
+    [rows, groups].
+    """
+    if group:
+        rows = shape[0]
+        return scale.repeat_interleave(group, dim=1)[:, : torch.Size(shape[1:]).numel()].reshape(rows, *shape[1:])
+    return scale.reshape(-1, *[1] * (len(shape) - 1))

@@ -1,0 +1,150 @@
+"""Choose ranges of activations and scales of weights, and round to nearest: what every method starts from.
+
+Source: ranges by percentile and by divergence, Migacz, "8-bit Inference with TensorRT", GTC 2017; by squared error,
+        Banner et al., "Post-training 4-bit Quantization of Convolution Networks for Rapid-Deployment", NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from diffc.compiler.formats import FORMATS, Spec, spread
+from diffc.compiler.quantization import Rounded, scale_and_zero
+from diffc.compiler.statistics import Histogram
+
+PERCENTILE = 0.9999
+"""The part of all numbers that a percentile range covers on each side."""
+
+RATIOS = torch.linspace(0.35, 1.0, 27)
+"""How much of the full range a search tries."""
+
+LEVELS = 128
+"""Into how many parts Migacz divides what is left, to compare distributions."""
+
+METHODS = ("minmax", "percentile", "mse", "kl")
+
+
+def activation_range(histogram: Histogram, spec: Spec, by: str) -> tuple[float, float]:
+    """Give the range of an activation that a scale is chosen for; numbers beyond it are cut off."""
+    low, high = histogram.low, histogram.high
+    if low >= high:
+        return low, high
+    if by == "percentile":
+        low, high = _percentile(histogram)
+    elif by == "kl":
+        low, high = _divergence(histogram)
+    elif by == "mse":
+        low, high = _least_error(histogram, spec)
+    return low, high
+
+
+def _percentile(histogram: Histogram) -> tuple[float, float]:
+    total, centres = histogram.counts.cumsum(0) / histogram.counts.sum(), histogram.centres()
+    last = len(centres) - 1
+    low = centres[min(last, int(torch.searchsorted(total, 1 - PERCENTILE)))]
+    high = centres[min(last, int(torch.searchsorted(total, PERCENTILE)))]
+    return max(histogram.low, float(low)), min(histogram.high, float(high))
+
+
+def _least_error(histogram: Histogram, spec: Spec) -> tuple[float, float]:
+    """Try parts of the range on either side, and keep the one with the least squared error."""
+    used = histogram.counts > 0
+    x, counts = histogram.centres()[used].float(), histogram.counts[used].float()
+    low = RATIOS * min(histogram.low, 0.0)
+    high = RATIOS * max(histogram.high, 0.0)
+    if not spec.is_affine:
+        high = RATIOS * max(-histogram.low, histogram.high)
+        low = -high
+    pairs = torch.cartesian_prod(low, high) if spec.is_affine else torch.stack([low, high], 1)
+    scale, zero = scale_and_zero(spec, pairs[:, 0], pairs[:, 1])
+    errors = torch.stack(
+        [
+            (counts * (_rounded(x, spec, s, None if zero is None else zero[at]) - x) ** 2).sum()
+            for at, s in enumerate(scale)
+        ]
+    )
+    best = pairs[int(errors.argmin())]
+    return float(best[0]), float(best[1])
+
+
+def _rounded(x: torch.Tensor, spec: Spec, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+    offset = 0.0 if zero is None else zero
+    return (spec.format.round(x / scale + offset) - offset) * scale
+
+
+def _divergence(histogram: Histogram) -> tuple[float, float]:
+    """Choose the largest magnitude whose cut distribution, in few levels, is nearest to the whole one."""
+    half = len(histogram.counts) // 2
+    counts = histogram.counts[half:] + histogram.counts[:half].flip(0)
+    best, least = half, float("inf")
+    for kept in range(LEVELS, half + 1, max(1, (half - LEVELS) // 64)):
+        wanted = counts[:kept].clone()
+        wanted[-1] += counts[kept:].sum()
+        level = torch.arange(kept) * LEVELS // kept
+        full = (counts[:kept] > 0).double()
+        sums = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, counts[:kept])
+        sizes = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, full)
+        made = (sums / sizes.clamp(min=1))[level] * full
+        p, q = wanted / wanted.sum(), made / made.sum().clamp(min=1e-30)
+        where = p > 0
+        found = float((p[where] * (p[where] / q[where].clamp(min=1e-12)).log()).sum())
+        best, least = (kept, found) if found < least else (best, least)
+    largest = histogram.limit * best / half
+    return max(histogram.low, -largest), min(histogram.high, largest)
+
+
+def weight_scales(weight: torch.Tensor, spec: Spec, by: str) -> Rounded:
+    """Choose the scales of a weight, by its largest numbers or by least squared error, and round it to nearest."""
+    candidates = RATIOS if by == "mse" else torch.ones(1)
+    groups = _groups(weight, spec)
+    best: Rounded | None = None
+    least = torch.full(groups.shape[:-1], float("inf"))
+    low, high = groups.amin(-1), groups.amax(-1)
+    kept_low, kept_high = low.clone(), high.clone()
+    for ratio in candidates:
+        made = _nearest(weight, spec, low * ratio, high * ratio)
+        error = ((_groups(made.value(spec), spec) - groups) ** 2).sum(-1)
+        better = error < least
+        least = torch.where(better, error, least)
+        kept_low, kept_high = torch.where(better, low * ratio, kept_low), torch.where(better, high * ratio, kept_high)
+        best = made
+    assert best is not None
+    return best if len(candidates) == 1 else _nearest(weight, spec, kept_low, kept_high)
+
+
+def round_nearest(weight: torch.Tensor, spec: Spec, like: Rounded) -> Rounded:
+    """Round another weight with the scales of one that was rounded."""
+    scale = like.scale if like.outer is None else like.scale * like.outer.reshape(-1, 1)
+    each = spread(scale, weight.shape, spec.group)
+    offset = 0.0 if like.zero is None else spread(like.zero, weight.shape, spec.group)
+    return Rounded(spec.format.round(weight / each + offset), like.scale, like.zero, like.outer)
+
+
+def _nearest(weight: torch.Tensor, spec: Spec, low: torch.Tensor, high: torch.Tensor) -> Rounded:
+    scale, zero = scale_and_zero(spec, low, high)
+    outer = None
+    if spec.scale == "float16":
+        scale = scale.half().float().clamp(min=2.0**-24)
+    elif spec.scale in FORMATS:
+        scale, outer = _scales_of_scales(spec, scale)
+    return round_nearest(weight, spec, Rounded(weight, scale, zero, outer))
+
+
+def _scales_of_scales(spec: Spec, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    form = FORMATS[spec.scale]
+    if spec.scale == "e8m0":
+        return torch.exp2(torch.log2(scale).ceil()), torch.ones(1)
+    if form.is_integer:
+        outer = scale.amax(-1) / form.highest
+        return (scale / outer[:, None]).round().clamp(1, form.highest), outer
+    outer = (scale.amax() / form.highest).reshape(1)
+    return form.round(scale / outer).clamp(min=2.0**-9), outer
+
+
+def _groups(weight: torch.Tensor, spec: Spec) -> torch.Tensor:
+    """Arrange a weight as its scales see it: [1, all], [rows, channels] or [rows, groups, group]."""
+    rows = weight.reshape(1 if spec.per == "tensor" else len(weight), -1)
+    if spec.per != "group":
+        return rows
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % spec.group))
+    return padded.reshape(len(rows), -1, spec.group)

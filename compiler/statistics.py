@@ -1,0 +1,79 @@
+"""Gather what calibration needs to know of a tensor, in little memory, however many samples pass by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+BINS = 4096
+"""How finely a histogram divides its range."""
+
+
+@dataclass
+class Histogram:
+    """Count numbers in equal bins over [-limit, limit]; the limit doubles when a larger number comes."""
+
+    limit: float = 0.0
+    counts: torch.Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def add(self, x: torch.Tensor) -> None:
+        """Count the numbers of a tensor."""
+        low, high = (float(bound) for bound in x.aminmax())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        largest = max(-low, high, 1e-30)
+        if not self.limit:
+            self.limit = largest
+        while self.limit < largest:
+            pairs = self.counts.reshape(-1, 2).sum(1)
+            self.counts = torch.nn.functional.pad(pairs, (BINS // 4, BINS // 4))
+            self.limit *= 2
+        self.counts += torch.histc(x.float(), BINS, -self.limit, self.limit)
+
+    def merged(self, other: Histogram) -> Histogram:
+        """Count the numbers of both."""
+        wide, narrow = (self, other) if self.limit >= other.limit else (other, self)
+        made = Histogram(wide.limit, wide.counts.clone(), min(self.low, other.low), max(self.high, other.high))
+        if narrow.limit:
+            at = ((narrow.centres() + made.limit) / (2 * made.limit) * BINS).long().clamp(0, BINS - 1)
+            made.counts.index_add_(0, at, narrow.counts)
+        return made
+
+    def centres(self) -> torch.Tensor:
+        """Give the middle of each bin, [bins]."""
+        return ((torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS * 2 - 1) * self.limit
+
+
+@dataclass
+class Statistics:
+    """Know the numbers that reached one input of a layer: a histogram of each step, and the largest of each channel.
+
+    ``axis`` is the channels'. ``largest`` is [steps, channels].
+    """
+
+    steps: int
+    axis: int
+    histograms: list[Histogram] = field(init=False)
+    largest: torch.Tensor | None = None
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.histograms = [Histogram() for _ in range(self.steps)]
+
+    def add(self, x: torch.Tensor, step: int) -> None:
+        """Take in the numbers of one call in a step."""
+        self.histograms[step].add(x)
+        rows = x.detach().abs().movedim(self.axis, -1).reshape(-1, x.shape[self.axis]).amax(0).float()
+        if self.largest is None:
+            self.largest = torch.zeros(self.steps, len(rows))
+        torch.maximum(self.largest[step], rows, out=self.largest[step])
+        self.count += 1
+
+    def all(self) -> Histogram:
+        """Count the numbers of all steps."""
+        total = Histogram()
+        for histogram in self.histograms:
+            total = total.merged(histogram)
+        return total

@@ -1,0 +1,32 @@
+"""Round every weight to the nearest number of its grid: the baseline that every other method must beat.
+
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+        CVPR 2018, section 2, https://arxiv.org/abs/1712.05877; scales by least squared error as in Banner et al.,
+        "Post-training 4-bit Quantization of Convolution Networks for Rapid-Deployment", NeurIPS 2019.
+
+Before (inside a graph):
+    y = linear(x, w)
+
+After:
+    y = linear(x, dequantize(round(w / scale), scale))
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffc.compiler.errors import PassError
+from diffc.compiler.quantization import Layer, Plan
+from diffc.compiler.rounding import weight_scales
+
+
+def round_to_nearest(plan: Plan, *, by: str = "mse") -> Plan:
+    """Round what no pass before has rounded, with scales from the largest number or from the least squared error."""
+    if by not in ("minmax", "mse"):
+        raise PassError(f"round_to_nearest: {by!r} is no range of weights", fix="use minmax or mse")
+
+    def rounded(layer: Layer) -> Layer:
+        assert layer.scheme.weight is not None
+        return replace(layer, rounded=weight_scales(layer.matrix(), layer.scheme.weight, by))
+
+    return plan.mapped(rounded, lambda layer: layer.scheme.weight is not None and layer.rounded is None)
