@@ -101,15 +101,17 @@ class _Writing:
         if layer.smoothing is not None:
             shape = [-1, *[1] * (node.args[0].meta["val"].dim() - 2)] if layer.axis == 1 else [-1]
             x = self._call(aten.mul.Tensor, x, self._constant("smoothing", layer.smoothing.reshape(shape)))
-        quantized, factor = self._activation(layer, x)
+        quantized, factor = self._activation(layer, x, node.args[0].meta["val"].dim())
         weight = args[1] if layer.rounded is None else self._weight(layer)
-        delayed = factor is not None or layer.branch is not None
+        # ONNX Runtime computes a product of integers only where the bias is added by itself, in the product's rank.
+        delayed = factor is not None or layer.branch is not None or layer.kind == "linear"
         y = self.made.call_function(node.target, (quantized, weight, None if delayed else bias, *args[3:]))
         y = y if factor is None else self._call(aten.mul.Tensor, y, factor)
         if layer.branch is not None:
             y = self._call(aten.add.Tensor, y, self._branch(layer, x, node, args[3:]))
         if delayed and bias is not None:
-            shape = [-1, *[1] * (node.meta["val"].dim() - 2)] if layer.axis == 1 else [-1]
+            shape = [1] * node.meta["val"].dim()
+            shape[layer.axis] = -1
             y = self._call(aten.add.Tensor, y, self._call(aten.reshape.default, bias, shape))
         return self._output(layer, y)
 
@@ -145,7 +147,7 @@ class _Writing:
             scale = self._call(ops.dequantize.default, stored, outer, None, 0, form.name)
         return self._call(ops.dequantize.default, codes, scale, zero, spec.group, spec.format.name)
 
-    def _activation(self, layer: Layer, x: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    def _activation(self, layer: Layer, x: fx.Node, rank: int) -> tuple[fx.Node, fx.Node | None]:
         """Quantize an input, and give what the result is multiplied with, if that is delayed."""
         spec = layer.scheme.activation
         if spec is None:
@@ -162,8 +164,8 @@ class _Writing:
             factor = self._call(aten.reshape.default, factor, [1])
         else:
             largest = self._call(aten.abs.default, x)
-            axes = [-1] if spec.per == "token" else []
-            largest = self._call(aten.amax.default, largest, axes, bool(axes))
+            token = spec.per == "token"
+            largest = self._call(aten.amax.default, largest, [-1] if token else list(range(rank)), token)
             factor = self._call(aten.div.Tensor, largest, spec.format.highest)
             factor = self._call(aten.clamp_min.default, factor, 1e-12)
         scaled = self._call(aten.div.Tensor, x, factor)

@@ -24,6 +24,7 @@ Values = dict[str, Any]  # name -> tensor, or the texts of the request
 OnStep = Callable[[Op, Values], None]
 
 EXTERNAL = "session.model_external_initializers_file_folder_path"
+WEIGHTS_ONLY = "session.qdq_matmulnbits_accuracy_level"  # 0: where only weights are quantized, compute in float
 
 
 class Interpreter:
@@ -35,6 +36,7 @@ class Interpreter:
         self._options.log_severity_level = 3
         self._options.intra_op_num_threads = threads or 0
         self._options.add_session_config_entry(EXTERNAL, str(bundle.root))
+        self._options.add_session_config_entry(WEIGHTS_ONLY, "0")
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
         self.cache = PromptCache()

@@ -35,7 +35,10 @@ class StoredTensor(onnx_ir.LazyTensor):
 
     def _numbers(self) -> onnx_ir.TensorProtocol:
         self.was_read = True
-        return onnx_ir.tensor(self.weight.read().contiguous().numpy())
+        numbers = self.weight.read().contiguous()
+        if numbers.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):  # which NumPy has not of its own
+            return onnx_ir.Tensor(numbers.view(torch.uint8).numpy().view(self.dtype.numpy()), self.dtype)
+        return onnx_ir.tensor(numbers.numpy())
 
     @property
     def is_small(self) -> bool:

@@ -19,6 +19,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 from diffc.compiler.backends.exported import StoredTensor, StoredTensors, exported
+from diffc.compiler.backends.quantized import spell, translations
 from diffc.compiler.cache import Cache
 from diffc.compiler.errors import BackendError
 from diffc.compiler.graphs import one_layout
@@ -37,13 +38,17 @@ ALIGNMENT = 64
 STORAGE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What large float32 tensors are stored as; the graph casts them back and computes in float32."""
 
+QUANTIZED = {"w8a8": 1, "w4a16": 0.6, "w4a8": 0.6, "w4a4": 0.6, "fp8": 1, "fp4": 0.6}
+"""Bytes for each weight in the precisions whose graphs are quantized before they come here."""
+
 STORED_TYPES = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16}
 
 
 class Onnx:
     """Write portable ONNX, for any engine that reads it."""
 
-    precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()}
+    precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | QUANTIZED
+    dialect: ClassVar[str] = "portable"
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write ``graphs/NAME.onnx`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
@@ -56,7 +61,7 @@ class Onnx:
         for graph in graphs:
             progress(f"lower {graph.name}")
             files[graph.name] = f"graphs/{graph.name}.onnx"
-            _write(graph, folder, files[graph.name], store, STORAGE[precision])
+            _write(graph, folder, files[graph.name], store, STORAGE.get(precision, torch.float32), self.dialect)
         return files
 
 
@@ -111,8 +116,10 @@ class WeightStore:
         return replace(known, dtype=dtype)
 
 
-def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype) -> None:
+def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype, dialect: str) -> None:
     model = exported(graph, _export, Cache.default(), by=__file__)
+    spell(model, dialect)
+    common.RemoveUnusedNodesPass()(model)
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.nbytes < INLINE or _may_be_sizes(tensor):
@@ -161,6 +168,7 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
                 output_names=[f"{port.name}_" for port in graph.outputs],
                 verbose=False,
                 optimize=False,
+                custom_translation_table=translations(),
             )
     except Exception as error:
         raise _failure(graph, error) from error
@@ -246,7 +254,8 @@ def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
 
 
 def _weight(tensor: onnx_ir.TensorProtocol) -> Weight:
-    array = torch.from_numpy(np.array(tensor.numpy()))
+    numbers = tensor.numpy_packed() if isinstance(tensor, onnx_ir.PackedTensor) else tensor.numpy()
+    array = torch.from_numpy(np.array(numbers))
     return Weight(array, array.dtype)
 
 

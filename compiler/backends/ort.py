@@ -16,6 +16,8 @@ from diffc.compiler.target import Progress
 class Ort(Onnx):
     """Write ONNX that ONNX Runtime can load."""
 
+    dialect = "ort"
+
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the files and load each; raises `BackendError` with ONNX Runtime's reason where it refuses one."""
         files = super().lower(graphs, precision, folder, progress)
