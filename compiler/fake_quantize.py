@@ -72,7 +72,7 @@ def group_scales(spec: Spec, rows: torch.Tensor) -> torch.Tensor:
     scale = largest / spec.format.highest
     if spec.scale == "e8m0":
         top = torch.tensor(spec.format.highest).frexp().exponent
-        scale = torch.ldexp(torch.ones(()), largest.frexp().exponent - top)
+        scale = torch.ldexp(torch.ones(largest.shape), largest.frexp().exponent - top)
     elif spec.scale in FORMATS:
         scale = FORMATS[spec.scale].round(scale)
     return torch.where(scale > 0, scale, 1.0)

@@ -69,7 +69,7 @@ class Format:
         if self.name == "e2m1":
             return torch.cat([E2M1, -E2M1])[stored.int()]
         if self.name == "e8m0":
-            return torch.ldexp(torch.ones(()), stored.int() - 127)
+            return torch.ldexp(torch.ones(stored.shape), stored.int() - 127)
         return stored.float()
 
 
