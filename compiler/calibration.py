@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,10 @@ class Sample:
     prompt: int
     feeds: tuple[torch.Tensor, ...]
 
+    def nearest(self, count: int) -> int:
+        """Give the place nearest in time among ``count`` steps, which may be more or fewer than the sample's."""
+        return round(self.step * (count - 1) / max(1, self.of - 1))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -79,6 +83,14 @@ class Calibration:
     def of(self, graph: Graph) -> list[Sample]:
         """List the samples of one graph."""
         return [sample for sample in self.samples if sample.graph == graph.name]
+
+    def few(self, count: int) -> Calibration:
+        """Keep ``count`` samples of each graph, or all it has, drawn from all steps and prompts alike."""
+        random, kept = torch.Generator().manual_seed(self.seed), set[int]()
+        for name in dict.fromkeys(sample.graph for sample in self.samples):
+            at = [n for n, sample in enumerate(self.samples) if sample.graph == name]
+            kept |= {at[n] for n in torch.randperm(len(at), generator=random)[:count]}
+        return replace(self, samples=tuple(self.samples[n] for n in sorted(kept)))
 
 
 def calibrate(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from diffc.compiler.calibration import Sample
+from diffc.compiler.fake_quantize import fake_quantize, fake_quantize_groups
 from diffc.compiler.formats import FORMATS, Spec, spread
-from diffc.compiler.quantization import Rounded, scale_and_zero
+from diffc.compiler.quantization import Layer, Rounded, scale_and_zero
 from diffc.compiler.statistics import Histogram
 
 PERCENTILE = 0.9999
@@ -139,6 +141,25 @@ def _scales_of_scales(spec: Spec, scale: torch.Tensor) -> tuple[torch.Tensor, to
         return (scale / outer[:, None]).round().clamp(1, form.highest), outer
     outer = (scale.amax() / form.highest).reshape(1)
     return form.round(scale / outer).clamp(min=2.0**-9), outer
+
+
+def quantized_activation(layer: Layer, x: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Give a layer's input as the quantized layer reads it; as it is, where its range is not known."""
+    spec = layer.scheme.activation
+    if spec is None or (spec.when != "dynamic" and spec.per != "group" and layer.low is None):
+        return x
+    made: torch.Tensor
+    if spec.per == "group":
+        made = fake_quantize_groups(x, str(spec))
+    elif layer.low is None or layer.high is None or spec.when == "dynamic":
+        largest = x.abs().amax(-1, keepdim=True) if spec.per == "token" else x.abs().amax()
+        scale = (largest / spec.format.highest).clamp(min=1e-12)
+        made = fake_quantize(x / scale, torch.ones(1), None, spec.format.name) * scale
+    else:
+        at = sample.nearest(layer.low.shape[1])
+        scale, zero = scale_and_zero(spec, layer.low[0, at], layer.high[0, at])
+        made = fake_quantize(x, scale.reshape(1), zero, spec.format.name)
+    return made
 
 
 def _groups(weight: torch.Tensor, spec: Spec) -> torch.Tensor:
