@@ -35,4 +35,5 @@ GRAM = 1e-3
 test_gram.py: at worst 2e-6. test_gptq.py: none differed."""
 
 GPTQ_GAIN = 2.5
-"""What GPTQ must win over rounding to nearest, in dB of a layer's output. test_gptq.py: 7.9 to 11.1, and 3.0 with four groups."""
+"""What GPTQ must win over rounding to nearest, in dB of a layer's output.
+test_gptq.py: 7.9 to 11.1, and 3.0 with four groups."""

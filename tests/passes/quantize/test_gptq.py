@@ -58,7 +58,7 @@ def reference(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray, order: np
 @pytest.mark.parametrize("by_activation", [True, False])
 def test_codes_are_those_of_optimal_brain_surgery(by_activation: bool) -> None:
     torch.manual_seed(0)
-    layer, feeds = nn.Linear(160, 24).double().float(), correlated(50, 160)
+    layer, feeds = nn.Linear(160, 24), correlated(50, 160)
     plan = plan_of(layer, feeds, "int4:channel")
     rounded = layer_of(gptq(plan, by_activation=by_activation)).rounded
     assert rounded is not None
