@@ -26,6 +26,8 @@ from diffc.compiler.inputs import PREPARED
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
 from diffc.compiler.pipeline import Pass, run
+from diffc.compiler.quantization_report import page
+from diffc.compiler.quantize import Asked, asked_quantization, quantize
 from diffc.compiler.room import bytes_needed, check_room
 from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
 from diffc.compiler.stages import work_by_stage
@@ -55,6 +57,11 @@ def build(
     inputs: Mapping[str, str] = MappingProxyType({}),
     ip_adapter: Path | str | None = None,
     online: bool = False,
+    quant: str | None = None,
+    recipe: Path | str | None = None,
+    calibration: Path | str | None = None,
+    seed: int = 0,
+    min_psnr: float | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
     """Compile a checkpoint and give the bundle's path (default: the source's name with ``.diffc``, in this folder).
@@ -64,10 +71,15 @@ def build(
     steps from and to which there is guidance, ``strength`` how much of a given picture is drawn anew, ``options`` other
     arguments of the pipeline's call, such as ``num_frames``, and ``inputs`` those that are pictures and tensors of the
     request, as ``{"image_embeds": "1280"}``: see `diffc.compiler.inputs`. ``ip_adapter`` is the file of an IP-Adapter,
-    whose picture is then an input too. Whatever fails, no half-made bundle is left.
-    Raises `DiffcError` of the stage that failed.
+    whose picture is then an input too.
+
+    A target of few bits is quantized: by the techniques of ``quant`` and as the file ``recipe`` says
+    (`diffc.compiler.recipe`), calibrated with the prompts of the file ``calibration`` from ``seed`` on. ``min_psnr`` is
+    what the worst of the pictures drawn then must reach, in dB, against the same program in float32.
+    Whatever fails, no half-made bundle is left. Raises `DiffcError` of the stage that failed.
     """
     wanted = parse_target(target)
+    asked = asked_quantization(wanted, quant, recipe, calibration, seed, min_psnr)
     source = Path(source)
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
     with _new_folder(output) as folder:
@@ -88,11 +100,11 @@ def build(
         recipes = _recipes(captured, capture.parts(), guidance_interval)
         made = [run(program, way) for program, way in zip(captured, recipes, strict=True)]
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
-        recipe: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
-        recipe |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": inputs}
-        recipe |= {"guidance_interval": guidance_interval}
-        recipe["ip_adapter"] = Path(ip_adapter).name if ip_adapter else None
-        _write(folder, made, tokenizers, wanted, _provenance(source, recipe), progress)
+        told: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
+        told |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": inputs}
+        told |= {"guidance_interval": guidance_interval, "quantization": None if asked is None else asked.described}
+        told["ip_adapter"] = Path(ip_adapter).name if ip_adapter else None
+        _write(folder, made, tokenizers, wanted, _provenance(source, told), progress, asked)
     return output
 
 
@@ -128,7 +140,8 @@ def write_bundle(
     wanted, output = parse_target(target), Path(output)
     with _new_folder(output) as folder:
         made = [run(program, NORMAL_FORM) for program in programs]
-        _write(folder, made, tokenizers or {}, wanted, _provenance(None, {}), progress)
+        asked = asked_quantization(wanted)
+        _write(folder, made, tokenizers or {}, wanted, _provenance(None, {}), progress, asked)
     return output
 
 
@@ -139,10 +152,16 @@ def _write(
     target: Target,
     provenance: dict[str, Any],
     progress: Progress,
+    asked: Asked | None = None,
 ) -> None:
     progress("stage")
     work = work_by_stage(programs)
     programs = [verify(program) for program in stage(programs)]
+    texts = {name: _tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
+    quantized = None
+    if asked is not None:
+        quantized = quantize(programs, texts, target, asked, str(provenance.get("source_sha256", "")), progress)
+        programs = [verify(program) for program in quantized.programs]
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
     files = find_backend(target.backend)().lower(list(graphs.values()), target.precision, folder, progress)
     progress("write")
@@ -150,9 +169,9 @@ def _write(
         save({t.name: t.data for p in programs for t in p.tables if t.data is not None})
     )
     (folder / "tokenizer").mkdir()
-    for name, tokenizer in tokenizers.items():
-        (folder / "tokenizer" / f"{name}.json").write_text(_tokenizer_text(name, tokenizer), encoding="utf-8")
-    manifest = {
+    for name, text in texts.items():
+        (folder / "tokenizer" / f"{name}.json").write_text(text, encoding="utf-8")
+    manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "diffc": importlib.metadata.version("diffc"),
         "target": str(target),
@@ -167,6 +186,16 @@ def _write(
         "multiply_adds": work.multiply_adds,
         "provenance": provenance,
     }
+    _write_manifest(folder, manifest)
+    if quantized is not None:
+        found = quantized.measured(folder, progress)
+        (folder / "quantization.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(page(found), encoding="utf-8")
+        added = {name: _digest(folder / name) for name in ("quantization.json", "report.html")}
+        _write_manifest(folder, manifest | {"files": dict(sorted((manifest["files"] | added).items()))})
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 

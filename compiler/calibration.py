@@ -11,9 +11,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
@@ -71,14 +73,30 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """Hold what the float program made of a prompt: the latents after each step, and its first output."""
+
+    prompt: str
+    seed: int
+    samples: tuple[Sample, ...]
+    steps: tuple[torch.Tensor, ...]
+    output: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Hold the samples of some trajectories of one program, and a digest of what they were made from."""
 
     program: Program
     samples: tuple[Sample, ...]
-    prompts: tuple[str, ...]
+    drawings: tuple[Drawing, ...]
     seed: int
     digest: str
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """List what was drawn."""
+        return tuple(drawing.prompt for drawing in self.drawings)
 
     def of(self, graph: Graph) -> list[Sample]:
         """List the samples of one graph."""
@@ -108,23 +126,23 @@ def calibrate(
     ``source`` is a digest of the weights; without it nothing is kept in the cache. Built-in prompts end when much work
     was done, prompts of a file do not. Raises `CalibrationError` where a graph gives NaN or infinity.
     """
-    given, budget = tuple(prompts or PROMPTS), WORK if not prompts else float("inf")
+    texts, budget = tuple(prompts or PROMPTS), WORK if not prompts else float("inf")
     run = _Run(program, {name: Tokenizer(data, name) for name, data in tokenizers.items()})
-    samples, drawn, digest = list[Sample](), list[str](), hashlib.sha256(f"{program}{seed}{source}".encode())
-    for at, prompt in enumerate(given):
+    drawings, digest = list[Drawing](), hashlib.sha256(f"{program}{seed}{source}".encode())
+    for at, prompt in enumerate(texts):
         if at and run.work * at >= budget:
             break
         key = hashlib.sha256(json.dumps([str(program), source, prompt, seed + at]).encode()).hexdigest()
-        found = _read(cache.get(key), program, at) if cache and source else None
+        found = _read(cache.get(key), prompt, seed + at, at) if cache and source else None
         if found is None:
             progress(f"calibrate {at + 1}: {prompt}")
             found = run.draw(prompt, seed + at, at)
             if cache and source:
                 cache.put(key, _written(found))
-        samples += found
-        drawn.append(prompt)
+        drawings.append(found)
         digest.update(prompt.encode() + b"\0")
-    return Calibration(program, tuple(samples), tuple(drawn), seed, digest.hexdigest())
+    samples = tuple(sample for drawing in drawings for sample in drawing.samples)
+    return Calibration(program, samples, tuple(drawings), seed, digest.hexdigest())
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -150,18 +168,21 @@ class _Run:
         self.calls = {name: len(calls(program, graph)) for name, graph in self.graphs.items()}
         self.work = sum(self.calls[name] * _work(graph) for name, graph in self.graphs.items())
 
-    def draw(self, prompt: str, seed: int, number: int) -> list[Sample]:
+    def draw(self, prompt: str, seed: int, number: int) -> Drawing:
         """Run the program for one prompt."""
-        random, values, samples = Generator(seed), dict[str, torch.Tensor](), list[Sample]()
+        texts, arrays = given(self.program, prompt, seed)
         values = {table.name: torch.as_tensor(table.data) for table in self.program.tables}
-        values |= {item.name: _given(item, random) for item in self.program.inputs if item.type.shape}
-        seen = dict.fromkeys(self.graphs, 0)
+        values |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+        samples, steps, seen = list[Sample](), list[torch.Tensor](), dict.fromkeys(self.graphs, 0)
         with torch.no_grad():
             for op in self.program.ops:
                 if op.operator == "tokenize":
-                    made = self._tokens(op, prompt)
+                    made = self._tokens(op, texts)
                 elif op.operator == "noise":
-                    made = [torch.from_numpy(random.randn(_shape(op.results[0])))]
+                    continue
+                elif op.operator == "step":
+                    steps += apply(replace(op, operator="linear", results=(Value("latents"),)), values, self.scalars)
+                    continue
                 elif op.operator in self.graphs:
                     graph = self.graphs[op.operator]
                     feeds = _feeds(op, graph, values)
@@ -172,16 +193,14 @@ class _Run:
                     if size(graph):
                         samples.append(Sample(graph.name, step, of, number, feeds))
                 else:
-                    made = [] if op.operator == "step" else list(apply(op, values, self.scalars))
+                    made = list(apply(op, values, self.scalars))
                 values |= {value.name: tensor for value, tensor in zip(op.results, made, strict=False)}
-        return samples
+        return Drawing(prompt, seed, tuple(samples), tuple(steps), values[self.program.outputs[0]])
 
-    def _tokens(self, op: Op, prompt: str) -> list[torch.Tensor]:
+    def _tokens(self, op: Op, texts: Mapping[str, Sequence[str]]) -> list[torch.Tensor]:
         (text,) = op.reads()
         options = {name: value for name, value in op.attrs if name != "tokenizer"}
-        rows = next(item.type.shape[0] for item in self.program.inputs if item.name == text)
-        texts = ["" if text == NEGATIVE else prompt] * rows
-        encoded = self.tokenizers[str(op.attr("tokenizer"))](texts, **options)  # type: ignore[arg-type]
+        encoded = self.tokenizers[str(op.attr("tokenizer"))](texts[text], **options)  # type: ignore[arg-type]
         return [torch.from_numpy(array) for array in encoded]
 
     def _module(self, graph: Graph) -> fx.GraphModule:
@@ -202,19 +221,26 @@ def _tensor(literal: Literal, port: Value, values: Mapping[str, torch.Tensor]) -
     return torch.tensor(literal, dtype=getattr(torch, port.type.dtype) if port.type else None)
 
 
-def _shape(value: Value) -> tuple[int, ...]:
-    assert value.type is not None
-    return value.type.shape
+def given(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[np.float32]]]:
+    """Make the texts and tensors of a request: noise of a seed, smooth pictures, normal numbers for other tensors."""
+    random = Generator(seed)
+    texts = {i.name: [_text(i, prompt)] * i.type.shape[0] for i in program.inputs if i.type.dtype == "text"}
+    noises = [value for op in program.ops if op.operator == "noise" for value in op.results]
+    arrays = {value.name: random.randn(value.type.shape) for value in noises if value.type}
+    arrays |= {i.name: _array(i, random) for i in program.inputs if i.type.dtype not in ("text", "scalar")}
+    return texts, arrays
 
 
-def _given(item: Input, random: Generator) -> torch.Tensor:
-    """Make a picture of smooth colours, or normal numbers for another tensor."""
+def _text(item: Input, prompt: str) -> str:
+    return "" if item.name == NEGATIVE else prompt
+
+
+def _array(item: Input, random: Generator) -> NDArray[np.float32]:
     if not item.is_picture:
-        return torch.from_numpy(random.randn(item.type.shape))
+        return random.randn(item.type.shape)
     _, channels, height, width = item.type.shape
     x, y = np.meshgrid(np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32))
-    colours = np.stack([x, y, 1 - x])[:channels]
-    return torch.from_numpy(np.broadcast_to(colours, item.type.shape).copy())
+    return np.broadcast_to(np.stack([x, y, 1 - x])[:channels], item.type.shape).astype(np.float32)
 
 
 def _check_finite(graph: Graph, made: Sequence[torch.Tensor], where: str) -> None:
@@ -228,32 +254,36 @@ def _work(graph: Graph) -> int:
     return sum(multiply_adds(node) for node in graph.body.graph.nodes) if size(graph) else 0
 
 
-def _written(samples: Sequence[Sample]) -> bytes:
-    """Write samples; what several were given is written once."""
+def _written(drawing: Drawing) -> bytes:
+    """Write a drawing; what several calls were given is written once."""
     tensors, names, index = dict[str, torch.Tensor](), dict[int, str](), []
-    for sample in samples:
+    for sample in drawing.samples:
         for tensor in sample.feeds:
             if id(tensor) not in names:
                 names[id(tensor)] = str(len(names))
                 tensors[names[id(tensor)]] = tensor.contiguous().clone()
         index.append([sample.graph, sample.step, sample.of, [names[id(tensor)] for tensor in sample.feeds]])
+    tensors |= {f"step {at}": latents.contiguous() for at, latents in enumerate(drawing.steps)}
+    tensors["output"] = drawing.output.contiguous()
     return bytes(write_tensors(tensors, {"index": json.dumps(index)}))
 
 
-def _read(data: bytes | None, program: Program, prompt: int) -> list[Sample] | None:
-    """Read samples; None where the entry is none of this program."""
+def _read(data: bytes | None, prompt: str, seed: int, number: int) -> Drawing | None:
+    """Read a drawing; None where the entry is none."""
     if data is None:
         return None
     try:
         tensors = read_tensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         index = json.loads(header["__metadata__"]["index"])
-        return [Sample(g, step, of, prompt, tuple(tensors[n] for n in names)) for g, step, of, names in index]
+        samples = [Sample(g, step, of, number, tuple(tensors[n] for n in names)) for g, step, of, names in index]
+        steps = [tensors[f"step {at}"] for at in range(sum(name.startswith("step ") for name in tensors))]
+        return Drawing(prompt, seed, tuple(samples), tuple(steps), tensors["output"])
     except (SafetensorError, LookupError, TypeError, ValueError):
         return None
 
 
-Visit = Callable[[fx.Node, tuple[torch.Tensor, ...], torch.Tensor, Sample], None]
+Visit = Callable[[fx.Node, tuple[Any, ...], Any, Sample], None]
 """Is shown what reaches a node in one call, and what it gives."""
 
 
@@ -279,5 +309,5 @@ class _Watcher(fx.Interpreter):
         found = super().run_node(n)
         if n.name in self.nodes:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            self.visit(n, tuple(args[at] for at in self.nodes[n.name]), found, self.sample)
+            self.visit(n, tuple(args[at] if at < len(args) else None for at in self.nodes[n.name]), found, self.sample)
         return found

@@ -131,6 +131,15 @@ class Spec:
         return f"{self.format.name}:{per}{when}" + (f":scale={self.scale}" if self.scale != "float32" else "")
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """Say how a layer is quantized; what is None stays as it is. ``output`` is what an integer convolution gives."""
+
+    weight: Spec | None = None
+    activation: Spec | None = None
+    output: Spec | None = None
+
+
 def parse_spec(text: str) -> Spec | None:
     """Read a spec; ``float`` is none. Raises `RecipeError` that says which word is unknown and which is near."""
     if text == "float":

@@ -17,7 +17,7 @@ from torch import fx
 
 from diffc.compiler.calibration import Calibration, Sample, watch
 from diffc.compiler.errors import CalibrationError
-from diffc.compiler.formats import Spec, spread
+from diffc.compiler.formats import Scheme, Spec, spread
 from diffc.compiler.ir import Graph, Program
 from diffc.compiler.stages import body_of, size
 from diffc.compiler.statistics import Statistics
@@ -39,15 +39,6 @@ Tensors = tuple[torch.Tensor, ...]
 
 SMALLEST = 512
 """Weights of fewer numbers stay as they are: there is nothing to save."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Say how a layer is quantized; what is None stays as it is. ``output`` is what an integer convolution gives."""
-
-    weight: Spec | None = None
-    activation: Spec | None = None
-    output: Spec | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +153,7 @@ class Plan:
                     where = f"step {sample.step + 1} of {sample.of}"
                     fix = "keep the layer in float in a recipe, or calibrate with other prompts"
                     raise CalibrationError(f"NaN or infinity reaches {layer.name}", where=where, fix=fix)
-                visit(layer, tuple(_smoothed(layer, x) for x in inputs), output, sample)
+                visit(layer, tuple(smoothed(layer, x) for x in inputs), output, sample)
 
             watch(graph, chosen, {name: _inputs(layer) for name, layer in at.items()}, seen)
 
@@ -184,7 +175,8 @@ def _inputs(layer: Layer) -> Sequence[int]:
     return (0, 1, 2) if layer.kind == "attention" else (0,)
 
 
-def _smoothed(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+def smoothed(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """Multiply an input's channels with what smoothing took from the weight's."""
     if layer.smoothing is None:
         return x
     return x * layer.smoothing.reshape(-1, *[1] * (x.dim() - 2) if layer.axis == 1 else [])

@@ -23,10 +23,10 @@ import torch
 from torch import fx
 
 from diffc.compiler import fake_quantize  # noqa: F401  (defines the operators)
-from diffc.compiler.formats import FORMATS, Spec
+from diffc.compiler.formats import FORMATS, Scheme, Spec
 from diffc.compiler.graphs import export
 from diffc.compiler.ir import Graph, Op, Program, Ref, Table, Type, Value
-from diffc.compiler.quantization import Layer, Plan, Scheme, scale_and_zero
+from diffc.compiler.quantization import Layer, Plan, scale_and_zero
 from diffc.compiler.stages import body_of
 
 aten, ops = torch.ops.aten, torch.ops.diffc

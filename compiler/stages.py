@@ -102,7 +102,7 @@ def work_by_stage(programs: Sequence[Program]) -> Work:
     The denoiser is the component that is called most often with latents, or of several the largest. A parameter that
     meets values of several stages counts for the latest of them; one that meets constants only counts for none.
     """
-    graph = _denoiser(programs[0])
+    graph = denoiser(programs[0])
     none = dict.fromkeys(NAMES, 0)
     return Work(none, none) if graph is None else work_of_graph(graph, stages_of_ports(graph, programs))
 
@@ -157,7 +157,8 @@ def join(stages: Iterable[Stage]) -> Stage:
     return frozenset().union(*stages)
 
 
-def _denoiser(program: Program) -> Graph | None:
+def denoiser(program: Program) -> Graph | None:
+    """Find the graph that is called most often with latents, or of several the largest."""
     values = stages_of_values(program)
     called = [op.operator for op in program.ops if any("latent" in values[name] for name in op.reads())]
     weighty = [graph for graph in program.graphs if graph.name in called and size(graph)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from diffc.compiler.errors import TargetError
+from diffc.compiler.formats import Scheme
 from diffc.compiler.ir import Graph
 
 GROUP = "diffc.backends"
@@ -28,6 +29,10 @@ class Backend(Protocol):
 
     precisions: ClassVar[Mapping[str, float]]
     """What it supports, and how many bytes it stores for each large weight."""
+
+    @classmethod
+    def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
+        """Change a layer's scheme to one that the engine computes, and say what it does instead, if anything."""
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the engine's files below the folder and give the file of each graph."""

@@ -27,8 +27,8 @@ SKETCH = re.compile(r"^Before:\n((?:    .+\n)+)\nAfter(?: \((.+)\))?:\n((?:    .
 GRAPH_SKETCH = re.compile(r"^Before \(inside a graph\):\n((?:    .+\n)+)\nAfter(?: \((.+)\))?:\n((?:    .+\n)+)", re.M)
 CITATION = re.compile(r"^Paper: .+\n +https?://|^Source: .+", re.M)
 
-# What each part may import of the others. `bundle` and `cli` may import everything.
-TOP = ("diffc.compiler.bundle", "diffc.compiler.cli")
+# What each part may import of the others. These may import everything.
+TOP = ("diffc.compiler.bundle", "diffc.compiler.cli", "diffc.compiler.quantize")
 IR = tuple(f"diffc.compiler.{name}" for name in ("errors", "ir", "text", "verify"))
 FORBIDDEN_AT_RUN_TIME = ("torch", "onnx", "diffusers", "transformers", "diffc.compiler", "diffc.passes")
 

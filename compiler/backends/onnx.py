@@ -22,6 +22,7 @@ from diffc.compiler.backends.exported import StoredTensor, StoredTensors, export
 from diffc.compiler.backends.quantized import spell, translations
 from diffc.compiler.cache import Cache
 from diffc.compiler.errors import BackendError
+from diffc.compiler.formats import FORMATS, Scheme, Spec
 from diffc.compiler.graphs import one_layout
 from diffc.compiler.ir import Graph
 from diffc.compiler.stored import Weight
@@ -49,6 +50,18 @@ class Onnx:
 
     precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | QUANTIZED
     dialect: ClassVar[str] = "portable"
+
+    @classmethod
+    def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
+        """Let activations have symmetric, static scales, and groups scales of their own: what TensorRT reads."""
+        weight, activation = scheme.weight, scheme.activation
+        if weight is not None and weight.scale == "uint4":
+            weight = replace(weight, scale="float32")
+        if activation is not None and activation.format.is_integer:
+            form = FORMATS[activation.format.name.removeprefix("u")]
+            static = activation.per in ("token", "tensor") and activation.when != "step"
+            activation = Spec(form) if static else replace(activation, format=form)
+        return replace(scheme, weight=weight, activation=activation), ""
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write ``graphs/NAME.onnx`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
@@ -254,8 +267,8 @@ def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
 
 
 def _weight(tensor: onnx_ir.TensorProtocol) -> Weight:
-    numbers = tensor.numpy_packed() if isinstance(tensor, onnx_ir.PackedTensor) else tensor.numpy()
-    array = torch.from_numpy(np.array(numbers))
+    numbers = np.array(tensor.numpy_packed() if isinstance(tensor, onnx_ir.PackedTensor) else tensor.numpy())
+    array = torch.from_numpy(numbers if numbers.dtype.isbuiltin == 1 else numbers.view(np.uint8))
     return Weight(array, array.dtype)
 
 

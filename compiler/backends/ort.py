@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
 
 from diffc.compiler.backends.onnx import Onnx
 from diffc.compiler.errors import BackendError
+from diffc.compiler.formats import FORMATS, Scheme, Spec
 from diffc.compiler.ir import Graph
 from diffc.compiler.target import Progress
 
@@ -17,6 +19,28 @@ class Ort(Onnx):
     """Write ONNX that ONNX Runtime can load."""
 
     dialect = "ort"
+
+    @classmethod
+    def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
+        """Let integer convolutions give integers, without which ONNX Runtime computes them in float."""
+        activation, note = scheme.activation, ""
+        if activation is None or scheme.weight is None:
+            return scheme, note
+        if kind == "conv" and activation.per in ("token", "group"):
+            activation = replace(activation, per="tensor", group=0, when="dynamic", scale="float32")
+        if not activation.format.is_integer or not (
+            scheme.weight.format.is_integer or scheme.weight.format.name == "e2m1"
+        ):
+            note = f"ONNX Runtime computes {activation.format.name} in float32, on rounded numbers"
+        elif kind == "conv" and activation.when != "static":
+            note = (
+                "ONNX Runtime computes convolutions with dynamic or step-indexed scales in float32, on rounded numbers"
+            )
+        elif activation.per == "group" and activation.format.bits < 8:
+            note = "ONNX Runtime computes groups of less than 8 bits in float32, on rounded numbers"
+        elif kind == "conv" and scheme.weight.scale in ("float32", "uint4"):
+            return replace(scheme, output=scheme.output or Spec(FORMATS["uint8"])), note
+        return replace(scheme, activation=activation), note
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the files and load each; raises `BackendError` with ONNX Runtime's reason where it refuses one."""

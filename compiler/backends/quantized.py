@@ -319,7 +319,15 @@ class _Writer:
             form = "uint8" if form.startswith("u") else "int8"
         point = self._zero_point(zero, form) or self._zero(form)
         factor = self.op("Squeeze", scale)
-        return self.op("DequantizeLinear", self.op("QuantizeLinear", x, factor, point), factor, point)
+        codes = self.op("QuantizeLinear", x, factor, point)
+        for use in list(self.at.outputs[0].uses())[1:]:  # ONNX Runtime wants one for each reader
+            use.node.replace_input_with(use.idx, self._float_again(codes, factor, point))
+        return self._float_again(codes, factor, point)
+
+    def _float_again(self, codes: onnx_ir.Value, scale: onnx_ir.Value, zero: onnx_ir.Value) -> onnx_ir.Value:
+        made = self.op("DequantizeLinear", codes, scale, zero)
+        made.shape, made.type = codes.shape, onnx_ir.TensorType(FLOAT)
+        return made
 
     def _zero(self, form: str) -> onnx_ir.Value:
         """Give a zero point that says of which type codes are."""

@@ -1,1 +1,58 @@
-"""Quantize: one technique per file, each of which rewrites a plan and composes with the others."""
+"""Quantize: one technique per file, each of which rewrites a plan and composes with the others.
+
+A recipe names what a precision means for the layers of the denoiser and of the other components, and the techniques in
+order. What an engine cannot compute so, its back end adapts.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from diffc.compiler.quantization import Plan
+from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
+from diffc.passes.quantize.gptq import gptq
+from diffc.passes.quantize.round_to_nearest import round_to_nearest
+
+METHODS: Mapping[str, Callable[..., Plan]] = {
+    method.__name__: method
+    for method in (
+        # Which numbers share a scale, and how wide it is
+        calibrate_ranges,
+        # How a weight is rounded
+        round_to_nearest,
+        gptq,
+    )
+}
+"""The techniques by their names; ``--quant`` takes them in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say how weights and activations of each kind of layer are quantized, and by which techniques.
+
+    ``linear`` and ``conv`` are a weight's and an activation's specs, in the denoiser; ``other`` are those of the
+    weights of linears and convolutions elsewhere, whose activations stay in float: they run once for each picture.
+    """
+
+    linear: tuple[str, str]
+    conv: tuple[str, str]
+    other: tuple[str, str] = ("int8:group=128", "int8:channel")
+    methods: str = "calibrate_ranges+gptq"
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "w8a8": Recipe(("int8:channel", "int8:token"), ("int8:channel", "uint8:tensor"), methods="round_to_nearest"),
+    "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float")),
+    "w4a8": Recipe(
+        ("int4:group=64:scale=uint4", "int8:token"),
+        ("int4:group=64:scale=uint4", "uint8:tensor"),
+    ),
+    "w4a4": Recipe(("int4:group=32", "int4:group=32:dynamic"), ("int4:group=32", "uint4:tensor")),
+    "fp8": Recipe(("e4m3:channel", "e4m3:token"), ("e4m3:channel", "e4m3:tensor"), methods="round_to_nearest"),
+    "fp4": Recipe(("nvfp4", "nvfp4:dynamic"), ("nvfp4", "e4m3:tensor")),
+}
+"""What each precision of a target means."""
+
+EMBEDDING = "int8:channel"
+"""How tables of embeddings are stored."""
+
+__all__ = ["EMBEDDING", "METHODS", "RECIPES", "Recipe", "calibrate_ranges", "round_to_nearest"]

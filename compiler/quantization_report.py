@@ -1,0 +1,193 @@
+"""Measure what quantization cost: the error of each layer, how pictures drift from step to step, the worst prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from diffc.compiler.calibration import Calibration, Drawing, Sample, given, watch
+from diffc.compiler.errors import BuildError
+from diffc.compiler.fake_quantize import fake_quantize, fake_quantize_groups
+from diffc.compiler.fidelity import psnr, sqnr
+from diffc.compiler.quantization import Layer, Plan, scale_and_zero, smoothed
+from diffc.compiler.target import Progress
+from diffc.runtime.bundle import open_bundle
+from diffc.runtime.interpreter import Interpreter, linear
+from diffc.runtime.program import Op
+
+PROMPTS = 4
+"""How many of the calibrated prompts are drawn with the bundle."""
+
+CALLS = 6
+"""In how many calls of a graph a layer's error is measured."""
+
+WORST = 5
+"""How many layers an error names."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Hold a layer's scheme, as text, and the ratio in dB of its output to what quantizing it alone changes."""
+
+    name: str
+    weight: str
+    activation: str
+    sqnr: float
+
+
+def layer_errors(plan: Plan) -> list[LayerError]:
+    """Measure every quantized layer with a weight, on float inputs; the worst come first."""
+    signal, noise = dict[str, float](), dict[str, float]()
+    for graph in plan.graphs.values():
+        at = {s.node: layer for layer in plan.layers if layer.rounded for s in layer.sites if s.graph == graph.name}
+        at = {node: layer for node, layer in at.items() if layer.kind != "embedding"}
+        samples = plan.calibration.of(graph)
+
+        def seen(node: fx.Node, inputs: tuple[Any, ...], output: torch.Tensor, sample: Sample, at: Any = at) -> None:
+            layer = at[node.name]
+            made = _output(layer, node, inputs[0], inputs[1], sample)
+            signal[layer.name] = signal.get(layer.name, 0.0) + float((output.double() ** 2).sum())
+            noise[layer.name] = noise.get(layer.name, 0.0) + float(((made - output).double() ** 2).sum())
+
+        if samples and at:
+            watch(graph, samples[:: math.ceil(len(samples) / CALLS)], dict.fromkeys(at, (0, 2)), seen)
+    schemes = {layer.name: layer.scheme for layer in plan.layers}
+    found = [
+        LayerError(
+            name,
+            str(schemes[name].weight or "float"),
+            str(schemes[name].activation or "float"),
+            10 * math.log10(signal[name] / noise[name]) if noise[name] and signal[name] else 200.0,
+        )
+        for name in signal
+    ]
+    return sorted(found, key=lambda error: error.sqnr)
+
+
+def _output(layer: Layer, node: Any, x: torch.Tensor, bias: Any, sample: Sample) -> torch.Tensor:
+    """Compute a layer as the plan says."""
+    options = node.args[3:]
+    x = smoothed(layer, x)
+    assert layer.rounded is not None and layer.scheme.weight is not None
+    weight = layer.rounded.value(layer.scheme.weight)
+    made: torch.Tensor = node.target(_quantized(layer, x, sample), weight, bias, *options)
+    if layer.branch is not None:
+        branch = (layer.branch[1] @ layer.branch[0]).reshape(weight.shape)
+        made = made + node.target(x, branch, None, *options)
+    return made
+
+
+def _quantized(layer: Layer, x: torch.Tensor, sample: Sample) -> torch.Tensor:
+    spec = layer.scheme.activation
+    if spec is None:
+        return x
+    if spec.per == "group":
+        return torch.as_tensor(fake_quantize_groups(x, str(spec)))
+    if spec.when == "dynamic":
+        scale = x.abs().amax(-1, keepdim=True) if spec.per == "token" else x.abs().amax()
+        scale = (scale / spec.format.highest).clamp(min=1e-12)
+        return torch.as_tensor(fake_quantize(x / scale, torch.ones(1), None, spec.format.name) * scale)
+    assert layer.low is not None and layer.high is not None
+    at = sample.step if spec.when == "step" else 0
+    scale, zero = scale_and_zero(spec, layer.low[0, at].reshape(1), layer.high[0, at].reshape(1))
+    return torch.as_tensor(fake_quantize(x, scale, zero, spec.format.name))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Hold, for one prompt, the ratio in dB of the latents to their error after each step, and the picture's PSNR."""
+
+    prompt: str
+    steps: tuple[float, ...]
+    psnr: float
+
+
+def drift(bundle: Path, calibration: Calibration, progress: Progress) -> list[Drift]:
+    """Draw calibrated prompts with a bundle, from the same noise, and compare each step with the float program's."""
+    opened = open_bundle(bundle)
+    program, interpreter = opened.programs[calibration.program.name], Interpreter(opened)
+    scalars = {name: default for name, default in program.scalars.items() if default is not None}
+    found = []
+    for drawing in calibration.drawings[:PROMPTS]:
+        progress(f"measure {drawing.prompt}")
+        steps = list[np.ndarray[Any, Any]]()
+
+        def on_step(op: Op, values: Mapping[str, Any], steps: list[Any] = steps) -> None:
+            steps.append(linear(op, values, scalars))
+
+        texts, noises = given(calibration.program, drawing.prompt, drawing.seed)
+        made = interpreter.run(program, texts | noises, scalars, on_step=on_step)
+        picture = np.asarray(made[program.outputs[0]])
+        ratios = [sqnr(a, b.numpy()) for a, b in zip(steps, drawing.steps, strict=True)]
+        found.append(Drift(drawing.prompt, tuple(ratios), _psnr(picture, drawing)))
+    return sorted(found, key=lambda each: each.psnr)
+
+
+def _psnr(picture: Any, drawing: Drawing) -> float:
+    wanted = drawing.output.numpy()
+    in_range = wanted.min() >= 0 and wanted.max() <= 1
+    return psnr(picture, wanted, 1.0 if in_range else float(np.abs(wanted).max()))
+
+
+def report(errors: Sequence[LayerError], drifts: Sequence[Drift], plan: Plan, notes: Sequence[str]) -> dict[str, Any]:
+    """Say it all as the manifest does."""
+    return {
+        "calibration": {
+            "prompts": len(plan.calibration.prompts),
+            "seed": plan.calibration.seed,
+            "digest": plan.calibration.digest,
+        },
+        "psnr": min((each.psnr for each in drifts), default=None),
+        "drift": [asdict(each) for each in drifts],
+        "layers": [asdict(each) for each in errors],
+        "notes": list(notes),
+    }
+
+
+def check(errors: Sequence[LayerError], drifts: Sequence[Drift], least: float) -> None:
+    """Raise `BuildError` naming the layers that cost most where a picture misses what was asked for."""
+    if drifts and drifts[0].psnr < least:
+        worst = ", ".join(f"{error.name} ({error.sqnr:.1f} dB)" for error in errors[:WORST])
+        what = f"the picture of {drifts[0].prompt!r} has {drifts[0].psnr:.1f} dB, below --min-psnr {least:g}"
+        fix = "choose more bits, another --quant, or more bits for these layers in a --recipe"
+        raise BuildError(what, where=f"the worst layers: {worst}", fix=fix)
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Show a report to people: how pictures drift, and the layers from the worst on, as one page of HTML."""
+    lines = [
+        f'<polyline points="{_points(each["steps"])}"><title>{escape(each["prompt"])}</title></polyline>'
+        for each in found["drift"]
+    ]
+    prompts = [f"<tr><td>{escape(each['prompt'])}</td><td>{each['psnr']:.1f}</td></tr>" for each in found["drift"]]
+    layers = [
+        f"<tr><td>{escape(each['name'])}</td><td>{each['weight']}</td><td>{each['activation']}</td>"
+        f"<td>{each['sqnr']:.1f}</td></tr>"
+        for each in found["layers"]
+    ]
+    notes = "".join(f"<p>{escape(note)}</p>" for note in found["notes"])
+    return PAGE.format(lines="".join(lines), prompts="".join(prompts), layers="".join(layers), notes=notes)
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>Quantization</title>
+<style>body{{font:14px sans-serif;margin:2em}}td,th{{padding:2px 10px;text-align:left}}
+svg{{background:#f6f6f6}}polyline{{fill:none;stroke:#36c;stroke-width:1.5}}</style>
+<h1>What quantization cost</h1>{notes}
+<h2>Latents against their error, in dB, from the first step to the last (0 to 60 dB)</h2>
+<svg viewBox="0 0 600 240" width="600">{lines}</svg>
+<h2>Pictures, the worst first</h2><table><tr><th>prompt<th>PSNR, dB</tr>{prompts}</table>
+<h2>Layers alone, the worst first</h2><table><tr><th>layer<th>weight<th>activation<th>SQNR, dB</tr>{layers}</table>
+"""
+
+
+def _points(steps: Sequence[float]) -> str:
+    across = 600 / max(1, len(steps) - 1)
+    return " ".join(f"{at * across:.1f},{240 - 4 * min(60.0, max(0.0, ratio)):.1f}" for at, ratio in enumerate(steps))

@@ -1,0 +1,180 @@
+"""Quantize a bundle's programs as its target and the user ask: schemes, calibration, techniques, and what they cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffc.compiler.cache import Cache
+from diffc.compiler.calibration import calibrate, read_prompts
+from diffc.compiler.errors import RecipeError
+from diffc.compiler.formats import Scheme, Spec, parse_spec
+from diffc.compiler.ir import Program
+from diffc.compiler.quantization import Layer, Plan
+from diffc.compiler.quantization_report import check, drift, layer_errors, report
+from diffc.compiler.quantized import applied
+from diffc.compiler.recipe import RecipeFile, matching, parse_methods, read_recipe
+from diffc.compiler.stages import denoiser
+from diffc.compiler.target import Progress, Target, find_backend
+from diffc.passes.quantize import EMBEDDING, METHODS, RECIPES, Recipe, calibrate_ranges, round_to_nearest
+
+SMALLEST_GROUP = 16
+"""A group is halved until it divides a row; below this many numbers, the whole row has one scale instead."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Hold what a user asked for."""
+
+    recipe: Recipe
+    methods: tuple[tuple[str, dict[str, Any]], ...]
+    file: RecipeFile
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
+    min_psnr: float | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Say it as provenance does."""
+        overrides = [
+            [each.pattern, {k: str(v or "float") for k, v in each.specs.items()}] for each in self.file.overrides
+        ]
+        recipe = {"linear": self.recipe.linear, "conv": self.recipe.conv, "other": self.recipe.other}
+        return recipe | {"methods": [list(each) for each in self.methods], "layers": overrides, "seed": self.seed}
+
+
+def asked_quantization(
+    target: Target,
+    quant: str | None = None,
+    recipe: Path | str | None = None,
+    calibration: Path | str | None = None,
+    seed: int = 0,
+    min_psnr: float | None = None,
+) -> Asked | None:
+    """Read what is asked for; None for a target that is not quantized. Raises `RecipeError` and `BuildError`."""
+    given = {"--quant": quant, "--recipe": recipe, "--calibration": calibration, "--min-psnr": min_psnr}
+    if target.precision not in RECIPES:
+        for name in (name for name, value in given.items() if value is not None):
+            fix = f"choose a precision that is quantized: {', '.join(RECIPES)}"
+            raise RecipeError(f"the target {target} is not quantized", where=name, fix=fix)
+        return None
+    file = read_recipe(Path(recipe)) if recipe is not None else RecipeFile({})
+    settings: dict[str, Any] = {key: tuple(value) for key, value in file.settings.items() if key != "methods"}
+    chosen = replace(RECIPES[target.precision], **settings)
+    methods = parse_methods(quant or file.settings.get("methods", [chosen.methods])[0], METHODS)
+    prompts = read_prompts(Path(calibration)) if calibration is not None else ()
+    return Asked(chosen, tuple(methods), file, prompts, seed, min_psnr)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Hold the quantized programs, the plan that made them, and what was done otherwise than asked."""
+
+    programs: tuple[Program, ...]
+    plan: Plan
+    notes: tuple[str, ...]
+    min_psnr: float | None
+
+    def measured(self, bundle: Path, progress: Progress) -> dict[str, Any]:
+        """Measure the bundle that they became; raises `BuildError` where it misses ``min_psnr``."""
+        progress("measure layers")
+        errors, drifts = layer_errors(self.plan), drift(bundle, self.plan.calibration, progress)
+        if self.min_psnr is not None:
+            check(errors, drifts, self.min_psnr)
+        return report(errors, drifts, self.plan, self.notes)
+
+
+def quantize(
+    programs: Sequence[Program],
+    tokenizers: Mapping[str, str],
+    target: Target,
+    asked: Asked,
+    source: str,
+    progress: Progress,
+) -> Quantized:
+    """Calibrate on the first program's own trajectory, run the techniques, and write what they decided."""
+    calibration = calibrate(
+        programs[0],
+        {name: text.encode() for name, text in tokenizers.items()},
+        prompts=asked.prompts,
+        seed=asked.seed,
+        source=source,
+        cache=Cache.default(),
+        progress=progress,
+    )
+    schemes = _Schemes(programs, target, asked)
+    plan = schemes.applied_to(Plan.of(programs, calibration, lambda _: Scheme()))
+    for name, options in (*asked.methods, (calibrate_ranges.__name__, {}), (round_to_nearest.__name__, {})):
+        progress(f"quantize: {name}")
+        try:
+            plan = METHODS[name](plan, **options)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise RecipeError(
+                f"{name}: {error}", where="--quant", fix="see the options in its documentation"
+            ) from error
+    notes = tuple(f"{count} layers: {note}" for note, count in schemes.notes.items())
+    for note in notes:
+        progress(note)
+    return Quantized(applied(plan), plan, notes, asked.min_psnr)
+
+
+class _Schemes:
+    """Choose the scheme of each layer: its kind's, as the engine computes it, unless the user's file says otherwise."""
+
+    def __init__(self, programs: Sequence[Program], target: Target, asked: Asked) -> None:
+        found = denoiser(programs[0])
+        self.component = found.component if found else ""
+        self.backend, self.asked = find_backend(target.backend), asked
+        self.notes: Counter[str] = Counter()
+
+    def applied_to(self, plan: Plan) -> Plan:
+        """Give every layer its scheme. Raises `RecipeError` for one that does not exist or cannot be computed so."""
+        overrides: dict[str, dict[str, Spec | None]] = {}
+        for override in self.asked.file.overrides:
+            for name in matching(override, [layer.name for layer in plan.layers]):
+                overrides.setdefault(name, {}).update(override.specs)
+        return plan.mapped(lambda layer: replace(layer, scheme=self._of(layer, overrides.get(layer.name, {}))))
+
+    def _of(self, layer: Layer, specs: Mapping[str, Spec | None]) -> Scheme:
+        scheme, note = self.backend.adapted(layer.kind, fitted(replace(self._usual(layer), **specs), layer))
+        if note and specs:
+            fix = "choose what it computes, or leave the layer to the recipe of the target"
+            raise RecipeError(f"{layer.name} cannot be computed as asked: {note}", where="[[layer]]", fix=fix)
+        if note:
+            self.notes[note] += 1
+        return scheme
+
+    def _usual(self, layer: Layer) -> Scheme:
+        recipe = self.asked.recipe
+        if layer.kind == "attention":
+            return Scheme()
+        if layer.kind == "embedding":
+            return Scheme(parse_spec(EMBEDDING))
+        if layer.component != self.component or layer.groups > 1:
+            return Scheme(parse_spec(recipe.other[layer.kind == "conv"]))
+        return Scheme(*map(parse_spec, recipe.conv if layer.kind == "conv" else recipe.linear))
+
+
+def fitted(scheme: Scheme, layer: Layer) -> Scheme:
+    """Let groups divide the rows of a weight, and the channels of its input."""
+    if layer.weight is None:
+        return scheme
+    row, channels = layer.weight[0].numel(), layer.weight.shape[1]
+    activation = scheme.activation
+    if activation is not None and activation.per == "group":
+        activation = _divided(activation, channels, "token")
+    return replace(scheme, weight=scheme.weight and _divided(scheme.weight, row, "channel"), activation=activation)
+
+
+def _divided(spec: Spec, size: int, otherwise: str) -> Spec:
+    group = spec.group
+    while group > SMALLEST_GROUP and size % group:
+        group //= 2
+    if not group or size % group == 0:
+        return replace(spec, group=group)
+    return replace(spec, per=otherwise, group=0, scale="float32")
