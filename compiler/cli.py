@@ -220,6 +220,7 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     diffc run shapes.diffc "a green star" --seed 7 --guidance 5 --images 4 -o grid.png
     """
     from diffc.runtime import load
+    from diffc.runtime.engines import advice
     from diffc.runtime.images import check_path
 
     numbers = output.suffix.lower() == ".npy"
@@ -251,6 +252,8 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     _save(drawn, output)
     seconds = time.monotonic() - start
     _say(f"{output}: seed {seed}, {seconds:.1f} s")
+    if said := advice(sampler.target, sampler.bytes):
+        _say(said)
     return {"image": str(output), "seed": seed, "seconds": seconds, "peak_bytes": peak_bytes()}
 
 

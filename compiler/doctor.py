@@ -15,12 +15,16 @@ import onnxruntime
 from diffc.compiler.errors import TargetError
 from diffc.compiler.target import GROUP, find_backend
 from diffc.runtime import load
+from diffc.runtime.engines import INSTALL, check_engine, openvino_version, recommended
+from diffc.runtime.errors import BundleError
 
 COMPILER = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy")
 
 
 def examine(bundle: Path | None) -> dict[str, Any]:
-    """Give ``checks`` (name → ok, detail), the ``targets`` that can be built here and, of a bundle, whether it opens.
+    """Give ``checks`` (name → ok, detail), the ``targets`` that can be built here and, of a bundle, whether it runs.
+
+    ``engine`` is the backend whose engine is the faster one on this CPU, be it installed or not.
 
     Raises `BundleError` where the bundle is damaged.
     """
@@ -28,6 +32,7 @@ def examine(bundle: Path | None) -> dict[str, Any]:
     checks["runtime"] = _check(
         True, f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
     )
+    checks["engine"] = _engine()
     missing = [name for name in COMPILER if importlib.util.find_spec(name) is None]
     detail = "missing " + ", ".join(missing) + ": pip install 'diffc[compiler]'" if missing else "complete"
     checks["compiler"] = _check(not missing, detail)
@@ -40,11 +45,26 @@ def examine(bundle: Path | None) -> dict[str, Any]:
             checks[f"backend {name}"] = _check(False, f"{error.what}: {error.fix}")
     checks["targets"] = _check(bool(targets), ", ".join(targets) or "none without the compiler")
     if bundle is not None:
-        sampler = load(bundle)
-        checks["bundle"] = _check(
-            True, f"{bundle} is whole and runs here: {sampler.target}, {', '.join(sampler.programs)}"
-        )
-    return {"checks": checks, "targets": targets}
+        checks["bundle"] = _bundle(bundle)
+    return {"checks": checks, "targets": targets, "engine": recommended()}
+
+
+def _engine() -> dict[str, Any]:
+    """Say which engine this CPU is faster with, and whether it is there."""
+    found = openvino_version()
+    here = f"openvino {found}" if found else f"openvino is missing: {INSTALL}"
+    if recommended() == "ov":
+        return _check(bool(found), f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models")
+    return _check(True, f"the target ort-fp32 is what this CPU should use; {here}")
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    sampler = load(path)
+    try:
+        check_engine(sampler.target)
+    except BundleError as error:
+        return _check(False, f"{path} is whole and does not run here: {error.what}: {error.fix}")
+    return _check(True, f"{path} is whole and runs here: {sampler.target}, {', '.join(sampler.programs)}")
 
 
 def _check(ok: bool, detail: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def find_backend(name: str) -> type[Backend]:
     try:
         backend: type[Backend] = claim.load()
     except (ImportError, AttributeError) as error:
-        fix = "install what it needs: pip install 'diffc[compiler]'"
+        fix = f"install what it needs: pip install 'diffc[{','.join(['compiler', *claim.extras])}]'"
         raise TargetError(f"backend {name!r} cannot be imported: {error}", where=value, fix=fix) from error
     return backend
 

@@ -1,4 +1,4 @@
-"""Execute a program: a page of operations, and a session of ONNX Runtime for each graph.
+"""Execute a program: a page of operations, and a session of an engine for each graph.
 
 What a graph makes of the request alone is remembered for the next one. A graph that works ahead for all steps of a
 loop gives its memory back before the loop starts.
@@ -11,20 +11,15 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
 
 from diffc.runtime.bundle import Bundle
+from diffc.runtime.engines import Array, Session, open_graph, reason
 from diffc.runtime.errors import BundleError, RequestError
 from diffc.runtime.program import Graph, Op, Program, Ref, Value, constant
 from diffc.runtime.prompt_cache import PromptCache
 
-Array = NDArray[Any]
 Values = dict[str, Any]  # name -> tensor, or the texts of the request
 OnStep = Callable[[Op, Values], None]
-
-EXTERNAL = "session.model_external_initializers_file_folder_path"
-WEIGHTS_ONLY = "session.qdq_matmulnbits_accuracy_level"  # 0: where only weights are quantized, compute in float
 
 
 class Interpreter:
@@ -32,12 +27,8 @@ class Interpreter:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle = bundle
-        self._options = onnxruntime.SessionOptions()
-        self._options.log_severity_level = 3
-        self._options.intra_op_num_threads = threads or 0
-        self._options.add_session_config_entry(EXTERNAL, str(bundle.root))
-        self._options.add_session_config_entry(WEIGHTS_ONLY, "0")
-        self._sessions: dict[str, Any] = {}
+        self._threads = threads or 0
+        self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
         self.cache = PromptCache()
 
@@ -103,11 +94,11 @@ class Interpreter:
 
     def _computed(self, graph: Graph, op: Op, feeds: Mapping[str, Array]) -> list[Array]:
         try:
-            found: list[Array] = self.session(graph).run(None, feeds)
+            found = self.session(graph).run(feeds)
         except BundleError:
             raise
-        except Exception as error:  # ONNX Runtime's errors have no class of their own
-            raise BundleError(f"graph {graph.name} failed: {_line(error)}", where=op.source) from error
+        except Exception as error:  # the errors of engines have no class in common
+            raise BundleError(f"graph {graph.name} failed: {reason(error)}", where=op.source) from error
         for port, array in zip(graph.outputs, found, strict=True):
             if (str(array.dtype), array.shape) != (port.type.dtype, port.type.shape):
                 what = f"graph {graph.name} gave {array.dtype}{list(array.shape)} for {port.name}: {port.type}"
@@ -117,22 +108,18 @@ class Interpreter:
                 self._sessions.pop(graph.name, None)
         return found
 
-    def session(self, graph: Graph) -> Any:
+    def session(self, graph: Graph) -> Session:
         """Give the session of a graph, opening it the first time. Raises `BundleError`."""
         with self._lock:
             if graph.name not in self._sessions:
                 self._sessions[graph.name] = self._opened(graph)
             return self._sessions[graph.name]
 
-    def _opened(self, graph: Graph) -> Any:
-        where = self.bundle.manifest.graphs[graph.name]
-        try:
-            content = self.bundle.graph(graph.name)
-            session = onnxruntime.InferenceSession(content, self._options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # as above
-            raise BundleError(f"{where} cannot be loaded: {_line(error)}", where=where, fix="build it again") from error
-        names = {port.name for port in session.get_inputs()}, len(session.get_outputs())
-        if names != ({port.name for port in graph.inputs}, len(graph.outputs)):
+    def _opened(self, graph: Graph) -> Session:
+        session, ports = open_graph(self.bundle, graph.name, self._threads), {port.name for port in graph.inputs}
+        named = all(len(names & ports) == 1 for names in session.inputs)
+        if not named or (len(session.inputs), session.outputs) != (len(ports), len(graph.outputs)):
+            where = self.bundle.manifest.graphs[graph.name]
             raise BundleError(f"{where} has other ports than the program says", where=where, fix="build it again")
         return session
 
@@ -254,7 +241,3 @@ def _axis(op: Op) -> int:
     axis = op.attrs["axis"]
     assert isinstance(axis, int)
     return axis
-
-
-def _line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:300]

@@ -36,6 +36,10 @@ class Manifest:
     files: Mapping[str, File]
     raw: Mapping[str, Any]
 
+    def component(self, graph: str) -> str:
+        """Name the component of the pipeline that a graph belongs to; empty for arithmetic between them."""
+        return str(self.raw["graphs"][graph].get("component") or "")
+
     def stage(self, graph: str) -> str:
         """Say for which stage of a component a graph was split off; empty where it was not."""
         return str(self.raw["graphs"][graph].get("stage", ""))

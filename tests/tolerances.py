@@ -12,11 +12,18 @@ REWRITE_SINGLE = 5e-7
 PICTURE = 1e-3
 """A picture on [0, 1] against diffusers', at the same seed, 20 steps. test_parity.py: at worst 7e-5 before training."""
 
+PICTURE_OF_NUMPY = 2e-6
+"""A tiny program on [0, 1] against NumPy, sums in another order. runtime/test_engines.py: at worst 2e-7."""
+
 PICTURE_8BIT = 1
 """The same in steps of 8 bits: one step is where rounding falls to the other side."""
 
 VERIFIED_PSNR = 80.0
 """What `diffc verify` must reach in dB, float32: the two examples gave 91 to 138 over three prompts."""
+
+VERIFIED_PSNR_BF16 = {"unet": 38.0, "dit": 20.0}
+"""The same where OpenVINO computes in bfloat16 (ov-bf16), 4 steps, the worst of three prompts: 42.4 and 23.9 dB.
+diffusers in bfloat16 is 21.7 dB from itself in float32 for shapes-dit."""
 
 SCALARS = 5e-7
 """A polynomial that was fitted to float32 constants, far from where it was fitted. test_scalars.py: none differed."""

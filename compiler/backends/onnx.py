@@ -51,6 +51,9 @@ class Onnx:
     precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | QUANTIZED
     dialect: ClassVar[str] = "portable"
 
+    file: ClassVar[str] = "graphs/{}.onnx"
+    """Where a graph lies in the bundle."""
+
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
         """Let activations have symmetric, static scales, and groups scales of their own: what TensorRT reads."""
@@ -63,17 +66,19 @@ class Onnx:
             activation = Spec(form) if static else replace(activation, format=form)
         return replace(scheme, weight=weight, activation=activation), ""
 
+
+
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
-        """Write ``graphs/NAME.onnx`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
+        """Write each graph's ``file`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
 
         Raises `BackendError` naming the graph that has no ONNX form.
         """
         store = WeightStore(folder)
         files = {}
-        (folder / "graphs").mkdir()
+        (folder / self.file).parent.mkdir(exist_ok=True)
         for graph in graphs:
             progress(f"lower {graph.name}")
-            files[graph.name] = f"graphs/{graph.name}.onnx"
+            files[graph.name] = self.file.format(graph.name)
             _write(graph, folder, files[graph.name], store, STORAGE.get(precision, torch.float32), self.dialect)
         return files
 

@@ -157,15 +157,23 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], **manifest: Any) -> P
     return folder
 
 
-def write_tiny(folder: Path, *, batch: int = 1, programs: Mapping[str, str] | None = None, **changes: Any) -> Path:
-    """Write the bundle of `tiny_program`; ``changes`` replace parts of the manifest."""
-    graphs = tiny_graphs(batch)
-    files = {f"graphs/{name}.onnx": content for name, content in graphs.items()}
+def write_tiny(
+    folder: Path,
+    *,
+    batch: int = 1,
+    programs: Mapping[str, str] | None = None,
+    place: str = "graphs/{}.onnx",
+    graphs: Mapping[str, bytes] | None = None,
+    **changes: Any,
+) -> Path:
+    """Write the bundle of `tiny_program`, its graphs at ``place``; ``changes`` replace parts of the manifest."""
+    made = tiny_graphs(batch) | dict(graphs or {})
+    files = {place.format(name): content for name, content in made.items()}
     files |= {"weights/hidden.bin": HIDDEN.tobytes(), "tokenizer/words.json": word_tokenizer().encode()}
     files |= {"tables.safetensors": save({"bias": BIAS})}
     manifest = {
         "programs": programs or {"draw": tiny_program(batch)},
-        "graphs": {name: {"file": f"graphs/{name}.onnx", "component": name} for name in graphs},
+        "graphs": {name: {"file": place.format(name), "component": name} for name in made},
         "tokenizers": {"words": "tokenizer/words.json"},
     }
     return write_bundle(folder, files, **(manifest | changes))

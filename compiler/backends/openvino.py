@@ -1,0 +1,38 @@
+"""Lower graphs for OpenVINO: the ONNX of ``onnx.py``, once OpenVINO has read it.
+
+OpenVINO reads a graph's weights below the graph's own folder and nowhere else, so graphs lie where the bundle begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from diffc.compiler.backends.onnx import Onnx
+from diffc.compiler.errors import BackendError
+from diffc.compiler.ir import Graph
+from diffc.compiler.target import Progress
+from diffc.runtime.engines import openvino_core, openvino_version, reason
+
+if openvino_version() is None:
+    raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+
+
+class OpenVino(Onnx):
+    """Write ONNX that OpenVINO can read; ``-bf16`` computes in bfloat16 too, where the processor can."""
+
+    file: ClassVar[str] = "{}.onnx"
+
+    def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
+        """Write the files and read each; raises `BackendError` with OpenVINO's reason where it refuses one."""
+        files = super().lower(graphs, precision, folder, progress)
+        core = openvino_core()
+        for graph in graphs:
+            progress(f"check {graph.name}")
+            try:
+                core.read_model(folder / files[graph.name])
+            except RuntimeError as error:
+                what, where = f"OpenVINO refuses {graph.name}: {reason(error)}", f"component {graph.component}"
+                raise BackendError(what, where=where, fix=f"use the target ort-{precision}") from error
+        return files

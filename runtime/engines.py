@@ -1,0 +1,167 @@
+"""Open graphs with an engine: ONNX Runtime, which is always there, or OpenVINO, which is faster on x86.
+
+The target that a bundle was built for names the engine, which is imported when its first graph is opened.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from numpy.typing import NDArray
+
+from diffc.runtime.bundle import Bundle
+from diffc.runtime.errors import BundleError
+
+Array = NDArray[Any]
+
+TELEMETRY = "openvino_telemetry"
+INSTALL = "pip install 'diffc[openvino]'"
+LARGE = 1 << 29
+"""Bytes of a bundle for which OpenVINO makes up for the time in which it opens graphs."""
+
+EXTERNAL = "session.model_external_initializers_file_folder_path"
+WEIGHTS_ONLY = "session.qdq_matmulnbits_accuracy_level"  # 0: where only weights are quantized, compute in float
+WIDE = ("avx512f", "avx512_bf16", "amx_bf16")
+"""What /proc/cpuinfo calls the instructions with which OpenVINO was measured to be faster."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Hold an opened graph: the names that each input goes by, how many outputs there are, and how to compute them.
+
+    Threads may share ``run``, which takes an array for each input and gives arrays that nobody else writes.
+    """
+
+    inputs: Sequence[frozenset[str]]
+    outputs: int
+    run: Callable[[Mapping[str, Array]], list[Array]]
+
+
+Engine = Callable[[Bundle, str, int], Session]
+"""Opens a graph by its name, for so many threads; 0 takes all cores."""
+
+
+def _onnx_runtime(bundle: Bundle, graph: str, threads: int) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry(EXTERNAL, str(bundle.root))
+    options.add_session_config_entry(WEIGHTS_ONLY, "0")
+    session = onnxruntime.InferenceSession(bundle.graph(graph), options, providers=["CPUExecutionProvider"])
+    inputs = [frozenset({port.name}) for port in session.get_inputs()]
+    return Session(inputs, len(session.get_outputs()), lambda feeds: session.run(None, dict(feeds)))
+
+
+def _openvino(bundle: Bundle, graph: str, threads: int) -> Session:
+    """Compute as the target says, where OpenVINO would choose; arithmetic of no component is always in float32."""
+    core, file = openvino_core(), bundle.manifest.graphs[graph]
+    if not file.endswith(".onnx"):  # by which OpenVINO chooses among its readers
+        raise ValueError(f"{file} is no .onnx file")
+    precision = "bf16" if bundle.manifest.component(graph) and _precision(bundle) == "bf16" else "f32"
+    options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+    options |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
+    compiled = core.compile_model(core.read_model(bundle.root / file), "CPU", options)
+    idle: list[Any] = []  # requests hold the memory of what a graph computes, so they are used again
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        found = request.infer(dict(feeds))
+        outputs = [found[at] for at in range(len(compiled.outputs))]
+        idle.append(request)
+        return outputs
+
+    return Session([frozenset(port.get_names()) for port in compiled.inputs], len(compiled.outputs), run)
+
+
+@cache
+def openvino_core() -> Any:
+    """Give OpenVINO's one core, which keeps its silence. Raises `BundleError` where OpenVINO is not installed.
+
+    Importing it would tell an analytics service so. It does without the package that does that where there is none.
+    """
+    there = sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = cast(ModuleType, None)  # which is how Python is told that a module cannot be imported
+    try:
+        import openvino
+    except ImportError as error:
+        raise BundleError(
+            f"OpenVINO cannot be imported: {error}", fix=f"{INSTALL}, or build for the target ort-fp32"
+        ) from error
+    finally:
+        del sys.modules[TELEMETRY]
+        if there is not None:
+            sys.modules[TELEMETRY] = there
+    return openvino.Core()
+
+
+ENGINES: dict[str, Engine] = {"onnx": _onnx_runtime, "ort": _onnx_runtime, "ov": _openvino}
+
+
+def open_graph(bundle: Bundle, graph: str, threads: int) -> Session:
+    """Open a graph with the engine of the bundle's target. Raises `BundleError` where it cannot."""
+    where = bundle.manifest.graphs[graph]
+    backend = check_engine(bundle.manifest.target)
+    try:
+        return ENGINES[backend](bundle, graph, threads)
+    except Exception as error:  # the errors of engines have no class in common
+        raise BundleError(f"{where} cannot be loaded: {reason(error)}", where=where, fix="build it again") from error
+
+
+def check_engine(target: str) -> str:
+    """Give the backend whose engine runs a target. Raises `BundleError` where there is none, or it is not installed."""
+    backend = target.partition("-")[0]
+    if backend not in ENGINES:
+        known = ", ".join(sorted(ENGINES))
+        raise BundleError(f"no engine runs {target[:40]!r}", where="manifest.json", fix=f"build for one of {known}")
+    if backend == "ov":
+        openvino_core()
+    return backend
+
+
+def reason(error: Exception) -> str:
+    """Give the line of an engine's error that says something: the first, or the last where a place in code is first."""
+    lines = [line.strip("- ") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Exception from") else 0][:300]
+
+
+def recommended() -> str:
+    """Name the backend whose engine is the faster one on this CPU, be it installed or not."""
+    return "ov" if platform.machine() in ("x86_64", "AMD64") and _cpu_flags().intersection(WIDE) else "ort"
+
+
+def advice(target: str, size: int) -> str | None:
+    """Say in a line that this CPU has a faster engine for a bundle of so many bytes; None where it has not."""
+    if not target.startswith("ort-") or size < LARGE or recommended() != "ov":
+        return None
+    return f"this CPU is faster with OpenVINO: build for ov-{target.removeprefix('ort-')} ({INSTALL})"
+
+
+def openvino_version() -> str | None:
+    """Say which OpenVINO is installed, without importing it."""
+    try:
+        return version("openvino")
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def _precision(bundle: Bundle) -> str:
+    return bundle.manifest.target.partition("@")[0].partition("-")[2]

@@ -1,0 +1,220 @@
+"""Draw with each engine what NumPy draws, and refuse what an engine must not read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from diffc.runtime import BundleError, engines, load
+from diffc.runtime.bundle import open_bundle
+from diffc.runtime.engines import advice, check_engine, open_graph, openvino_core, reason, recommended
+from tests.tolerances import PICTURE_OF_NUMPY
+
+RED, NOTHING = [0, 3, 5, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1]
+PLACE = "{}.onnx"
+TARGETS = ("ort-fp32", "ov-fp32")
+
+
+@pytest.fixture
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process find no OpenVINO."""
+    openvino_core.cache_clear()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    yield
+    openvino_core.cache_clear()
+
+
+def picture(tiny: Any, seed: int) -> np.ndarray:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = [torch.randn((1, 3, 4, 4), generator=generator).numpy() for _ in range(4)]
+    made: np.ndarray = tiny.pictures(np.array([RED]), np.array([NOTHING]), 5.0, drawn)
+    return made
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [None, 1])
+def test_each_engine_draws_what_the_program_says(tiny: Any, tmp_path: Path, target: str, threads: int | None) -> None:
+    sampler = load(tiny.write(tmp_path / "x.diffc", place=PLACE, target=target), threads=threads)
+    for seed in (0, 1):
+        got = sampler("red circle", seed=seed, output="np")
+        np.testing.assert_allclose(got, picture(tiny, seed), rtol=0, atol=PICTURE_OF_NUMPY)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_threads_share_an_opened_graph(tiny: Any, tmp_path: Path, target: str) -> None:
+    sampler, got = load(tiny.write(tmp_path / "x.diffc", place=PLACE, target=target), threads=1), {}
+
+    def draw(seed: int) -> None:
+        got[seed] = [sampler("red circle", seed=seed, output="np") for _ in range(20)]
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(4):
+        for each in got[seed]:
+            np.testing.assert_allclose(each, picture(tiny, seed), rtol=0, atol=PICTURE_OF_NUMPY)
+
+
+def product(tiny: Any, folder: Path, target: str, component: str) -> np.ndarray:
+    """Multiply by a matrix of numbers that bfloat16 cannot hold."""
+    factor = numpy_helper.from_array(np.full((64, 64), 1 + 2**-12, np.float32), "factor")
+    ports = {"x": ("float32", [8, 64])}, {"y": ("float32", [8, 64])}
+    graph = tiny.graph([helper.make_node("MatMul", ["x", "factor"], ["y"])], *ports, [factor])
+    program = tiny.program(1)
+    entry = {"file": "product.onnx", "component": component}
+    made = tiny.write(folder, place=PLACE, graphs={"product": graph}, programs={"draw": program}, target=target)
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["graphs"]["product"] = entry
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    [found] = open_graph(open_bundle(made), "product", 1).run({"x": np.ones((8, 64), np.float32)})
+    return found
+
+
+def test_openvino_computes_in_the_type_that_the_target_says(tiny: Any, tmp_path: Path) -> None:
+    exact = 64 * (1 + 2**-12)
+    np.testing.assert_allclose(product(tiny, tmp_path / "a", "ov-fp32", "unet"), exact, rtol=1e-7)
+    np.testing.assert_allclose(product(tiny, tmp_path / "b", "ov-fp16", "unet"), exact, rtol=1e-7)
+    np.testing.assert_allclose(product(tiny, tmp_path / "c", "ov-bf16", ""), exact, rtol=1e-7)
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU does not compute in bfloat16")
+    np.testing.assert_array_equal(product(tiny, tmp_path / "d", "ov-bf16", "unet"), 64.0)
+
+
+def test_a_missing_openvino_is_named_with_the_command(tiny: Any, tmp_path: Path, without_openvino: None) -> None:
+    made = tiny.write(tmp_path / "x.diffc", place=PLACE, target="ov-fp32")
+    assert load(made).target == "ov-fp32", "it opens, to be inspected"
+    with pytest.raises(BundleError, match="OpenVINO cannot be imported") as raised:
+        load(made)("red circle", seed=0)
+    assert raised.value.fix == "pip install 'diffc[openvino]', or build for the target ort-fp32"
+
+
+def test_a_target_without_an_engine_is_refused(tiny: Any, tmp_path: Path) -> None:
+    made = tiny.write(tmp_path / "x.diffc", target="trt-fp16")
+    with pytest.raises(BundleError, match="no engine runs 'trt-fp16'"):
+        load(made)("red circle", seed=0)
+
+
+def test_importing_the_engines_imports_none_and_openvino_reports_nothing(tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        seen = []
+        def watch(event, args):
+            if event.startswith("socket.") and event != "socket.__new__" or event == "os.fork":
+                seen.append(event)
+        sys.addaudithook(watch)
+        from diffc.runtime.engines import openvino_core
+        assert not {"onnxruntime", "openvino"} & sys.modules.keys(), "imported too early"
+        openvino_core()
+        from openvino.tools.ovc import telemetry
+        telemetry.send_event("ov", "import", "again")
+        assert "openvino" in sys.modules and not {"openvino_telemetry"} & sys.modules.keys()
+        assert not seen, seen
+    """
+    environment = {"HOME": str(tmp_path), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# Bundles that mean harm
+
+
+def with_encoder(tiny: Any, folder: Path, target: str, location: str, **entries: str) -> Path:
+    """Write a bundle whose text encoder reads its table from elsewhere."""
+    [tensor] = [tiny.external("table", location, np.zeros((8, 4), np.float32))]
+    for entry in tensor.external_data:
+        entry.value = entries.get(entry.key, entry.value)
+    ports = {"input_ids": ("int64", [1, 8])}, {"hidden": ("float32", [1, 8, 4])}
+    node = helper.make_node("Gather", ["table", "input_ids"], ["hidden"], axis=0)
+    graph = tiny.graph([node], *ports, [tensor])
+    made: Path = tiny.write(folder, place=PLACE, graphs={"text_encoder": graph}, target=target)
+    return made
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("location", ["../outside.bin", "/etc/passwd", "weights/../../outside.bin"])
+def test_no_engine_reads_outside(tiny: Any, tmp_path: Path, target: str, location: str) -> None:
+    (tmp_path / "outside.bin").write_bytes(bytes(128))
+    with pytest.raises(BundleError, match="which is no file of the bundle"):
+        load(with_encoder(tiny, tmp_path / "x.diffc", target, location))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "entries",
+    [{"offset": "4096"}, {"offset": "64"}, {"length": str(2**40)}, {"offset": str(2**63)}, {"offset": "-8"}],
+    ids=str,
+)
+def test_no_engine_reads_behind_the_end_of_a_file(
+    tiny: Any, tmp_path: Path, target: str, entries: dict[str, str]
+) -> None:
+    sampler = load(with_encoder(tiny, tmp_path / "x.diffc", target, "weights/hidden.bin", **entries))
+    with pytest.raises(BundleError, match=r"text_encoder.onnx cannot be loaded: .+"):
+        sampler("red circle", seed=0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_engine_takes_a_file_for_an_address(tiny: Any, tmp_path: Path, target: str) -> None:
+    name = "*/_ORT_MEM_ADDR_/*"
+    made = with_encoder(tiny, tmp_path / "x.diffc", target, name)
+    (made / name).parent.mkdir(parents=True)
+    (made / name).write_bytes(bytes(128))
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 128, "sha256": hashlib.sha256(bytes(128)).hexdigest()}
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError):
+        load(made)("red circle", seed=0)
+
+
+def test_openvino_reads_graphs_that_are_called_onnx(tiny: Any, tmp_path: Path) -> None:
+    made = tiny.write(tmp_path / "x.diffc", place="{}.xml", target="ov-fp32")
+    with pytest.raises(BundleError, match=r"text_encoder.xml is no .onnx file"):
+        load(made)("red circle", seed=0)
+
+
+# Advice
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "backend"),
+    [
+        ("avx2 avx512f", "x86_64", "ov"),
+        ("avx2", "x86_64", "ort"),
+        ("avx512f", "AMD64", "ov"),
+        ("sve", "aarch64", "ort"),
+    ],
+)
+def test_openvino_is_recommended_where_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch, flags: str, machine: str, backend: str
+) -> None:
+    monkeypatch.setattr(engines, "_cpu_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(engines.platform, "machine", lambda: machine)
+    assert recommended() == backend
+    said = advice("ort-bf16", 1 << 30)
+    assert (said is not None) == (backend == "ov")
+    assert said is None or "build for ov-bf16" in said
+    assert advice("ov-bf16", 1 << 30) is advice("ort-bf16", 1 << 20) is None
+
+
+def test_each_target_has_its_engine() -> None:
+    assert [check_engine(target) for target in ("ort-fp16", "onnx-fp32", "ov-bf16")] == ["ort", "onnx", "ov"]
+
+
+def test_the_reason_of_an_error_is_the_line_that_says_something() -> None:
+    lines = "Exception from src/core.cpp:84:\nCheck 'false' failed at x.cpp:47:\nLoading input model\nno such file\n\n"
+    assert reason(RuntimeError(lines)) == "no such file"
+    assert reason(RuntimeError("[ONNXRuntimeError] : 1 : FAIL\nmore")) == "[ONNXRuntimeError] : 1 : FAIL"
+    assert reason(ValueError()) == "ValueError"
