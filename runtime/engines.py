@@ -29,8 +29,11 @@ LARGE = 1 << 29
 
 EXTERNAL = "session.model_external_initializers_file_folder_path"
 WEIGHTS_ONLY = "session.qdq_matmulnbits_accuracy_level"  # 0: where only weights are quantized, compute in float
-WIDE = ("avx512f", "avx512_bf16", "amx_bf16")
+WIDE = "avx512f"
 """What /proc/cpuinfo calls the instructions with which OpenVINO was measured to be faster."""
+
+COMPUTES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+"""What OpenVINO computes in for each precision of a target ``ov-…``; f32 stands for bf16 where the CPU lacks that."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,22 @@ def _onnx_runtime(bundle: Bundle, graph: str, threads: int) -> Session:
 
 
 def _openvino(bundle: Bundle, graph: str, threads: int) -> Session:
-    """Compute as the target says, where OpenVINO would choose; arithmetic of no component is always in float32."""
+    """Compute as the target says, where OpenVINO would choose; arithmetic of no component is always in float32.
+
+    OpenVINO computes float64 in float32, so a graph that has any is left to ONNX Runtime.
+    """
     core, file = openvino_core(), bundle.manifest.graphs[graph]
     if not file.endswith(".onnx"):  # by which OpenVINO chooses among its readers
         raise ValueError(f"{file} is no .onnx file")
-    precision = "bf16" if bundle.manifest.component(graph) and _precision(bundle) == "bf16" else "f32"
-    options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+    model = core.read_model(bundle.root / file)
+    if any(port.get_element_type().to_string() == "f64" for op in model.get_ops() for port in op.outputs()):
+        return _onnx_runtime(bundle, graph, threads)
+    component, precision = bundle.manifest.component(graph), _split(bundle.manifest.target)[1]
+    options = {"INFERENCE_PRECISION_HINT": computes(precision) if component else "f32"}
+    options |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
     options |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
-    compiled = core.compile_model(core.read_model(bundle.root / file), "CPU", options)
+    options |= {"SNIPPETS_MODE": "DISABLE"} if _overwrites_queries(model) else {}
+    compiled = core.compile_model(model, "CPU", options)
     idle: list[Any] = []  # requests hold the memory of what a graph computes, so they are used again
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
@@ -84,6 +95,25 @@ def _openvino(bundle: Bundle, graph: str, threads: int) -> Session:
         return outputs
 
     return Session([frozenset(port.get_names()) for port in compiled.inputs], len(compiled.outputs), run)
+
+
+def _overwrites_queries(model: Any) -> bool:
+    """Say whether OpenVINO's fused attention would write over queries that it has yet to read.
+
+    It writes to the queries' memory where its result has their shape, but may transpose heads and tokens on the way:
+    with as many queries as heads, the shape does not tell. Seen in 2026.4.1; it computes right when it does not fuse.
+    """
+    attention = ("ScaledDotProductAttention", "Softmax")
+    shapes = [op.get_input_partial_shape(0) for op in model.get_ordered_ops() if op.get_type_name() in attention]
+    sizes = [shape.to_shape() for shape in shapes if shape.is_static]
+    return any(len(size) > 2 and size[-3] == size[-2] > 1 for size in sizes)
+
+
+def computes(precision: str) -> str:
+    """Say what OpenVINO computes in on this CPU, for a precision that `check_engine` knows."""
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    wanted = COMPUTES[precision]
+    return wanted if wanted.upper() in able else "f32"
 
 
 @cache
@@ -122,10 +152,11 @@ def open_graph(bundle: Bundle, graph: str, threads: int) -> Session:
 
 def check_engine(target: str) -> str:
     """Give the backend whose engine runs a target. Raises `BundleError` where there is none, or it is not installed."""
-    backend = target.partition("-")[0]
-    if backend not in ENGINES:
+    backend, precision = _split(target)
+    if backend not in ENGINES or (backend == "ov" and precision not in COMPUTES):
         known = ", ".join(sorted(ENGINES))
-        raise BundleError(f"no engine runs {target[:40]!r}", where="manifest.json", fix=f"build for one of {known}")
+        fix = f"upgrade diffc, or build for one of {known}"
+        raise BundleError(f"no engine of this diffc runs {target[:40]!r}", where="manifest.json", fix=fix)
     if backend == "ov":
         openvino_core()
     return backend
@@ -139,14 +170,15 @@ def reason(error: Exception) -> str:
 
 def recommended() -> str:
     """Name the backend whose engine is the faster one on this CPU, be it installed or not."""
-    return "ov" if platform.machine() in ("x86_64", "AMD64") and _cpu_flags().intersection(WIDE) else "ort"
+    return "ov" if platform.machine() in ("x86_64", "AMD64") and _cpu_flags() >= {WIDE} else "ort"
 
 
 def advice(target: str, size: int) -> str | None:
     """Say in a line that this CPU has a faster engine for a bundle of so many bytes; None where it has not."""
     if not target.startswith("ort-") or size < LARGE or recommended() != "ov":
         return None
-    return f"this CPU is faster with OpenVINO: build for ov-{target.removeprefix('ort-')} ({INSTALL})"
+    install = "" if openvino_version() else f" ({INSTALL})"
+    return f"this CPU is faster with OpenVINO: build for ov-{target.removeprefix('ort-')}{install}"
 
 
 def openvino_version() -> str | None:
@@ -163,5 +195,6 @@ def _cpu_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def _precision(bundle: Bundle) -> str:
-    return bundle.manifest.target.partition("@")[0].partition("-")[2]
+def _split(target: str) -> tuple[str, str]:
+    backend, _, precision = target.partition("@")[0].partition("-")
+    return backend, precision

@@ -21,9 +21,9 @@ PICTURE_8BIT = 1
 VERIFIED_PSNR = 80.0
 """What `diffc verify` must reach in dB, float32: the two examples gave 91 to 138 over three prompts."""
 
-VERIFIED_PSNR_BF16 = {"unet": 38.0, "dit": 20.0}
-"""The same where OpenVINO computes in bfloat16 (ov-bf16), 4 steps, the worst of three prompts: 42.4 and 23.9 dB.
-diffusers in bfloat16 is 21.7 dB from itself in float32 for shapes-dit."""
+VERIFIED_PSNR_BF16 = 30.0
+"""The same where OpenVINO computes in bfloat16 (ov-bf16). A tiny WanPipeline of the zoo: 35.5 dB,
+most of it the decoder's; diffusers in bfloat16 is 48.3 dB from itself in float32."""
 
 SCALARS = 5e-7
 """A polynomial that was fitted to float32 constants, far from where it was fitted. test_scalars.py: none differed."""

@@ -44,14 +44,16 @@ def external(name: str, location: str, array: np.ndarray) -> TensorProto:
     return tensor
 
 
-def graph(nodes: list[onnx.NodeProto], inputs: Ports, outputs: Ports, initializers: list[TensorProto]) -> bytes:
+def graph(
+    nodes: list[onnx.NodeProto], inputs: Ports, outputs: Ports, initializers: list[TensorProto], *, opset: int = 20
+) -> bytes:
     """Serialize an ONNX model."""
 
     def ports(named: Ports) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, ONNX_TYPES[kind], shape) for name, (kind, shape) in named.items()]
 
     made = helper.make_graph(nodes, "graph", ports(inputs), ports(outputs), initializers)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10).SerializeToString()
 
 
 def tiny_graphs(batch: int, location: str = "weights/hidden.bin") -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from diffc.runtime import BundleError, engines, load
 from diffc.runtime.bundle import open_bundle
@@ -93,6 +93,42 @@ def test_openvino_computes_in_the_type_that_the_target_says(tiny: Any, tmp_path:
     np.testing.assert_array_equal(product(tiny, tmp_path / "d", "ov-bf16", "unet"), 64.0)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_each_engine_computes_float64_as_such(tiny: Any, tmp_path: Path, target: str) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Add", ["wide", "little"], ["sum"]),
+        helper.make_node("Sub", ["sum", "one"], ["rest"]),
+        helper.make_node("Cast", ["rest"], ["out"], to=TensorProto.FLOAT),
+    ]
+    ports = {"x": ("float32", [4])}, {"out": ("float32", [4])}
+    numbers = [numpy_helper.from_array(np.float64(value), name) for name, value in (("little", 2**-40), ("one", 1))]
+    made = tiny.write(
+        tmp_path / "x.diffc", place=PLACE, graphs={"add": tiny.graph(nodes, *ports, numbers)}, target=target
+    )
+    [got] = open_graph(open_bundle(made), "add", 1).run({"x": np.ones(4, np.float32)})
+    assert (got == 2**-40).all()
+
+
+@pytest.mark.parametrize(("heads", "tokens"), [(8, 8), (8, 5), (1, 1)])
+def test_attention_with_as_many_heads_as_tokens(tiny: Any, tmp_path: Path, heads: int, tokens: int) -> None:
+    """OpenVINO's fused attention would write over the queries."""
+    size = [1, heads, tokens, 16]
+    nodes = [helper.make_node("Relu", [name], [f"{name}_"]) for name in "qkv"]
+    nodes += [
+        helper.make_node("Attention", ["q_", "k_", "v_"], ["attended"]),
+        helper.make_node("Transpose", ["attended"], ["out"], perm=[0, 2, 1, 3]),
+    ]
+    ports = {name: ("float32", size) for name in "qkv"}, {"out": ("float32", [1, tokens, heads, 16])}
+    graph = tiny.graph(nodes, *ports, [], opset=23)
+    made = tiny.write(tmp_path / "x.diffc", place=PLACE, graphs={"attention": graph}, target="ov-fp32")
+    draws = np.random.default_rng(0).standard_normal((3, *size)).astype(np.float32)
+    [got] = open_graph(open_bundle(made), "attention", 1).run(dict(zip("qkv", draws, strict=True)))
+    q, k, v = torch.from_numpy(draws).relu()
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).numpy()
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=PICTURE_OF_NUMPY)
+
+
 def test_a_missing_openvino_is_named_with_the_command(tiny: Any, tmp_path: Path, without_openvino: None) -> None:
     made = tiny.write(tmp_path / "x.diffc", place=PLACE, target="ov-fp32")
     assert load(made).target == "ov-fp32", "it opens, to be inspected"
@@ -102,9 +138,10 @@ def test_a_missing_openvino_is_named_with_the_command(tiny: Any, tmp_path: Path,
 
 
 def test_a_target_without_an_engine_is_refused(tiny: Any, tmp_path: Path) -> None:
-    made = tiny.write(tmp_path / "x.diffc", target="trt-fp16")
-    with pytest.raises(BundleError, match="no engine runs 'trt-fp16'"):
-        load(made)("red circle", seed=0)
+    for target in ("trt-fp16", "ov-fp1"):
+        made = tiny.write(tmp_path / f"{target}.diffc", target=target)
+        with pytest.raises(BundleError, match=f"no engine of this diffc runs '{target}'"):
+            load(made)("red circle", seed=0)
 
 
 def test_importing_the_engines_imports_none_and_openvino_reports_nothing(tmp_path: Path) -> None:
@@ -205,7 +242,11 @@ def test_openvino_is_recommended_where_it_was_measured(
     assert recommended() == backend
     said = advice("ort-bf16", 1 << 30)
     assert (said is not None) == (backend == "ov")
-    assert said is None or "build for ov-bf16" in said
+    assert said is None or said.endswith("build for ov-bf16")
+    monkeypatch.setattr(engines, "openvino_version", lambda: None)
+    assert said is None or str(advice("ort-bf16", 1 << 30)).endswith(
+        "build for ov-bf16 (pip install 'diffc[openvino]')"
+    )
     assert advice("ov-bf16", 1 << 30) is advice("ort-bf16", 1 << 20) is None
 
 
