@@ -1,6 +1,7 @@
 """Lower graphs for OpenVINO: the ONNX of ``onnx.py``, once OpenVINO has read it.
 
-OpenVINO reads a graph's weights below the graph's own folder and nowhere else, so graphs lie where the bundle begins.
+OpenVINO reads a graph's weights below the graph's own folder and nowhere else, so graphs lie where the bundle begins
+(decision 0007).
 """
 
 from __future__ import annotations
