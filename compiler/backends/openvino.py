@@ -6,7 +6,7 @@ OpenVINO reads a graph's weights below the graph's own folder and nowhere else, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from diffc.compiler.backends.onnx import Onnx
 from diffc.compiler.errors import BackendError
 from diffc.compiler.ir import Graph
 from diffc.compiler.target import Progress
-from diffc.runtime.engines import openvino_core, openvino_version, reason
+from diffc.runtime.engines import COMPUTES, openvino_core, openvino_version, reason
 
 if openvino_version() is None:
     raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
@@ -23,6 +23,8 @@ if openvino_version() is None:
 class OpenVino(Onnx):
     """Write ONNX that OpenVINO can read; ``-bf16`` computes in bfloat16 too, where the processor can."""
 
+    precisions: ClassVar[Mapping[str, float]] = {name: Onnx.precisions[name] for name in COMPUTES}
+    dialect = "ov"
     file: ClassVar[str] = "{}.onnx"
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
