@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from onnx.defs import OpSchema
 from onnxscript import values
 
+from diffc.compiler import fake_quantize  # noqa: F401  (defines the operators)
 from diffc.compiler.formats import E2M1, FORMATS, Spec, parse_spec
 
 DOMAIN = "diffc"
