@@ -32,8 +32,11 @@ WEIGHTS_ONLY = "session.qdq_matmulnbits_accuracy_level"  # 0: where only weights
 WIDE = "avx512f"
 """What /proc/cpuinfo calls the instructions with which OpenVINO was measured to be faster."""
 
-COMPUTES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
-"""What OpenVINO computes in for each precision of a target ``ov-…``; f32 stands for bf16 where the CPU lacks that."""
+COMPUTES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"} | dict.fromkeys(
+    ("w8a8", "w4a16", "w4a8", "w4a4", "fp8", "fp4"), "bf16"
+)
+"""What OpenVINO computes in for each precision of a target ``ov-…``, where not in integers; f32 stands for bf16 where
+the CPU lacks that."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from diffc.compiler.target import Progress
 OPSET = 23
 """The first opset in which attention is one node; engines fuse it best when they see it whole."""
 
-INLINE = 1024
+INLINE = 128
 """Tensors of fewer bytes than this stay in the ONNX file, and lists of sizes."""
 
 ALIGNMENT = 64
@@ -65,8 +65,6 @@ class Onnx:
             static = activation.per in ("token", "tensor") and activation.when != "step"
             activation = Spec(form) if static else replace(activation, format=form)
         return replace(scheme, weight=weight, activation=activation), ""
-
-
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write each graph's ``file`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
@@ -159,6 +157,10 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
             value.const_value = external
         else:
             _cast_back(model.graph, value, external)
+    for node in model.graph:
+        for output in node.outputs:
+            if not output.is_graph_output():  # engines infer them, and there are thousands
+                output.shape = output.type = None
     proto = onnx_ir.to_proto(model)
     checked = folder / f"{graph.name}.onnx"
     checked.write_bytes(proto.SerializeToString(deterministic=True))

@@ -7,11 +7,13 @@ OpenVINO reads a graph's weights below the graph's own folder and nowhere else, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from diffc.compiler.backends.onnx import Onnx
 from diffc.compiler.errors import BackendError
+from diffc.compiler.formats import Scheme
 from diffc.compiler.ir import Graph
 from diffc.compiler.target import Progress
 from diffc.runtime.engines import COMPUTES, openvino_core, openvino_version, reason
@@ -26,6 +28,16 @@ class OpenVino(Onnx):
     precisions: ClassVar[Mapping[str, float]] = {name: Onnx.precisions[name] for name in COMPUTES}
     dialect = "ov"
     file: ClassVar[str] = "{}.onnx"
+
+    @classmethod
+    def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
+        """Let convolutions have one scale; OpenVINO computes other floats in its own."""
+        activation, note = scheme.activation, ""
+        if activation is not None and kind == "conv" and activation.per in ("token", "group"):
+            activation = replace(activation, per="tensor", group=0, when="dynamic", scale="float32")
+        if activation is not None and not activation.format.is_integer:
+            note = f"OpenVINO computes {activation.format.name} in wider floats, on rounded numbers"
+        return replace(scheme, activation=activation), note
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the files and read each; raises `BackendError` with OpenVINO's reason where it refuses one."""

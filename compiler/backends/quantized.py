@@ -117,6 +117,7 @@ class _Writer:
     def __init__(self, graph: onnx_ir.Graph, dialect: str) -> None:
         self.graph, self.dialect, self.count = graph, dialect, 0
         self.at: Any = None
+        self.constants: dict[Any, onnx_ir.Value] = {}
 
     def write(self, node: onnx_ir.Node) -> None:
         """Replace a node; one that nothing reads any more is dropped."""
@@ -145,14 +146,23 @@ class _Writer:
         """Insert an operator before the node that is replaced."""
         self.count += 1
         node = onnx_ir.node(kind, list(inputs), attributes=attributes, domain=domain)
-        node.outputs[0].name = f"quantized_{self.count}_{kind.lower()}"
+        node.name, node.outputs[0].name = f"q{self.count}", f"q{self.count}_"
         self.graph.insert_before(self.at, node)
         return node.outputs[0]
 
     def constant(self, array: Any, dtype: onnx_ir.DataType | None = None) -> onnx_ir.Value:
-        """Add a small initializer."""
-        self.count += 1
-        return self._initializer(onnx_ir.tensor(np.asarray(array), dtype=dtype, name=f"quantized_{self.count}"))
+        """Add a small initializer, one for all who want the same."""
+        tensor = onnx_ir.tensor(np.asarray(array), dtype=dtype)
+        key = tensor.dtype, tuple(tensor.shape), tensor.tobytes()
+        if key not in self.constants:
+            self.count += 1
+            tensor.name = f"q{self.count}"
+            self.constants[key] = self._initializer(tensor)
+        return self.constants[key]
+
+    def scalar(self, value: Any) -> onnx_ir.Value:
+        """Give a tensor [1] of one number that is known as a scalar, which is what QuantizeLinear wants."""
+        return self.constant(np.asarray(value.const_value.numpy()).reshape(()))
 
     def _sizes(self, shape: Sequence[int]) -> onnx_ir.Value:
         return self.constant(np.array(shape, np.int64))
@@ -175,13 +185,13 @@ class _Writer:
             return None
         shape = codes.shape.numpy()
         computed = self.dialect != "portable" and (form == "e2m1" or self._meets_integers())
-        stored = shape if computed or not group else [shape[0], math.prod(shape[1:])]  # four bits are not reshaped
-        values_, factor = self._widened(codes, form) if computed else (self._stored(codes, form, stored), 1.0)
         offset = self._zero_point(zero, ("uint8" if form.startswith("u") else "int8") if computed else form)
         multiples = scale.producer()
         if self.dialect != "portable" and _is_whole(multiples):
-            values_ = self._multiplied(values_, multiples.inputs[0], shape)
-            return self._dequantized(values_, multiples.inputs[1], offset, 0, shape)
+            whole, outer = multiples.inputs
+            return self._dequantized(self._multiplied(codes, form, whole, shape), outer, offset, 0, shape)
+        stored = shape if computed or not group else [shape[0], math.prod(shape[1:])]  # four bits are not reshaped
+        values_, factor = self._widened(codes, form) if computed else (self._stored(codes, form, stored), 1.0)
         return self._dequantized(values_, self._scale(scale, factor), offset, group, shape)
 
     def _products(self) -> list[onnx_ir.Node]:
@@ -236,14 +246,12 @@ class _Writer:
             stored = self.op("Cast", stored, to=UINT8 if form.startswith("u") else INT8)
         return stored, 1.0
 
-    def _multiplied(self, codes: onnx_ir.Value, multiples: Any, shape: Sequence[int]) -> onnx_ir.Value:
+    def _multiplied(self, codes: Any, form: str, multiples: Any, shape: Sequence[int]) -> onnx_ir.Value:
         """Multiply each group of codes with a whole number, so that a row has one scale."""
-        if codes.const_value is not None:  # not widened yet
-            codes = self.op("Cast", codes, to=INT8)
         rows, groups = multiples.shape.numpy()
-        factors = self.op("Cast", self._stored(multiples, "uint4"), to=INT8)
-        factors = self.op("Reshape", factors, self._sizes([rows, groups, 1]))
-        blocks = self.op("Reshape", codes, self._sizes([rows, groups, -1]))
+        size = math.prod(shape) // (rows * groups)
+        blocks = self.op("Cast", self._stored(codes, form, [rows, groups, size]), to=INT8)
+        factors = self.op("Cast", self._stored(multiples, "uint4", [rows, groups, 1]), to=INT8)
         return self.op("Reshape", self.op("Mul", blocks, factors), self._sizes(shape))
 
     def _scale(self, scale: Any, factor: float = 1.0) -> onnx_ir.Value:
@@ -264,8 +272,8 @@ class _Writer:
     def _dequantized(self, codes: Any, scale: Any, zero: Any, group: int, shape: Sequence[int]) -> onnx_ir.Value:
         """Dequantize along the first axis, or in groups along all others."""
         if not group:
-            one = scale.shape is not None and scale.shape.numpy() == (1,)
-            return self.op("DequantizeLinear", codes, self.op("Squeeze", scale) if one else scale, zero, axis=0)
+            one = scale.const_value is not None and scale.const_value.shape.numpy() == (1,)
+            return self.op("DequantizeLinear", codes, self.scalar(scale) if one else scale, zero, axis=0)
         there = codes.const_value is not None and len(codes.const_value.shape) == 2
         flat = codes if there or len(shape) == 2 else self.op("Reshape", codes, self._sizes([shape[0], -1]))
         made = self.op("DequantizeLinear", flat, scale, zero, axis=1, block_size=group)
@@ -319,7 +327,7 @@ class _Writer:
             x = self.op("Clip", x, *(self.constant(end) for end in _ends(form, scale, zero)))
             form = "uint8" if form.startswith("u") else "int8"
         point = self._zero_point(zero, form) or self._zero(form)
-        factor = self.op("Squeeze", scale)
+        factor = self.scalar(scale)
         codes = self.op("QuantizeLinear", x, factor, point)
         for use in list(self.at.outputs[0].uses())[1:]:  # ONNX Runtime wants one for each reader
             use.node.replace_input_with(use.idx, self._float_again(codes, factor, point))
