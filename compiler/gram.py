@@ -33,7 +33,7 @@ def blocks(layer: Layer) -> int:
     """Count the blocks of a layer's Gram matrix: its groups, or parts of equally many channels."""
     assert layer.weight is not None
     channels = layer.weight.shape[1]
-    kernel = layer.weight[0, 0].numel()
+    kernel = math.prod(layer.weight.shape[2:])
     if layer.groups > 1:
         return layer.groups
     return next(n for n in range(1, channels + 1) if channels % n == 0 and (channels // n * kernel <= WIDEST))

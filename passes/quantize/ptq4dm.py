@@ -1,0 +1,66 @@
+"""Calibrate one static range for all steps, on samples of the trajectory that are drawn towards its end.
+
+Paper: Shang et al., "Post-training Quantization on Diffusion Models", CVPR 2023, https://arxiv.org/abs/2211.15736
+       (section 3.3: steps drawn from a normal distribution skewed towards the picture; as published: of mean and
+       standard deviation 0.4, noise being 1 and the picture 0, what is drawn beyond the ends counting for them).
+
+Before (inside a graph):
+    y = linear(x, w)
+
+After:
+    y = linear(fake_quantize(x, scale, zero), w)
+
+where the scale is the same in every step. The samples drawn are what later passes see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import NormalDist
+
+import torch
+
+from diffc.compiler.calibration import Calibration, Sample
+from diffc.compiler.errors import PassError
+from diffc.compiler.quantization import Layer, Plan
+from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
+
+
+def ptq4dm(plan: Plan, *, samples: int = 256, mean: float = 0.4, deviation: float = 0.4, seed: int = 0) -> Plan:
+    """Draw ``samples`` of each graph that runs more than once, and set the ranges that no pass before has set.
+
+    Each sample is drawn once at most. Scales for single steps become one for all.
+    """
+    if deviation <= 0 or samples < 1:
+        what = f"ptq4dm: {samples} samples cannot be drawn with a deviation of {deviation}"
+        raise PassError(what, fix="use at least one sample, and a deviation above 0, such as 0.4")
+    kept = _drawn(plan.calibration, samples, NormalDist(mean, deviation), seed)
+    return calibrate_ranges(replace(plan.mapped(_of_all_steps), calibration=kept), by="mse")
+
+
+def _of_all_steps(layer: Layer) -> Layer:
+    spec = layer.scheme.activation
+    if spec is None or spec.when != "step":
+        return layer
+    return replace(layer, scheme=replace(layer.scheme, activation=replace(spec, when="static")), low=None, high=None)
+
+
+def _drawn(calibration: Calibration, count: int, times: NormalDist, seed: int) -> Calibration:
+    random, kept = torch.Generator().manual_seed(seed), set[int]()
+    for name in dict.fromkeys(sample.graph for sample in calibration.samples):
+        at = [n for n, sample in enumerate(calibration.samples) if sample.graph == name]
+        weights = torch.tensor([_weight(calibration.samples[n], times) for n in at])
+        if all(calibration.samples[n].of == 1 for n in at):
+            kept.update(at)
+        else:
+            drawn = torch.multinomial(weights, min(count, len(at)), generator=random)
+            kept.update(at[n] for n in drawn.tolist())
+    return replace(calibration, samples=tuple(calibration.samples[n] for n in sorted(kept)))
+
+
+def _weight(sample: Sample, times: NormalDist) -> float:
+    """Give how likely a step is: noise is at time 1, and the last step takes what falls below time 0."""
+    late, early = (1 - (sample.step + part) / sample.of for part in (1, 0))
+    above = times.cdf(early) if sample.step else 1.0
+    below = times.cdf(late) if sample.step + 1 < sample.of else 0.0
+    return above - below
