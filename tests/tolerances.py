@@ -46,4 +46,5 @@ GPTQ_GAIN = 2.5
 test_gptq.py: 7.9 to 11.1, and 3.0 with four groups."""
 
 DRAWN = 0.06
-"""A share of 200 draws, against what is likely: its standard deviation is 0.03 at most. test_ptq4dm.py: at worst 0.052."""
+"""A share of 200 draws, against what is likely: its standard deviation is 0.03 at most.
+test_ptq4dm.py: at worst 0.052."""
