@@ -129,6 +129,12 @@ def stand_in(weight: Weight) -> StandIn:
     return made
 
 
+def channels(weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Take some input channels of a weight, as a stand-in: what is stored is not copied."""
+    whole = weight_of(weight)
+    return _like(weight, stand_in(replace(whole, source=whole.source[:, first:last])))
+
+
 class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Let conversions to a wider type, and views of what they give, wait until someone reads them."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from diffc.compiler.calibration import Calibration, Sample
 from diffc.compiler.formats import parse_spec
@@ -13,6 +14,7 @@ from diffc.compiler.graphs import export, type_of
 from diffc.compiler.ir import Graph, Op, Program, Value
 from diffc.compiler.quantization import Layer, Plan, Scheme
 from diffc.compiler.stages import body_of
+from diffc.compiler.stored import settle
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -37,7 +39,8 @@ def layer_of(plan: Plan) -> Layer:
 def run(programs: Sequence[Program], feeds: Sequence[Tensors]) -> list[torch.Tensor]:
     """Compute what the graph gives for each feed."""
     module = body_of(programs[0].graphs[0])
-    return [module(*given)[0] if isinstance(module(*given), tuple) else module(*given) for given in feeds]
+    settle(module)
+    return [pytree.tree_leaves(module(*given))[0] for given in feeds]
 
 
 def signal_to_noise(made: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:

@@ -48,3 +48,6 @@ test_gptq.py: 7.9 to 11.1, and 3.0 with four groups."""
 DRAWN = 0.06
 """A share of 200 draws, against what is likely: its standard deviation is 0.03 at most.
 test_ptq4dm.py: at worst 0.052."""
+
+SPLIT_GAIN = 6.0
+"""What splitting a layer must win where half of its channels are 30 times larger, in dB. test_q_diffusion.py: 10.4."""
