@@ -1,8 +1,9 @@
 """Calibrate on strided steps of the trajectory, and give each half of a concatenated input its own quantizers.
 
-Paper: Li et al., "Q-Diffusion: Quantizing Diffusion Models", ICCV 2023, https://arxiv.org/abs/2302.04304 (time
-       step-aware calibration, section 3.2; shortcut-splitting quantization, section 3.3.1). Where the two lie is found
-       by walking from a layer's input to a concatenation, through what leaves channels where they are.
+Paper: Li et al., "Q-Diffusion: Quantizing Diffusion Models", ICCV 2023,
+       https://arxiv.org/abs/2302.04304 (time step-aware calibration; shortcut-splitting quantization). Where two
+       inputs meet is found by walking from a layer's input to a concatenation, through what leaves channels where
+       they are.
 
 Before (inside a graph):
     x = silu(group_norm(cat(h, skip)))
