@@ -124,6 +124,14 @@ class Spec:
         shared = {"float32": 32, "float16": 16, "e4m3": 8, "e8m0": 8, "uint4": 4}[self.scale]
         return self.format.bits + (shared / self.group if self.group else 0.0)
 
+    def widened(self, per: str) -> Spec:
+        """Give eight bits to what has fewer; one scale for each of ``per`` is then enough in place of groups."""
+        if self.format.bits >= 8:
+            return self
+        name = "uint8" if self.is_affine else "int8" if self.format.is_integer else "e4m3"
+        per = per if self.per == "group" else self.per
+        return Spec(FORMATS[name], per, when="dynamic" if per == "token" else self.when)
+
     def __str__(self) -> str:
         per = f"group={self.group}" if self.per == "group" else self.per
         implied = "dynamic" if self.per == "token" else "static"

@@ -99,8 +99,8 @@ class Work:
 def work_by_stage(programs: Sequence[Program]) -> Work:
     """Count the work of the denoiser; the graphs must have bodies.
 
-    The denoiser is the component that is called most often with latents, or of several the largest. A parameter that
-    meets values of several stages counts for the latest of them; one that meets constants only counts for none.
+    A parameter that meets values of several stages counts for the latest of them; one that meets constants only counts
+    for none.
     """
     graph = denoiser(programs[0])
     none = dict.fromkeys(NAMES, 0)

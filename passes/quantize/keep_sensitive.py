@@ -1,0 +1,112 @@
+"""Keep the first and the last layers of the denoiser at eight bits, or in float, where the others have fewer.
+
+Paper: Shang et al., "Post-training Quantization on Diffusion Models", CVPR 2023,
+       https://arxiv.org/abs/2211.15736 (as in its published code, which leaves both ends at eight bits).
+
+Before (inside a graph):
+    hidden = linear(int4(latents), int4(w0))
+    out = linear(int4(hidden), int4(w1))
+
+After:
+    hidden = linear(int8(latents), int8(w0))
+    out = linear(int8(hidden), int8(w1))
+
+A first layer makes many channels of the few that a port of latents has, a last one makes the graph's output: with
+nothing but elementwise and shaping operators between.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from diffc.compiler.aliases import is_view
+from diffc.compiler.ir import Graph
+from diffc.compiler.quantization import KINDS, Layer, Plan, Scheme, Site
+from diffc.compiler.stages import body_of, denoiser, stages_of_ports
+
+aten = torch.ops.aten
+
+WIDENING = 4
+"""How many times more channels a first layer makes at least."""
+
+SHAPING: tuple[object, ...] = (
+    operator.getitem,
+    aten.cat.default,
+    aten.clone.default,
+    aten.constant_pad_nd.default,
+    aten.dropout.default,
+    aten.pad.default,
+    aten.pixel_shuffle.default,
+)
+"""Operators that move numbers, and are neither views nor elementwise."""
+
+
+def keep_sensitive(plan: Plan, *, in_float: bool = False) -> Plan:
+    """Give the ends of the denoiser eight bits where they have fewer, or none at all."""
+    ends = set[Site]()
+    for graph in _denoisers(plan):
+        ends |= _first(graph, plan) | _last(graph)
+    return plan.mapped(lambda layer: _kept(layer, in_float), lambda layer: not ends.isdisjoint(layer.sites))
+
+
+def _denoisers(plan: Plan) -> list[Graph]:
+    """List the graphs of the denoiser: with and without guidance, but not what is computed before the loop."""
+    found = denoiser(plan.programs[0])
+    return [g for g in plan.graphs.values() if found is not None and g.component == found.component and not g.stage]
+
+
+def _kept(layer: Layer, in_float: bool) -> Layer:
+    if in_float:
+        return replace(layer, scheme=Scheme())
+    weight, activation, output = layer.scheme.weight, layer.scheme.activation, layer.scheme.output
+    scheme = Scheme(
+        weight and weight.widened("channel"),
+        activation and activation.widened("tensor" if layer.kind == "conv" else "token"),
+        output and output.widened("tensor"),
+    )
+    return replace(layer, scheme=scheme)
+
+
+def _first(graph: Graph, plan: Plan) -> set[Site]:
+    body, ports = body_of(graph), stages_of_ports(graph, plan.programs)
+    placeholders = zip(graph.inputs, body.graph.find_nodes(op="placeholder"), strict=True)
+    start = [node for port, node in placeholders if "latent" in ports[port.name]]
+    met = _reached(start, lambda node: node.users)
+    return {Site(graph.name, node.name) for node in met if _widens(node)}
+
+
+def _last(graph: Graph) -> set[Site]:
+    met = _reached(body_of(graph).graph.output_node().all_input_nodes, lambda node: node.all_input_nodes)
+    return {Site(graph.name, node.name) for node in met if node.target in KINDS}
+
+
+def _reached(start: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """Find the nodes that are met, through such as compute nothing of several places together."""
+    found, queue = set[fx.Node](), list(start)
+    while queue:
+        node = queue.pop()
+        if node not in found:
+            found.add(node)
+            queue += following(node) if node.op == "placeholder" or _moves(node) else ()
+    return found
+
+
+def _moves(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target in SHAPING:
+        return node.op == "call_function"
+    if node.target == aten.einsum.default:
+        return len(node.all_input_nodes) == 1
+    return torch.Tag.pointwise in node.target.tags or is_view(node.target)  # type: ignore[union-attr]
+
+
+def _widens(node: fx.Node) -> bool:
+    """Say whether a layer makes many channels of its first input's few."""
+    if node.target not in KINDS or KINDS[node.target] not in ("linear", "conv"):
+        return False
+    rows, channels = node.args[1].meta["val"].shape[:2]  # type: ignore[union-attr]
+    return bool(channels * WIDENING <= rows)
