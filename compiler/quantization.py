@@ -75,6 +75,7 @@ class Layer:
     ``low`` and ``high`` are the ranges of its inputs, [inputs, 1] or with step-indexed scales [inputs, steps], and
     ``bounds`` that of its output. ``smoothing`` [channels] multiplies the input, and divides the weight. ``branch`` is
     a pair of matrices [rank, channels * kernel] and [rows, rank], computed beside the weight and subtracted from it.
+    ``options`` is what a convolution takes after its bias.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Layer:
     sites: tuple[Site, ...]
     weight: torch.Tensor | None = None
     groups: int = 1
+    options: tuple[Any, ...] = ()
     scheme: Scheme = Scheme()
     low: torch.Tensor | None = None
     high: torch.Tensor | None = None
@@ -200,8 +202,9 @@ def find_layers(programs: Sequence[Program]) -> list[Layer]:
                 found[graph.component, name] = replace(known, sites=(*known.sites, site))
                 continue
             groups = node.args[6] if kind == "conv" and len(node.args) > 6 else 1
+            options = tuple(node.args[3:]) if kind == "conv" else ()
             found[graph.component, name] = Layer(
-                f"{graph.component}.{name}", graph.component, kind, (site,), weight, groups=groups
+                f"{graph.component}.{name}", graph.component, kind, (site,), weight, groups=groups, options=options
             )
     return list(found.values())
 

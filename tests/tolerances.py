@@ -51,3 +51,12 @@ test_ptq4dm.py: at worst 0.052."""
 
 SPLIT_GAIN = 6.0
 """What splitting a layer must win where half of its channels are 30 times larger, in dB. test_q_diffusion.py: 10.4."""
+
+SMOOTHING_GAIN = 3.0
+"""By how many dB balanced channels are rounded better. quantize/test_smoothquant.py: 6.3 to 8.6."""
+
+SEARCH_LOSS = 0.2
+"""What a search by some pieces and outputs may miss of the best, in dB. quantize/test_smoothquant.py: 0.0."""
+
+PIECES = 0.5
+"""A layer's error by pieces of its input against the whole graph's, in dB. test_layer_error.py: at most 0.40."""

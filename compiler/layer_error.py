@@ -1,0 +1,129 @@
+"""Measure how far the output of a quantized layer is from the layer's own, on pieces of what reaches it.
+
+Pieces are some rows of a linear layer's input, and a part of a picture for a convolution, so that those of many layers
+fit into memory together. Of the outputs, too, only some are computed. That is enough to choose among ways to quantize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from diffc.compiler.calibration import Sample
+from diffc.compiler.quantization import Layer, Plan, Tensors, smoothed
+from diffc.compiler.rounding import quantized_activation, weight_scales
+
+aten = torch.ops.aten
+
+ROWS, EDGE = 64, 12
+"""How many rows of a sample are kept, and how many places along each axis of a picture."""
+
+OUTPUTS = 128
+"""About how many of a layer's outputs are computed."""
+
+SEED = 0
+"""Seeds the choice of pieces."""
+
+
+@dataclass
+class Seen:
+    """Hold pieces of a layer's input, and the largest number of each channel in all of it, [steps, channels]."""
+
+    pieces: list[tuple[torch.Tensor, Sample]] = field(default_factory=list)
+    largest: torch.Tensor | None = None
+
+    def add(self, layer: Layer, x: torch.Tensor, sample: Sample, random: torch.Generator) -> None:
+        """Take in one call."""
+        channels = x.abs().movedim(layer.axis, -1).reshape(-1, x.shape[layer.axis]).amax(0).float()
+        if self.largest is None:
+            self.largest = torch.zeros(sample.of, len(channels))
+        torch.maximum(self.largest[sample.step], channels, out=self.largest[sample.step])
+        self.pieces.append((_piece(layer, x, random).clone(), sample))
+
+    def error(self, layer: Layer, candidate: Layer) -> float:
+        """Give the squared error of a candidate's output over the power of the layer's, which is in float."""
+        weight = _some(layer, replace(layer, smoothing=None, branch=None).matrix())
+        quantized, branch = _weights(candidate)
+        wrong = power = 0.0
+        for piece, sample in self.pieces:
+            x = smoothed(candidate, piece)
+            made = _output(layer, quantized_activation(candidate, x, sample), quantized)
+            made = made if branch is None else made + _output(layer, x, branch)
+            wanted = _output(layer, piece, weight)
+            wrong += float((made - wanted).square().sum())
+            power += float(wanted.square().sum())
+        return wrong / power if power else 0.0
+
+
+def seen(plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 1.0) -> Iterator[tuple[Layer, Seen]]:
+    """Give each linear layer and convolution that samples reach with what it is given, before any smoothing.
+
+    ``samples`` of each graph are run, again for every few layers: as many as have pieces of ``memory`` gigabytes.
+    """
+    few = replace(plan, calibration=plan.calibration.few(samples))
+    for some in _shared_out(layers, samples, memory):
+        found = {layer.name: Seen() for layer in some}
+        random = torch.Generator().manual_seed(SEED)
+
+        def visit(
+            layer: Layer, inputs: Tensors, _: torch.Tensor, sample: Sample, found: dict[str, Seen] = found
+        ) -> None:
+            found[layer.name].add(layer, inputs[0], sample, random)  # noqa: B023
+
+        few.watch([replace(layer, smoothing=None) for layer in some], visit)
+        for layer in some:
+            each = found.pop(layer.name)
+            if each.pieces:
+                yield layer, each
+
+
+def _shared_out(layers: Sequence[Layer], samples: int, memory: float) -> Iterator[list[Layer]]:
+    some, used = list[Layer](), 0.0
+    for layer in layers:
+        assert layer.weight is not None
+        axes = layer.weight.dim() - 2
+        wanted = 4e-9 * samples * layer.weight.shape[1] * layer.groups * (EDGE**axes if axes else ROWS)
+        if some and used + wanted > memory:
+            yield some
+            some, used = [], 0.0
+        some.append(layer)
+        used += wanted
+    if some:
+        yield some
+
+
+def _piece(layer: Layer, x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    if layer.kind != "conv":
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[torch.randperm(len(rows), generator=random)[:ROWS]]
+    places = [int(torch.randint(max(1, n - EDGE + 1), (), generator=random)) for n in x.shape[2:]]
+    item = int(torch.randint(len(x), (), generator=random))
+    return x[(slice(item, item + 1), slice(None), *(slice(at, at + EDGE) for at in places))]
+
+
+def _weights(layer: Layer) -> Tensors | tuple[torch.Tensor, None]:
+    """Give the weight as it is rounded, or would be, and what the low-rank branch adds."""
+    spec = layer.scheme.weight
+    if spec is None or layer.rounded is None:
+        matrix = _some(layer, layer.matrix())
+        matrix = matrix if spec is None else weight_scales(matrix, spec, "mse").value(spec)
+    else:
+        matrix = _some(layer, layer.rounded.value(spec))
+    if layer.branch is None:
+        return matrix, None
+    down, up = layer.branch
+    return matrix, (_some(layer, up) @ down).reshape(matrix.shape)
+
+
+def _some(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+    """Take the rows of some outputs; of a grouped convolution all."""
+    return weight if layer.groups > 1 else weight[:: max(1, len(weight) // OUTPUTS)]
+
+
+def _output(layer: Layer, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Apply a layer's operator, without bias."""
+    operators = (aten.linear, aten.conv1d, aten.conv2d, aten.conv3d)
+    made: torch.Tensor = operators[weight.dim() - 2].default(x.float(), weight, None, *layer.options)
+    return made
