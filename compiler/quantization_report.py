@@ -15,9 +15,9 @@ from torch import fx
 
 from diffc.compiler.calibration import Calibration, Drawing, Sample, given, watch
 from diffc.compiler.errors import BuildError
-from diffc.compiler.fake_quantize import fake_quantize, fake_quantize_groups
 from diffc.compiler.fidelity import psnr, sqnr
-from diffc.compiler.quantization import Layer, Plan, scale_and_zero, smoothed
+from diffc.compiler.quantization import Layer, Plan, smoothed
+from diffc.compiler.rounding import quantized_activation
 from diffc.compiler.target import Progress
 from diffc.runtime.bundle import open_bundle
 from diffc.runtime.interpreter import Interpreter, linear
@@ -78,27 +78,11 @@ def _output(layer: Layer, node: Any, x: torch.Tensor, bias: Any, sample: Sample)
     x = smoothed(layer, x)
     assert layer.rounded is not None and layer.scheme.weight is not None
     weight = layer.rounded.value(layer.scheme.weight)
-    made: torch.Tensor = node.target(_quantized(layer, x, sample), weight, bias, *options)
+    made: torch.Tensor = node.target(quantized_activation(layer, x, sample), weight, bias, *options)
     if layer.branch is not None:
         branch = (layer.branch[1] @ layer.branch[0]).reshape(weight.shape)
         made = made + node.target(x, branch, None, *options)
     return made
-
-
-def _quantized(layer: Layer, x: torch.Tensor, sample: Sample) -> torch.Tensor:
-    spec = layer.scheme.activation
-    if spec is None:
-        return x
-    if spec.per == "group":
-        return torch.as_tensor(fake_quantize_groups(x, str(spec)))
-    if spec.when == "dynamic":
-        scale = x.abs().amax(-1, keepdim=True) if spec.per == "token" else x.abs().amax()
-        scale = (scale / spec.format.highest).clamp(min=1e-12)
-        return torch.as_tensor(fake_quantize(x / scale, torch.ones(1), None, spec.format.name) * scale)
-    assert layer.low is not None and layer.high is not None
-    at = sample.step if spec.when == "step" else 0
-    scale, zero = scale_and_zero(spec, layer.low[0, at].reshape(1), layer.high[0, at].reshape(1))
-    return torch.as_tensor(fake_quantize(x, scale, zero, spec.format.name))
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,23 @@ from dataclasses import dataclass
 from diffc.compiler.quantization import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.gptq import gptq
+from diffc.passes.quantize.keep_sensitive import keep_sensitive
+from diffc.passes.quantize.ptq4dm import ptq4dm
+from diffc.passes.quantize.q_diffusion import q_diffusion
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
+from diffc.passes.quantize.smoothquant import smoothquant
 
 METHODS: Mapping[str, Callable[..., Plan]] = {
     method.__name__: method
     for method in (
-        # Which numbers share a scale, and how wide it is
+        # Which steps are calibrated on, and which layers there are
+        ptq4dm,
+        q_diffusion,
+        # Which layers have more bits
+        keep_sensitive,
+        # Where outliers go
+        smoothquant,
+        # How wide a scale is
         calibrate_ranges,
         # How a weight is rounded
         round_to_nearest,

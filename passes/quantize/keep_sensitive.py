@@ -25,8 +25,9 @@ import torch
 from torch import fx
 
 from diffc.compiler.aliases import is_view
+from diffc.compiler.formats import Scheme
 from diffc.compiler.ir import Graph
-from diffc.compiler.quantization import KINDS, Layer, Plan, Scheme, Site
+from diffc.compiler.quantization import KINDS, Layer, Plan, Site
 from diffc.compiler.stages import body_of, denoiser, stages_of_ports
 
 aten = torch.ops.aten
