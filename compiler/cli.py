@@ -317,8 +317,14 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
         total = sum(counts.values()) or 1
         _say(f"denoiser's {what}: " + ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in counts.items()))
     _say("provenance: " + json.dumps(manifest["provenance"]))
+    if (quantized := sampler.quantization) is not None:
+        _say("layers, the worst first, in dB of what quantizing each alone changes:")
+        for layer in quantized["layers"]:
+            _say(f"{layer['sqnr']:7.1f}  {layer['name']}  {layer['weight']}  {layer['activation']}")
+        _say(f"worst picture of the build: {quantized['psnr']:.1f} dB; report.html shows the rest")
     shown = ("target", "files", "graphs", "tokenizers", "stages", "multiply_adds", "provenance")
-    return {"programs": programs, "bytes": sampler.bytes, **{key: manifest[key] for key in shown}}
+    rest = {key: manifest[key] for key in shown} | {"quantization": quantized}
+    return {"programs": programs, "bytes": sampler.bytes, **rest}
 
 
 @_command

@@ -15,6 +15,7 @@ from diffc.runtime.bundle import open_bundle
 from diffc.runtime.errors import Cancelled, RequestError
 from diffc.runtime.images import channels_last, is_picture, pictures_from_arrays
 from diffc.runtime.interpreter import Interpreter, linear, preview
+from diffc.runtime.manifest import parse_json
 from diffc.runtime.program import Op, Program
 from diffc.runtime.request import Request, Seed, Texts, make_request
 
@@ -84,6 +85,15 @@ class Sampler:
     def bytes(self) -> int:
         """Sum the sizes of the files."""
         return sum(file.bytes for file in self._bundle.manifest.files.values())
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """Give what the build measured of a quantized bundle's fidelity; None where nothing was quantized."""
+        name = "quantization.json"
+        if name not in self._bundle.manifest.files:
+            return None
+        found: Mapping[str, Any] = parse_json((self._bundle.root / name).read_bytes(), name)
+        return found
 
     @property
     def makes(self) -> Literal["pictures", "films", "numbers"]:
