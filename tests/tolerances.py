@@ -60,3 +60,9 @@ SEARCH_LOSS = 0.2
 
 PIECES = 0.5
 """A layer's error by pieces of its input against the whole graph's, in dB. test_layer_error.py: at most 0.40."""
+
+BRANCH = 3e-4
+"""What a branch leaves above what the best of its rank would, relative. quantize/test_svdquant.py: at most 4e-5."""
+
+BRANCH_GAIN = 4.0
+"""By how many dB four bits are better beside a branch. quantize/test_svdquant.py: 7.0 to 14.4."""

@@ -1,0 +1,88 @@
+"""Let a branch of low rank in 16 bits compute the largest part of each weight, so that few bits suffice for the rest.
+
+Paper: Li et al., "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models", ICLR 2025,
+       https://arxiv.org/abs/2411.05007 (section 4; rank 32 as in its code). The singular vectors are found as Halko,
+       Martinsson and Tropp, "Finding Structure with Randomness", 2011, algorithm 4.4, find them.
+
+Before (inside a graph):
+    y = linear(x, w)
+
+After:
+    y = linear(q(x / s), q(w * s - up @ down)) + linear(linear(x / s, down), up)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from diffc.compiler.errors import PassError
+from diffc.compiler.layer_error import seen
+from diffc.compiler.quantization import Layer, Plan
+from diffc.compiler.rounding import weight_scales
+from diffc.compiler.smoothing import can_be_balanced, searched
+
+SHARE = 4
+"""The rank is no more than this part of a weight's rows or columns."""
+
+OVERSAMPLING, POWERS = 16, 4
+"""How many directions more than the rank are looked at, and how often the weight is applied to them."""
+
+
+def svdquant(plan: Plan, *, rank: int = 32, iterations: int = 0, samples: int = 16) -> Plan:
+    """Give each layer that is to be rounded a branch.
+
+    Channels that no pass before has balanced are balanced as is best with the branch; ``samples`` of each graph are
+    looked at for that. With ``iterations`` the branch is fitted again to what rounding leaves, and the best is kept.
+    """
+    if rank < 1:
+        raise PassError(f"svdquant: the rank is {rank}", fix="use 1 or more, such as 32")
+
+    def branched(layer: Layer) -> Layer:
+        return _branched(layer, rank, iterations)
+
+    open_ = [layer for layer in plan.layers if can_be_balanced(layer) and _can_have_a_branch(layer)]
+    found = {layer.name: searched(layer, given, branched) for layer, given in seen(plan, open_, samples=samples)}
+    plan = plan.mapped(lambda layer: found[layer.name], lambda layer: layer.name in found)
+    return plan.mapped(branched, _can_have_a_branch)
+
+
+def _can_have_a_branch(layer: Layer) -> bool:
+    if layer.kind not in ("linear", "conv") or layer.groups > 1 or layer.scheme.weight is None:
+        return False
+    assert layer.weight is not None
+    return layer.branch is None and layer.rounded is None and min(layer.weight.flatten(1).shape) >= SHARE
+
+
+def _branched(layer: Layer, rank: int, iterations: int) -> Layer:
+    spec, whole = layer.scheme.weight, layer.matrix()
+    assert spec is not None
+    rank = min(rank, min(whole.flatten(1).shape) // SHARE)
+    best, least, target = layer, float("inf"), whole
+    for _ in range(iterations + 1):
+        tried = replace(layer, branch=_low_rank(target.flatten(1), rank))
+        if not iterations:
+            return tried
+        rest = tried.matrix()
+        rounded = weight_scales(rest, spec, "minmax").value(spec)
+        error = float((rounded - rest).square().sum())
+        best, least = (tried, error) if error < least else (best, least)
+        target = whole - rounded
+    return best
+
+
+def _low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the factors [rank, columns] and [rows, rank] of the best approximation, as 16 bits hold them."""
+    random = torch.Generator().manual_seed(0)
+    wide = min(rank + OVERSAMPLING, *matrix.shape)
+    found = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], wide, generator=random))[0]
+    for _ in range(POWERS):
+        found = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ found)[0])[0]
+    left, values, right = torch.linalg.svd(found.T @ matrix, full_matrices=False)
+    root = values[:rank].sqrt()
+    return _stored(root[:, None] * right[:rank]), _stored(found @ left[:, :rank] * root)
+
+
+def _stored(factor: torch.Tensor) -> torch.Tensor:
+    return factor.half().float()
