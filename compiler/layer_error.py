@@ -43,18 +43,21 @@ class Seen:
         self.pieces.append((_piece(layer, x, random).clone(), sample))
 
     def error(self, layer: Layer, candidate: Layer) -> float:
-        """Give the squared error of a candidate's output over the power of the layer's, which is in float."""
+        """Give the squared error of a candidate's output over the power of the layer's in float: the mean of all calls.
+
+        So every step counts alike, however small its numbers are.
+        """
         weight = _some(layer, replace(layer, smoothing=None, branch=None).matrix())
         quantized, branch = _weights(candidate)
-        wrong = power = 0.0
+        errors = list[float]()
         for piece, sample in self.pieces:
             x = smoothed(candidate, piece)
             made = _output(layer, quantized_activation(candidate, x, sample), quantized)
             made = made if branch is None else made + _output(layer, x, branch)
             wanted = _output(layer, piece, weight)
-            wrong += float((made - wanted).square().sum())
-            power += float(wanted.square().sum())
-        return wrong / power if power else 0.0
+            power = float(wanted.square().sum())
+            errors += [float((made - wanted).square().sum()) / power] if power else []
+        return sum(errors) / max(1, len(errors))
 
 
 def seen(plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 1.0) -> Iterator[tuple[Layer, Seen]]:

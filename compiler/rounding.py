@@ -6,13 +6,16 @@ Source: ranges by percentile and by divergence, Migacz, "8-bit Inference with Te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 
 from diffc.compiler.calibration import Sample
 from diffc.compiler.fake_quantize import fake_quantize, fake_quantize_groups
 from diffc.compiler.formats import FORMATS, Spec, spread
 from diffc.compiler.quantization import Layer, Rounded, scale_and_zero
-from diffc.compiler.statistics import Histogram
+from diffc.compiler.statistics import Histogram, Statistics
 
 PERCENTILE = 0.9999
 """The part of all numbers that a percentile range covers on each side."""
@@ -24,6 +27,25 @@ LEVELS = 128
 """Into how many parts Migacz divides what is left, to compare distributions."""
 
 METHODS = ("minmax", "percentile", "mse", "kl")
+
+
+def ranged(layer: Layer, statistics: Sequence[Statistics], by: str) -> Layer:
+    """Set the ranges that a layer's scheme asks for, from statistics of its inputs and last of its output."""
+    spec, output = layer.scheme.activation, layer.scheme.output
+    if spec is not None and spec.when != "dynamic":
+        found = torch.tensor([_ranges(each, spec, by) for each in statistics[:-1]])
+        layer = replace(layer, low=found[..., 0], high=found[..., 1])
+    if output is not None:
+        layer = replace(layer, bounds=activation_range(statistics[-1].all(), output, by))
+    return layer
+
+
+def _ranges(statistics: Statistics, spec: Spec, by: str) -> list[tuple[float, float]]:
+    """Give a range, or one for each step; a step that no sample shows has that of all."""
+    whole = statistics.all()
+    if spec.when != "step":
+        return [activation_range(whole, spec, by)]
+    return [activation_range(each if each.limit else whole, spec, by) for each in statistics.histograms]
 
 
 def activation_range(histogram: Histogram, spec: Spec, by: str) -> tuple[float, float]:

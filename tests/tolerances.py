@@ -66,3 +66,9 @@ BRANCH = 3e-4
 
 BRANCH_GAIN = 4.0
 """By how many dB four bits are better beside a branch. quantize/test_svdquant.py: 7.0 to 14.4."""
+
+STEP_GAIN = 20.0
+"""By how many dB scales for each step are better on ranges that drift. quantize/test_tfmq_dm.py: 35."""
+
+RANGE = 1e-6
+"""A range that a sample set, relative. quantize/test_tfmq_dm.py: at most 6e-8."""

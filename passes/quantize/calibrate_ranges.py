@@ -12,16 +12,9 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-import torch
-
 from diffc.compiler.errors import PassError
-from diffc.compiler.formats import Spec
 from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.rounding import METHODS, activation_range
-from diffc.compiler.statistics import Statistics
+from diffc.compiler.rounding import METHODS, ranged
 
 
 def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
@@ -30,24 +23,9 @@ def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
         raise PassError(f"calibrate_ranges: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
     wanted = [layer for layer in plan.layers if _needs_range(layer) and layer.low is None]
     statistics = plan.statistics(wanted)
-    return plan.mapped(lambda layer: _ranged(layer, statistics[layer.name], by), lambda each: each.name in statistics)
+    return plan.mapped(lambda layer: ranged(layer, statistics[layer.name], by), lambda each: each.name in statistics)
 
 
 def _needs_range(layer: Layer) -> bool:
     spec = layer.scheme.activation
     return layer.scheme.output is not None or (spec is not None and spec.when != "dynamic" and spec.per != "group")
-
-
-def _ranged(layer: Layer, statistics: Sequence[Statistics], by: str) -> Layer:
-    spec, output = layer.scheme.activation, layer.scheme.output
-    if spec is not None and spec.when != "dynamic":
-        found = torch.tensor([_each(each, spec, by) for each in statistics[:-1]])
-        layer = replace(layer, low=found[..., 0], high=found[..., 1])
-    if output is not None:
-        layer = replace(layer, bounds=activation_range(statistics[-1].all(), output, by))
-    return layer
-
-
-def _each(statistics: Statistics, spec: Spec, by: str) -> list[tuple[float, float]]:
-    histograms = statistics.histograms if spec.when == "step" else [statistics.all()]
-    return [activation_range(histogram, spec, by) for histogram in histograms]

@@ -1,0 +1,73 @@
+"""Give an activation that changes along the trajectory a scale for each step, where that brings the output nearer.
+
+Paper: Huang et al., "TFMQ-DM: Temporal Feature Maintenance Quantization for Diffusion Models", CVPR 2024,
+       https://arxiv.org/abs/2311.16503 (finite set calibration); the choice by measured error is that of its
+       extension, "Temporal Feature Matters", 2024, https://arxiv.org/abs/2407.19547.
+
+What the papers call the temporal information block, all that depends on the step alone, is exact already: the pass
+``stage`` has computed it for every step. A layer that it has left in the graph gets a scale for each step in any case.
+
+Before (inside a graph):
+    y = linear(fake_quantize(x, scale, zero), w)
+
+After:
+    y = linear(fake_quantize(x / scales[step]), w) * scales[step]
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from diffc.compiler.errors import PassError
+from diffc.compiler.formats import FORMATS, Spec
+from diffc.compiler.layer_error import seen
+from diffc.compiler.quantization import Layer, Plan
+from diffc.compiler.rounding import METHODS, ranged
+from diffc.compiler.stages import STEP, body_of, stages_of_nodes, stages_of_ports
+
+
+def tfmq_dm(plan: Plan, *, by: str = "mse", gain: float = 1.0, samples: int = 16) -> Plan:
+    """Choose for each layer with a static scale that has no range yet, and set the ranges of those.
+
+    ``gain`` is by how many dB scales for each step must be better: they cost a division and a product at run time.
+    The ranges are chosen by all samples, and the error is measured on ``samples`` of each graph.
+    """
+    if by not in METHODS:
+        raise PassError(f"tfmq_dm: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
+    wanted = [layer for layer in plan.layers if _is_static(layer)]
+    statistics = plan.statistics(wanted)
+    static = {layer.name: ranged(layer, statistics[layer.name], by) for layer in wanted if layer.name in statistics}
+    stepped = {name: ranged(_stepped(layer), statistics[name], by) for name, layer in static.items()}
+    temporal = _temporal(plan)
+    chosen = {name: stepped[name] for name in static if name in temporal}
+    for layer, given in seen(plan, [layer for name, layer in static.items() if name not in chosen], samples=samples):
+        errors = [given.error(layer, each[layer.name]) for each in (static, stepped)]
+        is_better = errors[0] > errors[1] * math.pow(10, gain / 10)
+        chosen[layer.name] = stepped[layer.name] if is_better else layer
+    return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
+
+
+def _is_static(layer: Layer) -> bool:
+    spec = layer.scheme.activation
+    if layer.kind not in ("linear", "conv") or layer.low is not None or spec is None:
+        return False
+    return spec.per == "tensor" and spec.when == "static"
+
+
+def _stepped(layer: Layer) -> Layer:
+    """Ask for a scale for each step; there are no zero points then."""
+    spec = layer.scheme.activation
+    assert spec is not None
+    form = FORMATS[spec.format.name.removeprefix("u")]
+    return replace(layer, scheme=replace(layer.scheme, activation=Spec(form, when="step")))
+
+
+def _temporal(plan: Plan) -> set[str]:
+    """Name the layers whose output depends on the step alone."""
+    found = set[tuple[str, str]]()
+    for graph in plan.graphs.values():
+        body = body_of(graph)
+        stages = stages_of_nodes(body, graph, stages_of_ports(graph, plan.programs))
+        found |= {(graph.name, node.name) for node, stage in stages.items() if stage == STEP}
+    return {layer.name for layer in plan.layers if any((site.graph, site.node) in found for site in layer.sites)}
