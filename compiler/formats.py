@@ -168,6 +168,8 @@ def parse_spec(text: str) -> Spec | None:
             spec = replace(spec, scale=value)
         else:
             raise _unknown(word, text, [*DIVISIONS[:3], "group=64", *TIMES, *(f"scale={s}" for s in SCALES)])
+    if spec.scale != "float32" and not spec.group:
+        raise RecipeError(f"scale={spec.scale} is for groups", where=text, fix="add group=64, or leave it out")
     return spec
 
 
