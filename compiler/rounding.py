@@ -119,21 +119,20 @@ def _divergence(histogram: Histogram) -> tuple[float, float]:
 
 def weight_scales(weight: torch.Tensor, spec: Spec, by: str) -> Rounded:
     """Choose the scales of a weight, by its largest numbers or by least squared error, and round it to nearest."""
-    candidates = RATIOS if by == "mse" else torch.ones(1)
     groups = _groups(weight, spec)
-    best: Rounded | None = None
-    least = torch.full(groups.shape[:-1], float("inf"))
     low, high = groups.amin(-1), groups.amax(-1)
-    kept_low, kept_high = low.clone(), high.clone()
-    for ratio in candidates:
-        made = _nearest(weight, spec, low * ratio, high * ratio)
+    # Scales of scales are those of the full range, so that each scale can be chosen for itself.
+    outer = _outer(spec, scale_and_zero(spec, low, high)[0])
+    if by != "mse":
+        return _nearest(weight, spec, low, high, outer)
+    least = torch.full(groups.shape[:-1], float("inf"))
+    kept = torch.ones_like(least)
+    for ratio in RATIOS:
+        made = _nearest(weight, spec, low * ratio, high * ratio, outer)
         error = ((_groups(made.value(spec), spec) - groups) ** 2).sum(-1)
-        better = error < least
-        least = torch.where(better, error, least)
-        kept_low, kept_high = torch.where(better, low * ratio, kept_low), torch.where(better, high * ratio, kept_high)
-        best = made
-    assert best is not None
-    return best if len(candidates) == 1 else _nearest(weight, spec, kept_low, kept_high)
+        kept = torch.where(error < least, ratio, kept)
+        least = torch.minimum(error, least)
+    return _nearest(weight, spec, low * kept, high * kept, outer)
 
 
 def round_nearest(weight: torch.Tensor, spec: Spec, like: Rounded) -> Rounded:
@@ -144,25 +143,33 @@ def round_nearest(weight: torch.Tensor, spec: Spec, like: Rounded) -> Rounded:
     return Rounded(spec.format.round(weight / each + offset), like.scale, like.zero, like.outer)
 
 
-def _nearest(weight: torch.Tensor, spec: Spec, low: torch.Tensor, high: torch.Tensor) -> Rounded:
+def _nearest(
+    weight: torch.Tensor, spec: Spec, low: torch.Tensor, high: torch.Tensor, outer: torch.Tensor | None
+) -> Rounded:
     scale, zero = scale_and_zero(spec, low, high)
-    outer = None
     if spec.scale == "float16":
         scale = scale.half().float().clamp(min=2.0**-24)
-    elif spec.scale in FORMATS:
-        scale, outer = _scales_of_scales(spec, scale)
+    elif outer is not None:
+        scale = _scales_of_scales(spec, scale, outer)
     return round_nearest(weight, spec, Rounded(weight, scale, zero, outer))
 
 
-def _scales_of_scales(spec: Spec, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _outer(spec: Spec, scale: torch.Tensor) -> torch.Tensor | None:
+    """Give the scales of scales: one for each row where those are whole numbers, else one for all."""
+    if spec.scale not in FORMATS:
+        return None
     form = FORMATS[spec.scale]
     if spec.scale == "e8m0":
-        return torch.exp2(torch.log2(scale).ceil()), torch.ones(1)
-    if form.is_integer:
-        outer = scale.amax(-1) / form.highest
-        return (scale / outer[:, None]).round().clamp(1, form.highest), outer
-    outer = (scale.amax() / form.highest).reshape(1)
-    return form.round(scale / outer).clamp(min=2.0**-9), outer
+        return torch.ones(1)
+    return scale.amax(-1) / form.highest if form.is_integer else (scale.amax() / form.highest).reshape(1)
+
+
+def _scales_of_scales(spec: Spec, scale: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+    form = FORMATS[spec.scale]
+    if spec.scale == "e8m0":
+        return torch.exp2(torch.log2(scale).ceil())
+    each = scale / outer.reshape(-1, 1)
+    return each.round().clamp(1, form.highest) if form.is_integer else form.round(each).clamp(min=2.0**-9)
 
 
 def quantized_activation(layer: Layer, x: torch.Tensor, sample: Sample) -> torch.Tensor:
