@@ -15,6 +15,8 @@ from diffc.passes.quantize.ptq4dm import ptq4dm
 from diffc.passes.quantize.q_diffusion import q_diffusion
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.smoothquant import smoothquant
+from diffc.passes.quantize.svdquant import svdquant
+from diffc.passes.quantize.tfmq_dm import tfmq_dm
 
 METHODS: Mapping[str, Callable[..., Plan]] = {
     method.__name__: method
@@ -26,6 +28,9 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
         keep_sensitive,
         # Where outliers go
         smoothquant,
+        svdquant,
+        # Which scales differ from step to step
+        tfmq_dm,
         # How wide a scale is
         calibrate_ranges,
         # How a weight is rounded
