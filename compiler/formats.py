@@ -141,11 +141,16 @@ class Spec:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Say how a layer is quantized; what is None stays as it is. ``output`` is what an integer convolution gives."""
+    """Say how a layer is quantized; what is None stays as it is.
+
+    ``output`` is what an integer convolution gives. Of attention, ``activation`` are queries, keys and values, and
+    ``probabilities`` what the softmax gives, in [0, 1].
+    """
 
     weight: Spec | None = None
     activation: Spec | None = None
     output: Spec | None = None
+    probabilities: Spec | None = None
 
 
 def parse_spec(text: str) -> Spec | None:

@@ -23,6 +23,7 @@ import torch
 from torch import fx
 
 from diffc.compiler import fake_quantize  # noqa: F401  (defines the operators)
+from diffc.compiler.errors import RecipeError
 from diffc.compiler.formats import FORMATS, Scheme, Spec
 from diffc.compiler.graphs import export
 from diffc.compiler.ir import Graph, Op, Program, Ref, Table, Type, Value
@@ -93,10 +94,7 @@ class _Writing:
         if layer.kind == "embedding":
             return self._embedding(layer, args)
         if layer.kind == "attention":
-            inputs = [self._static(layer, x, at) for at, x in enumerate(args[:3])]
-            return self.made.call_function(
-                node.target, (*inputs, *args[3:]), dict(fx.map_arg(node.kwargs, env.__getitem__))
-            )
+            return self._attention(layer, node, args, dict(fx.map_arg(node.kwargs, env.__getitem__)))
         x, bias = args[0], args[2] if len(args) > 2 else None
         if layer.smoothing is not None:
             shape = [-1, *[1] * (node.args[0].meta["val"].dim() - 2)] if layer.axis == 1 else [-1]
@@ -114,6 +112,25 @@ class _Writing:
             shape[layer.axis] = -1
             y = self._call(aten.add.Tensor, y, self._call(aten.reshape.default, bias, shape))
         return self._output(layer, y)
+
+    def _attention(self, layer: Layer, node: Any, args: Any, options: dict[str, Any]) -> fx.Node:
+        """Quantize what attention reads; where its probabilities are quantized too, it becomes two products."""
+        inputs = [self._static(layer, x, at) for at, x in enumerate(args[:3])]
+        spec = layer.scheme.probabilities
+        if spec is None:
+            return self.made.call_function(node.target, (*inputs, *args[3:]), options)
+        given = [*args[3:], *(None, 0.0, False)[len(args) - 3 :]]
+        mask, causal, queries = given[0], given[2], node.args[0].meta["val"]
+        grouped = queries.shape[-3] != node.args[1].meta["val"].shape[-3]
+        if causal or grouped or (mask is not None and node.args[3].meta["val"].dtype == torch.bool):
+            fix = "leave its probabilities in float"
+            raise RecipeError("attention that hides or groups cannot be taken apart", where=layer.name, fix=fix)
+        scores = self._call(aten.matmul.default, inputs[0], self._call(aten.transpose.int, inputs[1], -2, -1))
+        scores = self._call(aten.mul.Tensor, scores, options.get("scale") or queries.shape[-1] ** -0.5)
+        scores = scores if mask is None else self._call(aten.add.Tensor, scores, mask)
+        probabilities = self._call(aten.softmax.int, scores, -1)
+        probabilities = self._fixed(probabilities, spec, torch.zeros(1), torch.ones(1))
+        return self._call(aten.matmul.default, probabilities, inputs[2])
 
     def _branch(self, layer: Layer, x: fx.Node, node: Any, options: Any) -> fx.Node:
         """Compute the low-rank branch: the layer's own operator with few rows, then a matrix on the channels."""

@@ -25,7 +25,10 @@ from typing import Any
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.formats import Spec, parse_spec
 
-KEYS = {"quantize": ("methods", "linear", "conv", "other"), "layer": ("name", "weight", "activation", "output")}
+KEYS = {
+    "quantize": ("methods", "linear", "conv", "other"),
+    "layer": ("name", "weight", "activation", "output", "probabilities"),
+}
 
 
 @dataclass(frozen=True)
