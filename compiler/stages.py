@@ -165,6 +165,13 @@ def denoiser(program: Program) -> Graph | None:
     return max(weighty, key=lambda graph: (called.count(graph.name), size(graph)), default=None)
 
 
+def denoisers(programs: Sequence[Program]) -> list[Graph]:
+    """List the graphs of the denoiser: with and without guidance, but not what is computed before the loop."""
+    found = denoiser(programs[0])
+    graphs = {graph.name: graph for program in programs for graph in program.graphs}.values()
+    return [g for g in graphs if found is not None and g.component == found.component and not g.stage]
+
+
 def size(graph: Graph) -> int:
     """Count the weights of a graph; none where it has no body."""
     return sum(weight.numel() for weight in graph.body.state_dict.values()) if graph.body else 0

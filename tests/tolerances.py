@@ -76,3 +76,6 @@ RANGE = 1e-6
 RANGE = 0.03
 """A range that was searched for, and its error, relative to the best: a search tries parts of 2.5 %.
 test_rounding.py: at worst 0.0."""
+
+RANGES_GAIN = 0.7
+"""By how many dB ranges with other outliers are better apart. quantize/test_vidit_q.py: 1.5."""

@@ -28,7 +28,7 @@ from diffc.compiler.aliases import is_view
 from diffc.compiler.formats import Scheme
 from diffc.compiler.ir import Graph
 from diffc.compiler.quantization import KINDS, Layer, Plan, Site
-from diffc.compiler.stages import body_of, denoiser, stages_of_ports
+from diffc.compiler.stages import body_of, denoisers, stages_of_ports
 
 aten = torch.ops.aten
 
@@ -50,15 +50,9 @@ SHAPING: tuple[object, ...] = (
 def keep_sensitive(plan: Plan, *, in_float: bool = False) -> Plan:
     """Give the ends of the denoiser eight bits where they have fewer, or none at all."""
     ends = set[Site]()
-    for graph in _denoisers(plan):
+    for graph in denoisers(plan.programs):
         ends |= _first(graph, plan) | _last(graph)
     return plan.mapped(lambda layer: _kept(layer, in_float), lambda layer: not ends.isdisjoint(layer.sites))
-
-
-def _denoisers(plan: Plan) -> list[Graph]:
-    """List the graphs of the denoiser: with and without guidance, but not what is computed before the loop."""
-    found = denoiser(plan.programs[0])
-    return [g for g in plan.graphs.values() if found is not None and g.component == found.component and not g.stage]
 
 
 def _kept(layer: Layer, in_float: bool) -> Layer:

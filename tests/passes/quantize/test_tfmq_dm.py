@@ -91,7 +91,7 @@ def test_a_layer_of_the_step_alone_has_its_set_of_inputs() -> None:
     feeds = [(torch.ones(1, 48), torch.tensor([float(step)])) for step in range(STEPS)]
     samples = tuple(Sample("denoiser", step, STEPS, 0, given) for step, given in enumerate(feeds))
     scheme = Scheme(parse_spec("int8:channel"), parse_spec("uint8:tensor"))
-    plan = tfmq_dm(Plan.of((program,), Calibration(program, samples, ("",), 0, ""), lambda _: scheme), gain=1000.0)
+    plan = tfmq_dm(Plan.of((program,), Calibration(program, samples, (), 0, ""), lambda _: scheme), gain=1000.0)
     found = {layer.name: layer for layer in plan.layers}
     time, picture = found["denoiser.time"], found["denoiser.picture"]
     assert (str(time.scheme.activation), str(picture.scheme.activation)) == ("int8:tensor:step", "uint8:tensor")
