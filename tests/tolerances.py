@@ -70,7 +70,7 @@ BRANCH_GAIN = 4.0
 STEP_GAIN = 20.0
 """By how many dB scales for each step are better on ranges that drift. quantize/test_tfmq_dm.py: 35."""
 
-RANGE = 1e-6
+STEP_RANGE = 1e-6
 """A range that a sample set, relative. quantize/test_tfmq_dm.py: at most 6e-8."""
 
 RANGE = 0.03

@@ -59,7 +59,9 @@ OTHER_W4 = ("int4:group=32", "int8:channel")
 """The other components where the denoiser's weights have four bits."""
 
 RECIPES: Mapping[str, Recipe] = {
-    "w8a8": Recipe(("int8:channel", "int8:token"), ("int8:channel", "uint8:tensor"), methods="round_to_nearest:by=minmax"),
+    "w8a8": Recipe(
+        ("int8:channel", "int8:token"), ("int8:channel", "uint8:tensor"), methods="round_to_nearest:by=minmax"
+    ),
     "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float"), OTHER_W4),
     "w4a8": Recipe(
         ("int4:group=64:scale=uint4", "int8:token"),
@@ -67,7 +69,9 @@ RECIPES: Mapping[str, Recipe] = {
         OTHER_W4,
     ),
     "w4a4": Recipe(("int4:group=32", "int4:group=32:dynamic"), ("int4:group=32", "uint4:tensor"), OTHER_W4),
-    "fp8": Recipe(("e4m3:channel", "e4m3:token"), ("e4m3:channel", "e4m3:tensor"), methods="round_to_nearest:by=minmax"),
+    "fp8": Recipe(
+        ("e4m3:channel", "e4m3:token"), ("e4m3:channel", "e4m3:tensor"), methods="round_to_nearest:by=minmax"
+    ),
     "fp4": Recipe(("nvfp4", "nvfp4:dynamic"), ("nvfp4", "e4m3:tensor"), OTHER_W4),
 }
 """What each precision of a target means."""

@@ -19,7 +19,7 @@ from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.tfmq_dm import tfmq_dm
 from diffc.passes.unroll import unroll
 from tests.one_graph import Tensors, layer_of, plan_of
-from tests.tolerances import RANGE, STEP_GAIN
+from tests.tolerances import STEP_GAIN, STEP_RANGE
 
 STEPS = 6
 
@@ -97,7 +97,7 @@ def test_a_layer_of_the_step_alone_has_its_set_of_inputs() -> None:
     assert (str(time.scheme.activation), str(picture.scheme.activation)) == ("int8:tensor:step", "uint8:tensor")
     wanted = torch.arange(float(STEPS)).cos().abs()[None]
     assert time.low is not None and time.high is not None
-    assert (time.high.maximum(-time.low) - wanted).abs().max() < RANGE
+    assert (time.high.maximum(-time.low) - wanted).abs().max() < STEP_RANGE
 
 
 def test_a_step_without_samples_has_the_range_of_all() -> None:
