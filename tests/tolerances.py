@@ -73,7 +73,7 @@ STEP_GAIN = 20.0
 STEP_RANGE = 1e-6
 """A range that a sample set, relative. quantize/test_tfmq_dm.py: at most 6e-8."""
 
-RANGE = 0.03
+SEARCHED_RANGE = 0.03
 """A range that was searched for, and its error, relative to the best: a search tries parts of 2.5 %.
 test_rounding.py: at worst 0.0."""
 
