@@ -31,6 +31,7 @@ SEED = 0
 class Seen:
     """Hold pieces of a layer's input, and the largest number of each channel in all of it, [steps, channels]."""
 
+    steps: int
     pieces: list[tuple[torch.Tensor, Sample]] = field(default_factory=list)
     largest: torch.Tensor | None = None
 
@@ -38,8 +39,9 @@ class Seen:
         """Take in one call."""
         channels = x.abs().movedim(layer.axis, -1).reshape(-1, x.shape[layer.axis]).amax(0).float()
         if self.largest is None:
-            self.largest = torch.zeros(sample.of, len(channels))
-        torch.maximum(self.largest[sample.step], channels, out=self.largest[sample.step])
+            self.largest = torch.zeros(self.steps, len(channels))
+        step = self.largest[sample.nearest(self.steps)]
+        torch.maximum(step, channels, out=step)
         self.pieces.append((_piece(layer, x, random).clone(), sample))
 
     def error(self, layer: Layer, candidate: Layer) -> float:
@@ -67,7 +69,7 @@ def seen(plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 1
     """
     few = replace(plan, calibration=plan.calibration.few(samples))
     for some in _shared_out(layers, samples, memory):
-        found = {layer.name: Seen() for layer in some}
+        found = {layer.name: Seen(plan.steps(layer)) for layer in some}
         random = torch.Generator().manual_seed(SEED)
 
         def visit(

@@ -129,6 +129,11 @@ class Plan:
         """Map the names of all graphs with weights to them."""
         return {graph.name: graph for program in self.programs for graph in program.graphs if size(graph)}
 
+    def steps(self, layer: Layer) -> int:
+        """Count the calls of a layer's graph in a trajectory; of several graphs, those of the one called most."""
+        graphs = {site.graph for site in layer.sites}
+        return max((sample.of for sample in self.calibration.samples if sample.graph in graphs), default=1)
+
     def mapped(self, change: Callable[[Layer], Layer], where: Callable[[Layer], bool] = lambda _: True) -> Plan:
         """Change some layers."""
         return replace(self, layers=tuple(change(layer) if where(layer) else layer for layer in self.layers))
@@ -165,9 +170,9 @@ class Plan:
 
         def visit(layer: Layer, inputs: Tensors, output: torch.Tensor, sample: Sample) -> None:
             if layer.name not in made:
-                made[layer.name] = [Statistics(sample.of, layer.axis) for _ in range(len(inputs) + 1)]
+                made[layer.name] = [Statistics(self.steps(layer), layer.axis) for _ in range(len(inputs) + 1)]
             for statistics, x in zip(made[layer.name], (*inputs, output), strict=True):
-                statistics.add(x, sample.step)
+                statistics.add(x, sample.nearest(statistics.steps))
 
         self.watch(layers, visit)
         return made
@@ -185,7 +190,7 @@ def smoothed(layer: Layer, x: torch.Tensor) -> torch.Tensor:
 
 
 def find_layers(programs: Sequence[Program]) -> list[Layer]:
-    """List the layers of all graphs: operators that read one weight, which nothing else reads, and attention."""
+    """List the layers of all graphs: operators of one kind that read one weight alone, and attention."""
     found: dict[tuple[str, str], Layer] = {}
     for graph in {g.name: g for program in programs for g in program.graphs if size(g)}.values():
         body = body_of(graph)
@@ -213,10 +218,11 @@ def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple
     """Name a layer by its weight; attention by its module and place."""
     if kind == "attention":
         return node.name, None
-    source = node.args[0 if kind == "embedding" else 1]
+    place = 0 if kind == "embedding" else 1
+    source = node.args[place]
     if not isinstance(source, fx.Node) or source.op != "get_attr":
         return None, None
-    if any(user.target not in KINDS for user in source.users):
+    if any(KINDS.get(user.target) != kind or user.args[place] is not source for user in source.users):
         return None, None
     weight = operator.attrgetter(str(source.target))(body)
     return str(source.target).removeprefix("module.").removesuffix(".weight"), weight
