@@ -12,7 +12,7 @@ from diffc.compiler.formats import FORMATS, Spec, parse_spec, spread
 from diffc.compiler.quantization import scale_and_zero
 from diffc.compiler.rounding import METHODS, PERCENTILE, RATIOS, activation_range, round_nearest, weight_scales
 from diffc.compiler.statistics import Histogram
-from tests.tolerances import RANGE
+from tests.tolerances import SEARCHED_RANGE
 
 SPECS = (
     "int8:tensor",
@@ -58,7 +58,7 @@ def error(x: torch.Tensor, spec: Spec, low: float, high: float) -> float:
 def test_the_percentile_of_a_normal_distribution() -> None:
     low, high = activation_range(histogram(normal()), spec_of("uint8:tensor"), "percentile")
     wanted = NormalDist().inv_cdf(PERCENTILE)
-    assert abs(high - wanted) < RANGE and abs(low + wanted) < RANGE
+    assert abs(high - wanted) < SEARCHED_RANGE and abs(low + wanted) < SEARCHED_RANGE
 
 
 # Max, "Quantizing for Minimum Distortion", 1960, table II: the step of the best uniform quantizer of so many levels.
@@ -66,14 +66,14 @@ def test_the_percentile_of_a_normal_distribution() -> None:
 def test_the_least_error_of_a_normal_distribution_is_where_max_has_it(bits: int, even: float, odd: float) -> None:
     low, high = activation_range(histogram(normal()), spec_of(f"int{bits}:tensor"), "mse")
     step = high / (2 ** (bits - 1) - 1)
-    assert low == -high and even * (1 - RANGE) <= step <= odd * (1 + RANGE)
+    assert low == -high and even * (1 - SEARCHED_RANGE) <= step <= odd * (1 + SEARCHED_RANGE)
 
 
 def test_divergence_cuts_off_a_long_tail_and_keeps_a_uniform_distribution() -> None:
     tail = torch.cat([normal(), torch.tensor([50.0, -50.0])])
     assert activation_range(histogram(tail), spec_of("int8:tensor"), "kl")[1] < 10
     low, high = activation_range(histogram(torch.linspace(-1, 1, 100_000)), spec_of("int8:tensor"), "kl")
-    assert (low, high) == pytest.approx((-1, 1), abs=RANGE)
+    assert (low, high) == pytest.approx((-1, 1), abs=SEARCHED_RANGE)
 
 
 @pytest.mark.parametrize("by", METHODS)
@@ -90,11 +90,11 @@ def test_a_range_is_within_what_was_seen(by: str) -> None:
 def test_no_way_to_choose_has_a_smaller_error_than_mse(text: str, shift: float) -> None:
     spec, x = spec_of(text), torch.nn.functional.silu(normal(10_000) * 2 + shift)
     errors = {by: error(x, spec, *activation_range(histogram(x), spec, by)) for by in ("minmax", "mse")}
-    assert errors["mse"] <= errors["minmax"] * (1 + RANGE)
+    assert errors["mse"] <= errors["minmax"] * (1 + SEARCHED_RANGE)
     if not spec.is_affine:
         largest = float(x.abs().max())
         tried = min(error(x, spec, -largest * float(ratio), largest * float(ratio)) for ratio in RATIOS)
-        assert errors["mse"] <= tried * (1 + RANGE)
+        assert errors["mse"] <= tried * (1 + SEARCHED_RANGE)
 
 
 def weight(rows: int = 24, columns: int = 96) -> torch.Tensor:
@@ -140,7 +140,7 @@ def test_the_largest_number_is_the_end_of_a_symmetric_grid(text: str) -> None:
     largest = per.reshape(len(per), -1, spec.group or per.shape[1]).abs().amax(-1)
     wanted = torch.where(largest > 0, largest / spec.format.highest, 1.0)
     assert torch.equal(found.scale.flatten(), wanted.flatten())
-    assert (found.value(spec) - x).abs().max() <= wanted.max() / 2 * (1 + RANGE)
+    assert (found.value(spec) - x).abs().max() <= wanted.max() / 2 * (1 + SEARCHED_RANGE)
 
 
 def test_scales_of_groups_are_whole_multiples_of_the_rows() -> None:
@@ -171,4 +171,4 @@ def test_another_weight_is_rounded_with_the_same_scales(text: str) -> None:
     inside = other.codes.abs() < spec.format.highest
     inside &= other.codes > spec.format.lowest
     wrong = (other.value(spec) - (x * 0.5 + 0.01)).abs()
-    assert (wrong <= step * (0.5 + RANGE))[inside].all()
+    assert (wrong <= step * (0.5 + SEARCHED_RANGE))[inside].all()
