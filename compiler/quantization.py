@@ -222,7 +222,8 @@ def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple
     source = node.args[place]
     if not isinstance(source, fx.Node) or source.op != "get_attr":
         return None, None
-    if any(KINDS.get(user.target) != kind or user.args[place] is not source for user in source.users):
+    readers: Any = source.users
+    if any(KINDS.get(user.target) != kind or user.args[place] is not source for user in readers):
         return None, None
     weight = operator.attrgetter(str(source.target))(body)
     return str(source.target).removeprefix("module.").removesuffix(".weight"), weight

@@ -117,7 +117,7 @@ def quantize(
             raise RecipeError(
                 f"{name}: {error}", where="--quant", fix="see the options in its documentation"
             ) from error
-    notes = tuple(f"{count} layers: {note}" for note, count in schemes.notes.items())
+    plan, notes = schemes.adapted(plan)
     for note in notes:
         progress(note)
     return Quantized(applied(plan), plan, notes, asked.min_psnr)
@@ -130,7 +130,6 @@ class _Schemes:
         found = denoiser(programs[0])
         self.component = found.component if found else ""
         self.backend, self.asked = find_backend(target.backend), asked
-        self.notes: Counter[str] = Counter()
 
     def applied_to(self, plan: Plan) -> Plan:
         """Give every layer its scheme. Raises `RecipeError` for one that does not exist or cannot be computed so."""
@@ -145,9 +144,18 @@ class _Schemes:
         if note and specs:
             fix = "choose what it computes, or leave the layer to the recipe of the target"
             raise RecipeError(f"{layer.name} cannot be computed as asked: {note}", where="[[layer]]", fix=fix)
-        if note:
-            self.notes[note] += 1
         return scheme
+
+    def adapted(self, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
+        """Let the engine have what it computes of the schemes that techniques chose, and say what it does instead."""
+        notes: Counter[str] = Counter()
+
+        def change(layer: Layer) -> Layer:
+            scheme, note = self.backend.adapted(layer.kind, layer.scheme)
+            notes.update([note] if note else [])
+            return replace(layer, scheme=scheme)
+
+        return plan.mapped(change), tuple(f"{count} layers: {note}" for note, count in notes.items())
 
     def _usual(self, layer: Layer) -> Scheme:
         recipe = self.asked.recipe

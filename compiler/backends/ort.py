@@ -40,7 +40,7 @@ class Ort(Onnx):
             note = "ONNX Runtime computes groups of less than 8 bits in float32, on rounded numbers"
         elif kind == "conv" and scheme.weight.scale in ("float32", "uint4"):
             return replace(scheme, output=scheme.output or Spec(FORMATS["uint8"])), note
-        return replace(scheme, activation=activation), note
+        return replace(scheme, activation=activation, output=None), note
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the files and load each; raises `BackendError` with ONNX Runtime's reason where it refuses one."""

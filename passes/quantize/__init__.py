@@ -17,6 +17,7 @@ from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.smoothquant import smoothquant
 from diffc.passes.quantize.svdquant import svdquant
 from diffc.passes.quantize.tfmq_dm import tfmq_dm
+from diffc.passes.quantize.vidit_q import vidit_q
 
 METHODS: Mapping[str, Callable[..., Plan]] = {
     method.__name__: method
@@ -28,6 +29,7 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
         keep_sensitive,
         # Where outliers go
         smoothquant,
+        vidit_q,
         svdquant,
         # Which scales differ from step to step
         tfmq_dm,
