@@ -56,9 +56,6 @@ class Row:
 
 ROWS = (
     Row("ort-w8a8"),
-    Row("ort-w8a8", "round_to_nearest:by=minmax"),
-    Row("ort-w4a16"),
-    Row("ort-w4a16", "round_to_nearest"),
     Row("ort-w4a8"),
     Row("ort-w4a8", "round_to_nearest"),
     Row("ort-w4a4"),
@@ -66,6 +63,13 @@ ROWS = (
     Row("ort-fp8"),
     Row("ort-fp4"),
     Row("ort-fp4", "round_to_nearest"),
+    Row("ort-w8a8", "round_to_nearest:by=minmax"),
+    Row("ort-w4a16"),
+    Row("ort-w4a8", "keep_sensitive+calibrate_ranges+gptq"),
+    Row("ort-w4a8", "q_diffusion+keep_sensitive+calibrate_ranges+gptq"),
+    Row("ort-w4a8", "vidit_q+keep_sensitive+gptq"),
+    Row("ort-w4a8", "keep_sensitive+svdquant+calibrate_ranges+gptq"),
+    Row("ort-w8a8", "tfmq_dm"),
 )
 
 
@@ -147,17 +151,17 @@ def main() -> None:
     parser.add_argument("--quant", help="with --only: other techniques than those of the page")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / f"measured-{options.captions}.json"
-    found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+    found: dict[str, dict[str, Any]] = {}
     rows = [row for row in ROWS if options.only in (None, row.target)]
     rows = [Row(options.only, options.quant)] if options.quant else rows
     for model in options.model or MODELS:
-        of_model = found.setdefault(model, {})
+        kept = options.work / f"{model}-{options.captions}.json"
+        found[model] = of_model = json.loads(kept.read_text()) if kept.exists() else {}
         reference = _reference(model, options)
         for row in (Row("ort-fp32"), *rows):
             if row.key not in of_model:
                 of_model[row.key] = measured(model, row, options, reference)
-                kept.write_text(json.dumps(found, indent=1))
+                kept.write_text(json.dumps(of_model, indent=1))
             print(model, row.key, json.dumps(of_model[row.key]), flush=True)
     if options.only is None and options.model is None:
         text = [line for model, of_model in found.items() for line in table(model, of_model)]

@@ -113,6 +113,9 @@ class _Writing:
             y = self._call(aten.add.Tensor, y, self._call(aten.reshape.default, bias, shape))
         return self._output(layer, y)
 
+    def _half(self, name: str, tensor: torch.Tensor) -> fx.Node:
+        return self._call(aten.to.dtype, self._constant(name, tensor.half()), torch.float32)
+
     def _attention(self, layer: Layer, node: Any, args: Any, options: dict[str, Any]) -> fx.Node:
         """Quantize what attention reads; where its probabilities are quantized too, it becomes two products."""
         inputs = [self._static(layer, x, at) for at, x in enumerate(args[:3])]
@@ -137,8 +140,8 @@ class _Writing:
         assert layer.branch is not None and layer.weight is not None
         down, up = layer.branch
         kernel = [1] * (layer.weight.dim() - 2)
-        inner = self._constant("down", down.reshape(len(down), *layer.weight.shape[1:]))
-        outer = self._constant("up", up.reshape(*up.shape, *kernel))
+        inner = self._half("down", down.reshape(len(down), *layer.weight.shape[1:]))
+        outer = self._half("up", up.reshape(*up.shape, *kernel))
         return self._call(node.target, self._call(node.target, x, inner, None, *options), outer)
 
     def _embedding(self, layer: Layer, args: Any) -> fx.Node:

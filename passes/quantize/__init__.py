@@ -54,7 +54,7 @@ class Recipe:
     linear: tuple[str, str]
     conv: tuple[str, str]
     other: tuple[str, str] = ("int8:group=128", "int8:channel")
-    methods: str = "calibrate_ranges+gptq"
+    methods: str = "round_to_nearest"
 
 
 OTHER_W4 = ("int4:group=32", "int8:channel")
@@ -62,19 +62,34 @@ OTHER_W4 = ("int4:group=32", "int8:channel")
 
 RECIPES: Mapping[str, Recipe] = {
     "w8a8": Recipe(
-        ("int8:channel", "int8:token"), ("int8:channel", "uint8:tensor"), methods="round_to_nearest:by=minmax"
+        ("int8:channel", "int8:token"),
+        ("int8:channel", "uint8:tensor"),
+        methods="smoothquant+calibrate_ranges+round_to_nearest:by=minmax",
     ),
-    "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float"), OTHER_W4),
+    "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float"), OTHER_W4, "keep_sensitive+gptq"),
     "w4a8": Recipe(
         ("int4:group=64:scale=uint4", "int8:token"),
         ("int4:group=64:scale=uint4", "uint8:tensor"),
         OTHER_W4,
+        "keep_sensitive+smoothquant+calibrate_ranges+gptq",
     ),
-    "w4a4": Recipe(("int4:group=32", "int4:group=32:dynamic"), ("int4:group=32", "uint4:tensor"), OTHER_W4),
+    "w4a4": Recipe(
+        ("int4:group=32", "int4:group=32:dynamic"),
+        ("int4:group=32", "uint4:tensor"),
+        OTHER_W4,
+        "keep_sensitive+svdquant+calibrate_ranges+gptq",
+    ),
     "fp8": Recipe(
-        ("e4m3:channel", "e4m3:token"), ("e4m3:channel", "e4m3:tensor"), methods="round_to_nearest:by=minmax"
+        ("e4m3:channel", "e4m3:token"),
+        ("e4m3:channel", "e4m3:tensor"),
+        methods="calibrate_ranges+round_to_nearest:by=minmax",
     ),
-    "fp4": Recipe(("nvfp4", "nvfp4:dynamic"), ("nvfp4", "e4m3:tensor"), OTHER_W4),
+    "fp4": Recipe(
+        ("nvfp4", "nvfp4:dynamic"),
+        ("nvfp4", "e4m3:tensor"),
+        OTHER_W4,
+        "keep_sensitive+svdquant+calibrate_ranges+gptq",
+    ),
 }
 """What each precision of a target means."""
 
