@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test check format bench bench-build bench-unet quantization stages clean
+.PHONY: demo test check format bench bench-build bench-unet quantization techniques stages clean
 
 # Compile the small trained model, draw one picture with the bundle, and say where it is.
 demo: $(VENV)/compiler.stamp
@@ -31,6 +31,10 @@ bench: $(VENV)/compiler.stamp
 # Slow: builds both example models in every precision, and writes docs/quantization.md.
 quantization: $(VENV)/compiler.stamp
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quantization
+
+# Slow: what each technique of quantization wins, by the error of a call; writes docs/techniques.md.
+techniques: $(VENV)/compiler.stamp
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.techniques
 
 # Very slow: an SD 1.5-sized denoiser in 32, 16 and 8 bits and 4, and NNCF's. It needs 25 GB of disk.
 bench-unet: $(VENV)/compiler.stamp

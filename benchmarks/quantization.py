@@ -63,13 +63,7 @@ ROWS = (
     Row("ort-fp8"),
     Row("ort-fp4"),
     Row("ort-fp4", "round_to_nearest"),
-    Row("ort-w8a8", "round_to_nearest:by=minmax"),
     Row("ort-w4a16"),
-    Row("ort-w4a8", "keep_sensitive+calibrate_ranges+gptq"),
-    Row("ort-w4a8", "q_diffusion+keep_sensitive+calibrate_ranges+gptq"),
-    Row("ort-w4a8", "vidit_q+keep_sensitive+gptq"),
-    Row("ort-w4a8", "keep_sensitive+svdquant+calibrate_ranges+gptq"),
-    Row("ort-w8a8", "tfmq_dm"),
 )
 
 
