@@ -1,8 +1,8 @@
 """Compare techniques of quantization by the error of one call of the denoiser, along the whole trajectory.
 
-A picture may take another turn after an error that is small; the error of a call cannot. Each row runs its techniques on
-a plan of an example model, and the quantized denoiser, in PyTorch, on what its calls are given in trajectories of other
-prompts and seeds than those that it was calibrated with.
+A picture may take another turn after an error that is small; the error of a call cannot. Each row runs its techniques
+on a plan of an example model, and then the quantized denoiser, in PyTorch, on what its calls are given in trajectories
+of other prompts and seeds than those that it was calibrated with.
 
     make techniques                         # writes docs/techniques.md
     python -m benchmarks.techniques --model shapes-dit --precision w4a4
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.quantization import GUIDANCE, MODELS, STEPS
 from benchmarks.stages import ROOT
-from diffc.compiler.bundle import _tokenizer_text
+from diffc.compiler.bundle import tokenizer_text
 from diffc.compiler.calibration import Calibration, calibrate
 from diffc.compiler.fidelity import sqnr
 from diffc.compiler.graphs import Capture
@@ -89,7 +89,7 @@ class Model:
         traced = trace_pipeline(pipeline, Sampling(steps=STEPS, guidance=GUIDANCE), capture)
         programs = stage([run(program, NORMAL_FORM) for program in capture.graphs(traced)])
         read = {op.attr("tokenizer") for program in programs for op in program.ops if op.operator == "tokenize"}
-        texts = {str(name): _tokenizer_text(str(name), pipeline.components[str(name)]) for name in read}
+        texts = {str(name): tokenizer_text(str(name), pipeline.components[str(name)]) for name in read}
         encoded = {name: text.encode() for name, text in texts.items()}
         held_out = calibrate(programs[0], encoded, prompts=HELD_OUT, seed=1000)
         graph = denoiser(programs[0])
@@ -146,8 +146,8 @@ def main() -> None:
 
 HEAD = """# What each technique wins
 
-The error of one call of the denoiser against float32, as ratio of signal to error in dB, over all calls of three held-out
-prompts (`make techniques`): 20 steps, guidance 5. What a row does not name is done by `calibrate_ranges` and
+The error of one call of the denoiser against float32, as ratio of signal to error in dB, over all calls of three
+held-out prompts (`make techniques`): 20 steps, guidance 5. What a row does not name is done by `calibrate_ranges` and
 `round_to_nearest`. The recipe of each target is the best row that keeps the bundle small and runs on integers:
 `svdquant` wins most at four bits, but its branches are of the size of the weights in models as small as these.
 

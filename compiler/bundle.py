@@ -157,7 +157,7 @@ def _write(
     progress("stage")
     work = work_by_stage(programs)
     programs = [verify(program) for program in stage(programs)]
-    texts = {name: _tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
+    texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
     quantized = None
     if asked is not None:
         quantized = quantize(programs, texts, target, asked, str(provenance.get("source_sha256", "")), progress)
@@ -207,7 +207,7 @@ def _is_called(name: str, programs: Iterable[Program]) -> bool:
     return any(op.attr("tokenizer") == name for program in programs for op in program.ops if op.operator == "tokenize")
 
 
-def _tokenizer_text(name: str, tokenizer: Any) -> str:
+def tokenizer_text(name: str, tokenizer: Any) -> str:
     """Write a tokenizer for the ``tokenizers`` library, without padding and truncation, which the program states."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
