@@ -1,0 +1,69 @@
+"""Choose for each layer how an eight-bit float shares its bits between range and precision, by the error of the output.
+
+Paper: Chen et al., "Low-Bitwidth Floating Point Quantization for Efficient High-Quality Diffusion Models", 2024,
+       https://arxiv.org/abs/2408.06995. Of the formats that the paper searches, those that machines have are left:
+       e4m3 and e5m2, and e2m1 where four bits are asked for. Its bias of a format is the scale here, which whatever
+       rounds next searches; learned rounding is a technique of its own, for grids of every kind.
+
+Before (inside a graph):
+    y = linear(fake_quantize(x, scale, e4m3), dequantize(codes, scales, e4m3))
+
+After:
+    y = linear(fake_quantize(x, scale, e5m2), dequantize(codes, scales, e4m3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+from diffc.compiler.errors import PassError
+from diffc.compiler.formats import FORMATS, Scheme, Spec
+from diffc.compiler.layer_error import seen
+from diffc.compiler.quantization import Layer, Plan
+from diffc.compiler.rounding import METHODS, ranged
+from diffc.compiler.statistics import Statistics
+
+EIGHT_BITS = ("e4m3", "e5m2")
+"""What is tried; of equals the first is taken."""
+
+
+def fp_quant(plan: Plan, *, by: str = "mse", samples: int = 16) -> Plan:
+    """Choose the formats of weights and inputs that are eight-bit floats, where no range and no code is decided yet.
+
+    ``by`` says how the range of a static scale is found, which is set too; the error is measured on ``samples`` of
+    each graph.
+    """
+    if by not in METHODS:
+        raise PassError(f"fp_quant: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
+    open_ = [layer for layer in plan.layers if layer.low is None and layer.rounded is None]
+    wanted = [layer for layer in open_ if layer.kind in ("linear", "conv") and len(_schemes(layer)) > 1]
+    statistics = plan.statistics([layer for layer in wanted if _has_range(layer)])
+    chosen = dict[str, Layer]()
+    for layer, given in seen(plan, wanted, samples=samples):
+        tried = _candidates(layer, statistics.get(layer.name, ()), by)
+        errors = [given.error(layer, candidate) for candidate in tried]
+        chosen[layer.name] = tried[errors.index(min(errors))]
+    return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
+
+
+def _candidates(layer: Layer, statistics: Sequence[Statistics], by: str) -> list[Layer]:
+    tried = [replace(layer, scheme=scheme) for scheme in _schemes(layer)]
+    return [ranged(candidate, statistics, by) for candidate in tried] if statistics else tried
+
+
+def _has_range(layer: Layer) -> bool:
+    spec = layer.scheme.activation
+    return layer.scheme.output is not None or (spec is not None and spec.when != "dynamic" and spec.per != "group")
+
+
+def _schemes(layer: Layer) -> list[Scheme]:
+    pairs = product(_formats(layer.scheme.weight), _formats(layer.scheme.activation))
+    return [replace(layer.scheme, weight=weight, activation=activation) for weight, activation in pairs]
+
+
+def _formats(spec: Spec | None) -> list[Spec | None]:
+    if spec is None or spec.format.name not in EIGHT_BITS:
+        return [spec]
+    return [replace(spec, format=FORMATS[name]) for name in EIGHT_BITS]
