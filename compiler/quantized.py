@@ -223,11 +223,11 @@ def _step_scales(layer: Layer) -> torch.Tensor | None:
 def _with_scales(program: Program, made: Mapping[str, tuple[Graph, torch.Tensor | None]]) -> Program:
     """Let the program call the quantized graphs, each call with its row of scales."""
     graphs = tuple(made[graph.name][0] if graph.name in made else graph for graph in program.graphs)
-    ops_, tables = list[Op](), list(program.tables)
+    ops_, tables = list[Op](), {table.name: table for table in program.tables}  # equal tables have one name
     rows = {name: _rows(program, name, table) for name, (_, table) in made.items() if table is not None}
     for op, refs, table in rows.values():
         if refs:
-            tables.append(table)
+            tables[table.name] = table
             ops_.append(op)
     used = dict.fromkeys(rows, 0)
     for op in program.ops:
@@ -236,7 +236,7 @@ def _with_scales(program: Program, made: Mapping[str, tuple[Graph, torch.Tensor 
             op = replace(op, attrs=(*op.attrs, (SCALES, refs[used[op.operator]])))
             used[op.operator] += 1
         ops_.append(op)
-    return replace(program, graphs=graphs, tables=tuple(tables), ops=tuple(ops_))
+    return replace(program, graphs=graphs, tables=tuple(tables.values()), ops=tuple(ops_))
 
 
 def _rows(program: Program, name: str, table: torch.Tensor) -> tuple[Op, list[Ref], Table]:
