@@ -175,6 +175,11 @@ def parse_spec(text: str) -> Spec | None:
             raise _unknown(word, text, [*DIVISIONS[:3], "group=64", *TIMES, *(f"scale={s}" for s in SCALES)])
     if spec.scale != "float32" and not spec.group:
         raise RecipeError(f"scale={spec.scale} is for groups", where=text, fix="add group=64, or leave it out")
+    if spec.is_affine and spec.when != "static":
+        fix = f"use {spec.format.name.removeprefix('u')}, which has a sign"
+        raise RecipeError(
+            f"{spec.format.name} needs zero points, which are known at build or not at all", where=text, fix=fix
+        )
     return spec
 
 

@@ -88,11 +88,12 @@ def test_codes_of_small_floats_are_those_of_the_specification() -> None:
 def specs(draw: st.DrawFn) -> Spec:
     """Draw a spec that can be written."""
     form = FORMATS[draw(st.sampled_from([name for name in FORMATS if name != "e8m0"]))]
-    per = draw(st.sampled_from(["tensor", "channel", "token", "group"]))
+    signed = not form.name.startswith("u")
+    per = draw(st.sampled_from(["tensor", "channel", "group", *(["token"] if signed else [])]))
+    when = draw(st.sampled_from(TIMES if signed else TIMES[:1]))
     if per != "group":
-        return Spec(form, per, when=draw(st.sampled_from(TIMES)))
-    group, when, scale = draw(st.integers(1, 4096)), draw(st.sampled_from(TIMES)), draw(st.sampled_from(SCALES))
-    return Spec(form, per, group, when, scale)
+        return Spec(form, per, when=when)
+    return Spec(form, per, draw(st.integers(1, 4096)), when, draw(st.sampled_from(SCALES)))
 
 
 @given(specs())
@@ -146,6 +147,13 @@ def test_an_unknown_word_is_named_with_one_that_is_near(text: str, word: str, gu
     assert refused.value.what == f"{word!r} says nothing about a format" and refused.value.where == text
     if guess is not None:
         assert f"did you mean {guess}? " in str(refused.value.fix)
+
+
+@pytest.mark.parametrize("text", ["uint8:token", "uint8:tensor:step", "uint4:group=32:dynamic"])
+def test_codes_without_a_sign_need_zero_points_that_are_known_at_build(text: str) -> None:
+    with pytest.raises(RecipeError, match="needs zero points") as refused:
+        parse_spec(text)
+    assert refused.value.fix == f"use {text.split(':')[0][1:]}, which has a sign"
 
 
 def test_a_format_of_scales_needs_groups() -> None:
