@@ -64,7 +64,7 @@ def asked_quantization(
     file = read_recipe(Path(recipe)) if recipe is not None else RecipeFile({})
     settings: dict[str, Any] = {key: tuple(value) for key, value in file.settings.items() if key != "methods"}
     chosen = replace(RECIPES[target.precision], **settings)
-    methods = parse_methods(quant or file.settings.get("methods", [chosen.methods])[0], METHODS)
+    methods = parse_methods(quant or file.settings.get("methods", chosen.methods), METHODS)
     prompts = read_prompts(Path(calibration)) if calibration is not None else ()
     return Asked(chosen, tuple(methods), file, prompts, seed, min_psnr)
 
@@ -140,10 +140,13 @@ class _Schemes:
         return plan.mapped(lambda layer: replace(layer, scheme=self._of(layer, overrides.get(layer.name, {}))))
 
     def _of(self, layer: Layer, specs: Mapping[str, Spec | None]) -> Scheme:
-        scheme, note = self.backend.adapted(layer.kind, fitted(replace(self._usual(layer), **specs), layer))
-        if note and specs:
+        asked = fitted(replace(self._usual(layer), **specs), layer)
+        scheme, note = self.backend.adapted(layer.kind, asked)
+        wrong = _impossible(layer.kind, asked) or (note if specs else "")
+        if wrong:
+            where = "[[layer]]" if specs else "[quantize]"
             fix = "choose what it computes, or leave the layer to the recipe of the target"
-            raise RecipeError(f"{layer.name} cannot be computed as asked: {note}", where="[[layer]]", fix=fix)
+            raise RecipeError(f"{layer.name} cannot be computed as asked: {wrong}", where=where, fix=fix)
         return scheme
 
     def adapted(self, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
@@ -185,4 +188,27 @@ def _divided(spec: Spec, size: int, otherwise: str) -> Spec:
         group //= 2
     if not group or size % group == 0:
         return replace(spec, group=group)
-    return replace(spec, per=otherwise, group=0, scale="float32")
+    when = "dynamic" if otherwise == "token" else spec.when
+    return replace(spec, per=otherwise, group=0, scale="float32", when=when)
+
+
+def _impossible(kind: str, scheme: Scheme) -> str:
+    """Say why no engine computes a scheme, if so."""
+    weight, activation = scheme.weight, scheme.activation
+    if weight is not None and (weight.per == "token" or weight.when != "static"):
+        return "a weight has no tokens, and is known at build"
+    if kind == "embedding" and (activation is not None or not _can_be_looked_up(weight)):
+        return "tables are looked up as signed integers with a scale for each row, such as int8:channel"
+    if activation is None:
+        return ""
+    if activation.per == "channel" or (activation.per == "group" and activation.is_affine):
+        return "activations have one scale, one for each token, or one for each group of numbers with a sign"
+    if activation.scale in ("uint4", "float16"):
+        return f"scales of activations are float32, e4m3 or e8m0, not {activation.scale}"
+    if kind == "attention" and (activation.per != "tensor" or activation.when != "static"):
+        return "what attention reads has one static scale, such as int8:tensor"
+    return ""
+
+
+def _can_be_looked_up(weight: Spec | None) -> bool:
+    return weight is None or (weight.format.is_integer and not weight.is_affine and weight.per == "channel")

@@ -60,10 +60,11 @@ def read_recipe(path: Path) -> RecipeFile:
         raise RecipeError(f"{path} is no recipe", fix="write [quantize] and [[layer]]")
     _check_keys(settings, KEYS["quantize"], f"{path}: [quantize]")
     for key, value in settings.items():
-        texts = [value] if key == "methods" else value
-        if not isinstance(texts, list) or len(texts) != (1 if key == "methods" else 2) or not _are_texts(texts):
-            raise RecipeError(f"{key} is {value!r}", where=str(path), fix='write conv = ["WEIGHT", "ACTIVATION"]')
-        for text in texts if key != "methods" else []:
+        if key == "methods" and not isinstance(value, str):
+            raise RecipeError(f"methods is {value!r}", where=str(path), fix='write methods = "smoothquant+gptq"')
+        if key != "methods" and not (isinstance(value, list) and len(value) == 2 and _are_texts(value)):
+            raise RecipeError(f"{key} is {value!r}", where=str(path), fix=f'write {key} = ["WEIGHT", "ACTIVATION"]')
+        for text in value if key != "methods" else []:
             parse_spec(text)
     return RecipeFile(settings, tuple(_override(layer, str(path)) for layer in layers))
 
@@ -105,7 +106,8 @@ def parse_methods(text: str, known: Iterable[str]) -> list[tuple[str, dict[str, 
     """Read techniques and their options, as ``smoothquant:alpha=0.5+gptq``. Raises `RecipeError`."""
     known, found = list(known), []
     for part in text.split("+"):
-        name, *options = part.strip().replace("-", "_").split(":")
+        name, *options = part.strip().split(":")
+        name = name.replace("-", "_")
         if name not in known:
             raise RecipeError(
                 f"{name!r} is no technique", where=text, fix=f"{nearest(name, known)}known: {', '.join(known)}"
