@@ -163,9 +163,15 @@ def test_a_format_of_scales_needs_groups() -> None:
 
 @pytest.mark.parametrize(
     ("text", "bits"),
-    [("int8:channel", 8), ("int4:group=32", 5), ("int4:group=32:scale=float16", 4.5), ("int4:group=64:scale=uint4", 4.0625),
-     ("nvfp4", 4.5), ("mxfp4", 4.25)],
-)  # fmt: skip
+    [
+        ("int8:channel", 8),
+        ("int4:group=32", 5),
+        ("int4:group=32:scale=float16", 4.5),
+        ("int4:group=64:scale=uint4", 4.0625),
+        ("nvfp4", 4.5),
+        ("mxfp4", 4.25),
+    ],
+)
 def test_bits_count_what_scales_take(text: str, bits: float) -> None:
     spec = parse_spec(text)
     assert spec is not None and spec.bits == bits
