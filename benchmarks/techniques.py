@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.quantization import GUIDANCE, MODELS, STEPS
-from benchmarks.stages import ROOT
+from benchmarks.quantization import GUIDANCE, MODELS, ROOT, STEPS
 from diffc.compiler.bundle import tokenizer_text
 from diffc.compiler.calibration import Calibration, calibrate
 from diffc.compiler.fidelity import sqnr

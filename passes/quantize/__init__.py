@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from diffc.compiler.quantization import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
+from diffc.passes.quantize.fp_quant import fp_quant
 from diffc.passes.quantize.gptq import gptq
 from diffc.passes.quantize.keep_sensitive import keep_sensitive
 from diffc.passes.quantize.ptq4dm import ptq4dm
@@ -33,6 +34,8 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
         svdquant,
         # Which scales differ from step to step
         tfmq_dm,
+        # Which grid
+        fp_quant,
         # How wide a scale is
         calibrate_ranges,
         # How a weight is rounded
