@@ -1,0 +1,61 @@
+"""Learn for each weight whether it is rounded up or down, so that layers or residual blocks give what they gave.
+
+Paper: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020,
+       https://arxiv.org/abs/2004.10568; by blocks as Li et al., "BRECQ: Pushing the Limit of Post-Training
+       Quantization by Block Reconstruction", ICLR 2021; on grids of any spacing as Chen et al., "FP4DiT", 2025. A
+       layer is learned from the Gram matrix of its inputs, which holds the error over all samples exactly. Inputs,
+       and in a block activations, are those of the model in float.
+
+Before (inside a graph):
+    y = linear(x, w)
+
+After:
+    y = linear(x, dequantize(codes, scale))
+
+where each code is one of the two beside ``w / scale``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffc.compiler.blocks import boundaries, find_blocks
+from diffc.compiler.errors import PassError
+from diffc.compiler.gram import grams
+from diffc.compiler.quantization import Layer, Plan
+from diffc.compiler.reconstruction import Learning, reconstruct_block, reconstruct_layer
+
+
+def adaround(
+    plan: Plan,
+    *,
+    by: str = "layer",
+    samples: int = 32,
+    iterations: int = 500,
+    rate: float = 0.05,
+    windows: int = 8192,
+    memory: float = 1.0,
+) -> Plan:
+    """Round the weights of linear layers and convolutions that no pass before has rounded and that samples reach.
+
+    ``samples`` of each graph are run. With ``by="block"`` an iteration is of one sample; layers that are in no block
+    are learned by themselves, from ``windows`` of their input. What is kept of the samples takes ``memory`` gigabytes
+    at a time.
+    """
+    if by not in ("layer", "block"):
+        raise PassError(f"adaround: {by!r} is nothing to reconstruct", fix="use layer or block")
+    learning, few = Learning(iterations, rate), replace(plan, calibration=plan.calibration.few(samples))
+    blocks = find_blocks(few, _is_wanted) if by == "block" else []
+    rounded = dict(
+        found
+        for block, feeds in boundaries(few, blocks, memory)
+        for found in reconstruct_block(block, feeds, learning).items()
+    )
+    alone = [layer for layer in plan.layers if _is_wanted(layer) and layer.name not in rounded]
+    for layer, gram in grams(few, alone, windows=windows, quantized=False, memory=memory):
+        rounded[layer.name] = reconstruct_layer(layer, gram, learning)
+    return plan.mapped(lambda layer: replace(layer, rounded=rounded[layer.name]), lambda each: each.name in rounded)
+
+
+def _is_wanted(layer: Layer) -> bool:
+    return layer.kind in ("linear", "conv") and layer.scheme.weight is not None and layer.rounded is None
