@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from diffc.compiler.quantization import Plan
+from diffc.passes.quantize.adaround import adaround
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.fp_quant import fp_quant
 from diffc.passes.quantize.gptq import gptq
@@ -41,6 +42,7 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
         # How a weight is rounded
         round_to_nearest,
         gptq,
+        adaround,
     )
 }
 """The techniques by their names; ``--quant`` takes them in the order in which they run."""
