@@ -189,6 +189,14 @@ def smoothed(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     return x * layer.smoothing.reshape(-1, *[1] * (x.dim() - 2) if layer.axis == 1 else [])
 
 
+def for_all_steps(layer: Layer) -> Layer:
+    """Let a layer with scales for single steps have one for all, which is yet to be found."""
+    spec = layer.scheme.activation
+    if spec is None or spec.when != "step":
+        return layer
+    return replace(layer, scheme=replace(layer.scheme, activation=replace(spec, when="static")), low=None, high=None)
+
+
 def find_layers(programs: Sequence[Program]) -> list[Layer]:
     """List the layers of all graphs: operators of one kind that read one weight alone, and attention."""
     found: dict[tuple[str, str], Layer] = {}

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffc.compiler.blocks import Block
+from diffc.compiler.blocks import Block, boundaries, find_blocks
 from diffc.compiler.formats import spread
-from diffc.compiler.gram import by_block
-from diffc.compiler.quantization import Layer, Rounded
+from diffc.compiler.gram import by_block, grams
+from diffc.compiler.quantization import Layer, Plan, Rounded
 from diffc.compiler.rounding import weight_scales
 from diffc.compiler.stages import body_of
 
@@ -97,6 +97,25 @@ class Soft:
 
 Error = Callable[[Sequence[torch.Tensor], int | None], torch.Tensor]
 """The squared error that weights make, in the sample of an iteration, or in all where that is None."""
+
+
+def reconstruct(plan: Plan, learning: Learning, *, blocks: bool, windows: int, memory: float) -> Plan:
+    """Round the weights of linear layers and convolutions that are not rounded and that the samples reach.
+
+    Layers are learned in blocks, but for those that are in none, or each by itself, from ``windows`` of their input.
+    """
+
+    def is_wanted(layer: Layer) -> bool:
+        return layer.kind in ("linear", "conv") and layer.scheme.weight is not None and layer.rounded is None
+
+    found = find_blocks(plan, is_wanted) if blocks else []
+    rounded = dict[str, Rounded]()
+    for block, feeds in boundaries(plan, found, memory):
+        rounded |= reconstruct_block(block, feeds, learning)
+    alone = [layer for layer in plan.layers if is_wanted(layer) and layer.name not in rounded]
+    for layer, gram in grams(plan, alone, windows=windows, quantized=False, memory=memory):
+        rounded[layer.name] = reconstruct_layer(layer, gram, learning)
+    return plan.mapped(lambda layer: replace(layer, rounded=rounded[layer.name]), lambda each: each.name in rounded)
 
 
 def reconstruct_layer(layer: Layer, gram: torch.Tensor, learning: Learning) -> Rounded:

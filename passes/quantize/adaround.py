@@ -19,11 +19,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffc.compiler.blocks import boundaries, find_blocks
 from diffc.compiler.errors import PassError
-from diffc.compiler.gram import grams
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.reconstruction import Learning, reconstruct_block, reconstruct_layer
+from diffc.compiler.quantization import Plan
+from diffc.compiler.reconstruction import Learning, reconstruct
 
 
 def adaround(
@@ -44,18 +42,6 @@ def adaround(
     """
     if by not in ("layer", "block"):
         raise PassError(f"adaround: {by!r} is nothing to reconstruct", fix="use layer or block")
-    learning, few = Learning(iterations, rate), replace(plan, calibration=plan.calibration.few(samples))
-    blocks = find_blocks(few, _is_wanted) if by == "block" else []
-    rounded = dict(
-        found
-        for block, feeds in boundaries(few, blocks, memory)
-        for found in reconstruct_block(block, feeds, learning).items()
-    )
-    alone = [layer for layer in plan.layers if _is_wanted(layer) and layer.name not in rounded]
-    for layer, gram in grams(few, alone, windows=windows, quantized=False, memory=memory):
-        rounded[layer.name] = reconstruct_layer(layer, gram, learning)
-    return plan.mapped(lambda layer: replace(layer, rounded=rounded[layer.name]), lambda each: each.name in rounded)
-
-
-def _is_wanted(layer: Layer) -> bool:
-    return layer.kind in ("linear", "conv") and layer.scheme.weight is not None and layer.rounded is None
+    few = replace(plan, calibration=plan.calibration.few(samples))
+    found = reconstruct(few, Learning(iterations, rate), blocks=by == "block", windows=windows, memory=memory)
+    return replace(found, calibration=plan.calibration)

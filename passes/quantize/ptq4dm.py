@@ -23,7 +23,7 @@ import torch
 
 from diffc.compiler.calibration import Calibration, Sample
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Layer, Plan
+from diffc.compiler.quantization import Plan, for_all_steps
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 
 
@@ -36,14 +36,7 @@ def ptq4dm(plan: Plan, *, samples: int = 256, mean: float = 0.4, deviation: floa
         what = f"ptq4dm: {samples} samples cannot be drawn with a deviation of {deviation}"
         raise PassError(what, fix="use at least one sample, and a deviation above 0, such as 0.4")
     kept = _drawn(plan.calibration, samples, NormalDist(mean, deviation), seed)
-    return calibrate_ranges(replace(plan.mapped(_of_all_steps), calibration=kept), by="mse")
-
-
-def _of_all_steps(layer: Layer) -> Layer:
-    spec = layer.scheme.activation
-    if spec is None or spec.when != "step":
-        return layer
-    return replace(layer, scheme=replace(layer.scheme, activation=replace(spec, when="static")), low=None, high=None)
+    return calibrate_ranges(replace(plan.mapped(for_all_steps), calibration=kept), by="mse")
 
 
 def _drawn(calibration: Calibration, count: int, times: NormalDist, seed: int) -> Calibration:
