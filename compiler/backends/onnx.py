@@ -64,6 +64,8 @@ class Onnx:
             form = FORMATS[activation.format.name.removeprefix("u")]
             static = activation.per in ("token", "tensor") and activation.when != "step"
             activation = Spec(form) if static else replace(activation, format=form)
+        if activation is not None and kind == "conv" and activation.per in ("token", "group"):
+            activation = Spec(activation.format)
         return replace(scheme, weight=weight, activation=activation), ""
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
@@ -274,7 +276,8 @@ def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
 
 
 def _weight(tensor: onnx_ir.TensorProtocol) -> Weight:
-    numbers = np.array(tensor.numpy_packed() if isinstance(tensor, onnx_ir.PackedTensor) else tensor.numpy())
+    packed = tensor.dtype.bitwidth < 8
+    numbers = np.frombuffer(tensor.tobytes(), np.uint8).copy() if packed else np.array(tensor.numpy())
     array = torch.from_numpy(numbers if numbers.dtype.isbuiltin == 1 else numbers.view(np.uint8))
     return Weight(array, array.dtype)
 

@@ -46,6 +46,10 @@ NATIVE = {
 """Floating-point formats by their types in ONNX."""
 
 
+_MULTIPLIED = ("int2", "int3", "int4")
+"""Codes that a scale's multiple of at most 15 leaves within 8 bits."""
+
+
 def storage_type(form: str) -> onnx_ir.DataType:
     """Give the type in which codes of a format are stored: integers in the next larger one that is packed."""
     small, large = (UINT4, UINT8) if form.startswith("u") else (INT4, INT8)
@@ -187,9 +191,9 @@ class _Writer:
         computed = self.dialect != "portable" and (form == "e2m1" or self._meets_integers())
         offset = self._zero_point(zero, ("uint8" if form.startswith("u") else "int8") if computed else form)
         multiples = scale.producer()
-        if self.dialect != "portable" and _is_whole(multiples):
+        if self.dialect != "portable" and zero is None and form in _MULTIPLIED and _is_whole(multiples):
             whole, outer = multiples.inputs
-            return self._dequantized(self._multiplied(codes, form, whole, shape), outer, offset, 0, shape)
+            return self._dequantized(self._multiplied(codes, form, whole, shape), outer, None, 0, shape)
         stored = shape if computed or not group else [shape[0], math.prod(shape[1:])]  # four bits are not reshaped
         values_, factor = self._widened(codes, form) if computed else (self._stored(codes, form, stored), 1.0)
         return self._dequantized(values_, self._scale(scale, factor), offset, group, shape)
@@ -326,6 +330,9 @@ class _Writer:
         if grid.is_integer and grid.bits < 8 and (self.dialect != "portable" or grid.bits > 4):
             x = self.op("Clip", x, *(self.constant(end) for end in _ends(form, scale, zero)))
             form = "uint8" if form.startswith("u") else "int8"
+        if form in NATIVE and self.dialect == "ort":  # which takes QuantizeLinear of any type for that of integers
+            codes = self.op("Cast", self.op("Cast", self.op("Div", x, scale), to=NATIVE[form]), to=FLOAT)
+            return self.op("Mul", codes, scale)
         point = self._zero_point(zero, form) or self._zero(form)
         factor = self.scalar(scale)
         codes = self.op("QuantizeLinear", x, factor, point)
