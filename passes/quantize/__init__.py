@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from diffc.compiler.quantization import Plan
 from diffc.passes.quantize.adaround import adaround
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
+from diffc.passes.quantize.eda_dm import eda_dm
 from diffc.passes.quantize.fp_quant import fp_quant
 from diffc.passes.quantize.gptq import gptq
 from diffc.passes.quantize.keep_sensitive import keep_sensitive
@@ -43,6 +44,7 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
         round_to_nearest,
         gptq,
         adaround,
+        eda_dm,
     )
 }
 """The techniques by their names; ``--quant`` takes them in the order in which they run."""
