@@ -29,6 +29,9 @@ aten = torch.ops.aten
 STRIDELESS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 """Operators that ask how a tensor is stored, and those that mean the same and do not."""
 
+PRODUCTS = (aten.matmul.default, aten.mm.default, aten.addmm.default)
+"""What a linear layer is taken apart into; the last begins with the bias."""
+
 ENTRY_POINTS = ("forward", "encode", "decode")
 """The methods by which a pipeline calls a component."""
 
@@ -241,9 +244,18 @@ def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Exp
         body = _strideless(torch.export.export(module, tuple(example), strict=False))
         if not all(map(_is_function, body.graph.nodes)):
             body = _strideless(body.run_decompositions({}))
+    _recompose(body.graph)
     body.graph.eliminate_dead_code()
     body.graph_module.recompile()
     return body
+
+
+def _recompose(graph: fx.Graph) -> None:
+    """Let a product with a transposed weight be the linear layer that ``torch.vmap`` took apart."""
+    for node in graph.nodes:
+        *bias, x, weight = node.args if node.target in PRODUCTS and not node.kwargs else (None, None)
+        if isinstance(weight, fx.Node) and weight.target is aten.t.default:
+            node.target, node.args = aten.linear.default, (x, weight.args[0], *bias)
 
 
 def one_layout() -> AbstractContextManager[None]:

@@ -234,7 +234,7 @@ def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple
     if any(KINDS.get(user.target) != kind or user.args[place] is not source for user in readers):
         return None, None
     weight = operator.attrgetter(str(source.target))(body)
-    return str(source.target).removeprefix("module.").removesuffix(".weight"), weight
+    return str(source.target).removeprefix("region.").removeprefix("module.").removesuffix(".weight"), weight
 
 
 def scale_and_zero(spec: Spec, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
