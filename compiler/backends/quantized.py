@@ -334,6 +334,9 @@ class _Writer:
             codes = self.op("Cast", self.op("Cast", self.op("Div", x, scale), to=NATIVE[form]), to=FLOAT)
             return self.op("Mul", codes, scale)
         point = self._zero_point(zero, form) or self._zero(form)
+        if form == "int8" and self.dialect == "ort":
+            # ONNX Runtime computes products on x86 with bytes without a sign, and makes such of others for one reader.
+            point = self.constant(np.uint8(128))
         factor = self.scalar(scale)
         codes = self.op("QuantizeLinear", x, factor, point)
         for use in list(self.at.outputs[0].uses())[1:]:  # ONNX Runtime wants one for each reader
