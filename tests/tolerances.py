@@ -86,3 +86,10 @@ test_reconstruction.py: 0.007."""
 
 ADAROUND_GAIN = 3.0
 """What learned rounding must win over rounding to nearest, in dB of the output. test_adaround.py: 4.4 to 6.9."""
+
+ENGINE_SQNR = 120.0
+"""A quantized layer in an engine against PyTorch, in dB. backends/test_quantized.py: at least 126, float32 itself."""
+
+OPENVINO_SQNR = 25.0
+"""The same where OpenVINO quantizes what it multiplies by itself, or rounds a scale in two steps.
+backends/test_quantized.py: at least 32.2."""
