@@ -162,6 +162,7 @@ def _write(
     if asked is not None:
         quantized = quantize(programs, texts, target, asked, str(provenance.get("source_sha256", "")), progress)
         programs = [verify(program) for program in quantized.programs]
+        provenance = provenance | {"calibration": quantized.plan.calibration.digest}
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
     files = find_backend(target.backend)().lower(list(graphs.values()), target.precision, folder, progress)
     progress("write")
