@@ -184,7 +184,7 @@ def test_smoothing_and_a_branch(make: Callable[[], nn.Linear | nn.Conv2d]) -> No
     down, up = torch.randn(4, module.weight[0].numel()), torch.randn(len(module.weight), 4) / 9
     plan = plan_of(module, given, "int8:channel", "int8:tensor:dynamic")
     plan = round_to_nearest(plan.mapped(lambda layer: replace(layer, smoothing=smoothing, branch=(down, up))))
-    value, branch = rounded(layer_of(plan)), (up @ down).reshape(module.weight.shape)
+    value, branch = rounded(layer_of(plan)), (up.half().float() @ down.half().float()).reshape(module.weight.shape)
     error = value + branch - module.weight / smoothing.reshape(1, -1, *axes)
     assert error.abs().max() < value.abs().max() / 127, "they stand for the weight"
 
