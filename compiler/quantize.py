@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from diffc.compiler.ir import Program
 from diffc.compiler.quantization import Layer, Plan
 from diffc.compiler.quantization_report import check, drift, layer_errors, report
 from diffc.compiler.quantized import applied
-from diffc.compiler.recipe import RecipeFile, matching, parse_methods, read_recipe
+from diffc.compiler.recipe import RecipeFile, matching, nearest, parse_methods, read_recipe
 from diffc.compiler.stages import denoiser
 from diffc.compiler.target import Progress, Target, find_backend
 from diffc.passes.quantize import EMBEDDING, METHODS, RECIPES, Recipe, calibrate_ranges, round_to_nearest
@@ -65,8 +66,26 @@ def asked_quantization(
     settings: dict[str, Any] = {key: tuple(value) for key, value in file.settings.items() if key != "methods"}
     chosen = replace(RECIPES[target.precision], **settings)
     methods = parse_methods(quant or file.settings.get("methods", chosen.methods), METHODS)
+    for name, options in methods:
+        _checked(name, options)
     prompts = read_prompts(Path(calibration)) if calibration is not None else ()
     return Asked(chosen, tuple(methods), file, prompts, seed, min_psnr)
+
+
+def _checked(name: str, options: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` where a technique has no such option, or one of another type."""
+    known = inspect.signature(METHODS[name]).parameters
+    for key, value in options.items():
+        if key == "plan" or key not in known:
+            takes = ", ".join(option for option in known if option != "plan") or "none"
+            raise RecipeError(
+                f"{name} has no option {key!r}", where="--quant", fix=f"{nearest(key, known)}it has {takes}"
+            )
+        default = known[key].default
+        wanted = (int, float) if default is None or isinstance(default, float) else (type(default),)
+        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+            what = f"{name}: {key} is {value!r}"
+            raise RecipeError(what, where="--quant", fix=f"give a value such as {default}")
 
 
 @dataclass(frozen=True)
@@ -109,14 +128,7 @@ def quantize(
     plan = schemes.applied_to(Plan.of(programs, calibration, lambda _: Scheme()))
     for name, options in (*asked.methods, (calibrate_ranges.__name__, {}), (round_to_nearest.__name__, {})):
         progress(f"quantize: {name}")
-        try:
-            plan = METHODS[name](plan, **options)
-        except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
-                raise
-            raise RecipeError(
-                f"{name}: {error}", where="--quant", fix="see the options in its documentation"
-            ) from error
+        plan = METHODS[name](plan, **options)
     plan, notes = schemes.adapted(plan)
     for note in notes:
         progress(note)

@@ -80,20 +80,11 @@ def _least_error(histogram: Histogram, spec: Spec) -> tuple[float, float]:
         high = RATIOS * max(-histogram.low, histogram.high)
         low = -high
     pairs = torch.cartesian_prod(low, high) if spec.is_affine else torch.stack([low, high], 1)
-    scale, zero = scale_and_zero(spec, pairs[:, 0], pairs[:, 1])
-    errors = torch.stack(
-        [
-            (counts * (_rounded(x, spec, s, None if zero is None else zero[at]) - x) ** 2).sum()
-            for at, s in enumerate(scale)
-        ]
-    )
+    scale, zero = scale_and_zero(spec, pairs[:, :1], pairs[:, 1:])
+    offset = torch.zeros(()) if zero is None else zero
+    errors = (counts * ((spec.format.round(x / scale + offset) - offset) * scale - x) ** 2).sum(1)
     best = pairs[int(errors.argmin())]
     return float(best[0]), float(best[1])
-
-
-def _rounded(x: torch.Tensor, spec: Spec, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
-    offset = 0.0 if zero is None else zero
-    return (spec.format.round(x / scale + offset) - offset) * scale
 
 
 def _divergence(histogram: Histogram) -> tuple[float, float]:

@@ -218,10 +218,13 @@ def test_a_layer_that_does_not_exist_is_refused(program: Program, tmp_path: Path
     assert "did you mean denoiser.linear? " in str(refused.value.fix)
 
 
-def test_an_option_that_does_not_exist_is_refused(program: Program) -> None:
-    with pytest.raises(RecipeError, match="round_to_nearest: .*unexpected keyword argument 'bye'") as refused:
-        quantized([program], asked(quant="round_to_nearest:bye=mse"))
-    assert refused.value.where == "--quant"
+def test_options_that_a_technique_has_not_are_refused() -> None:
+    with pytest.raises(RecipeError, match="round_to_nearest has no option 'bye'") as refused:
+        asked_quantization(parse_target("ort-w8a8"), "round_to_nearest:bye=mse")
+    assert refused.value.fix == "did you mean by? it has by"
+    with pytest.raises(RecipeError, match="ptq4dm: samples is 'many'"):
+        asked_quantization(parse_target("ort-w8a8"), "ptq4dm:samples=many")
+    assert asked_quantization(parse_target("ort-w8a8"), "smoothquant:alpha=0.5+keep_sensitive:in_float=true")
 
 
 def test_the_same_seed_gives_the_same_calibration(program: Program) -> None:
