@@ -190,7 +190,7 @@ def _write(
     _write_manifest(folder, manifest)
     if quantized is not None:
         found = quantized.measured(folder, progress)
-        (folder / "quantization.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (folder / "quantization.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
         (folder / "report.html").write_text(page(found), encoding="utf-8")
         added = {name: _digest(folder / name) for name in ("quantization.json", "report.html")}
         _write_manifest(folder, manifest | {"files": dict(sorted((manifest["files"] | added).items()))})

@@ -82,6 +82,7 @@ def _openvino(bundle: Bundle, graph: str, threads: int) -> Session:
     component, precision = bundle.manifest.component(graph), _split(bundle.manifest.target)[1]
     options = {"INFERENCE_PRECISION_HINT": computes(precision) if component else "f32"}
     options |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+    options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}  # the graph says which activations have few bits
     options |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
     options |= {"SNIPPETS_MODE": "DISABLE"} if _overwrites_queries(model) else {}
     compiled = core.compile_model(model, "CPU", options)

@@ -160,6 +160,7 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
         else:
             _cast_back(model.graph, value, external)
     for node in model.graph:
+        node.name = None  # a node is known by what it gives
         for output in node.outputs:
             if not output.is_graph_output():  # engines infer them, and there are thousands
                 output.shape = output.type = None
