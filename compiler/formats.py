@@ -100,7 +100,7 @@ BLOCK_FORMATS = {"nvfp4": "e2m1:group=16:scale=e4m3", "mxfp4": "e2m1:group=32:sc
 DIVISIONS = ("tensor", "channel", "token", "group")
 TIMES = ("static", "step", "dynamic")
 SCALES = ("float32", "float16", "e4m3", "e8m0", "uint4")
-"""What a group's scale is stored as; uint4 is a whole multiple of the channel's scale, so that codes stay integers."""
+"""What scales of weights are stored as; uint4 is a whole multiple of the channel's, so that codes stay integers."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def parse_spec(text: str) -> Spec | None:
             spec = replace(spec, scale=value)
         else:
             raise _unknown(word, text, [*DIVISIONS[:3], "group=64", *TIMES, *(f"scale={s}" for s in SCALES)])
-    if spec.scale != "float32" and not spec.group:
+    if spec.scale in FORMATS and not spec.group:
         raise RecipeError(f"scale={spec.scale} is for groups", where=text, fix="add group=64, or leave it out")
     if spec.is_affine and spec.when != "static":
         fix = f"use {spec.format.name.removeprefix('u')}, which has a sign"

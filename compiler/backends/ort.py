@@ -38,7 +38,7 @@ class Ort(Onnx):
             )
         elif activation.per == "group" and activation.format.bits < 8:
             note = "ONNX Runtime computes groups of less than 8 bits in float32, on rounded numbers"
-        elif kind == "conv" and scheme.weight.scale in ("float32", "uint4"):
+        elif kind == "conv" and scheme.weight.scale in ("float32", "float16", "uint4"):
             return replace(scheme, output=scheme.output or Spec(FORMATS["uint8"])), note
         return replace(scheme, activation=activation, output=None), note
 

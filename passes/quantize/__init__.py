@@ -60,7 +60,7 @@ class Recipe:
 
     linear: tuple[str, str]
     conv: tuple[str, str]
-    other: tuple[str, str] = ("int8:group=128", "int8:channel")
+    other: tuple[str, str] = ("int8:group=128:scale=float16", "int8:channel:scale=float16")
     methods: str = "round_to_nearest"
 
 
@@ -69,8 +69,8 @@ OTHER_W4 = ("int4:group=32", "int8:channel")
 
 RECIPES: Mapping[str, Recipe] = {
     "w8a8": Recipe(
-        ("int8:channel", "int8:token"),
-        ("int8:channel", "uint8:tensor"),
+        ("int8:channel:scale=float16", "int8:token"),
+        ("int8:channel:scale=float16", "uint8:tensor"),
         methods="calibrate_ranges+round_to_nearest:by=minmax",
     ),
     "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float"), OTHER_W4, "keep_sensitive+gptq"),

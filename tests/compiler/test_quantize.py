@@ -154,11 +154,11 @@ def schemes(found: Quantized) -> dict[str, str]:
 
 def test_layers_have_the_scheme_of_their_kind_and_component(program: Program) -> None:
     assert schemes(quantized([program], asked(quant="round_to_nearest:by=minmax"))) == {
-        "denoiser.conv": "int8:channel uint8:tensor uint8:tensor",
-        "denoiser.depthwise": "int8:channel - -",
-        "denoiser.linear": "int8:channel int8:token -",
-        "denoiser.out": "int8:channel int8:token -",
-        "decoder.conv": "int8:channel - -",
+        "denoiser.conv": "int8:channel:scale=float16 uint8:tensor uint8:tensor",
+        "denoiser.depthwise": "int8:channel:scale=float16 - -",
+        "denoiser.linear": "int8:channel:scale=float16 int8:token -",
+        "denoiser.out": "int8:channel:scale=float16 int8:token -",
+        "decoder.conv": "int8:channel:scale=float16 - -",
         "decoder.table": "int8:channel - -",
     }
 
