@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from diffc.compiler.errors import TargetError
-from diffc.compiler.formats import Scheme
 from diffc.compiler.ir import Graph
+
+if TYPE_CHECKING:  # it imports torch, and targets are listed without it
+    from diffc.compiler.formats import Scheme
 
 GROUP = "diffc.backends"
 FORM = "BACKEND-PRECISION[@ARCH[,ARCH]], such as ort-fp32 or trt-w4a8@sm86,sm89"
