@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from diffc.compiler.calibration import Sample
-from diffc.compiler.quantization import Layer, Plan, Tensors
+from diffc.compiler.quantization import Layer, Plan, Tensors, shared_out
 from diffc.compiler.rounding import quantized_activation
 from diffc.compiler.stages import body_of
 
@@ -65,7 +65,7 @@ def grams(
     """
     calls = {layer.name: sum(len(plan.calibration.of(plan.graphs[s.graph])) for s in layer.sites) for layer in layers}
     windowed = _windows(plan)
-    for some in _shared_out([layer for layer in layers if calls[layer.name]], memory):
+    for some in shared_out([layer for layer in layers if calls[layer.name]], _gigabytes, memory):
         sums = {layer.name: _Sum(windowed[layer.name], -(-windows // calls[layer.name])) for layer in some}
 
         def visit(layer: Layer, inputs: Tensors, output: torch.Tensor, sample: Sample, sums: Sums = sums) -> None:
@@ -79,19 +79,10 @@ def grams(
                 yield layer, found.total / found.count
 
 
-def _shared_out(layers: Sequence[Layer], memory: float) -> Iterator[list[Layer]]:
-    """Share layers out into runs whose matrices fit into memory."""
-    some, used = list[Layer](), 0.0
-    for layer in layers:
-        assert layer.weight is not None
-        wanted = 4e-9 * blocks(layer) * by_block(layer, layer.weight).shape[-1] ** 2
-        if some and used + wanted > memory:
-            yield some
-            some, used = [], 0.0
-        some.append(layer)
-        used += wanted
-    if some:
-        yield some
+def _gigabytes(layer: Layer) -> float:
+    """Say how much memory a layer's matrices take."""
+    assert layer.weight is not None
+    return 4e-9 * blocks(layer) * by_block(layer, layer.weight).shape[-1] ** 2
 
 
 @dataclass(frozen=True)

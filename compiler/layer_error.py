@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from diffc.compiler.calibration import Sample
-from diffc.compiler.quantization import Layer, Plan, Tensors, smoothed
+from diffc.compiler.quantization import Layer, Plan, Tensors, shared_out, smoothed
 from diffc.compiler.rounding import quantized_activation, weight_scales
 
 aten = torch.ops.aten
@@ -68,7 +68,7 @@ def seen(plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 1
     ``samples`` of each graph are run, again for every few layers: as many as have pieces of ``memory`` gigabytes.
     """
     few = replace(plan, calibration=plan.calibration.few(samples))
-    for some in _shared_out(layers, samples, memory):
+    for some in shared_out(layers, lambda layer: _gigabytes(layer, samples), memory):
         found = {layer.name: Seen(plan.steps(layer)) for layer in some}
         random = torch.Generator().manual_seed(SEED)
 
@@ -84,19 +84,11 @@ def seen(plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 1
                 yield layer, each
 
 
-def _shared_out(layers: Sequence[Layer], samples: int, memory: float) -> Iterator[list[Layer]]:
-    some, used = list[Layer](), 0.0
-    for layer in layers:
-        assert layer.weight is not None
-        axes = layer.weight.dim() - 2
-        wanted = 4e-9 * samples * layer.weight.shape[1] * layer.groups * (EDGE**axes if axes else ROWS)
-        if some and used + wanted > memory:
-            yield some
-            some, used = [], 0.0
-        some.append(layer)
-        used += wanted
-    if some:
-        yield some
+def _gigabytes(layer: Layer, samples: int) -> float:
+    """Say how much memory the pieces of a layer's input take."""
+    assert layer.weight is not None
+    axes = layer.weight.dim() - 2
+    return 4e-9 * samples * layer.weight.shape[1] * layer.groups * (EDGE**axes if axes else ROWS)
 
 
 def _piece(layer: Layer, x: torch.Tensor, random: torch.Generator) -> torch.Tensor:

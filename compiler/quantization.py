@@ -8,7 +8,7 @@ move outliers, and round. `diffc.compiler.quantized.applied` then writes the pla
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -235,6 +235,20 @@ def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple
         return None, None
     weight = operator.attrgetter(str(source.target))(body)
     return str(source.target).removeprefix("region.").removeprefix("module.").removesuffix(".weight"), weight
+
+
+def shared_out(layers: Sequence[Layer], gigabytes: Callable[[Layer], float], memory: float) -> Iterator[list[Layer]]:
+    """Share layers out into runs that fit into so many gigabytes, each of one layer at least."""
+    some, used = list[Layer](), 0.0
+    for layer in layers:
+        wanted = gigabytes(layer)
+        if some and used + wanted > memory:
+            yield some
+            some, used = [], 0.0
+        some.append(layer)
+        used += wanted
+    if some:
+        yield some
 
 
 def scale_and_zero(spec: Spec, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
