@@ -31,6 +31,7 @@ from diffc.compiler.quantize import Asked, asked_quantization, quantize
 from diffc.compiler.room import bytes_needed, check_room
 from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
 from diffc.compiler.stages import work_by_stage
+from diffc.compiler.tables import fill_tables
 from diffc.compiler.target import Progress, Target, find_backend, parse_target
 from diffc.compiler.verify import verify
 from diffc.passes import NORMAL_FORM, stage
@@ -156,7 +157,7 @@ def _write(
 ) -> None:
     progress("stage")
     work = work_by_stage(programs)
-    programs = [verify(program) for program in stage(programs)]
+    programs = [verify(fill_tables(program)) for program in stage(programs)]
     texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
     quantized = None
     if asked is not None:

@@ -100,7 +100,7 @@ BLOCK_FORMATS = {"nvfp4": "e2m1:group=16:scale=e4m3", "mxfp4": "e2m1:group=32:sc
 DIVISIONS = ("tensor", "channel", "token", "group")
 TIMES = ("static", "step", "dynamic")
 SCALES = ("float32", "float16", "e4m3", "e8m0", "uint4")
-"""What scales of weights are stored as; uint4 is a whole multiple of the channel's, so that codes stay integers."""
+"""What scales of weights are stored as; uint4 is a multiple of the channel's float16, so that codes stay integers."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ class Spec:
             return self
         name = "uint8" if self.is_affine else "int8" if self.format.is_integer else "e4m3"
         per = per if self.per == "group" else self.per
-        return Spec(FORMATS[name], per, when="dynamic" if per == "token" else self.when)
+        shared = "float16" if self.scale == "uint4" else "float32"
+        return Spec(FORMATS[name], per, when="dynamic" if per == "token" else self.when, scale=shared)
 
     def __str__(self) -> str:
         per = f"group={self.group}" if self.per == "group" else self.per

@@ -51,7 +51,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Rounded:
-    """Hold a rounded weight: numbers of the grid in its shape, scales and zeros [rows] or [rows, groups].
+    """Hold a rounded weight: codes in its shape as the format stores them, scales and zeros [rows] or [rows, groups].
 
     Where the scales are themselves rounded, ``outer`` is the scale of the scales: scale = outer * stored.
     """
@@ -65,7 +65,7 @@ class Rounded:
         """Give the weight that this stands for."""
         scale = self.scale if self.outer is None else self.scale * self.outer.reshape(-1, 1)
         offset = 0.0 if self.zero is None else spread(self.zero, self.codes.shape, spec.group)
-        return (self.codes - offset) * spread(scale, self.codes.shape, spec.group)
+        return (spec.format.decode(self.codes) - offset) * spread(scale, self.codes.shape, spec.group)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class _Writing:
         x, bias = args[0], args[2] if len(args) > 2 else None
         if layer.smoothing is not None:
             shape = [-1, *[1] * (node.args[0].meta["val"].dim() - 2)] if layer.axis == 1 else [-1]
-            x = self._call(aten.mul.Tensor, x, self._constant("smoothing", layer.smoothing.reshape(shape)))
+            x = self._call(aten.mul.Tensor, x, self._half("smoothing", layer.smoothing.reshape(shape)))
         quantized, factor = self._activation(layer, x, node.args[0].meta["val"].dim())
         weight = args[1] if layer.rounded is None else self._weight(layer)
         # ONNX Runtime computes a product of integers only where the bias is added by itself, in the product's rank.
@@ -148,14 +148,14 @@ class _Writing:
         """Look up codes and scales, and multiply: no float copy of the table is made."""
         rounded, spec = layer.rounded, layer.scheme.weight
         assert rounded is not None and spec is not None and not spec.group
-        codes = self._call(aten.embedding.default, self._constant("codes", spec.format.encode(rounded.codes)), args[1])
+        codes = self._call(aten.embedding.default, self._constant("codes", rounded.codes), args[1])
         scales = self._call(aten.embedding.default, self._constant("scale", rounded.scale.reshape(-1, 1)), args[1])
         return self._call(aten.mul.Tensor, self._call(aten.to.dtype, codes, torch.float32), scales)
 
     def _weight(self, layer: Layer) -> fx.Node:
         rounded, spec = layer.rounded, layer.scheme.weight
         assert rounded is not None and spec is not None
-        codes = self._constant("codes", spec.format.encode(rounded.codes))
+        codes = self._constant("codes", rounded.codes)
         zero = None if rounded.zero is None else self._constant("zero", spec.format.encode(rounded.zero))
         if rounded.outer is None:
             dtype = torch.float16 if spec.scale == "float16" else torch.float32
@@ -163,7 +163,7 @@ class _Writing:
         else:
             form = FORMATS[spec.scale]
             stored = self._constant("scale", form.encode(rounded.scale))
-            outer = self._constant("outer", rounded.outer)
+            outer = self._constant("outer", rounded.outer.half() if form.is_integer else rounded.outer)
             scale = self._call(ops.dequantize.default, stored, outer, None, 0, form.name)
         return self._call(ops.dequantize.default, codes, scale, zero, spec.group, spec.format.name)
 

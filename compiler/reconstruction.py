@@ -83,7 +83,7 @@ class Soft:
     def hard(self) -> Rounded:
         """Round each weight to the end that it is nearer to."""
         grid, up = self.spec.format, (self.learned.detach() > 0).float()
-        return replace(self.nearest, codes=(self.below + self.step * up).clamp(grid.lowest, grid.highest))
+        return replace(self.nearest, codes=grid.encode((self.below + self.step * up).clamp(grid.lowest, grid.highest)))
 
     def original(self, value: torch.Tensor) -> torch.Tensor:
         """Give the weight that acts alike without smoothing and a low-rank branch."""

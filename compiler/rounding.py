@@ -131,7 +131,8 @@ def round_nearest(weight: torch.Tensor, spec: Spec, like: Rounded) -> Rounded:
     scale = like.scale if like.outer is None else like.scale * like.outer.reshape(-1, 1)
     each = spread(scale, weight.shape, spec.group)
     offset = 0.0 if like.zero is None else spread(like.zero, weight.shape, spec.group)
-    return Rounded(spec.format.round(weight / each + offset), like.scale, like.zero, like.outer)
+    codes = spec.format.encode(spec.format.round(weight / each + offset))
+    return Rounded(codes, like.scale, like.zero, like.outer)
 
 
 def _nearest(
@@ -139,7 +140,7 @@ def _nearest(
 ) -> Rounded:
     scale, zero = scale_and_zero(spec, low, high)
     if spec.scale == "float16":
-        scale = scale.half().float().clamp(min=2.0**-24)
+        scale = _half(scale)
     elif outer is not None:
         scale = _scales_of_scales(spec, scale, outer)
     return round_nearest(weight, spec, Rounded(weight, scale, zero, outer))
@@ -152,7 +153,12 @@ def _outer(spec: Spec, scale: torch.Tensor) -> torch.Tensor | None:
     form = FORMATS[spec.scale]
     if spec.scale == "e8m0":
         return torch.ones(1)
-    return scale.amax(-1) / form.highest if form.is_integer else (scale.amax() / form.highest).reshape(1)
+    return _half(scale.amax(-1) / form.highest) if form.is_integer else (scale.amax() / form.highest).reshape(1)
+
+
+def _half(scale: torch.Tensor) -> torch.Tensor:
+    """Give scales as 16 bits hold them, and not zero."""
+    return scale.half().float().clamp(min=2.0**-24)
 
 
 def _scales_of_scales(spec: Spec, scale: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ from diffc.compiler.quantization import Layer
 ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """What a search tries, and to change nothing."""
 
-SMALLEST = 1e-5
-"""What SmoothQuant's code keeps a factor above; its inverse is the largest."""
+SMALLEST = 2.0**-14
+"""What a factor is kept above, its inverse the largest: what 16 bits hold to the last digit."""
 
 
 def can_be_balanced(layer: Layer) -> bool:
@@ -37,7 +37,7 @@ def factors(layer: Layer, given: Seen, alpha: float) -> torch.Tensor:
     assert given.largest is not None
     inputs, weights = given.largest.amax(0), layer.matrix().transpose(0, 1).flatten(1).abs().amax(1)
     found = weights.pow(1 - alpha) / inputs.pow(alpha)
-    return torch.where((inputs > 0) & (weights > 0), found, 1.0).clamp(SMALLEST, 1 / SMALLEST)
+    return torch.where((inputs > 0) & (weights > 0), found, 1.0).clamp(SMALLEST, 1 / SMALLEST).half().float()
 
 
 def searched(layer: Layer, given: Seen, finish: Callable[[Layer], Layer] = lambda layer: layer) -> Layer:

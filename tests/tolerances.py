@@ -1,5 +1,8 @@
 """Every tolerance of the tests, each with the run that justified it."""
 
+HALF = 5e-4
+"""A number that is stored in 16 bits, relative: half a unit in the last of eleven places is 2^-11 = 4.9e-4."""
+
 SCHEDULERS = 1e-5
 """A sampler's end, as a norm relative to diffusers', in float32. Thirteen schedulers, ten steps: at worst 1.2e-6."""
 

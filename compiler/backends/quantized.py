@@ -193,7 +193,7 @@ class _Writer:
         multiples = scale.producer()
         if self.dialect != "portable" and zero is None and form in _MULTIPLIED and _is_whole(multiples):
             whole, outer = multiples.inputs
-            return self._dequantized(self._multiplied(codes, form, whole, shape), outer, None, 0, shape)
+            return self._dequantized(self._multiplied(codes, form, whole, shape), self._scale(outer), None, 0, shape)
         stored = shape if computed or not group else [shape[0], math.prod(shape[1:])]  # four bits are not reshaped
         values_, factor = self._widened(codes, form) if computed else (self._stored(codes, form, stored), 1.0)
         return self._dequantized(values_, self._scale(scale, factor), offset, group, shape)
@@ -268,7 +268,7 @@ class _Writer:
                 exponent = self.op("Sub", self.op("Cast", stored, to=FLOAT), self.constant(np.float32(127)))
                 scale = self.op("Pow", self.constant(np.float32(2)), exponent)
             else:
-                scale = self._dequantized(self._stored(stored, form), outer, None, 0, stored.shape.numpy())
+                scale = self._dequantized(self._stored(stored, form), self._scale(outer), None, 0, stored.shape.numpy())
         elif scale.dtype == onnx_ir.DataType.FLOAT16:
             scale = self.op("Cast", scale, to=FLOAT)
         return scale if factor == 1.0 else self.op("Mul", scale, self.constant(np.float32(factor)))

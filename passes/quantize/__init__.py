@@ -64,14 +64,14 @@ class Recipe:
     methods: str = "round_to_nearest"
 
 
-OTHER_W4 = ("int4:group=32", "int8:channel")
+OTHER_W4 = ("int4:group=32:scale=float16", "int8:channel:scale=float16")
 """The other components where the denoiser's weights have four bits."""
 
 RECIPES: Mapping[str, Recipe] = {
     "w8a8": Recipe(
         ("int8:channel:scale=float16", "int8:token"),
         ("int8:channel:scale=float16", "uint8:tensor"),
-        methods="calibrate_ranges+round_to_nearest:by=minmax",
+        methods="smoothquant+calibrate_ranges+round_to_nearest:by=minmax",
     ),
     "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float"), OTHER_W4, "keep_sensitive+gptq"),
     "w4a8": Recipe(

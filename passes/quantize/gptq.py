@@ -74,7 +74,7 @@ def _rounded(layer: Layer, gram: torch.Tensor, damping: float, by_activation: bo
     codes = _fed_back(columns.clone(), scales, zeros, _feedback(gram, damping), spec)
     if order is not None:
         codes = _ordered(codes, order.argsort(1))
-    return replace(start, codes=from_blocks(layer, codes.transpose(1, 2)).contiguous())
+    return replace(start, codes=spec.format.encode(from_blocks(layer, codes.transpose(1, 2)).contiguous()))
 
 
 def _ordered(part: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

@@ -180,7 +180,7 @@ def test_bits_count_what_scales_take(text: str, bits: float) -> None:
 @pytest.mark.parametrize(
     ("text", "per", "wide"),
     [
-        ("int4:group=64:scale=uint4", "channel", "int8:channel"),
+        ("int4:group=64:scale=uint4", "channel", "int8:channel:scale=float16"),
         ("uint4:tensor", "tensor", "uint8:tensor"),
         ("int4:group=32:dynamic", "token", "int8:token"),
         ("int4:tensor:step", "token", "int8:tensor:step"),

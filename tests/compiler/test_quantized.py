@@ -180,7 +180,7 @@ def test_smoothing_and_a_branch(make: Callable[[], nn.Linear | nn.Conv2d]) -> No
     given = feeds(3, 32) if isinstance(module, nn.Linear) else feeds(1, 8, 7, 7)
     axes = (1,) * (module.weight.dim() - 2)
     torch.manual_seed(2)
-    smoothing = torch.rand(module.weight.shape[1]) + 0.5
+    smoothing = (torch.rand(module.weight.shape[1]) + 0.5).half().float()
     down, up = torch.randn(4, module.weight[0].numel()), torch.randn(len(module.weight), 4) / 9
     plan = plan_of(module, given, "int8:channel", "int8:tensor:dynamic")
     plan = round_to_nearest(plan.mapped(lambda layer: replace(layer, smoothing=smoothing, branch=(down, up))))

@@ -120,7 +120,7 @@ def test_codes_and_scales_are_numbers_that_can_be_stored(text: str, shape: tuple
     spec, x = spec_of(text), weight(24, math.prod(shape[1:])).reshape(shape)
     found = weight_scales(x, spec, "mse")
     for numbers, form in (
-        (found.codes, spec.format),
+        (spec.format.decode(found.codes), spec.format),
         (found.zero, spec.format),
         (found.scale, FORMATS.get(spec.scale)),
     ):
@@ -166,9 +166,9 @@ def test_another_weight_is_rounded_with_the_same_scales(text: str) -> None:
     assert torch.equal(round_nearest(x, spec, like).codes, like.codes)
     other = round_nearest(x * 0.5 + 0.01, spec, like)
     assert torch.equal(other.scale, like.scale)
+    codes = spec.format.decode(other.codes)
     scale = like.scale if like.outer is None else like.scale * like.outer.reshape(-1, 1)
-    step = spread(scale, x.shape, spec.group) * spec.format.spacing(other.codes).abs()
-    inside = other.codes.abs() < spec.format.highest
-    inside &= other.codes > spec.format.lowest
+    step = spread(scale, x.shape, spec.group) * spec.format.spacing(codes).abs()
+    inside = (codes.abs() < spec.format.highest) & (codes > spec.format.lowest)
     wrong = (other.value(spec) - (x * 0.5 + 0.01)).abs()
     assert (wrong <= step * (0.5 + SEARCHED_RANGE))[inside].all()

@@ -99,14 +99,14 @@ def test_codes_are_numbers_of_the_grid_and_scales_as_without_it(spec: str) -> No
     plan = plan_of(nn.Linear(64, 48), correlated(50, 64), spec)
     rounded, form = layer_of(gptq(plan)).rounded, parse_spec(spec)
     assert rounded is not None and form is not None
-    assert torch.equal(form.format.round(rounded.codes), rounded.codes)
+    assert torch.equal(form.format.encode(form.format.decode(rounded.codes)), rounded.codes)
     assert torch.equal(rounded.scale, weight_scales(layer_of(plan).matrix(), form, "mse").scale)
 
 
 def test_what_never_varies_does_no_harm() -> None:
     feeds = [(torch.cat([x, torch.zeros(50, 16)], 1),) for (x,) in correlated(50, 64)]
     layer = layer_of(gptq(plan_of(nn.Linear(80, 48), feeds, "int4:channel")))
-    assert layer.rounded is not None and layer.rounded.codes.isfinite().all()
+    assert layer.rounded is not None and layer.rounded.scale.isfinite().all()
 
 
 def test_it_rounds_what_remains_beside_smoothing_and_a_branch() -> None:

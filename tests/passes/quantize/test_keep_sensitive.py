@@ -89,7 +89,7 @@ def test_both_ends_are_kept(denoiser: Callable[[], nn.Module]) -> None:
         (("int4:group=64", "int4:group=64:dynamic"), ("int8:channel", "int8:token")),
         (("nvfp4", "nvfp4:dynamic"), ("e4m3:channel", "e4m3:token")),
         (("uint4:channel", "uint6:tensor"), ("uint8:channel", "uint8:tensor")),
-        (("int4:group=32:scale=uint4", "int8:tensor:step"), ("int8:channel", "int8:tensor:step")),
+        (("int4:group=32:scale=uint4", "int8:tensor:step"), ("int8:channel:scale=float16", "int8:tensor:step")),
         (("int8:group=32", "float"), ("int8:group=32", "None")),
     ],
 )

@@ -31,7 +31,7 @@ def test_codes_are_the_nearest_and_scales_cover_the_largest() -> None:
     assert found is not None
     scale = layer.weight.abs().amax(1) / 7
     assert torch.equal(found.scale, scale)
-    assert torch.equal(found.codes, (layer.weight / scale[:, None]).round())
+    assert torch.equal(found.codes.float(), (layer.weight / scale[:, None]).round())
 
 
 def test_the_least_error_is_smaller_than_that_of_covering_the_largest() -> None:
