@@ -26,26 +26,37 @@ from diffc.compiler.smoothing import can_be_balanced, searched
 SHARE = 4
 """The rank is no more than this part of a weight's rows or columns."""
 
+STORED_BITS = 16
+"""Of each number of a branch."""
+
 OVERSAMPLING, POWERS = 16, 4
 """How many directions more than the rank are looked at, and how often the weight is applied to them."""
 
 
-def svdquant(plan: Plan, *, rank: int = 32, iterations: int = 0, samples: int = 16) -> Plan:
-    """Give each layer that is to be rounded a branch.
+def svdquant(plan: Plan, *, rank: int = 32, room: float = 0.5, iterations: int = 0, samples: int = 16) -> Plan:
+    """Give each layer that is to be rounded a branch, in the components whose activations are quantized, if any are.
 
+    A small weight has a branch of less than the rank, which takes at most ``room`` times what the rounded weight takes.
     Channels that no pass before has balanced are balanced as is best with the branch; ``samples`` of each graph are
     looked at for that. With ``iterations`` the branch is fitted again to what rounding leaves, and the best is kept.
     """
     if rank < 1:
         raise PassError(f"svdquant: the rank is {rank}", fix="use 1 or more, such as 32")
 
-    def branched(layer: Layer) -> Layer:
-        return _branched(layer, rank, iterations)
+    computed = {layer.component for layer in plan.layers if layer.scheme.activation is not None}
 
-    open_ = [layer for layer in plan.layers if can_be_balanced(layer) and _can_have_a_branch(layer)]
+    def is_wanted(layer: Layer) -> bool:
+        return (
+            _can_have_a_branch(layer) and (not computed or layer.component in computed) and _rank(layer, rank, room) > 0
+        )
+
+    def branched(layer: Layer) -> Layer:
+        return _branched(layer, _rank(layer, rank, room), iterations)
+
+    open_ = [layer for layer in plan.layers if can_be_balanced(layer) and is_wanted(layer)]
     found = {layer.name: searched(layer, given, branched) for layer, given in seen(plan, open_, samples=samples)}
     plan = plan.mapped(lambda layer: found[layer.name], lambda layer: layer.name in found)
-    return plan.mapped(branched, _can_have_a_branch)
+    return plan.mapped(branched, is_wanted)
 
 
 def _can_have_a_branch(layer: Layer) -> bool:
@@ -55,10 +66,17 @@ def _can_have_a_branch(layer: Layer) -> bool:
     return layer.branch is None and layer.rounded is None and min(layer.weight.flatten(1).shape) >= SHARE
 
 
+def _rank(layer: Layer, rank: int, room: float) -> int:
+    """Give the rank of a layer's branch."""
+    assert layer.weight is not None and layer.scheme.weight is not None
+    rows, columns = layer.weight.flatten(1).shape
+    affordable = room * layer.scheme.weight.bits * rows * columns / (STORED_BITS * (rows + columns))
+    return min(rank, min(rows, columns) // SHARE, int(affordable))
+
+
 def _branched(layer: Layer, rank: int, iterations: int) -> Layer:
     spec, whole = layer.scheme.weight, layer.matrix()
     assert spec is not None
-    rank = min(rank, min(whole.flatten(1).shape) // SHARE)
     best, least, target = layer, float("inf"), whole
     for _ in range(iterations + 1):
         tried = replace(layer, branch=_low_rank(target.flatten(1), rank))
