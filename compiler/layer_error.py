@@ -29,11 +29,15 @@ SEED = 0
 
 @dataclass
 class Seen:
-    """Hold pieces of a layer's input, and the largest number of each channel in all of it, [steps, channels]."""
+    """Hold pieces of a layer's input, and the largest number of each channel in all of it, [steps, channels].
+
+    ``wanted`` is what the layer makes of the pieces in float, once it was asked for.
+    """
 
     steps: int
     pieces: list[tuple[torch.Tensor, Sample]] = field(default_factory=list)
     largest: torch.Tensor | None = None
+    wanted: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, layer: Layer, x: torch.Tensor, sample: Sample, random: torch.Generator) -> None:
         """Take in one call."""
@@ -49,20 +53,21 @@ class Seen:
 
         So every step counts alike, however small its numbers are.
         """
-        weight = _some(layer, replace(layer, smoothing=None, branch=None).matrix())
+        if not self.wanted:
+            weight = _some(layer, replace(layer, smoothing=None, branch=None).matrix())
+            self.wanted = [_output(layer, piece, weight) for piece, _ in self.pieces]
         quantized, branch = _weights(candidate)
         errors = list[float]()
-        for piece, sample in self.pieces:
+        for (piece, sample), wanted in zip(self.pieces, self.wanted, strict=True):
             x = smoothed(candidate, piece)
             made = _output(layer, quantized_activation(candidate, x, sample), quantized)
             made = made if branch is None else made + _output(layer, x, branch)
-            wanted = _output(layer, piece, weight)
             power = float(wanted.square().sum())
             errors += [float((made - wanted).square().sum()) / power] if power else []
         return sum(errors) / max(1, len(errors))
 
 
-def seen(plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 1.0) -> Iterator[tuple[Layer, Seen]]:
+def seen(plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 2.0) -> Iterator[tuple[Layer, Seen]]:
     """Give each linear layer and convolution that samples reach with what it is given, before any smoothing.
 
     ``samples`` of each graph are run, again for every few layers: as many as have pieces of ``memory`` gigabytes.
@@ -105,7 +110,11 @@ def _weights(layer: Layer) -> Tensors | tuple[torch.Tensor, None]:
     spec = layer.scheme.weight
     if spec is None or layer.rounded is None:
         matrix = _some(layer, layer.matrix())
-        matrix = matrix if spec is None else weight_scales(matrix, spec, "mse").value(spec)
+        matrix = (
+            matrix
+            if spec is None
+            else weight_scales(matrix, spec, "mse" if spec.format.bits < 8 else "minmax").value(spec)
+        )
     else:
         matrix = _some(layer, layer.rounded.value(spec))
     if layer.branch is None:

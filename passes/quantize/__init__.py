@@ -71,7 +71,7 @@ RECIPES: Mapping[str, Recipe] = {
     "w8a8": Recipe(
         ("int8:channel:scale=float16", "int8:token"),
         ("int8:channel:scale=float16", "uint8:tensor"),
-        methods="smoothquant+calibrate_ranges+round_to_nearest:by=minmax",
+        methods="smoothquant:samples=8+calibrate_ranges+round_to_nearest:by=minmax",
     ),
     "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float"), OTHER_W4, "keep_sensitive+gptq"),
     "w4a8": Recipe(
