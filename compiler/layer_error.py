@@ -54,7 +54,7 @@ class Seen:
         So every step counts alike, however small its numbers are.
         """
         if not self.wanted:
-            weight = _some(layer, replace(layer, smoothing=None, branch=None).matrix())
+            weight = replace(layer, smoothing=None, branch=None).matrix(_every(layer))
             self.wanted = [_output(layer, piece, weight) for piece, _ in self.pieces]
         quantized, branch = _weights(candidate)
         errors = list[float]()
@@ -109,23 +109,24 @@ def _weights(layer: Layer) -> Tensors | tuple[torch.Tensor, None]:
     """Give the weight as it is rounded, or would be, and what the low-rank branch adds."""
     spec = layer.scheme.weight
     if spec is None or layer.rounded is None:
-        matrix = _some(layer, layer.matrix())
+        matrix = layer.matrix(_every(layer))
         matrix = (
             matrix
             if spec is None
             else weight_scales(matrix, spec, "mse" if spec.format.bits < 8 else "minmax").value(spec)
         )
     else:
-        matrix = _some(layer, layer.rounded.value(spec))
+        matrix = layer.rounded.value(spec)[:: _every(layer)]
     if layer.branch is None:
         return matrix, None
     down, up = layer.branch
-    return matrix, (_some(layer, up) @ down).reshape(matrix.shape)
+    return matrix, (up[:: _every(layer)] @ down).reshape(matrix.shape)
 
 
-def _some(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
-    """Take the rows of some outputs; of a grouped convolution all."""
-    return weight if layer.groups > 1 else weight[:: max(1, len(weight) // OUTPUTS)]
+def _every(layer: Layer) -> int:
+    """Say how many outputs there are for one that is looked at; of a grouped convolution all are."""
+    assert layer.weight is not None
+    return 1 if layer.groups > 1 else max(1, len(layer.weight) // OUTPUTS)
 
 
 def _output(layer: Layer, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -98,15 +98,18 @@ class Layer:
         """Give the axis of the input's channels."""
         return 1 if self.kind == "conv" else -1
 
-    def matrix(self) -> torch.Tensor:
-        """Give what is to be rounded, as float32 in the weight's shape: smoothed, and without the low-rank branch."""
+    def matrix(self, every: int = 1) -> torch.Tensor:
+        """Give what is to be rounded, as float32 in the weight's shape: smoothed, and without the low-rank branch.
+
+        With ``every`` it is that of one in so many outputs, from the first on.
+        """
         assert self.weight is not None
-        weight = read(self.weight).detach().float()
+        weight = read(self.weight).detach()[::every].float()
         if self.smoothing is not None:
             weight = weight / self.smoothing.reshape(1, -1, *[1] * (weight.dim() - 2))
         if self.branch is not None:
             down, up = self.branch
-            weight = weight - (up @ down).reshape(weight.shape)
+            weight = weight - (up[::every] @ down).reshape(weight.shape)
         return weight
 
 

@@ -29,20 +29,22 @@ def can_be_balanced(layer: Layer) -> bool:
     return is_open and layer.scheme.weight is not None and layer.scheme.activation is not None
 
 
-def factors(layer: Layer, given: Seen, alpha: float) -> torch.Tensor:
-    """Give what multiplies the channels of the input: max|w|^(1 - alpha) / max|x|^alpha.
+def factors(layer: Layer, given: Seen, *alphas: float) -> list[torch.Tensor]:
+    """Give what multiplies the channels of the input, for each alpha: max|w|^(1 - alpha) / max|x|^alpha.
 
     A channel that is always zero, or that nothing reads, is left alone.
     """
     assert given.largest is not None
-    inputs, weights = given.largest.amax(0), layer.matrix().transpose(0, 1).flatten(1).abs().amax(1)
-    found = weights.pow(1 - alpha) / inputs.pow(alpha)
-    return torch.where((inputs > 0) & (weights > 0), found, 1.0).clamp(SMALLEST, 1 / SMALLEST).half().float()
+    matrix = layer.matrix()
+    inputs, weights = given.largest.amax(0), matrix.abs().amax((0, *range(2, matrix.dim())))
+    alive = (inputs > 0) & (weights > 0)
+    found = [torch.where(alive, weights.pow(1 - alpha) / inputs.pow(alpha), 1.0) for alpha in alphas]
+    return [each.clamp(SMALLEST, 1 / SMALLEST).half().float() for each in found]
 
 
 def searched(layer: Layer, given: Seen, finish: Callable[[Layer], Layer] = lambda layer: layer) -> Layer:
     """Try ways to balance a layer, finish each, and give the one with the least error of its output."""
-    tried = [layer, *(replace(layer, smoothing=factors(layer, given, alpha)) for alpha in ALPHAS)]
+    tried = [layer, *(replace(layer, smoothing=each) for each in factors(layer, given, *ALPHAS))]
     best, least = layer, float("inf")
     for candidate in map(finish, tried):
         error = given.error(layer, _ranged(candidate, given))

@@ -29,7 +29,9 @@ def smoothquant(plan: Plan, *, alpha: float | None = None, samples: int = 16) ->
     if alpha is not None and not 0 <= alpha <= 1:
         raise PassError(f"smoothquant: alpha is {alpha}", fix="use a number from 0 to 1, or none to search")
     found = {
-        layer.name: searched(layer, given) if alpha is None else replace(layer, smoothing=factors(layer, given, alpha))
+        layer.name: searched(layer, given)
+        if alpha is None
+        else replace(layer, smoothing=factors(layer, given, alpha)[0])
         for layer, given in seen(plan, list(filter(can_be_balanced, plan.layers)), samples=samples)
     }
     return plan.mapped(lambda layer: found[layer.name], lambda layer: layer.name in found)
