@@ -19,6 +19,7 @@ from diffc.compiler.quantization_report import check, drift, layer_errors, repor
 from diffc.compiler.quantized import applied
 from diffc.compiler.recipe import RecipeFile, matching, nearest, parse_methods, read_recipe
 from diffc.compiler.stages import denoiser
+from diffc.compiler.stored import release
 from diffc.compiler.target import Progress, Target, find_backend
 from diffc.passes.quantize import EMBEDDING, METHODS, RECIPES, Recipe, calibrate_ranges, round_to_nearest
 
@@ -100,7 +101,11 @@ class Quantized:
     def measured(self, bundle: Path, progress: Progress) -> dict[str, Any]:
         """Measure the bundle that they became; raises `BuildError` where it misses ``min_psnr``."""
         progress("measure layers")
-        errors, drifts = layer_errors(self.plan), drift(bundle, self.plan.calibration, progress)
+        errors = layer_errors(self.plan)
+        for weight in (layer.weight for layer in self.plan.layers):
+            if weight is not None:
+                release(weight)
+        drifts = drift(bundle, self.plan.calibration, progress)
         if self.min_psnr is not None:
             check(errors, drifts, self.min_psnr)
         return report(errors, drifts, self.plan, self.notes)

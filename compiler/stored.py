@@ -119,6 +119,12 @@ def weight_of(tensor: torch.Tensor) -> Weight:
     return tensor.stored if isinstance(tensor, StandIn) else Weight(tensor, tensor.dtype)
 
 
+def release(tensor: torch.Tensor) -> None:
+    """Let the memory go that a weight of a checkpoint takes, until someone reads it again."""
+    if isinstance(tensor, StandIn):
+        _release(tensor.stored.source.detach())
+
+
 def stand_in(weight: Weight) -> StandIn:
     """Make a stand-in, laid out as the stored tensor is."""
     with torch.utils._python_dispatch._disable_current_modes():
