@@ -2,7 +2,7 @@
 
 Builds the bundles on the command line from random weights, takes what the denoiser is given in the first and in a later
 step of the fp32 bundle's run, and then calls it in turns, each contender in a process of its own. The rival in 8 bits
-is NNCF: the fp32 graph of the OpenVINO bundle, quantized with what the first step gives (``pip install nncf``).
+is NNCF: the fp32 graph of the OpenVINO bundle, quantized with what some other steps are given (``pip install nncf``).
 
     make bench-unet
 """
@@ -30,6 +30,9 @@ from diffc.runtime.request import make_request
 
 TARGETS = ("ort-fp32", "ov-fp32", "ov-bf16", "ort-w8a8", "ov-w8a8", "ort-w4a8")
 RIVAL = "nncf"
+SAMPLES = 4
+"""How many calls NNCF is shown."""
+
 CALLS = 3
 """Calls in a turn, of which the fastest counts."""
 
@@ -45,23 +48,22 @@ def build(source: Path, output: Path, target: str, steps: int) -> dict[str, Any]
 
 
 def denoiser_calls(bundle: Path, steps: tuple[int, ...]) -> list[Feeds]:
-    """Run a bundle up to the last of some calls of its denoiser, and give what these are given."""
+    """Run a bundle up to the last of some calls of its denoiser, and give what all of these are given."""
     opened = open_bundle(bundle)
     program = next(iter(opened.programs.values()))
     request = make_request(
         opened.programs, program=None, inputs={"prompt": "a cat"}, num_images=1, seed=0, latents=None
     )
-    interpreter, found = Interpreter(opened), list[Feeds]()
     name = max(program.graphs, key=lambda graph: sum(op.operator == graph for op in program.ops))
-    ports = program.graphs[name].inputs
     calls = [op for op in program.ops if op.operator == name]
-    for step in steps:
-        wanted = calls[step]
-        before = program.ops[: program.ops.index(wanted)]
-        names = [wanted.attrs[port.name].name for port in ports]  # type: ignore[union-attr]
-        made = interpreter.run(program, request.chunk(0), request.scalars, ops=before, outputs=names)
-        found.append({port.name: made[n] for port, n in zip(ports, names, strict=True)})
-    return found
+    wanted = [
+        {port.name: calls[step].attrs[port.name].name for port in program.graphs[name].inputs}  # type: ignore[union-attr]
+        for step in steps
+    ]
+    before = program.ops[: program.ops.index(calls[max(steps)])]
+    values = {value for each in wanted for value in each.values()}
+    made = Interpreter(opened).run(program, request.chunk(0), request.scalars, ops=before, outputs=values)
+    return [{port: made[value] for port, value in each.items()} for each in wanted]
 
 
 def contend(who: str, bundle: Path, feeds: Path) -> None:
@@ -96,8 +98,8 @@ def contend(who: str, bundle: Path, feeds: Path) -> None:
     print(json.dumps({"seconds": min(times), "load": loaded, "peak_mb": peak / 1024}))
 
 
-def quantize_with_nncf(bundle: Path, feeds: Path, output: Path) -> float:
-    """Let NNCF quantize the denoiser of an OpenVINO bundle with one sample; give the seconds that it took."""
+def quantize_with_nncf(bundle: Path, work: Path, output: Path) -> float:
+    """Let NNCF quantize the denoiser of an OpenVINO bundle with some samples; give the seconds that it took."""
     import nncf
     import openvino
 
@@ -106,8 +108,8 @@ def quantize_with_nncf(bundle: Path, feeds: Path, output: Path) -> float:
     name = max(program.graphs, key=lambda graph: sum(op.operator == graph for op in program.ops))
     start = time.monotonic()
     model = openvino.Core().read_model(bundle / opened.manifest.graphs[name])
-    data = nncf.Dataset([dict(np.load(feeds))])
-    made = nncf.quantize(model, data, subset_size=1, preset=nncf.QuantizationPreset.MIXED)
+    data = nncf.Dataset([dict(np.load(work / f"sample-{at}.npz")) for at in range(SAMPLES)])
+    made = nncf.quantize(model, data, subset_size=SAMPLES, preset=nncf.QuantizationPreset.MIXED)
     openvino.save_model(made, output, compress_to_fp16=False)
     return time.monotonic() - start
 
@@ -131,16 +133,18 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         if not bundles[target].exists():
             builds[target] = build(source, bundles[target], target, options.steps)
             print(f"built {target}: {json.dumps(builds[target])}", file=sys.stderr, flush=True)
-    first, later = options.work / "first.npz", options.work / "later.npz"
+    later = options.work / "later.npz"
     if not later.exists():
+        half, whole = options.steps // 2, np.linspace(0, options.steps - 1, SAMPLES).round().astype(int).tolist()
+        found = denoiser_calls(bundles["ort-fp32"], (*whole, half))
         for path, feeds in zip(
-            (first, later), denoiser_calls(bundles["ort-fp32"], (0, options.steps // 2)), strict=True
+            (*(options.work / f"sample-{at}.npz" for at in range(SAMPLES)), later), found, strict=True
         ):
             np.savez(path, **feeds)
     if "ov-fp32" in bundles and options.rival:
         bundles[RIVAL] = options.work / "nncf.xml"
         if not bundles[RIVAL].exists():
-            builds[RIVAL] = child("--nncf", bundles["ov-fp32"], first, bundles[RIVAL])
+            builds[RIVAL] = child("--nncf", bundles["ov-fp32"], options.work, bundles[RIVAL])
     rounds: dict[str, list[dict[str, float]]] = {who: [] for who in bundles}
     for _ in range(options.rounds):
         for who, bundle in bundles.items():
@@ -186,8 +190,8 @@ def main() -> None:
     if options.contend:
         contend(options.contend[0], Path(options.contend[1]), Path(options.contend[2]))
     elif options.nncf:
-        bundle, feeds, output = map(Path, options.nncf)
-        print(json.dumps({"seconds": quantize_with_nncf(bundle, feeds, output)}))
+        bundle, work, output = map(Path, options.nncf)
+        print(json.dumps({"seconds": quantize_with_nncf(bundle, work, output)}))
     else:
         found = compare(options)
         print(json.dumps(found, indent=1) if options.json else table(found))

@@ -71,20 +71,20 @@ RECIPES: Mapping[str, Recipe] = {
     "w8a8": Recipe(
         ("int8:channel:scale=float16", "int8:token"),
         ("int8:channel:scale=float16", "uint8:tensor"),
-        methods="smoothquant:samples=8+calibrate_ranges+round_to_nearest:by=minmax",
+        methods="keep_sensitive:in_float=true+smoothquant:samples=8+calibrate_ranges+round_to_nearest:by=minmax",
     ),
     "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float"), OTHER_W4, "keep_sensitive+gptq"),
     "w4a8": Recipe(
         ("int4:group=64:scale=uint4", "int8:token"),
         ("int4:group=64:scale=uint4", "uint8:tensor"),
         OTHER_W4,
-        "keep_sensitive+smoothquant+calibrate_ranges+gptq",
+        "keep_sensitive:in_float=true+smoothquant+calibrate_ranges+gptq",
     ),
     "w4a4": Recipe(
         ("int4:group=32", "int4:group=32:dynamic"),
         ("int4:group=32", "uint4:tensor"),
         OTHER_W4,
-        "keep_sensitive+svdquant+calibrate_ranges+gptq",
+        "keep_sensitive:in_float=true+svdquant+calibrate_ranges+gptq",
     ),
     "fp8": Recipe(
         ("e4m3:channel", "e4m3:token"),
@@ -95,7 +95,7 @@ RECIPES: Mapping[str, Recipe] = {
         ("nvfp4", "nvfp4:dynamic"),
         ("nvfp4", "e4m3:tensor"),
         OTHER_W4,
-        "keep_sensitive+svdquant+calibrate_ranges+gptq",
+        "keep_sensitive:in_float=true+svdquant+calibrate_ranges+gptq",
     ),
 }
 """What each precision of a target means."""
