@@ -30,7 +30,7 @@ operator of ATen such as ``aten.mul.Tensor``:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -264,3 +264,16 @@ class Program:
             tables=tuple(t for t in self.tables if t.name in needed),
             ops=tuple(reversed(kept)),
         )
+
+
+class Names:
+    """Give names that nothing has yet."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self.taken = set(taken)
+
+    def new(self, stem: str) -> str:
+        """Number a name."""
+        name = next(name for at in range(len(self.taken) + 1) if (name := f"{stem}{at}") not in self.taken)
+        self.taken.add(name)
+        return name

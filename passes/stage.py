@@ -27,7 +27,7 @@ from torch import fx, nn
 
 from diffc.compiler.cut import Cut, Row, needed
 from diffc.compiler.graphs import export, type_of
-from diffc.compiler.ir import Graph, Literal, Op, Program, Ref, Table, Type, Value
+from diffc.compiler.ir import Graph, Literal, Names, Op, Program, Ref, Table, Type, Value
 from diffc.compiler.stages import REQUEST, STEP, calls, known, size
 from diffc.compiler.stored import settle
 
@@ -185,7 +185,7 @@ class _Split:
     # Calls
 
     def _rewritten(self, program: Program) -> Program:
-        cut, ops, tables, names = self.cut, list[Op](), list(program.tables), _Names(program)
+        cut, ops, tables, names = self.cut, list[Op](), list(program.tables), Names(program.types())
         rows: dict[Row, dict[Row, None]] = {}
         for op in calls(program, cut.graph):
             rows.setdefault(self._asked(op), {})[known(op, cut.ports)] = None
@@ -217,7 +217,7 @@ class _Split:
         """Give what a call says that is known with the request."""
         return tuple((port, value) for port, value in op.attrs if self.cut.ports[port] == REQUEST)
 
-    def _prelude(self, op: Op, rows: tuple[Row, ...], names: _Names, ops: list[Op]) -> dict[Row, dict[str, Literal]]:
+    def _prelude(self, op: Op, rows: tuple[Row, ...], names: Names, ops: list[Op]) -> dict[Row, dict[str, Literal]]:
         """Call what comes before the loop, and give each row's arguments."""
         each: dict[Row, dict[str, Literal]] = {row: {} for row in rows}
         if self.request:
@@ -231,25 +231,12 @@ class _Split:
         return each
 
     def _taken_apart(
-        self, pack: _Pack, whole: str, each: dict[Row, dict[str, Literal]], names: _Names, ops: list[Op]
+        self, pack: _Pack, whole: str, each: dict[Row, dict[str, Literal]], names: Names, ops: list[Op]
     ) -> None:
         parts = tuple(Value(names.new(f"{self.cut.graph.name}_{pack.name}_"), pack.type()) for _ in each)
         ops.append(Op("split", (Ref(whole),), (("axis", 0),), (), parts))
         for row, part in zip(each, parts, strict=True):
             each[row][pack.name] = Ref(part.name)
-
-
-class _Names:
-    """Give names that a program does not have yet."""
-
-    def __init__(self, program: Program) -> None:
-        self.taken = set(program.types())
-
-    def new(self, wanted: str) -> str:
-        """Number a name."""
-        name = next(name for at in range(len(self.taken) + 1) if (name := f"{wanted}{at}") not in self.taken)
-        self.taken.add(name)
-        return name
 
 
 class _OverSteps(nn.Module):
@@ -269,7 +256,7 @@ class _OverSteps(nn.Module):
         return tuple(torch.cat(pack, 1) for pack in packs)
 
 
-def _call(graph: Graph, op: Op, names: _Names, ops: list[Op]) -> tuple[Value, ...]:
+def _call(graph: Graph, op: Op, names: Names, ops: list[Op]) -> tuple[Value, ...]:
     """Call a graph with what another call is given on the ports of the same names."""
     results = tuple(Value(names.new(graph.name), port.type) for port in graph.outputs)
     ops.append(Op(graph.name, (), tuple((port.name, op.attr(port.name)) for port in graph.inputs), (), results))
