@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from diffc import passes
+from diffc.compiler.caching import AskedCache, asked_cache
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.graphs import Capture
 from diffc.compiler.inputs import PREPARED
@@ -58,6 +59,7 @@ def build(
     inputs: Mapping[str, str] = MappingProxyType({}),
     ip_adapter: Path | str | None = None,
     online: bool = False,
+    cache: str | None = None,
     quant: str | None = None,
     recipe: Path | str | None = None,
     calibration: Path | str | None = None,
@@ -74,6 +76,9 @@ def build(
     request, as ``{"image_embeds": "1280"}``: see `diffc.compiler.inputs`. ``ip_adapter`` is the file of an IP-Adapter,
     whose picture is then an input too.
 
+    ``cache`` lets most steps reuse features of earlier ones, as ``"deepcache:interval=3,branch=0"`` does; the systems
+    are those of `diffc.passes.cache`.
+
     A target of few bits is quantized: by the techniques of ``quant`` and as the file ``recipe`` says
     (`diffc.compiler.recipe`), calibrated with the prompts of the file ``calibration`` from ``seed`` on. ``min_psnr`` is
     what the worst of the pictures drawn then must reach, in dB, against the same program in float32.
@@ -81,6 +86,7 @@ def build(
     """
     wanted = parse_target(target)
     asked = asked_quantization(wanted, quant, recipe, calibration, seed, min_psnr)
+    features = asked_cache(cache)
     source = Path(source)
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
     with _new_folder(output) as folder:
@@ -104,8 +110,9 @@ def build(
         told: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
         told |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": inputs}
         told |= {"guidance_interval": guidance_interval, "quantization": None if asked is None else asked.described}
-        told["ip_adapter"] = Path(ip_adapter).name if ip_adapter else None
-        _write(folder, made, tokenizers, wanted, _provenance(source, told), progress, asked)
+        told |= {"ip_adapter": Path(ip_adapter).name if ip_adapter else None}
+        told |= {"cache": None if features is None else features.described}
+        _write(folder, made, tokenizers, wanted, _provenance(source, told), progress, features, asked)
     return output
 
 
@@ -135,14 +142,15 @@ def write_bundle(
     target: str = "ort-fp32",
     *,
     tokenizers: Mapping[str, Any] | None = None,
+    cache: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
     """Lower programs of your own, such as `diffc.compiler.capture` makes them, into a bundle."""
     wanted, output = parse_target(target), Path(output)
     with _new_folder(output) as folder:
         made = [run(program, NORMAL_FORM) for program in programs]
-        asked = asked_quantization(wanted)
-        _write(folder, made, tokenizers or {}, wanted, _provenance(None, {}), progress, asked)
+        asked = asked_cache(cache), asked_quantization(wanted)
+        _write(folder, made, tokenizers or {}, wanted, _provenance(None, {}), progress, *asked)
     return output
 
 
@@ -153,11 +161,15 @@ def _write(
     target: Target,
     provenance: dict[str, Any],
     progress: Progress,
-    asked: Asked | None = None,
+    features: AskedCache | None,
+    asked: Asked | None,
 ) -> None:
     progress("stage")
     work = work_by_stage(programs)
     programs = [verify(fill_tables(program)) for program in stage(programs)]
+    if features is not None:
+        progress(f"cache: {features.name}")
+        programs = features.applied(programs)
     texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
     quantized = None
     if asked is not None:

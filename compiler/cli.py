@@ -166,6 +166,7 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--set", "options", type=_Setting(), multiple=True, help="NAME=VALUE for the pipeline, as num_frames=16.")
 @click.option("--input", "inputs", type=_Named("image_embeds=1280"), multiple=True, help=INPUT)
 @click.option("--ip-adapter", type=click.Path(path_type=Path), help=IP_ADAPTER)
+@click.option("--cache", help="Which features steps reuse, as deepcache:interval=3,branch=0.  [default: none]")
 @click.option("--quant", help="How a target of few bits is quantized, as smoothquant:alpha=0.5+gptq.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="A .toml file with the formats of layers.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="A text file of prompts, one a line.")
@@ -178,6 +179,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
     \b
     diffc build model.safetensors
     diffc build ./stable-diffusion-3 --target ort-fp16 --steps 10,20 --sampler flow-euler -o sd3.diffc
+    diffc build model.safetensors --steps 50 --cache deepcache:interval=5,branch=0
     diffc build model.safetensors --target ort-w4a8 --quant gptq --calibration prompts.txt --min-psnr 25
     """
     from diffc.compiler import build as compile_

@@ -22,12 +22,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx, nn
 
+from diffc.compiler.errors import PassError
 from diffc.compiler.graphs import export
 from diffc.compiler.ir import Graph, Literal, Names, Op, Polynomial, Program, Ref, Table, Type, Value
 from diffc.compiler.pieces import Feature, Kind, Pieces
 from diffc.compiler.stages import denoisers, stages_of_values
 
-__all__ = ["Feature", "Reuse", "Schedule", "Scheduler", "cached", "evaluations"]
+__all__ = ["Feature", "Reuse", "Schedule", "Scheduler", "cached", "evaluations", "since"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ Scheduler = Callable[[Program, Graph, int], Schedule]
 def cached(programs: Sequence[Program], schedule: Scheduler) -> tuple[Program, ...]:
     """Cut the graphs of the denoiser so that every program can follow its schedule; programs share the pieces.
 
-    A graph of which no schedule reuses anything stays whole. Raises `PassError` for a feature that cannot be kept.
+    A graph of which no schedule reuses anything stays whole. Raises `PassError` for a feature that cannot be kept,
+    and where there is no denoiser.
     """
     graphs = denoisers(programs)
+    if not graphs:
+        raise PassError("no program calls a denoiser", where=programs[0].name, fix="leave the cache out")
     calls = [_calls(program, graphs, schedule) for program in programs]
     cuts = dict[str, Pieces]()
     for graph in graphs:
@@ -77,6 +81,12 @@ def evaluations(program: Program, graphs: Iterable[str]) -> dict[int, int]:
             found[at] = before
         depth |= {value.name: before + (op.operator in names) for value in op.results}
     return found
+
+
+def since(refresh: Iterable[int], count: int) -> list[int]:
+    """Name for each of ``count`` evaluations the last that refreshes; the first of all must."""
+    steps = sorted(refresh)
+    return [max(step for step in steps if step <= at) for at in range(count)]
 
 
 @dataclass(eq=False)

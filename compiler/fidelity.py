@@ -285,17 +285,21 @@ def _noting(name: str, module: torch.nn.Module, method: str, calls: list[Call]) 
 
 
 def _components(path: Path, name: str, calls: Sequence[Call]) -> dict[str, dict[str, Any]]:
-    """Run the first call of each graph on what its component was given, and compare with what the component gave."""
+    """Run the first call of each graph on what its component was given, and compare with what the component gave.
+
+    Of a graph that is cut into pieces, those that end it are run, after all that they need.
+    """
     bundle = open_bundle(path)
     interpreter, program, found = Interpreter(bundle), bundle.programs[name], {}
+    hidden = _between_pieces(program, bundle)
     for graph in program.graphs.values():
         ops = _with_prelude(program, next(op for op in program.ops if op.operator == graph.name), bundle)
+        names = [value.name for value in ops[-1].results if value.name not in hidden]
         call = None if bundle.manifest.stage(graph.name) else _first(calls, program, ops, bundle)
-        if call is None:
+        if call is None or not names:
             continue
         made = {value.name for op in ops for value in op.results}
         given = {ref.name: call.feeds[port] for op in ops for port, ref in _refs(op) if ref.name not in made}
-        names = [value.name for value in ops[-1].results]
         errors = []
         for result in interpreter.run(program, given, {}, ops=ops, outputs=names).values():
             alike = [output for output in call.outputs if output.shape == result.shape]
@@ -307,16 +311,35 @@ def _components(path: Path, name: str, calls: Sequence[Call]) -> dict[str, dict[
 
 
 def _with_prelude(program: Program, op: Op, bundle: Bundle) -> list[Op]:
-    """List a call after the splits of its tables, and the calls of what was split off from its component."""
+    """List a call after all that its component does for it before: splits of tables, parts split off, other pieces."""
     made_by = {value.name: maker for maker in program.ops for value in maker.results}
-    tables = {table.name for table in program.tables}
-    prelude = dict[str, Op]()
-    for maker in (made_by[ref.name] for _, ref in _refs(op) if ref.name in made_by):
-        whole = next(maker.reads(), "") if maker.operator == "split" else ""
-        source = made_by.get(whole, maker)
-        if whole in tables or source.operator in program.graphs and bundle.manifest.stage(source.operator):
-            prelude |= {each.source: each for each in (source, maker)}
+    tables, prelude = {table.name for table in program.tables}, dict[str, Op]()
+
+    def add(op: Op) -> None:
+        for maker in (made_by[ref.name] for _, ref in _refs(op) if ref.name in made_by):
+            whole = next(maker.reads(), "") if maker.operator == "split" else ""
+            source = made_by.get(whole, maker)
+            if _component(source, bundle) == _component(op, bundle):
+                add(source)
+            if whole in tables or _component(source, bundle) == _component(op, bundle):
+                prelude.update({each.source: each for each in (source, maker)})
+
+    add(op)
     return [*prelude.values(), op]
+
+
+def _component(op: Op, bundle: Bundle) -> str | None:
+    found = bundle.manifest.raw["graphs"].get(op.operator)
+    return None if found is None else str(found["component"])
+
+
+def _between_pieces(program: Program, bundle: Bundle) -> set[str]:
+    """List the values that one graph of a component gives another."""
+    made_by = {value.name: maker for maker in program.ops for value in maker.results}
+    read = [(op, ref.name) for op in program.ops for _, ref in _refs(op) if ref.name in made_by]
+    pairs = [(op, made_by[name], name) for op, name in read]
+    alike = [(op, maker, name) for op, maker, name in pairs if _component(op, bundle) == _component(maker, bundle)]
+    return {name for op, maker, name in alike if _component(op, bundle) and op.operator != maker.operator}
 
 
 def _refs(op: Op) -> list[tuple[str, Ref]]:
@@ -325,7 +348,7 @@ def _refs(op: Op) -> list[tuple[str, Ref]]:
 
 def _first(calls: Sequence[Call], program: Program, ops: Sequence[Op], bundle: Bundle) -> Call | None:
     """Find the first call of the component with the types that its graphs take from outside."""
-    component = bundle.manifest.raw["graphs"][ops[-1].operator]["component"]
+    component = _component(ops[-1], bundle)
     made = {value.name for op in ops for value in op.results}
     wanted = {p: program.types[ref.name] for op in ops for p, ref in _refs(op) if ref.name not in made}
     return next((call for call in calls if call.component == component and call.takes(wanted)), None)

@@ -195,7 +195,8 @@ class Guard:
 class Graph:
     """Declare a pure tensor function; ``body`` is its ``torch.export.ExportedProgram``, absent after parsing.
 
-    ``stage`` says which part of its component a graph was split off for, ``request`` or ``request_step``.
+    ``stage`` says which part of its component a graph was split off for, ``request`` or ``request_step``; ``hidden``
+    names the ports that lead to other pieces of the component, where a graph was cut into pieces.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Graph:
     body: Any = field(default=None, compare=False, repr=False)
     component: str = field(default="", compare=False)
     stage: str = field(default="", compare=False)
+    hidden: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,10 @@ class Pieces:
         inputs, outputs = tuple(map(self._port, reads)), tuple(map(self._port, gives))
         example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type]
         body = export(name, fx.GraphModule(self.body, made), example)
-        return Piece(Graph(name, inputs, outputs, body, self.graph.component), kinds, reads, gives)
+        hidden = frozenset(
+            self._port(n).name for n in (*reads, *gives) if n not in self.ports and n not in self.outputs
+        )
+        return Piece(Graph(name, inputs, outputs, body, self.graph.component, "", hidden), kinds, reads, gives)
 
     def _is_read(self, node: fx.Node, place: object) -> bool:
         return node in self.ports or self.place.get(node, place) != place

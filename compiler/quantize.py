@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from diffc.compiler.ir import Program
 from diffc.compiler.quantization import Layer, Plan
 from diffc.compiler.quantization_report import check, drift, layer_errors, report
 from diffc.compiler.quantized import applied
-from diffc.compiler.recipe import RecipeFile, matching, nearest, parse_methods, read_recipe
+from diffc.compiler.recipe import RecipeFile, check_options, matching, parse_methods, read_recipe
 from diffc.compiler.stages import denoiser
 from diffc.compiler.stored import release
 from diffc.compiler.target import Progress, Target, find_backend
@@ -68,25 +67,9 @@ def asked_quantization(
     chosen = replace(RECIPES[target.precision], **settings)
     methods = parse_methods(quant or file.settings.get("methods", chosen.methods), METHODS)
     for name, options in methods:
-        _checked(name, options)
+        check_options(name, METHODS[name], options, "--quant")
     prompts = read_prompts(Path(calibration)) if calibration is not None else ()
     return Asked(chosen, tuple(methods), file, prompts, seed, min_psnr)
-
-
-def _checked(name: str, options: Mapping[str, Any]) -> None:
-    """Raise `RecipeError` where a technique has no such option, or one of another type."""
-    known = inspect.signature(METHODS[name]).parameters
-    for key, value in options.items():
-        if key == "plan" or key not in known:
-            takes = ", ".join(option for option in known if option != "plan") or "none"
-            raise RecipeError(
-                f"{name} has no option {key!r}", where="--quant", fix=f"{nearest(key, known)}it has {takes}"
-            )
-        default = known[key].default
-        wanted = (int, float) if default is None or isinstance(default, float) else (type(default),)
-        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
-            what = f"{name}: {key} is {value!r}"
-            raise RecipeError(what, where="--quant", fix=f"give a value such as {default}")
 
 
 @dataclass(frozen=True)

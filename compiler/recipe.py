@@ -15,8 +15,10 @@ activation = "float"
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -102,27 +104,43 @@ def matching(override: Override, names: Sequence[str]) -> set[str]:
     return found
 
 
-def parse_methods(text: str, known: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Read techniques and their options, as ``smoothquant:alpha=0.5+gptq``. Raises `RecipeError`."""
-    known, found = list(known), []
+def parse_methods(text: str, known: Iterable[str], what: str = "technique") -> list[tuple[str, dict[str, Any]]]:
+    """Read techniques and their options, as ``smoothquant:alpha=0.5+gptq``. Raises `RecipeError`.
+
+    A comma separates options as well as a colon does, a hyphen stands for an underscore, and decibels may be called so.
+    """
+    names, found = {name.replace("-", "_"): name for name in known}, []
     for part in text.split("+"):
-        name, *options = part.strip().split(":")
-        name = name.replace("-", "_")
-        if name not in known:
-            raise RecipeError(
-                f"{name!r} is no technique", where=text, fix=f"{nearest(name, known)}known: {', '.join(known)}"
-            )
-        found.append((name, dict(_option(option, text) for option in options)))
+        name, *options = re.split("[:,]", part.strip())
+        if name.replace("-", "_") not in names:
+            fix = f"{nearest(name, names.values())}known: {', '.join(names.values())}"
+            raise RecipeError(f"{name!r} is no {what}", where=text, fix=fix)
+        found.append((names[name.replace("-", "_")], dict(_option(option, text, what) for option in options)))
     return found
 
 
-def _option(text: str, where: str) -> tuple[str, Any]:
+def _option(text: str, where: str, what: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
+    key = key.replace("-", "_")
     if not equals or not key.isidentifier():
-        raise RecipeError(f"{text!r} is no option", where=where, fix="write TECHNIQUE:option=value")
+        raise RecipeError(f"{text!r} is no option", where=where, fix=f"write {what.upper()}:option=value")
     for kind in (int, float):
         try:
-            return key, kind(value)
+            return key, kind(value.removesuffix("dB"))
         except ValueError:
             continue
     return key, {"true": True, "false": False}.get(value, value)
+
+
+def check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
+    """Raise `RecipeError` where a technique has no such option, or one of another type."""
+    parameters = inspect.signature(function).parameters
+    known = {key: parameter for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    for key, value in options.items():
+        if key not in known:
+            takes = ", ".join(known) or "none"
+            raise RecipeError(f"{name} has no option {key!r}", where=where, fix=f"{nearest(key, known)}it has {takes}")
+        default = known[key].default
+        wanted = (int, float) if default is None or isinstance(default, float) else (type(default),)
+        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+            raise RecipeError(f"{name}: {key} is {value!r}", where=where, fix=f"give a value such as {default}")

@@ -70,13 +70,15 @@ def _kept(layer: Layer, in_float: bool) -> Layer:
 def _first(graph: Graph, plan: Plan) -> set[Site]:
     body, ports = body_of(graph), stages_of_ports(graph, plan.programs)
     placeholders = zip(graph.inputs, body.graph.find_nodes(op="placeholder"), strict=True)
-    start = [node for port, node in placeholders if "latent" in ports[port.name]]
+    start = [node for port, node in placeholders if "latent" in ports[port.name] and port.name not in graph.hidden]
     met = _reached(start, lambda node: node.users)
     return {Site(graph.name, node.name) for node in met if _widens(node)}
 
 
 def _last(graph: Graph) -> set[Site]:
-    met = _reached(body_of(graph).graph.output_node().all_input_nodes, lambda node: node.all_input_nodes)
+    gives = zip(graph.outputs, body_of(graph).graph.output_node().args[0], strict=True)  # type: ignore[arg-type]
+    ends = [node for port, node in gives if port.name not in graph.hidden]
+    met = _reached(ends, lambda node: node.all_input_nodes)
     return {Site(graph.name, node.name) for node in met if node.target in KINDS}
 
 

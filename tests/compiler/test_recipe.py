@@ -121,7 +121,7 @@ def test_techniques_and_their_options_are_read(text: str, found: list[tuple[str,
     ("text", "what", "fix"),
     [
         ("gptqq", "'gptqq' is no technique", "did you mean gptq? "),
-        ("smooth-quant", "'smooth_quant' is no technique", "did you mean smoothquant? "),
+        ("smooth-quant", "'smooth-quant' is no technique", "did you mean smoothquant? "),
         ("gptq+", "'' is no technique", "known: smoothquant"),
         ("gptq:samples", "'samples' is no option", "TECHNIQUE:option=value"),
         ("gptq:=8", "'=8' is no option", "TECHNIQUE:option=value"),

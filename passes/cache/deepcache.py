@@ -1,0 +1,102 @@
+"""Reuse what the UNet's deep levels gave, and compute the outer ones only, in all but every n-th step.
+
+Paper: Ma et al., "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024,
+       https://arxiv.org/abs/2312.00858 (the uniform schedule, and as in its code the one that is dense around a step)
+
+Before (inside a graph):
+    y0 = unet(sample=x0)
+    y1 = unet(sample=x1)
+
+After (interval=2):
+    h0, s0 = outer_down(sample=x0)
+    d0 = deep(h0)
+    y0 = outer_up(d0, s0)
+    h1, s1 = outer_down(sample=x1)
+    y1 = outer_up(d0, s1)
+
+Steps are evaluations: a solver of second order has two for each step. The feature of branch ``m`` is what meets the
+skip connection with ``m`` others around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffc.compiler.errors import PassError
+from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, since
+from diffc.compiler.ir import Graph, Program
+from diffc.compiler.skips import skips
+
+CENTER = 0.3
+"""Where the quadratic schedule is dense unless told, as a part of all steps: the paper's 15 of 50."""
+
+
+def deepcache(
+    programs: Sequence[Program],
+    *,
+    interval: int = 3,
+    branch: int = 0,
+    schedule: str = "uniform",
+    center: int | None = None,
+    power: float = 1.4,
+) -> tuple[Program, ...]:
+    """Compute the deep levels in one of ``interval`` steps, and inside of skip connection ``branch`` never else.
+
+    The schedule is ``uniform``, or ``quadratic``: denser around the step ``center``, the more so the larger ``power``.
+    Raises `PassError` for a graph without skip connections, and for what no schedule or branch of a program is.
+    """
+    if interval < 1 or schedule not in ("uniform", "quadratic"):
+        raise PassError(
+            f"deepcache: interval={interval}, schedule={schedule}",
+            fix="give an interval of 1 or more, and uniform or quadratic as the schedule",
+        )
+
+    def follow(program: Program, graph: Graph, count: int) -> Schedule:
+        if interval > count:
+            what = f"deepcache: the interval is {interval}, and there are {count} evaluations of the denoiser"
+            raise PassError(what, where=program.name, fix=f"give an interval of at most {count}, or more steps")
+        refresh = _uniform(count, interval)
+        if schedule == "quadratic":
+            around = round(CENTER * count) if center is None else center
+            refresh = _quadratic(count, len(refresh), around, power)
+        feature = _feature(graph, program, branch)
+        return [(Reuse(feature, source),) if source != at else () for at, source in enumerate(since(refresh, count))]
+
+    return cached(programs, follow)
+
+
+def _feature(graph: Graph, program: Program, branch: int) -> Feature:
+    found = skips(graph, [program])
+    if not found:
+        fix = "choose delta-dit or profiling-dit, which reuse spans of residual blocks"
+        raise PassError("deepcache: the denoiser has no skip connections", where=graph.name, fix=fix)
+    if not 0 <= branch < len(found):
+        what = f"deepcache: branch {branch} of {len(found)} skip connections"
+        raise PassError(what, where=graph.name, fix=f"give a branch from 0, the cheapest, to {len(found) - 1}")
+    return Feature(found[branch].up)
+
+
+def _uniform(count: int, interval: int) -> list[int]:
+    return list(range(0, count, interval))
+
+
+def _quadratic(count: int, number: int, center: int, power: float) -> list[int]:
+    """Spread ``number`` steps as the paper's code does: evenly between the roots of both ends, in the complex plane.
+
+    The distance from the center, to the power of 1/power, is spread evenly, and its real part rounded towards the
+    center; the power falls until as many different steps are left as are wanted.
+    """
+    if not 0 < center < count:
+        fix = f"give a center from 1 to {count - 1}"
+        raise PassError(f"deepcache: the center is step {center} of {count}", fix=fix)
+    while power > 1:
+        first, last = (complex(end) ** (1 / power) for end in (-center, count - center))
+        places = np.linspace(first, last, number + 1) ** power
+        inner = sorted({int(place) for place in places.real})[1:-1]
+        if len(inner) == number - 1:
+            return [0, *(center + each for each in inner)]
+        power -= 0.02
+    what = f"deepcache: no {number} of {count} steps are dense around step {center}"
+    raise PassError(what, fix="give another center or interval, or schedule=uniform")

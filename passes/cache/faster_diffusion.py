@@ -1,0 +1,76 @@
+"""Compute the UNet's encoder in key steps only; the steps between decode what the last key step encoded.
+
+Paper: Li et al., "Faster Diffusion: Rethinking the Role of UNet Encoder in Diffusion Models", NeurIPS 2024,
+       https://arxiv.org/abs/2312.09608 (encoder propagation, and as in its code noise that is added back)
+
+Before (inside a graph):
+    y0 = unet(sample=x0, step=s0)
+    y1 = unet(sample=x1, step=s1)
+
+After (interval=2):
+    f0, g0 = encoder(sample=x0, step=s0)
+    y0 = decoder(f0, g0, step=s0)
+    y1 = decoder(f0, g0, step=s1)
+
+The encoder is all that the skip connections and the lowest level of the decoder are computed from, what a ControlNet adds
+to them included. A step between key steps does not look at its latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from diffc.compiler.errors import PassError
+from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, since
+from diffc.compiler.ir import Graph, Names, Op, Polynomial, Program, Ref, Value
+from diffc.compiler.skips import skips
+from diffc.compiler.text import print_op
+
+KEYS, OF = (0, 1, 2, 3, 5, 10, 15, 25, 35), 50
+"""The published key steps, and of how many; for other numbers of steps they are spread alike."""
+
+
+def faster_diffusion(programs: Sequence[Program], *, interval: int = 0, noise: float = 0.0) -> tuple[Program, ...]:
+    """Encode in the published key steps, or in one of ``interval`` steps.
+
+    ``noise`` is how much of the first noise is added to the latents before each step of the second half; the paper's code
+    adds 0.003, which gives back texture. Raises `PassError` for a graph without skip connections.
+    """
+
+    def follow(program: Program, graph: Graph, count: int) -> Schedule:
+        if not 0 <= interval <= count:
+            what = f"faster-diffusion: the interval is {interval}, and there are {count} evaluations of the denoiser"
+            raise PassError(what, where=program.name, fix=f"give an interval from 1 to {count}, or 0 for key steps")
+        keys = range(0, count, interval) if interval else sorted({round(key * count / OF) for key in KEYS})
+        features = _encoded(graph, program)
+        return [tuple(Reuse(f, key) for f in features if key != at) for at, key in enumerate(since(keys, count))]
+
+    found = cached(programs, follow)
+    return tuple(_with_noise(program, noise) for program in found) if noise else found
+
+
+def _encoded(graph: Graph, program: Program) -> list[Feature]:
+    """Name what the decoder reads of the encoder."""
+    found = skips(graph, [program])
+    if not found:
+        fix = "choose delta-dit or profiling-dit, which reuse spans of residual blocks"
+        raise PassError("faster-diffusion: the denoiser has no skip connections", where=graph.name, fix=fix)
+    return [Feature(name) for name in dict.fromkeys((found[-1].up, *(skip.across for skip in found)))]
+
+
+def _with_noise(program: Program, amount: float) -> Program:
+    """Add a part of the first noise to the latents that each step of the second half, but the first, starts from."""
+    names, ops, renamed = Names(program.types()), list[Op](), dict[str, str]()
+    count = sum(op.operator == "step" for op in program.ops)
+    first = next((op.results[0] for op in program.ops if op.operator == "noise"), None)
+    done = 0
+    for op in (each.renamed(renamed) for each in program.ops):
+        ops.append(op)
+        done += op.operator == "step"
+        if op.operator != "step" or not count / 2 <= done < count:
+            continue
+        if first is None or len(op.args) != 1 or len(op.coefficients) != 1:
+            fix = "leave noise out: this sampler's latents are not one value"
+            raise PassError("faster-diffusion: noise cannot be added", where=print_op(op), fix=fix)
+        ...

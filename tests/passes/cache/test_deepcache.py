@@ -1,0 +1,152 @@
+"""DeepCache of the trained UNet against diffusers, where a hook takes over the deep part of a concatenation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffc.compiler import write_bundle
+from diffc.compiler.errors import PassError
+from diffc.compiler.graphs import Capture
+from diffc.compiler.ir import Program
+from diffc.compiler.load import load
+from diffc.compiler.pipeline import run
+from diffc.compiler.sampler import new_scheduler
+from diffc.compiler.sampling import Sampling, trace_pipeline
+from diffc.passes import NORMAL_FORM, stage
+from diffc.passes.cache.deepcache import _quadratic, deepcache
+from diffc.runtime import Sampler
+from tests.conftest import DIT, PROMPT, UNET
+from tests.tolerances import PICTURE
+
+ACROSS = (64, 64, 64, 128, 128, 192)
+"""The channels of the UNet's skip connections, the outermost first."""
+
+STEPS = 5
+EVALUATIONS = {"dpmpp-2m": STEPS, "heun": 2 * STEPS - 1}
+
+
+class Traced:
+    """Hold a pipeline, and its programs for several samplers."""
+
+    def __init__(self, model: Path, samplers: Sequence[str]) -> None:
+        self.pipeline: Any = load(model)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.schedulers = {name: new_scheduler(name, self.pipeline.scheduler) for name in samplers}
+        self.programs, capture, found = dict[str, list[Program]](), Capture(), list[list[Program]]()
+        for scheduler in self.schedulers.values():
+            self.pipeline.scheduler = scheduler
+            found.append(trace_pipeline(self.pipeline, Sampling(steps=STEPS), capture))
+        made = iter(capture.graphs([program for each in found for program in each]))
+        for name, each in zip(samplers, found, strict=True):
+            self.programs[name] = [next(made) for _ in each]
+
+    def bundle(self, sampler: str, folder: Path, cache: str) -> Sampler:
+        """Compile the programs of one sampler."""
+        tokenizers = {key: value for key, value in self.pipeline.components.items() if key.startswith("tokenizer")}
+        made = write_bundle(self.programs[sampler], folder / "x.diffc", tokenizers=tokenizers, cache=cache)
+        return Sampler(made)
+
+    def hooked(self, sampler: str, sources: Sequence[int], branch: int, guidance: float) -> np.ndarray[Any, Any]:
+        """Draw with diffusers, where evaluation n takes over what evaluation ``sources[n]`` computed."""
+        layers = [resnet for block in self.pipeline.unet.up_blocks for resnet in block.resnets][::-1]
+        kept, count = dict[int, torch.Tensor](), iter(range(len(sources)))
+
+        def take_over(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            at = next(count)
+            kept[at], across = args[0].split([args[0].shape[1] - ACROSS[branch], ACROSS[branch]], 1)
+            return torch.cat([kept[sources[at]], across], 1), *args[1:]
+
+        hook = layers[branch].register_forward_pre_hook(take_over)
+        self.pipeline.scheduler = self.schedulers[sampler]
+        generator = torch.Generator("cpu").manual_seed(3)
+        options = {"num_inference_steps": STEPS, "generator": generator, "output_type": "np"}
+        drawn = self.pipeline(PROMPT, guidance_scale=guidance, **options).images
+        hook.remove()
+        assert next(count, None) is None, "every evaluation must be hooked"
+        return np.asarray(drawn)
+
+
+@pytest.fixture(scope="module")
+def traced() -> Traced:
+    """Trace the trained UNet."""
+    return Traced(UNET, tuple(EVALUATIONS))
+
+
+@pytest.fixture(scope="module")
+def programs(traced: Traced) -> tuple[Program, ...]:
+    """Stage its programs for the first sampler."""
+    return staged(traced.programs["dpmpp-2m"])
+
+
+def staged(programs: Sequence[Program]) -> tuple[Program, ...]:
+    """Bring programs to where a cache is applied."""
+    return stage([run(program, NORMAL_FORM) for program in programs])
+
+
+CASES = [("dpmpp-2m", 0, 2, 5.0), ("heun", 3, 4, 1.0)]
+
+
+@pytest.mark.parametrize(("sampler", "branch", "interval", "guidance"), CASES)
+def test_a_bundle_draws_what_a_hooked_pipeline_draws(
+    traced: Traced, tmp_path: Path, sampler: str, branch: int, interval: int, guidance: float
+) -> None:
+    sources = [at // interval * interval for at in range(EVALUATIONS[sampler])]
+    wanted = traced.hooked(sampler, sources, branch, guidance)
+    bundle = traced.bundle(sampler, tmp_path, f"deepcache:interval={interval},branch={branch}")
+    found = bundle(PROMPT, seed=3, guidance_scale=guidance, output="np")
+    assert np.abs(found - wanted).max() <= PICTURE
+    whole = traced.hooked(sampler, range(EVALUATIONS[sampler]), branch, guidance)
+    assert np.abs(whole - wanted).max() > 3 * PICTURE, "the reuse must be seen"
+
+
+def test_interval_1_is_no_cache(programs: tuple[Program, ...]) -> None:
+    assert deepcache(programs, interval=1) == programs
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "fix"),
+    [
+        ({"interval": 6}, "the interval is 6, and there are 5 evaluations", "at most 5"),
+        ({"interval": 0}, "interval=0", "1 or more"),
+        ({"schedule": "cubic"}, "schedule=cubic", "quadratic"),
+        ({"branch": 6}, "branch 6 of 6 skip connections", "to 5"),
+        ({"branch": -1}, "branch -1 of 6", "from 0"),
+        ({"schedule": "quadratic", "center": 5}, "the center is step 5 of 5", "1 to 4"),
+        ({"schedule": "quadratic", "power": 1.0}, "no 2 of 5 steps are dense", "schedule=uniform"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(
+    programs: tuple[Program, ...], options: dict[str, Any], what: str, fix: str
+) -> None:
+    with pytest.raises(PassError) as refused:
+        deepcache(programs, **options)
+    assert what in refused.value.what and fix in str(refused.value.fix)
+
+
+def test_a_transformer_without_skip_connections_is_refused() -> None:
+    pipeline, capture = load(DIT), Capture()
+    transformer = capture.graphs(trace_pipeline(pipeline, Sampling(steps=2), capture))
+    with pytest.raises(PassError, match="the denoiser has no skip connections") as refused:
+        deepcache(staged(transformer), interval=2)
+    assert "delta-dit" in str(refused.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("count", "number", "center", "power", "wanted"),
+    [
+        # What the published function gave with NumPy; 4800 other settings agreed with it too.
+        (50, 10, 15, 1.4, [0, 5, 9, 13, 17, 21, 26, 31, 37, 43]),
+        (20, 7, 6, 1.4, [0, 3, 5, 7, 10, 13, 16]),
+        (100, 20, 30, 1.2, [0, 5, 10, 15, 19, 24, 28, 31, 36, 40, 45, 50, 55, 60, 65, 71, 76, 82, 88, 94]),
+    ],
+)
+def test_the_quadratic_schedule_is_that_of_the_published_code(
+    count: int, number: int, center: int, power: float, wanted: list[int]
+) -> None:
+    assert _quadratic(count, number, center, power) == wanted
