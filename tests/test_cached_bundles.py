@@ -58,7 +58,6 @@ def test_it_draws_nearly_the_same(cached: Path, bundle: Path, steps: int, guidan
     unguided = "_unguided" if guidance == 1.0 else ""
     options = {"seed": 1, "guidance_scale": guidance, "program": f"text_to_image_{steps}{unguided}", "output": "np"}
     found, wanted = (load(path)(PROMPT, **options) for path in (cached, bundle))
-    print("YY", steps, guidance, psnr(found,wanted))
     assert CACHED_PSNR < psnr(found, wanted) < VERIFIED_PSNR
 
 
@@ -114,7 +113,6 @@ def test_eight_bits_on_top(cached: Path, tmp_path: Path) -> None:
     found, wanted = (
         load(p)(PROMPT, seed=0, output="np", program="text_to_image_2") for p in (tmp_path / "x.diffc", cached)
     )
-    print("XX", report["psnr"], psnr(found, wanted))
     assert psnr(found, wanted) == pytest.approx(report["psnr"], abs=SAME_PSNR)
     weights = [sum(f.stat().st_size for f in (p / "weights").iterdir()) for p in (tmp_path / "x.diffc", cached)]
     assert weights[0] < 0.35 * weights[1]

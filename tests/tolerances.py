@@ -103,7 +103,7 @@ test_quantized_bundles.py: 41.9."""
 
 CACHED_PSNR = 12.0
 """What DeepCache in every second of 2 or 4 steps must leave of a picture, in dB: with so few, steps differ much.
-test_cached_bundles.py: 14.0 to 25."""
+test_cached_bundles.py: 14.0 to 24.6."""
 
-SAME_PSNR = 0.5
-"""How far one PSNR may be from another of the same pictures by another engine, in dB. test_cached_bundles.py: 0.1."""
+SAME_PSNR = 0.05
+"""How far one PSNR may be from another of the same pictures by another engine, in dB. test_cached_bundles.py: 4e-5."""

@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping
 
 from diffc.compiler.ir import Program
 from diffc.passes.cache.deepcache import deepcache
+from diffc.passes.cache.faster_diffusion import faster_diffusion
 
 CACHES: Mapping[str, Callable[..., tuple[Program, ...]]] = {
     cache.__name__.replace("_", "-"): cache
     for cache in (
         # What a UNet has inside of a skip connection
         deepcache,
+        # All but what a UNet has behind its skip connections
+        faster_diffusion,
     )
 }
 """The caches by the names that ``--cache`` takes."""

@@ -12,8 +12,8 @@ After (interval=2):
     y0 = decoder(f0, g0, step=s0)
     y1 = decoder(f0, g0, step=s1)
 
-The encoder is all that the skip connections and the lowest level of the decoder are computed from, what a ControlNet adds
-to them included. A step between key steps does not look at its latents.
+The encoder is all that the skip connections and the lowest level of the decoder are computed from, and what a
+ControlNet adds to them. A step between key steps does not look at its latents.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ KEYS, OF = (0, 1, 2, 3, 5, 10, 15, 25, 35), 50
 def faster_diffusion(programs: Sequence[Program], *, interval: int = 0, noise: float = 0.0) -> tuple[Program, ...]:
     """Encode in the published key steps, or in one of ``interval`` steps.
 
-    ``noise`` is how much of the first noise is added to the latents before each step of the second half; the paper's code
-    adds 0.003, which gives back texture. Raises `PassError` for a graph without skip connections.
+    ``noise`` is how much of the first noise is added to the latents before each step of the second half; the paper's
+    code adds 0.003, which gives back texture. Raises `PassError` for a graph without skip connections.
     """
 
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
@@ -60,17 +60,21 @@ def _encoded(graph: Graph, program: Program) -> list[Feature]:
 
 
 def _with_noise(program: Program, amount: float) -> Program:
-    """Add a part of the first noise to the latents that each step of the second half, but the first, starts from."""
-    names, ops, renamed = Names(program.types()), list[Op](), dict[str, str]()
-    count = sum(op.operator == "step" for op in program.ops)
-    first = next((op.results[0] for op in program.ops if op.operator == "noise"), None)
-    done = 0
-    for op in (each.renamed(renamed) for each in program.ops):
-        ops.append(op)
+    """Add a part of the first noise to what each step of the second half, but the first of all, starts from."""
+    names, ops, noised = Names(program.types()), list[Op](), dict[str, str]()
+    noise = next((op.results[0] for op in program.ops if op.operator == "noise"), None)
+    count, done = sum(op.operator == "step" for op in program.ops), 0
+    for op in program.ops:
+        ops.append(op.renamed(noised))
         done += op.operator == "step"
-        if op.operator != "step" or not count / 2 <= done < count:
-            continue
-        if first is None or len(op.args) != 1 or len(op.coefficients) != 1:
-            fix = "leave noise out: this sampler's latents are not one value"
-            raise PassError("faster-diffusion: noise cannot be added", where=print_op(op), fix=fix)
-        ...
+        if op.operator == "step" and count / 2 <= done < count:
+            latents, *others = ops[-1].args
+            if noise is None or others or program.types()[next(op.reads())] != noise.type:
+                fix = "leave noise out, or choose a sampler of which each step has one value, such as dpmpp-2m"
+                what = "faster-diffusion: latents are not one value that noise can be added to"
+                raise PassError(what, where=print_op(op), fix=fix)
+            made = Value(names.new("noised_"), noise.type)
+            factors = (Polynomial.constant(1.0), Polynomial.constant(amount))
+            ops.append(Op("linear", (latents, Ref(noise.name)), (), factors, (made,)))
+            noised[next(op.reads())] = made.name
+    return replace(program, ops=tuple(ops))

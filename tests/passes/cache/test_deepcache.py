@@ -10,19 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffc.compiler import write_bundle
 from diffc.compiler.errors import PassError
 from diffc.compiler.graphs import Capture
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
-from diffc.compiler.pipeline import run
-from diffc.compiler.sampler import new_scheduler
 from diffc.compiler.sampling import Sampling, trace_pipeline
-from diffc.passes import NORMAL_FORM, stage
 from diffc.passes.cache.deepcache import _quadratic, deepcache
-from diffc.runtime import Sampler
 from tests.conftest import DIT, PROMPT, UNET
 from tests.tolerances import PICTURE
+from tests.traced import Picture, Traced, staged
 
 ACROSS = (64, 64, 64, 128, 128, 192)
 """The channels of the UNet's skip connections, the outermost first."""
@@ -31,51 +27,10 @@ STEPS = 5
 EVALUATIONS = {"dpmpp-2m": STEPS, "heun": 2 * STEPS - 1}
 
 
-class Traced:
-    """Hold a pipeline, and its programs for several samplers."""
-
-    def __init__(self, model: Path, samplers: Sequence[str]) -> None:
-        self.pipeline: Any = load(model)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.schedulers = {name: new_scheduler(name, self.pipeline.scheduler) for name in samplers}
-        self.programs, capture, found = dict[str, list[Program]](), Capture(), list[list[Program]]()
-        for scheduler in self.schedulers.values():
-            self.pipeline.scheduler = scheduler
-            found.append(trace_pipeline(self.pipeline, Sampling(steps=STEPS), capture))
-        made = iter(capture.graphs([program for each in found for program in each]))
-        for name, each in zip(samplers, found, strict=True):
-            self.programs[name] = [next(made) for _ in each]
-
-    def bundle(self, sampler: str, folder: Path, cache: str) -> Sampler:
-        """Compile the programs of one sampler."""
-        tokenizers = {key: value for key, value in self.pipeline.components.items() if key.startswith("tokenizer")}
-        made = write_bundle(self.programs[sampler], folder / "x.diffc", tokenizers=tokenizers, cache=cache)
-        return Sampler(made)
-
-    def hooked(self, sampler: str, sources: Sequence[int], branch: int, guidance: float) -> np.ndarray[Any, Any]:
-        """Draw with diffusers, where evaluation n takes over what evaluation ``sources[n]`` computed."""
-        layers = [resnet for block in self.pipeline.unet.up_blocks for resnet in block.resnets][::-1]
-        kept, count = dict[int, torch.Tensor](), iter(range(len(sources)))
-
-        def take_over(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            at = next(count)
-            kept[at], across = args[0].split([args[0].shape[1] - ACROSS[branch], ACROSS[branch]], 1)
-            return torch.cat([kept[sources[at]], across], 1), *args[1:]
-
-        hook = layers[branch].register_forward_pre_hook(take_over)
-        self.pipeline.scheduler = self.schedulers[sampler]
-        generator = torch.Generator("cpu").manual_seed(3)
-        options = {"num_inference_steps": STEPS, "generator": generator, "output_type": "np"}
-        drawn = self.pipeline(PROMPT, guidance_scale=guidance, **options).images
-        hook.remove()
-        assert next(count, None) is None, "every evaluation must be hooked"
-        return np.asarray(drawn)
-
-
 @pytest.fixture(scope="module")
 def traced() -> Traced:
     """Trace the trained UNet."""
-    return Traced(UNET, tuple(EVALUATIONS))
+    return Traced(UNET, tuple(EVALUATIONS), STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +39,21 @@ def programs(traced: Traced) -> tuple[Program, ...]:
     return staged(traced.programs["dpmpp-2m"])
 
 
-def staged(programs: Sequence[Program]) -> tuple[Program, ...]:
-    """Bring programs to where a cache is applied."""
-    return stage([run(program, NORMAL_FORM) for program in programs])
+def hooked(traced: Traced, sampler: str, sources: Sequence[int], branch: int, guidance: float) -> Picture:
+    """Draw with diffusers, where evaluation n takes over what evaluation ``sources[n]`` computed."""
+    layers = [resnet for block in traced.pipeline.unet.up_blocks for resnet in block.resnets][::-1]
+    kept, count = dict[int, torch.Tensor](), iter(range(len(sources)))
+
+    def take_over(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        at = next(count)
+        kept[at], across = args[0].split([args[0].shape[1] - ACROSS[branch], ACROSS[branch]], 1)
+        return torch.cat([kept[sources[at]], across], 1), *args[1:]
+
+    hook = layers[branch].register_forward_pre_hook(take_over)
+    drawn = traced.drawn(sampler, guidance)
+    hook.remove()
+    assert next(count, None) is None, "every evaluation must be hooked"
+    return drawn
 
 
 CASES = [("dpmpp-2m", 0, 2, 5.0), ("heun", 3, 4, 1.0)]
@@ -97,11 +64,11 @@ def test_a_bundle_draws_what_a_hooked_pipeline_draws(
     traced: Traced, tmp_path: Path, sampler: str, branch: int, interval: int, guidance: float
 ) -> None:
     sources = [at // interval * interval for at in range(EVALUATIONS[sampler])]
-    wanted = traced.hooked(sampler, sources, branch, guidance)
+    wanted = hooked(traced, sampler, sources, branch, guidance)
     bundle = traced.bundle(sampler, tmp_path, f"deepcache:interval={interval},branch={branch}")
     found = bundle(PROMPT, seed=3, guidance_scale=guidance, output="np")
     assert np.abs(found - wanted).max() <= PICTURE
-    whole = traced.hooked(sampler, range(EVALUATIONS[sampler]), branch, guidance)
+    whole = hooked(traced, sampler, range(EVALUATIONS[sampler]), branch, guidance)
     assert np.abs(whole - wanted).max() > 3 * PICTURE, "the reuse must be seen"
 
 
