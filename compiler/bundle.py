@@ -80,13 +80,15 @@ def build(
     are those of `diffc.passes.cache`.
 
     A target of few bits is quantized: by the techniques of ``quant`` and as the file ``recipe`` says
-    (`diffc.compiler.recipe`), calibrated with the prompts of the file ``calibration`` from ``seed`` on. ``min_psnr`` is
+    (`diffc.compiler.recipe`), calibrated with the prompts of the file ``calibration`` from ``seed`` on, which are those
+    of a cache that looks at trajectories too. ``min_psnr`` is
     what the worst of the pictures drawn then must reach, in dB, against the same program in float32.
     Whatever fails, no half-made bundle is left. Raises `DiffcError` of the stage that failed.
     """
     wanted = parse_target(target)
-    asked = asked_quantization(wanted, quant, recipe, calibration, seed, min_psnr)
-    features = asked_cache(cache)
+    features = asked_cache(cache, calibration, seed)
+    calibrates = features is not None and features.is_calibrated
+    asked = asked_quantization(wanted, quant, recipe, calibration, seed, min_psnr, calibrates=calibrates)
     source = Path(source)
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
     with _new_folder(output) as folder:
@@ -167,13 +169,13 @@ def _write(
     progress("stage")
     work = work_by_stage(programs)
     programs = [verify(fill_tables(program)) for program in stage(programs)]
-    if features is not None:
-        progress(f"cache: {features.name}")
-        programs = features.applied(programs)
     texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
+    source = str(provenance.get("source_sha256", ""))
+    if features is not None:
+        programs = features.applied(programs, texts, source, progress)
     quantized = None
     if asked is not None:
-        quantized = quantize(programs, texts, target, asked, str(provenance.get("source_sha256", "")), progress)
+        quantized = quantize(programs, texts, target, asked, source, progress)
         programs = [verify(program) for program in quantized.programs]
         provenance = provenance | {"calibration": quantized.plan.calibration.digest}
     graphs = {graph.name: graph for program in programs for graph in program.graphs}

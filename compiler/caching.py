@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from diffc.compiler.cache import Cache
+from diffc.compiler.calibration import Calibration, calibrate, read_prompts
 from diffc.compiler.errors import DiffcError, RecipeError
 from diffc.compiler.ir import Program
 from diffc.compiler.recipe import check_options, parse_methods
+from diffc.compiler.target import Progress
 from diffc.compiler.verify import verify
 from diffc.passes.cache import CACHES
 
@@ -17,33 +22,56 @@ OPTION = "--cache"
 
 @dataclass(frozen=True)
 class AskedCache:
-    """Hold the cache that a user asked for, and its options."""
+    """Hold the cache that a user asked for, its options, and what its trajectories are drawn from if it needs any."""
 
     name: str
     options: Mapping[str, Any]
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def described(self) -> list[Any]:
         """Say it as provenance does."""
         return [self.name, dict(self.options)]
 
-    def applied(self, programs: Sequence[Program]) -> list[Program]:
+    @property
+    def is_calibrated(self) -> bool:
+        """Say whether the cache looks at trajectories."""
+        return "calibrated" in inspect.signature(CACHES[self.name]).parameters
+
+    def applied(
+        self, programs: Sequence[Program], tokenizers: Mapping[str, str], source: str, progress: Progress
+    ) -> list[Program]:
         """Cache in all programs of a bundle. Raises `PassError` where a program does not admit it."""
+        texts = {name: text.encode() for name, text in tokenizers.items()}
+
+        def looks(program: Program) -> Calibration:
+            return calibrate(
+                program,
+                texts,
+                prompts=self.prompts,
+                seed=self.seed,
+                source=source,
+                cache=Cache.default(),
+                progress=progress,
+            )
+
+        progress(f"cache: {self.name}")
         try:
-            return [verify(program) for program in CACHES[self.name](programs, **self.options)]
+            given = (programs, looks) if self.is_calibrated else (programs,)
+            return [verify(program) for program in CACHES[self.name](*given, **self.options)]
         except DiffcError as error:
             error.inside = f"{OPTION} {self.name}"
             raise
 
 
-def asked_cache(text: str | None) -> AskedCache | None:
-    """Read what is asked for; None for nothing or ``none``. Raises `RecipeError`."""
+def asked_cache(text: str | None, prompts: Path | str | None = None, seed: int = 0) -> AskedCache | None:
+    """Read what is asked for; None for nothing or ``none``. Raises `RecipeError`, and `BuildError` for the prompts."""
     if text is None or text == "none":
         return None
     (name, options), *more = parse_methods(text, ("none", *CACHES), "cache")
     if more or name == "none":
-        raise RecipeError(
-            f"{text!r} is more than one cache", where=OPTION, fix="choose one, such as deepcache:interval=3"
-        )
+        fix = "choose one, such as deepcache:interval=3"
+        raise RecipeError(f"{text!r} is more than one cache", where=OPTION, fix=fix)
     check_options(name, CACHES[name], options, OPTION)
-    return AskedCache(name, options)
+    return AskedCache(name, options, read_prompts(Path(prompts)) if prompts is not None else (), seed)

@@ -112,6 +112,10 @@ class Calibration:
         return replace(self, samples=tuple(self.samples[n] for n in sorted(kept)))
 
 
+Calibrate = Callable[[Program], Calibration]
+"""Give the trajectories of a program, as `calibrate` does."""
+
+
 def calibrate(
     program: Program,
     tokenizers: Mapping[str, bytes],

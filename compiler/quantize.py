@@ -54,9 +54,15 @@ def asked_quantization(
     calibration: Path | str | None = None,
     seed: int = 0,
     min_psnr: float | None = None,
+    *,
+    calibrates: bool = False,
 ) -> Asked | None:
-    """Read what is asked for; None for a target that is not quantized. Raises `RecipeError` and `BuildError`."""
-    given = {"--quant": quant, "--recipe": recipe, "--calibration": calibration, "--min-psnr": min_psnr}
+    """Read what is asked for; None for a target that is not quantized. Raises `RecipeError` and `BuildError`.
+
+    ``calibrates`` says that something else is calibrated as well, so that a file of prompts is of use in any case.
+    """
+    given = {"--quant": quant, "--recipe": recipe, "--min-psnr": min_psnr}
+    given |= {} if calibrates else {"--calibration": calibration}
     if target.precision not in RECIPES:
         for name in (name for name, value in given.items() if value is not None):
             fix = f"choose a precision that is quantized: {', '.join(RECIPES)}"

@@ -36,8 +36,14 @@ MACHINE_PATH = re.compile(
     r"(?<![\w.:/-])/(?:work|root|home|farm)/|\.\./shared|/opt/(?:wheels|pypi)|pypi\.org|python[h]osted"
 )
 
-# A pass rewrites one program, or all of a bundle where they share what it makes, or the plan of their quantization.
-PASS_FORMS = [(["program"], "Program"), (["programs"], "tuple[Program, ...]"), (["plan"], "Plan")]
+# A pass rewrites one program, or all of a bundle where they share what it makes, after looking at their trajectories or
+# not, or the plan of their quantization.
+PASS_FORMS = [
+    (["program"], "Program"),
+    (["programs"], "tuple[Program, ...]"),
+    (["programs", "calibrated"], "tuple[Program, ...]"),
+    (["plan"], "Plan"),
+]
 
 each_pass = pytest.mark.parametrize("path", PASSES, ids=lambda path: path.stem)
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
+from diffc.compiler import caching
 from diffc.compiler.caching import AskedCache, asked_cache
+from diffc.compiler.calibration import Calibrate, Calibration
 from diffc.compiler.errors import PassError, RecipeError
+from diffc.compiler.ir import Program
 from diffc.compiler.text import parse
+from diffc.passes.cache import CACHES
 
 
 @pytest.mark.parametrize("text", [None, "none"])
@@ -43,5 +50,28 @@ def test_an_error_says_which_cache_it_comes_from() -> None:
         "n: float32[1] = noise() a: float32[1] = f(x=n) b: float32[1] = f(x=a) return b }"
     )
     with pytest.raises(PassError, match="no program calls a denoiser") as refused:
-        AskedCache("deepcache", {}).applied([program])
+        AskedCache("deepcache", {}).applied([program], {}, "", lambda _: None)
     assert refused.value.inside == "--cache deepcache"
+
+
+def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = parse(
+        "program p(prompt: text[1]) { n: float32[1] = noise() x: float32[1] = linear(n; 2) step(x; 1) return x }"
+    )
+    seen = list[Calibration]()
+
+    def looking(programs: Sequence[Program], calibrated: Calibrate, *, often: int = 1) -> tuple[Program, ...]:
+        seen.extend(calibrated(each) for each in programs for _ in range(often))
+        return tuple(programs)
+
+    monkeypatch.setattr(caching, "CACHES", {"looking": looking, "deepcache": CACHES["deepcache"]})
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    asked = asked_cache("looking:often=2", tmp_path / "prompts.txt", seed=5)
+    assert asked is not None and asked.is_calibrated
+    assert asked.applied([program], {}, "", lambda _: None) == [program]
+    assert [calibration.prompts for calibration in seen] == [("one", "two")] * 2
+    assert [drawing.seed for drawing in seen[0].drawings] == [5, 6]
+    other = asked_cache("deepcache")
+    assert other is not None and not other.is_calibrated
+    with pytest.raises(RecipeError, match="looking has no option 'calibrated'"):
+        asked_cache("looking:calibrated=1")
