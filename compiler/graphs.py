@@ -32,6 +32,9 @@ STRIDELESS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default
 PRODUCTS = (aten.matmul.default, aten.mm.default, aten.addmm.default)
 """What a linear layer is taken apart into; the last begins with the bias."""
 
+CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+"""Convolutions by the number of their strides."""
+
 ENTRY_POINTS = ("forward", "encode", "decode")
 """The methods by which a pipeline calls a component."""
 
@@ -251,8 +254,10 @@ def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Exp
 
 
 def _recompose(graph: fx.Graph) -> None:
-    """Let a product with a transposed weight be the linear layer that ``torch.vmap`` took apart."""
+    """Let layers be what ``torch.vmap`` took apart: a product with a transposed weight, a convolution of any kind."""
     for node in graph.nodes:
+        if node.target is aten.convolution.default and not node.args[6] and len(node.args[3]) in CONVOLUTIONS:
+            node.target, node.args = CONVOLUTIONS[len(node.args[3])], (*node.args[:6], node.args[8])
         *bias, x, weight = node.args if node.target in PRODUCTS and not node.kwargs else (None, None)
         if isinstance(weight, fx.Node) and weight.target is aten.t.default:
             node.target, node.args = aten.linear.default, (x, weight.args[0], *bias)

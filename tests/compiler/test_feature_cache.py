@@ -67,7 +67,7 @@ class UNet(nn.Module):
         time = torch.tanh(self.time(timestep[:, None] / 1000))[:, :, None, None]
         first = torch.tanh(self.into(sample))
         deep = kept["deep"] if kept else self.deep(first, time, text)
-        return self.out(torch.cat([deep, torch.tanh(first + time)], 1)), {"deep": deep}
+        return self.out(torch.cat([deep + time, torch.tanh(first + time)], 1)), {"deep": deep}
 
 
 class Transformer(nn.Module):
@@ -189,11 +189,8 @@ def deep(program: Program) -> Feature:
 def middle(program: Program) -> Feature:
     """Find what the two blocks in the middle of the transformer add."""
     (body,) = [body_of(graph) for graph in denoisers([program])]
-    sums = [
-        node.name
-        for node in body.graph.nodes
-        if node.target == torch.ops.aten.add.Tensor and torch.ops.aten.tanh.default in {a.target for a in node.args}
-    ]
+    blocks = [node for node in body.graph.nodes if node.target == torch.ops.aten.tanh.default]
+    sums = [user.name for block in blocks for user in block.users]
     return Feature(sums[2], base=sums[0])
 
 
@@ -245,7 +242,26 @@ def test_a_unet_becomes_three_pieces_with_each_weight_in_one() -> None:
     assert sum(len(p.body.state_dict) for p in pieces) == len(whole.body.state_dict)
     assert {piece.component for piece in pieces} == {whole.component}
     ports = [[port.name for port in piece.inputs] for piece in pieces]
-    assert ["step" in each for each in ports] == [True, True, False], "the row of a table goes to whom it concerns"
+    assert ["step" in each for each in ports] == [True, True, True], "the row of a table goes to whom it concerns"
+
+
+def test_work_before_the_loop_that_was_not_staged_is_done_in_one_piece() -> None:
+    model, sources = Transformer(), (0, 0, 0, 3, 3)
+    program = captured(model)
+    (found,) = cached([program], follow(middle(program), sources))
+    weights = [name for piece in found.graphs for name in piece.body.state_dict if "denoiser" in piece.name]
+    assert sorted(weights) == sorted(denoisers([program])[0].body.state_dict)
+    assert close(run(found), by_hand(model, sources))
+
+
+def test_ports_between_pieces_are_hidden() -> None:
+    (program,) = together(UNet(), 5)
+    (found,) = cached([program], follow(deep(program), (0, 0, 0, 3, 3)))
+    first, inner, last = (graph for graph in found.graphs if "piece" in graph.name)
+    assert {port.name for port in first.inputs} - first.hidden == {"sample", "step"}
+    assert {port.name for port in first.outputs} == first.hidden
+    assert {port.name for port in inner.outputs} == {deep(program).node} == inner.hidden - first.hidden
+    assert {port.name for port in last.outputs}.isdisjoint(last.hidden)
 
 
 def test_a_residual_is_kept_not_the_feature() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.calibration import Calibration
+from diffc.compiler.feature_cache import Feature, Reuse, cached
 from diffc.compiler.formats import parse_spec
 from diffc.compiler.quantization import Plan, Scheme
 from diffc.compiler.trace import capture
@@ -101,6 +102,18 @@ def test_eight_bits_take_the_place_of_fewer(given: tuple[str, str], kept: tuple[
 def test_float_is_asked_for() -> None:
     found = schemes(keep_sensitive(planned(Patched(), "int8:channel", "int8:token"), in_float=True))
     assert [name for name, scheme in found.items() if scheme == ("None", "None")] == ["first", "last"]
+
+
+def test_between_pieces_of_a_cached_denoiser_there_are_no_ends() -> None:
+    plan = planned(Convolutional(), "int4:channel", "int4:tensor:dynamic")
+    middle = next(layer.sites[0].node for layer in plan.layers if layer.name.endswith("middle"))
+    schedule = [(), (Reuse(Feature(middle), 0),), ()]
+    pieces = cached(plan.programs, lambda *_: schedule)
+    plan = Plan.of(pieces, plan.calibration, lambda layer: plan.layers[0].scheme)
+    ends = {site.graph for layer in plan.layers if layer.name.endswith("middle") for site in layer.sites}
+    assert ends == {"denoiser_piece_1"}, "the middle layer is the last of its piece"
+    before, after = schemes(plan), schemes(keep_sensitive(plan))
+    assert {name for name in after if after[name] != before[name]} == {"first", "last"}
 
 
 def test_what_is_computed_before_the_loop_has_no_ends() -> None:
