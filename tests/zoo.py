@@ -67,7 +67,7 @@ def entry(name: str) -> Callable[[Callable[[], Entry]], Callable[[], Entry]]:
             for component in made.pipeline.components.values():
                 if isinstance(component, nn.Module):
                     component.eval().requires_grad_(False)
-                    _wake(component)
+                    wake(component)
             return made
 
         ZOO[name] = seeded
@@ -76,7 +76,7 @@ def entry(name: str) -> Callable[[Callable[[], Entry]], Callable[[], Entry]]:
     return register
 
 
-def _wake(module: nn.Module) -> None:
+def wake(module: nn.Module) -> None:
     """Fill weights that training would start at zero: they would hide what is before them."""
     for weight in module.parameters():
         if not weight.any():
