@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from diffc.compiler.cut import needed
+from diffc.compiler.errors import PassError
 from diffc.compiler.ir import Graph, Program
 from diffc.compiler.pieces import Feature
 from diffc.compiler.stages import LATENT, body_of, multiply_adds, stages_of_nodes, stages_of_ports
@@ -58,6 +59,11 @@ class Transformer:
         """Give the part of the work that is done in blocks."""
         return sum(block.multiply_adds for block in self.blocks) / max(1, self.multiply_adds)
 
+    def width(self, stream: Stream) -> int:
+        """Count the channels of a stream, its last axis."""
+        (value,) = (node.meta["val"] for node in self.body.graph.nodes if node.name == stream.after)
+        return int(value.shape[-1])
+
     def features(self, *spans: range) -> list[tuple[Feature, ...]]:
         """Name what each span of blocks adds, for calls that reuse all the spans given; what none reads is left out.
 
@@ -90,6 +96,20 @@ def transformer(graph: Graph, programs: Sequence[Program]) -> Transformer:
     body = body_of(graph)
     search = _Search(body, graph, stages_of_ports(graph, programs))
     return Transformer(body, tuple(search.blocks()), sum(search.work.values()))
+
+
+def isotropic(graph: Graph, programs: Sequence[Program], cache: str) -> Transformer:
+    """Find the blocks of a graph that does most of its work in blocks of one width.
+
+    Raises `PassError` for another, in the name of a cache of such blocks.
+    """
+    found = transformer(graph, programs)
+    widths = {found.width(stream) for block in found.blocks for stream in block.streams}
+    if len(found.blocks) < 2 or len(widths) > 1 or found.share < 0.5:
+        work = f"{len(found.blocks)} transformer blocks of {len(widths)} widths do {found.share:.0%} of the work"
+        fix = "choose deepcache, faster-diffusion or a-sdm, which are for UNets"
+        raise PassError(f"{cache}: the denoiser is no transformer: {work}", where=graph.name, fix=fix)
+    return found
 
 
 @dataclass(frozen=True)

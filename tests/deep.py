@@ -67,17 +67,20 @@ class Deep:
         return calibrate(program or self.program, tokenizers, prompts=[PROMPT])
 
     def drawn(self, program: Program) -> torch.Tensor:
-        """Draw the prompt with a program."""
-        return self.calibrated(program).drawings[0].output
+        """Draw the prompt with a program; give the last latents where it tells them."""
+        (drawing,) = self.calibrated(program).drawings
+        return drawing.steps[-1] if drawing.steps else drawing.output
 
     def draw(
         self, skips: Skips = (), watch: Callable[[int, int, Given, Given], None] = lambda *_: None
     ) -> torch.Tensor:
-        """Draw the prompt with diffusers; ``watch`` is shown each call, block, and what it is given and gives."""
+        """Draw with diffusers, the same; ``watch`` is shown each call, block, and what it is given and gives."""
         by_hand = _ByHand(self, skips, watch)
         hook = self.entry.pipeline.transformer.register_forward_pre_hook(by_hand.begin)
         texts = {"prompt": PROMPT, "negative_prompt": ""}
-        drawn = self.entry.draw(**{key: text for key, text in texts.items() if key in self.entry.request})
+        asked = {key: text for key, text in texts.items() if key in self.entry.request}
+        tells = any(op.operator == "step" for op in self.program.ops)
+        drawn = self.entry.draw(**asked, output_type="latent" if tells else "pt")
         hook.remove()
         for block in self.blocks:
             del block.forward
@@ -88,6 +91,11 @@ class Deep:
 def deep(name: str) -> Deep:
     """Trace a pipeline once for all tests; draws leave it as it is."""
     return Deep(name)
+
+
+def deviation(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Give the largest difference, relative to the largest value."""
+    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 class _ByHand:

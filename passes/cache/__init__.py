@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from diffc.compiler.ir import Program
 from diffc.passes.cache.deepcache import deepcache
 from diffc.passes.cache.faster_diffusion import faster_diffusion
+from diffc.passes.cache.delta_dit import delta_dit
 
 CACHES: Mapping[str, Callable[..., tuple[Program, ...]]] = {
     cache.__name__.replace("_", "-"): cache
@@ -13,6 +14,8 @@ CACHES: Mapping[str, Callable[..., tuple[Program, ...]]] = {
         deepcache,
         # All but what a UNet has behind its skip connections
         faster_diffusion,
+        # What blocks of a transformer add
+        delta_dit,
     )
 }
 """The caches by the names that ``--cache`` takes."""
