@@ -113,3 +113,6 @@ SAME_PSNR = 0.5
 CACHED = 3e-6
 """A cached program's last latents against diffusers' where blocks are skipped by hand, relative to the largest.
 passes/cache/test_delta_dit.py: at worst 6e-7, where the reuse itself changes them by 4e-5 to 2e-2."""
+
+PROFILE = 1e-4
+"""Attention by its products against diffusers', relative. passes/cache/test_profiling_dit.py: at worst XXX."""

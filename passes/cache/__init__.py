@@ -6,6 +6,7 @@ from diffc.compiler.ir import Program
 from diffc.passes.cache.deepcache import deepcache
 from diffc.passes.cache.faster_diffusion import faster_diffusion
 from diffc.passes.cache.delta_dit import delta_dit
+from diffc.passes.cache.profiling_dit import profiling_dit
 
 CACHES: Mapping[str, Callable[..., tuple[Program, ...]]] = {
     cache.__name__.replace("_", "-"): cache
@@ -16,6 +17,7 @@ CACHES: Mapping[str, Callable[..., tuple[Program, ...]]] = {
         faster_diffusion,
         # What blocks of a transformer add
         delta_dit,
+        profiling_dit,
     )
 }
 """The caches by the names that ``--cache`` takes."""

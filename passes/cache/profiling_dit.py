@@ -1,0 +1,168 @@
+"""Add what runs of blocks that look at the background added in an earlier step; those that look at things compute.
+
+Paper: Ma et al., "Model Reveals What to Cache: Profiling-Based Feature Reuse for Video Diffusion Models", ICCV 2025,
+       https://arxiv.org/abs/2504.03140 (labels by attention, the warm-up; one residual for each run, as in its code)
+
+Before (inside a graph):
+    y0 = transformer(sample=x0)
+    y1 = transformer(sample=x1)
+
+After (warmup=0, interval=2, of four blocks the second and the third look at the background):
+    h0 = first(sample=x0)
+    d0 = second_and_third(h0)
+    r0 = linear(d0, h0; 1, -1)
+    y0 = fourth(d0)
+    h1 = first(sample=x1)
+    y1 = fourth(linear(h1, r0; 1, 1))
+
+The program's own trajectory is profiled. The foreground are the tokens whose latents, when the picture is nearly done,
+are far from those of most. A block looks at it if a token of it draws more attention from the picture's
+tokens than one of the background does, over heads, steps and prompts. Steps are evaluations of the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import fx
+
+from diffc.compiler.calibration import Calibrate, Calibration, Sample, watch
+from diffc.compiler.errors import PassError
+from diffc.compiler.feature_cache import Reuse, Schedule, cached
+from diffc.compiler.ir import Graph, Program
+from diffc.compiler.spans import Transformer, isotropic
+from diffc.compiler.stages import LATENT, stages_of_ports
+
+aten = torch.ops.aten
+
+SAMPLES = 16
+"""Evaluations that attention is profiled in."""
+
+
+def profiling_dit(
+    programs: Sequence[Program],
+    calibrated: Calibrate,
+    *,
+    interval: int = 4,
+    warmup: float = 0.12,
+    share: float | None = None,
+) -> tuple[Program, ...]:
+    """Compute all blocks in the part ``warmup`` of the steps, then in one of ``interval``; those between reuse.
+
+    The blocks that look at the background are reused, or the part ``share`` of all blocks that does so most. Raises
+    `PassError` for a graph that is not mostly blocks of one width with attention, and where there is nothing to reuse.
+    """
+    if interval < 1 or not 0 <= warmup <= 1 or not 0 < (1.0 if share is None else share) <= 1:
+        raise PassError(
+            f"profiling-dit: interval={interval}, warmup={warmup:g}, share={share}",
+            fix="give an interval of 1 or more, and parts from 0 to 1 of the steps and of the blocks",
+        )
+    labels = dict[str, list[range]]()
+
+    def follow(program: Program, graph: Graph, count: int) -> Schedule:
+        first = round(warmup * count)
+        if first + 1 >= count:
+            what = f"profiling-dit: {first} of {count} evaluations warm up"
+            raise PassError(what, where=program.name, fix="give a smaller warmup, or more steps")
+        found = isotropic(graph, [program], "profiling-dit")
+        if graph.name not in labels:
+            ratios = _Profile(graph, found, program, calibrated(program)).ratios()
+            labels[graph.name] = _runs(ratios, share)
+        if not labels[graph.name]:
+            what = "profiling-dit: all blocks look at the foreground"
+            raise PassError(what, where=graph.name, fix="give the share of the blocks that is reused, as share=0.5")
+        added = [feature for each in found.features(*labels[graph.name]) for feature in each]
+        since = [max(0, at - first) % interval for at in range(count)]
+        return [tuple(Reuse(feature, at - since[at]) for feature in added if since[at]) for at in range(count)]
+
+    return cached(programs, follow)
+
+
+def _runs(ratios: Sequence[float], share: float | None) -> list[range]:
+    """List the runs of blocks that look at the background."""
+    ranked = sorted(range(len(ratios)), key=ratios.__getitem__)
+    count = sum(ratio < 1 for ratio in ratios) if share is None else max(1, round(share * len(ratios)))
+    runs = groupby(enumerate(sorted(ranked[:count])), lambda pair: pair[1] - pair[0])
+    blocks = [[block for _, block in run] for _, run in runs]
+    return [range(run[0], run[-1] + 1) for run in blocks]
+
+
+class _Profile:
+    """Watch the attention of a transformer's blocks.
+
+    Of the tokens that look at each other the picture's are those whose keys in the first block change with the latents.
+    """
+
+    def __init__(self, graph: Graph, found: Transformer, program: Program, calibration: Calibration) -> None:
+        self.graph, self.found, self.calibration = graph, found, calibration
+        ports = stages_of_ports(graph, [program])
+        self.latents = [ports[port.name] >= LATENT for port in graph.inputs]
+        nodes = {node.name: node for node in found.body.graph.nodes}
+        self.products = {name: at for at, block in enumerate(found.blocks) for name in block.products}
+        if any(nodes[name].target is not aten.scaled_dot_product_attention.default for name in self.products):
+            what = "profiling-dit: blocks have no attention from token to token"
+            raise PassError(what, where=graph.name, fix="choose delta-dit, which looks at none")
+        self.foreground: dict[int, torch.Tensor] = {}
+        for sample in {sample.prompt: sample for sample in calibration.of(graph)}.values():
+            self._see(sample)
+
+    def _see(self, last: Sample) -> None:
+        """Find the picture's tokens, and those of the foreground, [batch, tokens], by a prompt's last evaluation."""
+        blank = [torch.zeros_like(x) if is_latent else x for x, is_latent in zip(last.feeds, self.latents, strict=True)]
+        keys, first = list[torch.Tensor](), dict[str, list[torch.Tensor]]()
+        names = [stream.before for stream in self.found.blocks[0].streams if stream.before]
+
+        def visit(node: fx.Node, given: tuple[Any, ...], made: torch.Tensor, _: Sample) -> None:
+            if node.name in self.products:
+                keys.append(given[1])
+            else:
+                first.setdefault(node.name, []).append(made)
+
+        wanted: dict[str, Sequence[int]] = dict.fromkeys(names, ())
+        samples = (last, replace(last, feeds=tuple(blank)))
+        watch(self.graph, samples, wanted | {self.found.blocks[0].products[0]: (0, 1)}, visit)
+        self.picture = (keys[0] != keys[1]).any(-1).flatten(0, 1).any(0)
+        embedded = max((drawn - still for drawn, still in first.values()), key=lambda x: float(x.abs().sum()))
+        self.foreground[last.prompt] = _foreground(embedded)
+
+    def ratios(self) -> list[float]:
+        """Say for each block how much attention a token of the foreground draws for one of the background."""
+        sums = torch.zeros(len(self.found.blocks), 2)
+
+        def visit(node: fx.Node, given: tuple[Any, ...], _: object, sample: Sample) -> None:
+            drawn, front = self._drawn(node, *given), self.foreground[sample.prompt]
+            sums[self.products[node.name]] += torch.stack([drawn[front].mean(), drawn[~front].mean()])
+
+        chosen = replace(self.calibration, samples=tuple(self.calibration.of(self.graph))).few(SAMPLES)
+        watch(self.graph, chosen.samples, dict.fromkeys(self.products, (0, 1, 2, 3)), visit)
+        return [float(front / back) for front, back in sums]
+
+    def _drawn(self, node: fx.Node, query: torch.Tensor, key: torch.Tensor, _: object, mask: Any) -> torch.Tensor:
+        """Give what each of the picture's tokens draws of their attention, [batch, tokens]; heads one at a time."""
+        told = node.kwargs.get("scale")
+        scale = told if isinstance(told, float) else query.shape[-1] ** -0.5
+        shared, total = query.shape[1] // key.shape[1], torch.zeros(())
+        for head in range(query.shape[1]):
+            scores = query[:, head].float() @ key[:, head // shared].float().mT * scale
+            if mask is not None:
+                bias = mask if mask.is_floating_point() else torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+                scores += bias.expand(*query.shape[:-1], -1)[:, head]
+            total = total + scores.softmax(-1)[:, self.picture][:, :, self.picture].mean(1)
+        return total / query.shape[1]
+
+
+def _foreground(embedded: torch.Tensor) -> torch.Tensor:
+    """Mark tokens [batch, tokens] of values [batch, tokens, channels] that are far from the median one.
+
+    The distances are parted where the classes' means are farthest apart for their sizes, as by Otsu (1979).
+    """
+    far = (embedded - embedded.median(1, keepdim=True).values).norm(dim=-1)
+    ordered = far.sort(-1).values
+    count = torch.arange(1, ordered.shape[-1])
+    low, total = ordered.cumsum(-1)[:, :-1], ordered.sum(-1, keepdim=True)
+    between = (low / count - (total - low) / (ordered.shape[-1] - count)).square() * count * (len(count) + 1 - count)
+    return torch.gt(far, ordered.gather(-1, between.argmax(-1, keepdim=True)))
