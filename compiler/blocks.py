@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from diffc.compiler.calibration import Sample, watch
-from diffc.compiler.ir import Graph
+from diffc.compiler.ir import Graph, Program
 from diffc.compiler.quantization import Layer, Plan
 from diffc.compiler.stages import LATENT, body_of, stages_of_nodes, stages_of_ports
 from diffc.compiler.stored import settle
@@ -69,7 +69,7 @@ def find_blocks(plan: Plan, wanted: Callable[[Layer], bool]) -> list[Block]:
             continue
         sites = {site.node: layer for layer in plan.layers for site in layer.sites if site.graph == graph.name}
         weighted = {name: layer for name, layer in sites.items() if layer.kind in ("linear", "conv")}
-        for nodes in _regions(_flow(graph, plan), set(weighted)):
+        for nodes, _ in regions(flow_of(graph, plan.programs), set(weighted)):
             inside = [node.name for node in nodes if node.name in weighted]
             layers = {name: weighted[name] for name in inside if wanted(weighted[name])}
             layers = {name: layer for name, layer in layers.items() if layer.name not in taken}
@@ -79,10 +79,10 @@ def find_blocks(plan: Plan, wanted: Callable[[Layer], bool]) -> list[Block]:
     return found
 
 
-def _flow(graph: Graph, plan: Plan) -> list[fx.Node]:
+def flow_of(graph: Graph, programs: Sequence[Program]) -> list[fx.Node]:
     """List what depends on the latents, or in a graph that has none on any input."""
     body = body_of(graph)
-    stages = stages_of_nodes(body, graph, stages_of_ports(graph, plan.programs))
+    stages = stages_of_nodes(body, graph, stages_of_ports(graph, programs))
     latent = {node for node, stage in stages.items() if stage >= LATENT}
     known = latent or {node for node in body.graph.nodes if node.op == "placeholder"}
     flow = dict.fromkeys(node for node in body.graph.nodes if node in known and node.op == "placeholder")
@@ -92,8 +92,8 @@ def _flow(graph: Graph, plan: Plan) -> list[fx.Node]:
     return list(flow)
 
 
-def _regions(flow: Sequence[fx.Node], layers: set[str]) -> Iterator[tuple[fx.Node, ...]]:
-    """Give the nodes of each block, innermost blocks only."""
+def regions(flow: Sequence[fx.Node], layers: set[str]) -> Iterator[tuple[tuple[fx.Node, ...], fx.Node]]:
+    """Give the nodes of each block, innermost blocks only, and which of them is the end of the longer path."""
     place = {node: at for at, node in enumerate(flow)}
     above: list[int] = []  # for each node, a set of bits: itself, and all that it is computed from
     ends = 0
@@ -107,10 +107,10 @@ def _regions(flow: Sequence[fx.Node], layers: set[str]) -> Iterator[tuple[fx.Nod
         first = common.bit_length() - 1
         inside = [n for n in range(first + 1, at + 1) if above[at] >> n & 1 and above[n] >> first & 1]
         depth = _depths([flow[n] for n in inside], layers)
-        short, long = sorted(depth.get(flow[n], 0) for n in operands)
-        if short < long and not any(ends >> n & 1 for n in inside):
+        short, long = sorted(operands, key=lambda n: depth.get(flow[n], 0))
+        if depth.get(flow[short], 0) < depth.get(flow[long], 0) and not any(ends >> n & 1 for n in inside):
             ends |= 1 << at
-            yield tuple(flow[n] for n in inside)
+            yield tuple(flow[n] for n in inside), flow[long]
 
 
 def _depths(nodes: Sequence[fx.Node], layers: set[str]) -> dict[fx.Node, int]:

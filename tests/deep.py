@@ -95,7 +95,7 @@ def deep(name: str) -> Deep:
 
 def deviation(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Give the largest difference, relative to the largest value."""
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    return float((found - wanted).detach().abs().max() / wanted.abs().max())
 
 
 class _ByHand:

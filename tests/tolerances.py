@@ -107,8 +107,6 @@ test_cached_bundles.py: 14.0 to 24.6."""
 
 SAME_PSNR = 0.05
 """How far one PSNR may be from another of the same pictures by another engine, in dB. test_cached_bundles.py: 4e-5."""
-SAME_PSNR = 0.5
-"""How far one PSNR may be from another of the same pictures by another engine, in dB. test_cached_bundles.py: 0.1."""
 
 CACHED = 3e-6
 """A cached program's last latents against diffusers' where blocks are skipped by hand, relative to the largest.
@@ -116,3 +114,7 @@ passes/cache/test_delta_dit.py: at worst 6e-7, where the reuse itself changes th
 
 PROFILE = 1e-4
 """Attention by its products against diffusers', relative. passes/cache/test_profiling_dit.py: at worst XXX."""
+
+FITTED = 1e-4
+"""What was fitted to features in float32 against NumPy's, and what is drawn with it, relative to the largest.
+passes/cache/test_cachequant.py: at worst XXX."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 
 from diffc.compiler.ir import Program
+from diffc.passes.cache.a_sdm import a_sdm
+from diffc.passes.cache.cachequant import cachequant
 from diffc.passes.cache.deepcache import deepcache
-from diffc.passes.cache.faster_diffusion import faster_diffusion
 from diffc.passes.cache.delta_dit import delta_dit
+from diffc.passes.cache.faster_diffusion import faster_diffusion
 from diffc.passes.cache.profiling_dit import profiling_dit
 
 CACHES: Mapping[str, Callable[..., tuple[Program, ...]]] = {
@@ -18,6 +20,10 @@ CACHES: Mapping[str, Callable[..., tuple[Program, ...]]] = {
         # What blocks of a transformer add
         delta_dit,
         profiling_dit,
+        # Either of them, where the trajectory says
+        cachequant,
+        # What residual blocks give, in any denoiser
+        a_sdm,
     )
 }
 """The caches by the names that ``--cache`` takes."""

@@ -1,0 +1,175 @@
+"""Choose by dynamic programming which steps refresh a cached feature, and correct it in each step that reuses it.
+
+Paper: Liu et al., "CacheQuant: Comprehensively Accelerated Diffusion Models", CVPR 2025,
+       https://arxiv.org/abs/2503.01323 (the schedule, and the correction of what the cache makes wrong)
+
+Before (inside a graph):
+    y0 = unet(sample=x0)
+    y1 = unet(sample=x1)
+
+After (interval=2):
+    h0, s0 = outer_down(sample=x0)
+    d0 = deep(h0)
+    y0 = outer_up(d0, s0)
+    h1, s1 = outer_down(sample=x1)
+    y1 = outer_up(a1 * d0 + b1, s1)
+
+The steps are parted into groups whose first refreshes, on average ``interval`` long and from half to twice that, so
+that the features' distances from the first of their group, in the program's own trajectory, are the smallest in sum.
+In a step that reuses, each channel is what least squares make of the first of the group's. The feature is that of
+DeepCache, or in a transformer what the blocks in its middle add. The layers that quantization makes wrong are not
+corrected here: a cached program is calibrated with its cache. Steps are evaluations of the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import fx
+
+from diffc.compiler.calibration import Calibrate, Calibration, Sample, watch
+from diffc.compiler.errors import PassError
+from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, evaluations
+from diffc.compiler.ir import Graph, Program, Table
+from diffc.compiler.skips import skips
+from diffc.compiler.spans import isotropic
+from diffc.compiler.stages import denoisers
+
+
+def cachequant(
+    programs: Sequence[Program],
+    calibrated: Calibrate,
+    *,
+    interval: int = 5,
+    branch: int = 0,
+    span: float = 0.75,
+    correct: bool = True,
+) -> tuple[Program, ...]:
+    """Refresh in one of ``interval`` steps on average, where it is best; ``correct`` channels in the others.
+
+    In a UNet what is inside of skip connection ``branch`` is reused, in a transformer what the part ``span`` of its
+    blocks add. Raises `PassError` for a graph that is neither, and for what no schedule or feature of a program is.
+    """
+    if interval < 1 or not 0 < span <= 1:
+        fix = "give an interval of 1 or more, and a part of the blocks from 0 to 1"
+        raise PassError(f"cachequant: interval={interval}, span={span:g}", fix=fix)
+
+    def follow(program: Program, graph: Graph, count: int) -> Schedule:
+        if interval > count:
+            what = f"cachequant: the interval is {interval}, and there are {count} evaluations of the denoiser"
+            raise PassError(what, where=program.name, fix=f"give an interval of at most {count}, or more steps")
+        if interval == 1:
+            return [()] * count
+        features = _features(graph, program, branch, span)
+        pairs = _Pairs(graph, program, features, 2 * interval)
+        pairs.look(calibrated(program))
+        first = _parted(pairs.steps, interval, pairs.distance)
+
+        def reuses(at: int) -> tuple[Reuse, ...]:
+            source = first.get(at, at)
+            corrections = [pairs.correction(f, source, at) if correct and source != at else None for f in features]
+            given = zip(features, corrections, strict=True)
+            return tuple(Reuse(feature, source, each) for feature, each in given if source != at)
+
+        return [reuses(at) for at in range(count)]
+
+    return cached(programs, follow)
+
+
+def _features(graph: Graph, program: Program, branch: int, span: float) -> tuple[Feature, ...]:
+    """Find what is reused: inside of a skip connection, or else in the middle of a transformer."""
+    found = skips(graph, [program])
+    if found and not 0 <= branch < len(found):
+        what = f"cachequant: branch {branch} of {len(found)} skip connections"
+        raise PassError(what, where=graph.name, fix=f"give a branch from 0, the cheapest, to {len(found) - 1}")
+    if found:
+        return (Feature(found[branch].up),)
+    blocks = isotropic(graph, [program], "cachequant")
+    number = max(1, round(span * len(blocks.blocks)))
+    begin = (len(blocks.blocks) - number) // 2
+    (features,) = blocks.features(range(begin, begin + number))
+    return features
+
+
+def _parted(steps: Sequence[int], interval: int, distance: dict[tuple[int, int], float]) -> dict[int, int]:
+    """Map steps to the first of their groups: the partition with the smallest sum of distances from the first.
+
+    There are as many groups as intervals, each half to twice as long.
+    """
+    least, most, number = max(1, interval // 2), 2 * interval, -(-len(steps) // interval)
+
+    @cache
+    def best(begin: int, groups: int) -> tuple[float, tuple[int, ...]]:
+        """Give the smallest sum of the steps from the place ``begin`` on, and where its groups begin."""
+        if groups == 0 or begin >= len(steps):
+            return (0.0 if groups == 0 and begin == len(steps) else float("inf")), ()
+        found = [(float("inf"), tuple[int, ...]())]
+        for end in range(begin + least, min(begin + most, len(steps)) + 1):
+            rest, others = best(end, groups - 1)
+            mine = sum(distance[steps[begin], steps[at]] for at in range(begin + 1, end))
+            found.append((mine + rest, (begin, *others)))
+        return min(found)
+
+    _, begins = best(0, number)
+    return {step: steps[max(begin for begin in begins if begin <= at)] for at, step in enumerate(steps)}
+
+
+class _Pairs:
+    """Compare features of two steps that are less than ``reach`` apart, over prompts, lanes and places.
+
+    ``distance`` is the mean of the absolute differences, relative to that of the features. ``sums`` are those of the
+    earlier step's channel, the later's, the square of the earlier and the product, and how many numbers were summed.
+    """
+
+    def __init__(self, graph: Graph, program: Program, features: Sequence[Feature], reach: int) -> None:
+        self.graph, self.features, self.reach = graph, features, reach
+        names = [each.name for each in denoisers([program])]
+        called = evaluations(program, names).items()
+        self.calls = [step for at, step in called if program.ops[at].operator == graph.name]
+        self.steps = sorted(set(self.calls))
+        self.distance = defaultdict[tuple[int, int], float](float)
+        self.sums = dict[tuple[Feature, int, int], torch.Tensor]()
+        self.shapes = dict[Feature, tuple[int, ...]]()
+        self.kept = dict[tuple[Feature, int, int], torch.Tensor]()
+        self.seen = dict[str, torch.Tensor]()
+
+    def look(self, calibration: Calibration) -> None:
+        """See all trajectories; features are kept as long as they are within reach."""
+        names = {name for feature in self.features for name in (feature.node, feature.base) if name}
+
+        def visit(node: fx.Node, _: object, made: torch.Tensor, sample: Sample) -> None:
+            self.seen[node.name] = made
+            if len(self.seen) == len(names):
+                for feature in self.features:
+                    self._add(feature, sample.step)
+                self.seen.clear()
+
+        watch(self.graph, calibration.of(self.graph), dict.fromkeys(names, ()), visit)
+
+    def _add(self, feature: Feature, call: int) -> None:
+        value, step = self.seen[feature.node].float(), self.calls[call]
+        if feature.base:
+            value = value - self.seen[feature.base].float()
+        axis = 1 if value.dim() == 4 else value.dim() - 1
+        self.shapes[feature] = tuple(size if at == axis else 1 for at, size in enumerate(value.shape))
+        rows, lane = value.movedim(axis, 0).flatten(1), self.calls[:call].count(step)
+        self.kept = {key: each for key, each in self.kept.items() if 0 < step - key[1] < self.reach or key[1] == step}
+        for (other, before, theirs), old in self.kept.items():
+            if other == feature and theirs == lane and before < step:
+                self.distance[before, step] += float((rows - old).abs().mean() / rows.abs().mean())
+                made = torch.stack([old.sum(1), rows.sum(1), (old * old).sum(1), (old * rows).sum(1)]).double()
+                made = torch.cat([made, torch.full((1, len(rows)), float(rows.shape[1]))])
+                self.sums[feature, before, step] = self.sums.get((feature, before, step), 0) + made
+        self.kept[feature, step, lane] = rows
+
+    def correction(self, feature: Feature, before: int, step: int) -> tuple[Table, Table]:
+        """Fit a factor and a term for each channel by least squares; the factor is 1 where a channel is constant."""
+        x, y, xx, xy, count = self.sums[feature, before, step]
+        variance, covariance = xx - x * x / count, xy - x * y / count
+        factor = torch.where(variance > 1e-9 * xx, covariance / variance, 1.0)
+        term = (y - factor * x) / count
+        shape = self.shapes[feature]
+        return tuple(Table.of(each.float().reshape(shape).numpy()) for each in (factor, term))  # type: ignore[return-value]
