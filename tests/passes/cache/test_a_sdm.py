@@ -1,4 +1,4 @@
-"""A-SDM's feature inheritance in a tiny transformer and a tiny UNet, against samplers in PyTorch that inherit by hand."""
+"""A-SDM's feature inheritance in a tiny transformer and a tiny UNet, against samplers that inherit by hand."""
 
 from __future__ import annotations
 

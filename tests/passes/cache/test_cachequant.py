@@ -89,7 +89,7 @@ def test_a_unet_reuses_what_numpy_fits() -> None:
     wanted, plain, whole = (by_hand(model, sources, correct=correct), by_hand(model, sources), by_hand(model, STEPS))
     assert deviation(run(found), wanted) <= FITTED
     assert deviation(wanted, whole) < deviation(plain, whole), "the correction must help"
-    assert deviation(wanted, whole) > 10 * FITTED, "the reuse must be seen"
+    assert deviation(wanted, whole) > 5 * FITTED, "the reuse must be seen"
     (uncorrected,) = cachequant([program], calibrated, interval=3, correct=False)
     assert deviation(run(uncorrected), plain) <= FITTED
 
