@@ -27,8 +27,8 @@ from diffc.compiler.inputs import PREPARED
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
 from diffc.compiler.pipeline import Pass, run
-from diffc.compiler.quantization_report import page
 from diffc.compiler.quantize import Asked, asked_quantization, quantize
+from diffc.compiler.report import page
 from diffc.compiler.room import bytes_needed, check_room
 from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
 from diffc.compiler.stages import work_by_stage
@@ -104,18 +104,26 @@ def build(
         for count in dict.fromkeys(steps) or (default_steps(pipeline),):
             progress(f"trace {count} steps")
             programs += trace_pipeline(pipeline, replace(fixed, steps=count), capture)
+        if features is not None and features.is_compared:
+            progress("trace twice as many steps")
+            programs += trace_pipeline(pipeline, replace(fixed, steps=2 * _first(steps, pipeline)), capture)[:1]
         progress("capture")
         captured = capture.graphs(programs)
         recipes = _recipes(captured, capture.parts(), guidance_interval)
         made = [run(program, way) for program, way in zip(captured, recipes, strict=True)]
+        finer = made.pop() if features is not None and features.is_compared else None
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
         told: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
         told |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": inputs}
         told |= {"guidance_interval": guidance_interval, "quantization": None if asked is None else asked.described}
         told |= {"ip_adapter": Path(ip_adapter).name if ip_adapter else None}
         told |= {"cache": None if features is None else features.described}
-        _write(folder, made, tokenizers, wanted, _provenance(source, told), progress, features, asked)
+        _write(folder, made, tokenizers, wanted, _provenance(source, told), progress, features, asked, finer)
     return output
+
+
+def _first(steps: Sequence[int], pipeline: Any) -> int:
+    return steps[0] if steps else default_steps(pipeline)
 
 
 def _recipes(
@@ -165,14 +173,17 @@ def _write(
     progress: Progress,
     features: AskedCache | None,
     asked: Asked | None,
+    finer: Program | None = None,
 ) -> None:
     progress("stage")
     work = work_by_stage(programs)
     programs = [verify(fill_tables(program)) for program in stage(programs)]
     texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
     source = str(provenance.get("source_sha256", ""))
+    reports: dict[str, Any] = {}
     if features is not None:
-        programs = features.applied(programs, texts, source, progress)
+        programs, searched = features.applied(programs, texts, source, progress, finer)
+        reports |= {} if searched is None else {"cache": searched}
     quantized = None
     if asked is not None:
         quantized = quantize(programs, texts, target, asked, source, progress)
@@ -204,11 +215,13 @@ def _write(
     }
     _write_manifest(folder, manifest)
     if quantized is not None:
-        found = quantized.measured(folder, progress)
-        (folder / "quantization.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-        (folder / "report.html").write_text(page(found), encoding="utf-8")
-        added = {name: _digest(folder / name) for name in ("quantization.json", "report.html")}
-        _write_manifest(folder, manifest | {"files": dict(sorted((manifest["files"] | added).items()))})
+        reports["quantization"] = quantized.measured(folder, progress)
+    written = {f"{name}.json": json.dumps(found) + "\n" for name, found in reports.items()}
+    written |= {"report.html": page(reports)} if reports else {}
+    for name, text in written.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    added = {name: _digest(folder / name) for name in written}
+    _write_manifest(folder, manifest | {"files": dict(sorted((manifest["files"] | added).items()))})
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from diffc.compiler.recipe import check_options, parse_methods
 from diffc.compiler.target import Progress
 from diffc.compiler.verify import verify
 from diffc.passes.cache import CACHES
+from diffc.passes.cache.auto import Searched
 
 OPTION = "--cache"
 
@@ -39,10 +40,20 @@ class AskedCache:
         """Say whether the cache looks at trajectories."""
         return "calibrated" in inspect.signature(CACHES[self.name]).parameters
 
+    @property
+    def is_compared(self) -> bool:
+        """Say whether the cache compares with a program of twice as many steps."""
+        return "finer" in inspect.signature(CACHES[self.name]).parameters
+
     def applied(
-        self, programs: Sequence[Program], tokenizers: Mapping[str, str], source: str, progress: Progress
-    ) -> list[Program]:
-        """Cache in all programs of a bundle. Raises `PassError` where a program does not admit it."""
+        self,
+        programs: Sequence[Program],
+        tokenizers: Mapping[str, str],
+        source: str,
+        progress: Progress,
+        finer: Program | None = None,
+    ) -> tuple[list[Program], dict[str, Any] | None]:
+        """Cache in all programs, and give what was measured if anything. Raises `PassError` where it is not possible."""
         texts = {name: text.encode() for name, text in tokenizers.items()}
 
         def looks(program: Program) -> Calibration:
@@ -58,11 +69,14 @@ class AskedCache:
 
         progress(f"cache: {self.name}")
         try:
-            given = (programs, looks) if self.is_calibrated else (programs,)
-            return [verify(program) for program in CACHES[self.name](*given, **self.options)]
+            given = [looks] * self.is_calibrated + [finer] * self.is_compared
+            made = CACHES[self.name](programs, *given, **self.options)
         except DiffcError as error:
             error.inside = f"{OPTION} {self.name}"
             raise
+        if isinstance(made, Searched):
+            return [verify(program) for program in made.programs], made.described
+        return [verify(program) for program in made], None
 
 
 def asked_cache(text: str | None, prompts: Path | str | None = None, seed: int = 0) -> AskedCache | None:

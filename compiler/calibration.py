@@ -10,7 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class Calibration:
     drawings: tuple[Drawing, ...]
     seed: int
     digest: str
+    tokenizers: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -102,6 +103,11 @@ class Calibration:
     def of(self, graph: Graph) -> list[Sample]:
         """List the samples of one graph."""
         return [sample for sample in self.samples if sample.graph == graph.name]
+
+    def drawn(self, program: Program, prompts: int) -> list[Drawing]:
+        """Draw the first prompts, from the same noise, with another program."""
+        run = _Run(program, self.tokenizers)
+        return [run.draw(each.prompt, each.seed, at) for at, each in enumerate(self.drawings[:prompts])]
 
     def few(self, count: int) -> Calibration:
         """Keep ``count`` samples of each graph, or all it has, drawn from all steps and prompts alike."""
@@ -132,7 +138,7 @@ def calibrate(
     was done, prompts of a file do not. Raises `CalibrationError` where a graph gives NaN or infinity.
     """
     texts, budget = tuple(prompts or PROMPTS), WORK if not prompts else float("inf")
-    run = _Run(program, {name: Tokenizer(data, name) for name, data in tokenizers.items()})
+    run = _Run(program, tokenizers)
     drawings, digest = list[Drawing](), hashlib.sha256(f"{program}{seed}{source}".encode())
     for at, prompt in enumerate(texts):
         if at and run.work * at >= budget:
@@ -150,7 +156,7 @@ def calibrate(
         drawings.append(found)
         digest.update(prompt.encode() + b"\0")
     samples = tuple(sample for drawing in drawings for sample in drawing.samples)
-    return Calibration(program, samples, tuple(drawings), seed, digest.hexdigest())
+    return Calibration(program, samples, tuple(drawings), seed, digest.hexdigest(), tokenizers)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -168,8 +174,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 class _Run:
     """Execute a program in PyTorch. Each graph is made ready when it is first called."""
 
-    def __init__(self, program: Program, tokenizers: Mapping[str, Tokenizer]) -> None:
-        self.program, self.tokenizers = program, tokenizers
+    def __init__(self, program: Program, tokenizers: Mapping[str, bytes]) -> None:
+        self.program = program
+        self.tokenizers = {name: Tokenizer(data, name) for name, data in tokenizers.items()}
         self.graphs = {graph.name: graph for graph in program.graphs}
         self.modules: dict[str, fx.GraphModule] = {}
         self.scalars = {i.name: i.default for i in program.inputs if i.default is not None}

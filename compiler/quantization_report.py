@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -143,35 +142,3 @@ def check(errors: Sequence[LayerError], drifts: Sequence[Drift], least: float) -
         what = f"the picture of {drifts[0].prompt!r} has {drifts[0].psnr:.1f} dB, below --min-psnr {least:g}"
         fix = "choose more bits, another --quant, or more bits for these layers in a --recipe"
         raise BuildError(what, where=f"the worst layers: {worst}", fix=fix)
-
-
-def page(found: Mapping[str, Any]) -> str:
-    """Show a report to people: how pictures drift, and the layers from the worst on, as one page of HTML."""
-    lines = [
-        f'<polyline points="{_points(each["steps"])}"><title>{escape(each["prompt"])}</title></polyline>'
-        for each in found["drift"]
-    ]
-    prompts = [f"<tr><td>{escape(each['prompt'])}</td><td>{each['psnr']:.1f}</td></tr>" for each in found["drift"]]
-    layers = [
-        f"<tr><td>{escape(each['name'])}</td><td>{each['weight']}</td><td>{each['activation']}</td>"
-        f"<td>{each['sqnr']:.1f}</td></tr>"
-        for each in found["layers"]
-    ]
-    notes = "".join(f"<p>{escape(note)}</p>" for note in found["notes"])
-    return PAGE.format(lines="".join(lines), prompts="".join(prompts), layers="".join(layers), notes=notes)
-
-
-PAGE = """<!doctype html><meta charset="utf-8"><title>Quantization</title>
-<style>body{{font:14px sans-serif;margin:2em}}td,th{{padding:2px 10px;text-align:left}}
-svg{{background:#f6f6f6}}polyline{{fill:none;stroke:#36c;stroke-width:1.5}}</style>
-<h1>What quantization cost</h1>{notes}
-<h2>Latents against their error, in dB, from the first step to the last (0 to 60 dB)</h2>
-<svg viewBox="0 0 600 240" width="600">{lines}</svg>
-<h2>Pictures, the worst first</h2><table><tr><th>prompt<th>PSNR, dB</tr>{prompts}</table>
-<h2>Layers alone, the worst first</h2><table><tr><th>layer<th>weight<th>activation<th>SQNR, dB</tr>{layers}</table>
-"""
-
-
-def _points(steps: Sequence[float]) -> str:
-    across = 600 / max(1, len(steps) - 1)
-    return " ".join(f"{at * across:.1f},{240 - 4 * min(60.0, max(0.0, ratio)):.1f}" for at, ratio in enumerate(steps))

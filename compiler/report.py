@@ -1,0 +1,87 @@
+"""Show people what a build measured, as one page of HTML: what quantization cost, and what caches were tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+WIDTH, HEIGHT = 600, 240
+
+LEAST, MOST = 15.0, 75.0
+"""The dB between which pictures are drawn."""
+
+
+def page(reports: Mapping[str, Any]) -> str:
+    """Lay out a build's reports, by their names."""
+    return PAGE.format("".join(SECTIONS[name](found) for name, found in reports.items()))
+
+
+def quantization(found: Mapping[str, Any]) -> str:
+    """Show how pictures drift, and the layers from the worst on."""
+    lines = [
+        f'<polyline points="{_points(each["steps"])}"><title>{escape(each["prompt"])}</title></polyline>'
+        for each in found["drift"]
+    ]
+    prompts = [f"<tr><td>{escape(each['prompt'])}</td><td>{each['psnr']:.1f}</td></tr>" for each in found["drift"]]
+    layers = [
+        f"<tr><td>{escape(each['name'])}</td><td>{each['weight']}</td><td>{each['activation']}</td>"
+        f"<td>{each['sqnr']:.1f}</td></tr>"
+        for each in found["layers"]
+    ]
+    notes = "".join(f"<p>{escape(note)}</p>" for note in found["notes"])
+    return (
+        f"<h1>What quantization cost</h1>{notes}"
+        "<h2>Latents against their error, in dB, from the first step to the last (0 to 60 dB)</h2>"
+        f"{_drawing(lines)}"
+        f"<h2>Pictures, the worst first</h2><table><tr><th>prompt<th>PSNR, dB</tr>{''.join(prompts)}</table>"
+        "<h2>Layers alone, the worst first</h2><table><tr><th>layer<th>weight<th>activation<th>SQNR, dB</tr>"
+        f"{''.join(layers)}</table>\n"
+    )
+
+
+def cache(found: Mapping[str, Any]) -> str:
+    """Show the schedules that were tried, by time and picture, and the one that was built."""
+    chosen = found["chosen"]
+    marks = [_mark(each, "chosen" if each == chosen else "fixed" if each["fixed"] else "") for each in found["tried"]]
+    rows = [
+        f"<tr><td>{each['time']:.0%}</td><td>{each['psnr']:.1f}</td>"
+        f"<td>{'' if each['drop'] is None else format(each['drop'], '.2f')}</td><td>{_way(each['way'])}</td></tr>"
+        for each in found["tried"]
+    ]
+    return (
+        "<h1>What was cached</h1><h2>Pictures against those without a cache, from 15 to 75 dB, by the time of the "
+        "denoiser from nothing to all; hollow: fixed intervals; red: what was built</h2>"
+        f"{_drawing(marks)}"
+        "<table><tr><th>time<th>PSNR, dB<th>drop, dB<th>each step: all (.), or which feature is reused</tr>"
+        f"{''.join(rows)}</table>\n"
+    )
+
+
+SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"cache": cache, "quantization": quantization}
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>What was built</title>
+<style>body{{font:14px sans-serif;margin:2em}}td,th{{padding:2px 10px;text-align:left}}
+svg{{background:#f6f6f6}}polyline{{fill:none;stroke:#36c;stroke-width:1.5}}circle{{fill:#36c;stroke:#36c}}
+circle.fixed{{fill:none}}circle.chosen{{fill:#c33;stroke:#c33}}</style>
+{}"""
+
+
+def _drawing(shapes: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">{"".join(shapes)}</svg>'
+
+
+def _points(steps: Sequence[float]) -> str:
+    across = WIDTH / max(1, len(steps) - 1)
+    return " ".join(f"{at * across:.1f},{HEIGHT - 4 * min(60.0, max(0.0, each)):.1f}" for at, each in enumerate(steps))
+
+
+def _mark(tried: Mapping[str, Any], kind: str) -> str:
+    high = (min(MOST, max(LEAST, tried["psnr"])) - LEAST) / (MOST - LEAST)
+    place = f'cx="{tried["time"] * WIDTH:.1f}" cy="{HEIGHT * (1 - high):.1f}" r="4"'
+    title = f"{tried['time']:.0%} of the time, {tried['psnr']:.1f} dB"
+    return f'<circle {place} class="{kind}"><title>{title}</title></circle>'
+
+
+def _way(way: Sequence[Sequence[int] | None]) -> str:
+    return "".join("." if each is None else str(each[1]) for each in way)

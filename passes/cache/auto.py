@@ -1,0 +1,241 @@
+"""Measure what reusing each feature costs in each step, on the program's own trajectory, and choose the best schedule.
+
+Source: diffc, decision 0010. Errors of single reuses are measured (`diffc.compiler.feature_drift`), as are times; the
+        schedules of least error for every time follow by dynamic programming (`diffc.compiler.schedules`), and those
+        near the budget are drawn with, beside schedules with fixed intervals: what is built is the fastest that keeps
+        the budget in the pictures themselves.
+
+Before (inside a graph):
+    y0 = unet(sample=x0)
+    y1 = unet(sample=x1)
+    y2 = unet(sample=x2)
+
+After, where the second step's latents change too much to reuse anything and the third's do not:
+    h0, s0 = outer_down(sample=x0)
+    y0 = outer_up(deep(h0), s0)
+    h1, s1 = outer_down(sample=x1)
+    d1 = deep(h1)
+    y1 = outer_up(d1, s1)
+    h2, s2 = outer_down(sample=x2)
+    y2 = outer_up(d1, s2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffc.compiler.calibration import Calibration, Drawing
+from diffc.compiler.errors import PassError
+from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached
+from diffc.compiler.feature_drift import Drift, Option, measure
+from diffc.compiler.fidelity import psnr
+from diffc.compiler.ir import Graph, Program
+from diffc.compiler.schedules import Found, Way, frontier
+from diffc.compiler.skips import skips
+from diffc.compiler.spans import transformer
+from diffc.compiler.stages import denoiser
+
+OPTIONS = 4
+"""How many features are tried: skip connections, or spans of blocks."""
+
+PROMPTS = 4
+"""How many prompts are looked at."""
+
+PROBES = 8
+"""In how many evaluations it is measured what the steps after an error make of it."""
+
+AROUND, SPREAD = 2, 9
+"""How many schedules on either side of the budget are drawn with, and how many of all the frontier."""
+
+INTERVALS = (2, 3, 4, 5)
+"""Fixed schedules that are drawn with for comparison; one that is better is taken."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Hold a schedule, what it takes of the time without a cache, and what its pictures are like, in dB.
+
+    ``psnr`` is against pictures without a cache, ``drop`` how much further they are from those of twice as many steps.
+    """
+
+    way: Way
+    time: float
+    psnr: float
+    drop: float | None
+    fixed: bool
+
+    def keeps(self, max_drop: float, min_psnr: float) -> bool:
+        """Say whether pictures are as good as asked for."""
+        if self.psnr < min_psnr:
+            return False
+        return min_psnr > 0 or (self.drop is not None and self.drop <= max_drop)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Hold the programs, the schedule that they follow, and all that was tried."""
+
+    programs: tuple[Program, ...]
+    chosen: Tried
+    tried: tuple[Tried, ...]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Say it as the bundle's files do."""
+        return {"chosen": asdict(self.chosen), "tried": [asdict(each) for each in self.tried]}
+
+
+def auto(
+    programs: Sequence[Program],
+    calibrated: Callable[[Program], Calibration],
+    finer: Program | None,
+    *,
+    max_drop: float = 0.5,
+    min_psnr: float = 0.0,
+) -> Searched:
+    """Cache as much as pictures stand: the first program is measured, the others follow at their own steps.
+
+    ``max_drop`` is by how many dB pictures may be further than without a cache from those of ``finer``, the same
+    sampler with twice as many steps, to which more steps would bring them; with ``min_psnr`` what matters instead is
+    how near they are to pictures without a cache. Raises `PassError` where no schedule does it, with the nearest.
+    """
+    if max_drop < 0 or min_psnr < 0:
+        raise PassError(f"auto: max-drop={max_drop:g}, min-psnr={min_psnr:g}", fix="give 0 dB or more")
+    program = programs[0]
+    graph = denoiser(program)
+    options = [] if graph is None else _options(graph, programs)
+    if graph is None or not options:
+        raise PassError("auto: the denoiser has neither skip connections nor transformer blocks", where=program.name)
+    if finer is not None and _draws(finer) != _draws(program):
+        finer = None
+    if finer is None and not min_psnr:
+        what = "auto: twice as many steps draw other noise, and so another picture"
+        raise PassError(what, where=program.name, fix="say what matters with auto:min-psnr=35")
+    search = _Search(program, graph, options, calibrated(program), finer)
+    tried = search.tried(max_drop, min_psnr)
+    kept = [each for each in tried if each.keeps(max_drop, min_psnr) and any(each.way)]
+    if not kept:
+        wanted = f"{min_psnr:g} dB" if min_psnr else f"a drop of at most {max_drop:g} dB"
+        raise PassError(f"auto: no schedule keeps {wanted}; {_nearest(tried)}", where=program.name, fix="ask for less")
+    chosen = min(kept, key=lambda each: each.time)
+    follow = search.following(chosen.way)
+    return Searched(cached(programs, follow), chosen, tuple(tried))
+
+
+def _nearest(tried: Sequence[Tried]) -> str:
+    best = max((each for each in tried if any(each.way)), key=lambda each: each.psnr)
+    drop = "" if best.drop is None else f" and drops {best.drop:.2f} dB"
+    return f"the nearest takes {best.time:.0%} of the time, has {best.psnr:.1f} dB{drop}"
+
+
+def _draws(program: Program) -> list[object]:
+    return [value.type for op in program.ops if op.operator == "noise" for value in op.results]
+
+
+def _options(graph: Graph, programs: Sequence[Program]) -> list[Option]:
+    """Name features worth trying: what is inside of some skip connections, or what some spans of blocks add."""
+    found = skips(graph, programs)
+    if found:
+        at = np.linspace(0, len(found) - 1, min(OPTIONS, len(found))).round().astype(int)
+        return [(Feature(found[each].up),) for each in dict.fromkeys(at.tolist())]
+    blocks = transformer(graph, programs)
+    count = len(blocks.blocks)
+    spans = (range(count), range(count // 2, count), range(count // 2), range(count // 4, count - count // 4))
+    return [blocks.features(span)[0] for span in dict.fromkeys(spans) if span]
+
+
+class _Search:
+    """Know what one program's schedules cost."""
+
+    def __init__(
+        self, program: Program, graph: Graph, options: Sequence[Option], calibration: Calibration, finer: Program | None
+    ) -> None:
+        self.program, self.graph, self.options = program, graph, options
+        few = calibration.drawings[:PROMPTS]
+        self.calibration = replace(calibration, drawings=few)
+        drift = measure(program, graph, options, self.calibration)
+        self.count = drift.errors.shape[1]
+        self.drift = replace(drift, errors=drift.errors * self._gains(drift)[None, :, None])
+        self.finer = None if finer is None else calibration.drawn(finer, PROMPTS)
+        self.known = dict[Way, Tried]()
+
+    def following(self, way: Way) -> Callable[[Program, Graph, int], Schedule]:
+        """Let programs follow a way; with another number of evaluations they do what it does at the same time."""
+
+        def follow(program: Program, graph: Graph, count: int) -> Schedule:
+            options = _options(graph, [program])
+            at = np.linspace(0, len(way) - 1, count).round().astype(int).tolist()
+            schedule, source = list[tuple[Reuse, ...]](), 0
+            for place, there in enumerate(at):
+                reuse = way[there] if place else None
+                source = place if reuse is None else source
+                schedule.append(() if reuse is None else tuple(Reuse(f, source) for f in options[reuse[1]]))
+            return schedule
+
+        return follow
+
+    def tried(self, max_drop: float, min_psnr: float) -> list[Tried]:
+        """Draw with the schedules of the frontier around the budget, and with all fixed ones."""
+        ways = frontier(self.drift.whole, self.drift.reusing, self.drift.errors)
+        low, high = 0, len(ways) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self._judged(ways[middle], fixed=False).keeps(max_drop, min_psnr):
+                high = middle
+            else:
+                low = middle + 1
+        around = {*range(low - AROUND, low + AROUND + 1), *np.linspace(0, len(ways) - 1, SPREAD).astype(int).tolist()}
+        for at in sorted(around & set(range(len(ways)))):
+            self._judged(ways[at], fixed=False)
+        for fixed in self._fixed():
+            self._judged(fixed, fixed=True)
+        return sorted(self.known.values(), key=lambda each: each.time)
+
+    def _fixed(self) -> Iterator[Found]:
+        """Reuse each option in all but every n-th evaluation."""
+        for interval in INTERVALS:
+            for option in range(len(self.options)):
+                way = tuple((at - at % interval, option) if at % interval else None for at in range(self.count))
+                yield Found(way, self._seconds(way), 0.0)
+
+    def _seconds(self, way: Way) -> float:
+        return sum(self.drift.whole if each is None else self.drift.reusing[each[1]] for each in way)
+
+    def _judged(self, found: Found, *, fixed: bool) -> Tried:
+        """Draw the calibration's prompts with a schedule."""
+        if found.reuses not in self.known:
+            drawn = self._drawn(found.reuses, PROMPTS)
+            time = found.seconds / (self.count * self.drift.whole)
+            near = _decibels(drawn, self.calibration.drawings)
+            drop = None
+            if self.finer is not None:
+                drop = _decibels(self.calibration.drawings, self.finer) - _decibels(drawn, self.finer)
+            self.known[found.reuses] = Tried(found.reuses, time, near, drop, fixed)
+        return self.known[found.reuses]
+
+    def _drawn(self, way: Way, prompts: int) -> list[Drawing]:
+        (program,) = cached([self.program], self.following(way))
+        return self.calibration.drawn(program, prompts)
+
+    def _gains(self, drift: Drift) -> NDArray[np.float64]:
+        """Measure what the denoiser makes of an error in later evaluations: for some of them, the others between."""
+        cheapest, drawing = int(np.argmin(drift.reusing)), self.calibration.drawings[:1]
+        places = np.unique(np.linspace(1, self.count - 1, PROBES).round().astype(int))
+        found = []
+        for at in places.tolist():
+            way = tuple((place - 1, cheapest) if place == at else None for place in range(self.count))
+            latents, wanted = self._drawn(way, 1)[0].steps[-1], drawing[0].steps[-1]
+            error = float((latents - wanted).norm() / wanted.norm())
+            found.append(error / max(drift.errors[cheapest, at, at - 1], 1e-12))
+        logs = np.interp(np.arange(self.count), places, np.log(np.maximum(found, 1e-3)))
+        return np.asarray(np.exp(logs))
+
+
+def _decibels(drawn: Sequence[Drawing], wanted: Sequence[Drawing]) -> float:
+    """Give the PSNR of pictures, the mean of all prompts."""
+    return float(np.mean([psnr(a.output.numpy(), b.output.numpy()) for a, b in zip(drawn, wanted, strict=True)]))

@@ -1,0 +1,86 @@
+"""The measured cache keeps its budget in what the runtime draws, and says what it tried or why it gives up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffc.runtime import load
+from tests.conftest import DIT, UNET
+from tests.test_cli import refused, succeeded
+from tests.tolerances import JUDGED
+
+PROMPTS = ("a red circle left of a blue square", "a large purple square")
+STEPS = "6"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write what is drawn while schedules are judged."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return path
+
+
+@pytest.fixture(scope="module", params=[UNET, DIT], ids=["unet", "transformer"])
+def built(request: pytest.FixtureRequest, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Compile a model with a measured cache, and without one."""
+    folder = tmp_path_factory.mktemp("auto")
+    options = ("--steps", STEPS, "--guidance", "5")
+    auto = ("--cache", "auto:max-drop=3dB", "--calibration", prompts)
+    succeeded("build", request.param, *options, *auto, "-o", folder / "auto.diffc")
+    succeeded("build", request.param, *options, "-o", folder / "whole.diffc")
+    return folder / "auto.diffc", folder / "whole.diffc"
+
+
+def found(bundle: Path) -> Mapping[str, Any]:
+    """Read what was measured."""
+    return dict(json.loads((bundle / "cache.json").read_text()))
+
+
+def psnr(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Compare pictures on [0, 1], in dB."""
+    return float(10 * np.log10(1 / np.mean((a - b) ** 2)))
+
+
+def test_pictures_are_as_near_as_it_says(built: tuple[Path, Path]) -> None:
+    auto, whole = (load(path) for path in built)
+    drawn = [[path(prompt, seed=at, output="np") for at, prompt in enumerate(PROMPTS)] for path in (auto, whole)]
+    near = float(np.mean([psnr(a, b) for a, b in zip(*drawn, strict=True)]))
+    assert near == pytest.approx(found(built[0])["chosen"]["psnr"], abs=JUDGED)
+
+
+def test_what_is_built_is_the_fastest_that_keeps_the_budget(built: tuple[Path, Path]) -> None:
+    measured = found(built[0])
+    chosen, tried = measured["chosen"], measured["tried"]
+    assert chosen in tried and chosen["drop"] <= 3 and any(chosen["way"])
+    assert all(each["time"] >= chosen["time"] for each in tried if each["drop"] <= 3 and any(each["way"]))
+    assert any(each["fixed"] for each in tried) and any(not each["fixed"] for each in tried)
+    text = next(iter(succeeded("inspect", built[0])["programs"].values()))
+    full = chosen["way"].count(None)
+    assert any(text.count(f"_piece_{at}(") == 1 + full for at in range(1, 9)), "what is reused runs where it is computed"
+
+
+def test_the_report_shows_the_frontier(built: tuple[Path, Path]) -> None:
+    page = (built[0] / "report.html").read_text()
+    assert page.count("<circle") == len(found(built[0])["tried"])
+    assert page.count('class="chosen"') == 1 and 'class="fixed"' in page
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--cache", "auto:min-psnr=190"), "no schedule keeps 190 dB; the nearest takes"),
+        (("--cache", "auto", "--sampler", "euler-ancestral"), "twice as many steps draw other noise"),
+        (("--cache", "auto:max-drop=-1"), "give 0 dB or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: tuple[str, ...], what: str, prompts: Path, tmp_path: Path) -> None:
+    given = ("--steps", "3", "--calibration", prompts)
+    assert what in refused("build", UNET, *given, *options, "-o", tmp_path / "x.diffc")
+    assert list(tmp_path.iterdir()) == []
