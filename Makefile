@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test check format bench bench-build bench-unet quantization techniques stages clean
+.PHONY: demo test check format bench bench-build bench-unet caching quantization techniques stages clean
 
 # Compile the small trained model, draw one picture with the bundle, and say where it is.
 demo: $(VENV)/compiler.stamp
@@ -31,6 +31,10 @@ bench: $(VENV)/compiler.stamp
 # Slow: builds both example models in every precision, and writes docs/quantization.md.
 quantization: $(VENV)/compiler.stamp
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quantization
+
+# Slow: builds both example models with every cache, and writes docs/caching.md.
+caching: $(VENV)/compiler.stamp
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.caching
 
 # Slow: what each technique of quantization wins, by the error of a call; writes docs/techniques.md.
 techniques: $(VENV)/compiler.stamp

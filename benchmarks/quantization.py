@@ -47,11 +47,12 @@ class Row:
     target: str
     quant: str = ""
     recipe: str = ""
+    cache: str = ""
 
     @property
     def key(self) -> str:
         """Tell rows apart."""
-        return " ".join(part for part in (self.target, self.quant, self.recipe) if part)
+        return " ".join(part for part in (self.target, self.quant, self.recipe, self.cache) if part)
 
 
 ROWS = (
@@ -76,6 +77,8 @@ def built(model: str, row: Row, folder: Path) -> tuple[Path, float]:
     command += ["--steps", str(STEPS), "--guidance", str(GUIDANCE), "-o", str(output)]
     if row.quant:
         command += ["--quant", row.quant]
+    if row.cache:
+        command += ["--cache", row.cache]
     if row.recipe:
         file = output.with_suffix(".toml")
         file.write_text(row.recipe)
@@ -151,7 +154,7 @@ def main() -> None:
     for model in options.model or MODELS:
         kept = options.work / f"{model}-{options.captions}.json"
         found[model] = of_model = json.loads(kept.read_text()) if kept.exists() else {}
-        reference = _reference(model, options)
+        reference = reference_pictures(model, options)
         for row in (Row("ort-fp32"), *rows):
             if row.key not in of_model:
                 of_model[row.key] = measured(model, row, options, reference)
@@ -171,7 +174,8 @@ right: what the captions ask for is counted by the attributes. FP8 and FP4 are c
 """
 
 
-def _reference(model: str, options: argparse.Namespace) -> Pictures:
+def reference_pictures(model: str, options: argparse.Namespace) -> Pictures:
+    """Draw the captions with the fp32 bundle, or read what was drawn before."""
     from shapes import held_out_scenes
 
     file = options.work / f"{model}-{options.captions}.npy"

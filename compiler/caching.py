@@ -13,10 +13,10 @@ from diffc.compiler.calibration import Calibration, calibrate, read_prompts
 from diffc.compiler.errors import DiffcError, RecipeError
 from diffc.compiler.ir import Program
 from diffc.compiler.recipe import check_options, parse_methods
+from diffc.compiler.schedules import Searched
 from diffc.compiler.target import Progress
 from diffc.compiler.verify import verify
 from diffc.passes.cache import CACHES
-from diffc.passes.cache.auto import Searched
 
 OPTION = "--cache"
 
@@ -53,7 +53,7 @@ class AskedCache:
         progress: Progress,
         finer: Program | None = None,
     ) -> tuple[list[Program], dict[str, Any] | None]:
-        """Cache in all programs, and give what was measured if anything. Raises `PassError` where it is not possible."""
+        """Cache in all programs, and give what was measured. Raises `PassError` where it is not possible."""
         texts = {name: text.encode() for name, text in tokenizers.items()}
 
         def looks(program: Program) -> Calibration:

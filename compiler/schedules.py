@@ -8,11 +8,14 @@ evaluations does not depend on how the first were done (Bellman, "Dynamic Progra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diffc.compiler.ir import Program
 
 PARTS = 1000
 """Into how many parts the time is divided that computing everything takes."""
@@ -29,6 +32,40 @@ class Found:
     reuses: Way
     seconds: float
     error: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Hold a schedule, what it takes of the time without a cache, and what its pictures are like, in dB.
+
+    ``psnr`` is against pictures without a cache, ``drop`` how much further they are from those of twice as many steps.
+    """
+
+    way: Way
+    time: float
+    psnr: float
+    drop: float | None
+    fixed: bool
+
+    def keeps(self, max_drop: float, min_psnr: float) -> bool:
+        """Say whether pictures are as good as asked for."""
+        if self.psnr < min_psnr:
+            return False
+        return min_psnr > 0 or (self.drop is not None and self.drop <= max_drop)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Hold the programs, the schedule that they follow, and all that was tried."""
+
+    programs: tuple[Program, ...]
+    chosen: Tried
+    tried: tuple[Tried, ...]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Say it as the bundle's files do."""
+        return {"chosen": asdict(self.chosen), "tried": [asdict(each) for each in self.tried]}
 
 
 def frontier(whole: float, reusing: Sequence[float], errors: NDArray[np.float64]) -> list[Found]:

@@ -42,6 +42,7 @@ PASS_FORMS = [
     (["program"], "Program"),
     (["programs"], "tuple[Program, ...]"),
     (["programs", "calibrated"], "tuple[Program, ...]"),
+    (["programs", "calibrated", "finer"], "Searched"),
     (["plan"], "Plan"),
 ]
 

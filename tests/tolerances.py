@@ -120,4 +120,5 @@ FITTED = 1e-4
 """What was fitted to features in float32 against NumPy's, and what is drawn with it, relative to the largest.
 passes/cache/test_cachequant.py: 1.4e-7 for what is drawn, where the reuse changes it by 9e-4."""
 JUDGED = 0.1
-"""By how many dB pictures of the runtime may be from PyTorch's judgement of a schedule. cache/test_auto.py: at most 0.01."""
+"""By how many dB pictures of the runtime may be from PyTorch's judgement of a schedule.
+cache/test_auto.py: at most 0.01."""

@@ -10,7 +10,7 @@ Before (inside a graph):
     y1 = unet(sample=x1)
     y2 = unet(sample=x2)
 
-After, where the second step's latents change too much to reuse anything and the third's do not:
+After:
     h0, s0 = outer_down(sample=x0)
     y0 = outer_up(deep(h0), s0)
     h1, s1 = outer_down(sample=x1)
@@ -18,13 +18,14 @@ After, where the second step's latents change too much to reuse anything and the
     y1 = outer_up(d1, s1)
     h2, s2 = outer_down(sample=x2)
     y2 = outer_up(d1, s2)
+
+Here the second step's latents have changed too much to reuse anything, and the third's have not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached
 from diffc.compiler.feature_drift import Drift, Option, measure
 from diffc.compiler.fidelity import psnr
 from diffc.compiler.ir import Graph, Program
-from diffc.compiler.schedules import Found, Way, frontier
+from diffc.compiler.schedules import Found, Searched, Tried, Way, frontier
 from diffc.compiler.skips import skips
 from diffc.compiler.spans import transformer
 from diffc.compiler.stages import denoiser
@@ -54,40 +55,6 @@ AROUND, SPREAD = 2, 9
 
 INTERVALS = (2, 3, 4, 5)
 """Fixed schedules that are drawn with for comparison; one that is better is taken."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """Hold a schedule, what it takes of the time without a cache, and what its pictures are like, in dB.
-
-    ``psnr`` is against pictures without a cache, ``drop`` how much further they are from those of twice as many steps.
-    """
-
-    way: Way
-    time: float
-    psnr: float
-    drop: float | None
-    fixed: bool
-
-    def keeps(self, max_drop: float, min_psnr: float) -> bool:
-        """Say whether pictures are as good as asked for."""
-        if self.psnr < min_psnr:
-            return False
-        return min_psnr > 0 or (self.drop is not None and self.drop <= max_drop)
-
-
-@dataclass(frozen=True)
-class Searched:
-    """Hold the programs, the schedule that they follow, and all that was tried."""
-
-    programs: tuple[Program, ...]
-    chosen: Tried
-    tried: tuple[Tried, ...]
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """Say it as the bundle's files do."""
-        return {"chosen": asdict(self.chosen), "tried": [asdict(each) for each in self.tried]}
 
 
 def auto(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from diffc.compiler.fidelity import psnr, sqnr
 from diffc.compiler.formats import Scheme, parse_spec
 from diffc.compiler.pipeline import run as rewrite
 from diffc.compiler.quantization import Plan
-from diffc.compiler.quantization_report import Drift, LayerError, check, drift, layer_errors, page, report
+from diffc.compiler.quantization_report import Drift, LayerError, check, drift, layer_errors, report
 from diffc.compiler.quantized import applied
 from diffc.passes import NORMAL_FORM
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
@@ -159,29 +158,3 @@ def test_a_report_says_it_as_data() -> None:
     assert made["calibration"] == {"prompts": 0, "seed": 3, "digest": "abc"}
     assert made["psnr"] == 17.5 and made["notes"] == ["3 layers: <i>note</i>"]
     assert made["layers"][0] == {"name": "unet.0", "weight": "int4:channel", "activation": "float", "sqnr": 10.0}  # type: ignore[index]
-
-
-class Texts(HTMLParser):
-    """Collect tags and texts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags, self.texts, self.points = list[str](), list[str](), list[str]()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag."""
-        self.tags.append(tag)
-        self.points += [value or "" for name, value in attrs if name == "points"]
-
-    def handle_data(self, data: str) -> None:
-        """Note a text."""
-        self.texts.append(data)
-
-
-def test_a_page_escapes_what_users_wrote_and_shows_all() -> None:
-    reader = Texts()
-    reader.feed(page(found()))
-    assert not {"b", "i"} & set(reader.tags)
-    assert reader.texts.count("<b>a</b> & b") == 2 and "3 layers: <i>note</i>" in reader.texts
-    assert [text for text in reader.texts if text.startswith("unet.")] == [error.name for error in ERRORS]
-    assert reader.points == ["0.0,120.0 300.0,160.0 600.0,0.0", "0.0,116.0 300.0,152.0 600.0,156.0"]

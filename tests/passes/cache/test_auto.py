@@ -63,7 +63,9 @@ def test_what_is_built_is_the_fastest_that_keeps_the_budget(built: tuple[Path, P
     assert any(each["fixed"] for each in tried) and any(not each["fixed"] for each in tried)
     text = next(iter(succeeded("inspect", built[0])["programs"].values()))
     full = chosen["way"].count(None)
-    assert any(text.count(f"_piece_{at}(") == 1 + full for at in range(1, 9)), "what is reused runs where it is computed"
+    assert any(text.count(f"_piece_{at}(") == 1 + full for at in range(1, 9)), (
+        "what is reused runs where it is computed"
+    )
 
 
 def test_the_report_shows_the_frontier(built: tuple[Path, Path]) -> None:
