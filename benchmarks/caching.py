@@ -118,8 +118,8 @@ def main() -> None:
 
 HEAD = """# What caches of features save and cost
 
-Both example models, {captions} held-out captions, 20 steps, guidance 5, against the fp32 bundle without a cache from the
-same seeds (`make caching`). Speed is that of whole pictures, text encoder and decoder among them, of {timed} drawn in
+Both example models, {captions} held-out captions, 20 steps, guidance 5, against the fp32 bundle without a cache from
+the same seeds (`make caching`). Speed is that of whole pictures, text encoder and decoder included, {timed} drawn in
 turns with that bundle. PSNR is the mean of each picture's, and that of the mean squared error over all pictures.
 """
 
