@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test check format bench bench-build bench-unet caching quantization techniques stages clean
+.PHONY: demo test check format bench bench-build bench-cache bench-unet caching quantization techniques stages clean
 
 # Compile the small trained model, draw one picture with the bundle, and say where it is.
 demo: $(VENV)/compiler.stamp
@@ -44,6 +44,10 @@ techniques: $(VENV)/compiler.stamp
 bench-unet: $(VENV)/compiler.stamp
 	$(PIP) openvino nncf
 	$(OFFLINE) $(BIN)/python -m benchmarks.unet_call
+
+# Very slow: an SD 1.5-sized model, 50 steps with and without DeepCache. It needs 15 GB of disk.
+bench-cache: $(VENV)/compiler.stamp
+	$(OFFLINE) $(BIN)/python -m benchmarks.cached_unet
 
 # Slow: captures full-size denoisers without weights, and writes docs/stages.md.
 stages: $(VENV)/compiler.stamp
