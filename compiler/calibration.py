@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,10 @@ class Drawing:
     output: torch.Tensor
 
 
+Call = Callable[[int, tuple[torch.Tensor, ...]], Sequence[torch.Tensor]]
+"""Gives the outputs of a graph, of the count of its calls before and what it is given."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Hold the samples of some trajectories of one program, and a digest of what they were made from."""
@@ -104,9 +109,11 @@ class Calibration:
         """List the samples of one graph."""
         return [sample for sample in self.samples if sample.graph == graph.name]
 
-    def drawn(self, program: Program, prompts: int) -> list[Drawing]:
-        """Draw the first prompts, from the same noise, with another program."""
-        run = _Run(program, self.tokenizers)
+    def drawn(
+        self, program: Program, prompts: int, instead: Mapping[str, Call] = MappingProxyType({})
+    ) -> list[Drawing]:
+        """Draw the first prompts, from the same noise, with another program, or with ``instead`` of some graphs."""
+        run = _Run(program, self.tokenizers, instead)
         return [run.draw(each.prompt, each.seed, at) for at, each in enumerate(self.drawings[:prompts])]
 
     def few(self, count: int) -> Calibration:
@@ -174,8 +181,10 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 class _Run:
     """Execute a program in PyTorch. Each graph is made ready when it is first called."""
 
-    def __init__(self, program: Program, tokenizers: Mapping[str, bytes]) -> None:
-        self.program = program
+    def __init__(
+        self, program: Program, tokenizers: Mapping[str, bytes], instead: Mapping[str, Call] = MappingProxyType({})
+    ) -> None:
+        self.program, self.instead = program, instead
         self.tokenizers = {name: Tokenizer(data, name) for name, data in tokenizers.items()}
         self.graphs = {graph.name: graph for graph in program.graphs}
         self.modules: dict[str, fx.GraphModule] = {}
@@ -201,8 +210,9 @@ class _Run:
                 elif op.operator in self.graphs:
                     graph = self.graphs[op.operator]
                     feeds = _feeds(op, graph, values)
-                    made = list(self._module(graph)(*feeds))
                     step, of = seen[graph.name], self.calls[graph.name]
+                    given_instead = self.instead.get(graph.name)
+                    made = list(given_instead(step, feeds) if given_instead else self._module(graph)(*feeds))
                     _check_finite(graph, made, f"call {step + 1} of {of}, for the prompt {prompt!r}")
                     seen[graph.name] += 1
                     if size(graph):

@@ -10,18 +10,20 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from diffc.compiler.calibration import Calibration, Drawing, given
+from diffc.compiler.calibration import Calibration, Call, Drawing, given
 from diffc.compiler.cut import needed
 from diffc.compiler.evaluate import apply
 from diffc.compiler.feature_cache import evaluations
 from diffc.compiler.ir import Graph, Op, Program, Value
 from diffc.compiler.pieces import Feature
+from diffc.compiler.schedules import Way
 from diffc.compiler.stages import body_of
 from diffc.compiler.stored import settle
 
@@ -53,16 +55,15 @@ class Drift:
     errors: NDArray[np.float64]
 
 
-def measure(program: Program, graph: Graph, options: Sequence[Option], calibration: Calibration) -> Drift:
-    """Measure options on the trajectories of a calibration of the program, whose denoiser is the graph."""
-    calls = _Calls(graph, options)
-    places = evaluations(program, [graph.name])
+def measure(program: Program, calls: Calls, calibration: Calibration) -> Drift:
+    """Measure options on the trajectories of a calibration of the program, whose denoiser the calls are."""
+    places = evaluations(program, [calls.name])
     errors = [_errors(program, places, calls, drawing) for drawing in calibration.drawings]
-    feeds = next(sample.feeds for sample in calibration.samples if sample.graph == graph.name)
+    feeds = next(sample.feeds for sample in calibration.samples if sample.graph == calls.name)
     return Drift(*calls.timed(feeds), np.mean(errors, axis=0))
 
 
-class _Calls:
+class Calls:
     """Call a graph whole, which gives its features too, or given features of another call."""
 
     def __init__(self, graph: Graph, options: Sequence[Option]) -> None:
@@ -82,6 +83,20 @@ class _Calls:
     def given(self, at: int, feeds: Sequence[torch.Tensor], kept: Mapping[Feature, torch.Tensor]) -> Tensors:
         """Give the outputs of a call that reuses an option."""
         return list(self.reusing[at](*feeds, *(kept[feature] for feature in self.options[at])))
+
+    def following(self, way: Way, program: Program) -> Call:
+        """Call as a program's evaluations do that follow a way, one run after the other."""
+        places, kept = list(evaluations(program, [self.name]).values()), dict[tuple[int, int], dict[Feature, Any]]()
+
+        def call(step: int, feeds: Sequence[torch.Tensor]) -> Tensors:
+            at = places[step]
+            turn, reuse = step - places.index(at), way[at]
+            if reuse is not None:
+                return self.given(reuse[1], feeds, kept[reuse[0], turn])
+            made, kept[at, turn] = self.whole(feeds)
+            return made
+
+        return call
 
     def timed(self, feeds: Sequence[torch.Tensor]) -> tuple[float, tuple[float, ...]]:
         """Time a whole call, and one for each option, in turns."""
@@ -123,7 +138,7 @@ class _Calls:
         return module
 
 
-def _errors(program: Program, places: Mapping[int, int], calls: _Calls, drawing: Drawing) -> NDArray[np.float64]:
+def _errors(program: Program, places: Mapping[int, int], calls: Calls, drawing: Drawing) -> NDArray[np.float64]:
     """Reuse every option at every evaluation from each of the few before it, one at a time."""
     samples = [sample.feeds for sample in drawing.samples if sample.graph == calls.name]
     feeds: dict[int, list[Sequence[torch.Tensor]]] = {}

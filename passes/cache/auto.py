@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from diffc.compiler.calibration import Calibration, Drawing
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached
-from diffc.compiler.feature_drift import Drift, Option, measure
+from diffc.compiler.feature_drift import Calls, Drift, Option, measure
 from diffc.compiler.fidelity import psnr
 from diffc.compiler.ir import Graph, Program
 from diffc.compiler.schedules import Found, Searched, Tried, Way, frontier
@@ -125,7 +125,8 @@ class _Search:
         self.program, self.graph, self.options = program, graph, options
         few = calibration.drawings[:PROMPTS]
         self.calibration = replace(calibration, drawings=few)
-        drift = measure(program, graph, options, self.calibration)
+        self.calls = Calls(graph, options)
+        drift = measure(program, self.calls, self.calibration)
         self.count = drift.errors.shape[1]
         self.drift = replace(drift, errors=drift.errors * self._gains(drift)[None, :, None])
         self.finer = None if finer is None else calibration.drawn(finer, PROMPTS)
@@ -186,8 +187,7 @@ class _Search:
         return self.known[found.reuses]
 
     def _drawn(self, way: Way, prompts: int) -> list[Drawing]:
-        (program,) = cached([self.program], self.following(way))
-        return self.calibration.drawn(program, prompts)
+        return self.calibration.drawn(self.program, prompts, {self.calls.name: self.calls.following(way, self.program)})
 
     def _gains(self, drift: Drift) -> NDArray[np.float64]:
         """Measure what the denoiser makes of an error in later evaluations: for some of them, the others between."""

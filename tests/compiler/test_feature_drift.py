@@ -8,7 +8,7 @@ import pytest
 from diffc.compiler.bundle import tokenizer_text
 from diffc.compiler.calibration import calibrate
 from diffc.compiler.feature_cache import Feature, Reuse, cached
-from diffc.compiler.feature_drift import LONGEST, measure
+from diffc.compiler.feature_drift import LONGEST, Calls, measure
 from diffc.compiler.skips import skips
 from diffc.compiler.stages import denoiser
 from tests.conftest import UNET
@@ -27,7 +27,7 @@ def test_the_last_evaluation_errs_by_what_it_reuses() -> None:
     found = skips(graph, [program])
     options = [(Feature(found[at].up),) for at in (0, 2)]
     calibration = calibrate(program, tokenizers, prompts=["a red circle", "a blue square"], seed=3)
-    drift = measure(program, graph, options, calibration)
+    drift = measure(program, Calls(graph, options), calibration)
     assert drift.errors.shape == (2, STEPS, STEPS)
     possible = np.isfinite(drift.errors[0])
     distance = np.arange(STEPS)[:, None] - np.arange(STEPS)
