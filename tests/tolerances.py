@@ -116,9 +116,10 @@ PROFILE = 1e-4
 """Attention by its products against diffusers', relative. passes/cache/test_profiling_dit.py: less in three
 pipelines, whose blocks differ by 1e-2."""
 
-FITTED = 1e-4
+FITTED = 2e-4
 """What was fitted to features in float32 against NumPy's, and what is drawn with it, relative to the largest.
-passes/cache/test_cachequant.py: 1.4e-7 for what is drawn, where the reuse changes it by 9e-4."""
+passes/cache/test_cachequant.py: 1.5e-4 for a fit, 1.4e-7 for what is drawn, where the reuse changes it by 9e-4."""
+
 JUDGED = 0.1
 """By how many dB pictures of the runtime may be from PyTorch's judgement of a schedule.
 cache/test_auto.py: at most 0.01."""

@@ -19,13 +19,26 @@ from diffc.compiler.ir import Program
 from diffc.compiler.stages import denoisers
 from diffc.compiler.verify import verify
 from diffc.passes.cache.cachequant import _features, _Pairs, _parted, cachequant
-from tests.compiler.test_feature_cache import TIMES, TOKENS, Denoiser, UNet, by_hand, run, together
+from tests.compiler.test_feature_cache import TIMES, TOKENS, Denoiser, Kept, UNet, by_hand, run, together
 from tests.deep import deep, deviation
 from tests.tolerances import CACHED, FITTED
 
 STEPS = range(len(TIMES))
 SEED = 3
 """The seed of the noise that by_hand draws."""
+
+
+class Joined(UNet):
+    """Keep what meets the skip connection: the deep feature with the time added."""
+
+    def parts(
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, kept: Kept | None = None
+    ) -> tuple[torch.Tensor, Kept]:
+        """Compute as the UNet does."""
+        time = torch.tanh(self.time(timestep[:, None] / 1000))[:, :, None, None]
+        first = torch.tanh(self.into(sample))
+        deep = kept["deep"] if kept else self.deep(first, time, text) + time
+        return self.out(torch.cat([deep, torch.tanh(first + time)], 1)), {"deep": deep}
 
 
 @cache
@@ -74,7 +87,7 @@ def test_the_partition_is_the_best_of_all() -> None:
 
 
 def test_a_unet_reuses_what_numpy_fits() -> None:
-    model = UNet()
+    model = Joined()
     (program,) = together(model, 5)
     (found,) = cachequant([program], calibrated, interval=3)
     seen = traced(model, "deep")
@@ -89,14 +102,14 @@ def test_a_unet_reuses_what_numpy_fits() -> None:
     wanted, plain, whole = (by_hand(model, sources, correct=correct), by_hand(model, sources), by_hand(model, STEPS))
     assert deviation(run(found), wanted) <= FITTED
     assert deviation(wanted, whole) < deviation(plain, whole), "the correction must help"
-    assert deviation(wanted, whole) > 5 * FITTED, "the reuse must be seen"
+    assert deviation(wanted, whole) > 3 * FITTED, "the reuse must be seen"
     (uncorrected,) = cachequant([program], calibrated, interval=3, correct=False)
     assert deviation(run(uncorrected), plain) <= FITTED
 
 
 def test_the_lanes_of_a_step_are_compared_with_themselves() -> None:
     """Both branches of guidance are fitted together, but never one to the other."""
-    model = UNet()
+    model = Joined()
     (program,) = together(model, 5, guided=True)
     graph = denoisers([program])[0]
     feature = _features(graph, program, 0, 0.5)[0]
