@@ -84,6 +84,11 @@ class Drawing:
     steps: tuple[torch.Tensor, ...]
     output: torch.Tensor
 
+    @property
+    def latents(self) -> torch.Tensor:
+        """Give the latents of the last step, or the output of a program that marks no steps."""
+        return self.steps[-1] if self.steps else self.output
+
 
 Call = Callable[[int, tuple[torch.Tensor, ...]], Sequence[torch.Tensor]]
 """Gives the outputs of a graph, of the count of its calls before and what it is given."""

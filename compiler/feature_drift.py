@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,9 @@ from diffc.compiler.stages import body_of
 from diffc.compiler.stored import settle
 
 aten = torch.ops.aten
+
+LATENTS = "latents at the end"
+"""What no value of a program is called."""
 
 LONGEST = 8
 """Evaluations from the one that computes a feature to behind the last that reuses it."""
@@ -157,15 +159,16 @@ def _errors(program: Program, places: Mapping[int, int], calls: Calls, drawing: 
 
 
 class _Sampler:
-    """Do a sampler's arithmetic on recorded outputs of the denoiser, down to the latents of its last step."""
+    """Do a sampler's arithmetic on recorded outputs of the denoiser, down to its last latents, or else the output."""
 
     def __init__(
         self, program: Program, places: Mapping[int, int], drawing: Drawing, outputs: Mapping[int, list[Tensors]]
     ) -> None:
         self.program, self.graphs = program, {graph.name: graph for graph in program.graphs}
         self.scalars = {i.name: i.default for i in program.inputs if i.default is not None}
-        last = max(at for at, op in enumerate(program.ops) if op.operator == "step")
-        self.end = replace(program.ops[last], operator="linear", results=(Value("latents"),))
+        steps = [at for at, op in enumerate(program.ops) if op.operator == "step"]
+        end = [replace(program.ops[at], operator="linear", results=(Value(LATENTS),)) for at in steps[-1:]]
+        self.end = LATENTS if end else program.outputs[0]
         self.recorded: dict[str, torch.Tensor] = {}
         self.results: dict[int, list[tuple[str, ...]]] = {}
         turns = {at: iter(each) for at, each in outputs.items()}
@@ -173,7 +176,7 @@ class _Sampler:
             names = tuple(value.name for value in program.ops[place].results)
             self.results.setdefault(at, []).append(names)
             self.recorded |= zip(names, next(turns[at]), strict=True)
-        self.ops = self._needed(program.ops[:last])
+        self.ops = self._needed([*program.ops[: steps[-1]], *end] if end else program.ops)
         self.recorded |= {table.name: torch.as_tensor(table.data) for table in program.tables}
         _, arrays = given(program, drawing.prompt, drawing.seed)
         self.recorded |= {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -181,7 +184,7 @@ class _Sampler:
 
     def _needed(self, ops: Sequence[Op]) -> list[Op]:
         """List the operations between the outputs that are recorded and the last latents."""
-        wanted, found = set(self.end.reads()), list[Op]()
+        wanted, found = {self.end}, list[Op]()
         for op in reversed(ops):
             names = {value.name for value in op.results}
             if names & wanted and not names & self.recorded.keys() and op.operator != "noise":
@@ -203,14 +206,9 @@ class _Sampler:
         graph = self.graphs.get(op.operator)
         return apply(op, values, self.scalars, graph)
 
-    @cached_property
-    def latents(self) -> torch.Tensor:
-        """Give the latents of the last step."""
-        return apply(self.end, self.values, self.scalars)[0]
-
     def error(self, at: int, outputs: Sequence[Tensors]) -> float:
         """Give the change of the last latents where an evaluation gives other outputs, as a part of their norm."""
         names = [name for each in self.results[at] for name in each]
         other = dict(zip(names, (tensor for each in outputs for tensor in each), strict=True))
-        (found,) = apply(self.end, self._run(self.values | other, set(other)), self.scalars)
-        return float((found - self.latents).norm() / self.latents.norm().clamp(min=1e-12))
+        found, wanted = self._run(self.values | other, set(other))[self.end], self.values[self.end]
+        return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))

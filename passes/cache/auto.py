@@ -196,7 +196,7 @@ class _Search:
         found = []
         for at in places.tolist():
             way = tuple((place - 1, cheapest) if place == at else None for place in range(self.count))
-            latents, wanted = self._drawn(way, 1)[0].steps[-1], drawing[0].steps[-1]
+            latents, wanted = self._drawn(way, 1)[0].latents, drawing[0].latents
             error = float((latents - wanted).norm() / wanted.norm())
             found.append(error / max(drift.errors[cheapest, at, at - 1], 1e-12))
         logs = np.interp(np.arange(self.count), places, np.log(np.maximum(found, 1e-3)))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffc.compiler.errors import PassError
 from diffc.passes.cache.auto import auto
 from diffc.runtime import load
 from tests.conftest import UNET
@@ -90,10 +91,14 @@ def test_blocks_of_a_transformer_are_reused() -> None:
     [
         (("--cache", "auto:min-psnr=190"), "no schedule keeps 190 dB; the nearest takes"),
         (("--cache", "auto", "--sampler", "euler-ancestral"), "twice as many steps draw other noise"),
-        (("--cache", "auto:max-drop=-1"), "give 0 dB or more"),
     ],
 )
 def test_what_cannot_be_is_refused(options: tuple[str, ...], what: str, prompts: Path, tmp_path: Path) -> None:
     given = ("--steps", "3", "--calibration", prompts)
     assert what in refused("build", UNET, *given, *options, "-o", tmp_path / "x.diffc")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_is_not_negative() -> None:
+    with pytest.raises(PassError, match="max-drop=-1"):
+        auto([], lambda _: None, None, max_drop=-1)  # type: ignore[arg-type,return-value]
