@@ -29,6 +29,7 @@ LARGE = 1 << 29
 
 EXTERNAL = "session.model_external_initializers_file_folder_path"
 WEIGHTS_ONLY = "session.qdq_matmulnbits_accuracy_level"  # 0: where only weights are quantized, compute in float
+ONE_ARENA = "session.use_env_allocators"
 WIDE = "avx512f"
 """What /proc/cpuinfo calls the instructions with which OpenVINO was measured to be faster."""
 
@@ -63,9 +64,21 @@ def _onnx_runtime(bundle: Bundle, graph: str, threads: int) -> Session:
     options.intra_op_num_threads = threads
     options.add_session_config_entry(EXTERNAL, str(bundle.root))
     options.add_session_config_entry(WEIGHTS_ONLY, "0")
+    _share_memory()
+    options.add_session_config_entry(ONE_ARENA, "1")
     session = onnxruntime.InferenceSession(bundle.graph(graph), options, providers=["CPUExecutionProvider"])
     inputs = [frozenset({port.name}) for port in session.get_inputs()]
     return Session(inputs, len(session.get_outputs()), lambda feeds: session.run(None, dict(feeds)))
+
+
+@cache
+def _share_memory() -> None:
+    """Let the sessions of ONNX Runtime have one arena: graphs run one after the other, and each would keep its peak."""
+    import onnxruntime
+
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(memory, None)
 
 
 def _openvino(bundle: Bundle, graph: str, threads: int) -> Session:
