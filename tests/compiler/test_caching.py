@@ -68,7 +68,7 @@ def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     asked = asked_cache("looking:often=2", tmp_path / "prompts.txt", seed=5)
     assert asked is not None and asked.is_calibrated
-    assert asked.applied([program], {}, "", lambda _: None) == [program]
+    assert asked.applied([program], {}, "", lambda _: None) == ([program], None)
     assert [calibration.prompts for calibration in seen] == [("one", "two")] * 2
     assert [drawing.seed for drawing in seen[0].drawings] == [5, 6]
     other = asked_cache("deepcache")
