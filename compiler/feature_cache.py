@@ -28,7 +28,7 @@ from diffc.compiler.ir import Graph, Literal, Names, Op, Polynomial, Program, Re
 from diffc.compiler.pieces import Feature, Kind, Pieces
 from diffc.compiler.stages import denoisers, stages_of_values
 
-__all__ = ["Feature", "Reuse", "Schedule", "Scheduler", "cached", "evaluations", "since"]
+__all__ = ["Feature", "Reuse", "Schedule", "Scheduler", "cached", "check_interval", "evaluations", "since"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,13 @@ def evaluations(program: Program, graphs: Iterable[str]) -> dict[int, int]:
             found[at] = before
         depth |= {value.name: before + (op.operator in names) for value in op.results}
     return found
+
+
+def check_interval(system: str, interval: int, program: Program, count: int) -> None:
+    """Raise `PassError` where an interval is longer than the evaluations of a program are many."""
+    if interval > count:
+        what = f"{system}: the interval is {interval}, and there are {count} evaluations of the denoiser"
+        raise PassError(what, where=program.name, fix=f"give an interval of at most {count}, or more steps")
 
 
 def since(refresh: Iterable[int], count: int) -> list[int]:

@@ -75,7 +75,7 @@ class Layer:
     ``low`` and ``high`` are the ranges of its inputs, [inputs, 1] or with step-indexed scales [inputs, steps], and
     ``bounds`` that of its output. ``smoothing`` [channels] multiplies the input, and divides the weight. ``branch`` is
     a pair of matrices [rank, channels * kernel] and [rows, rank], computed beside the weight and subtracted from it.
-    ``options`` is what a convolution takes after its bias.
+    ``options`` is what a convolution takes after its bias. Of a layer that is ``asked`` for, a user chose the scheme.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Layer:
     groups: int = 1
     options: tuple[Any, ...] = ()
     scheme: Scheme = Scheme()
+    asked: bool = False
     low: torch.Tensor | None = None
     high: torch.Tensor | None = None
     bounds: tuple[float, float] | None = None

@@ -143,7 +143,12 @@ class _Schemes:
         for override in self.asked.file.overrides:
             for name in matching(override, [layer.name for layer in plan.layers]):
                 overrides.setdefault(name, {}).update(override.specs)
-        return plan.mapped(lambda layer: replace(layer, scheme=self._of(layer, overrides.get(layer.name, {}))))
+
+        def change(layer: Layer) -> Layer:
+            specs = overrides.get(layer.name, {})
+            return replace(layer, scheme=self._of(layer, specs), asked=bool(specs))
+
+        return plan.mapped(change)
 
     def _of(self, layer: Layer, specs: Mapping[str, Spec | None]) -> Scheme:
         asked = fitted(replace(self._usual(layer), **specs), layer)

@@ -29,7 +29,7 @@ from torch import fx
 
 from diffc.compiler.blocks import flow_of, regions
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached
+from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, check_interval
 from diffc.compiler.ir import Graph, Program
 from diffc.compiler.stages import multiply_adds
 
@@ -59,9 +59,7 @@ def a_sdm(
         )
 
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
-        if interval > count:
-            what = f"a-sdm: the interval is {interval}, and there are {count} evaluations of the denoiser"
-            raise PassError(what, where=program.name, fix=f"give an interval of at most {count}, or more steps")
+        check_interval("a-sdm", interval, program, count)
         features = [feature for feature, middle in _features(graph, program, level) if begin <= middle < end]
         if not features:
             what = f"a-sdm: no {level} from {begin:.0%} to {end:.0%} of the residual blocks"

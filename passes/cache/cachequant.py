@@ -32,7 +32,7 @@ from torch import fx
 
 from diffc.compiler.calibration import Calibrate, Calibration, Sample, watch
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, evaluations
+from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, check_interval, evaluations
 from diffc.compiler.ir import Graph, Program, Table
 from diffc.compiler.skips import skips
 from diffc.compiler.spans import isotropic
@@ -58,9 +58,7 @@ def cachequant(
         raise PassError(f"cachequant: interval={interval}, span={span:g}", fix=fix)
 
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
-        if interval > count:
-            what = f"cachequant: the interval is {interval}, and there are {count} evaluations of the denoiser"
-            raise PassError(what, where=program.name, fix=f"give an interval of at most {count}, or more steps")
+        check_interval("cachequant", interval, program, count)
         if interval == 1:
             return [()] * count
         features = _features(graph, program, branch, span)

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, since
+from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, check_interval, since
 from diffc.compiler.ir import Graph, Program
 from diffc.compiler.skips import skips
 
@@ -54,9 +54,7 @@ def deepcache(
         )
 
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
-        if interval > count:
-            what = f"deepcache: the interval is {interval}, and there are {count} evaluations of the denoiser"
-            raise PassError(what, where=program.name, fix=f"give an interval of at most {count}, or more steps")
+        check_interval("deepcache", interval, program, count)
         refresh = _uniform(count, interval)
         if schedule == "quadratic":
             around = round(CENTER * count) if center is None else center

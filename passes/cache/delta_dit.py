@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Reuse, Schedule, cached
+from diffc.compiler.feature_cache import Reuse, Schedule, cached, check_interval
 from diffc.compiler.ir import Graph, Program
 from diffc.compiler.spans import isotropic
 
@@ -45,9 +45,7 @@ def delta_dit(
         )
 
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
-        if interval > count:
-            what = f"delta-dit: the interval is {interval}, and there are {count} evaluations of the denoiser"
-            raise PassError(what, where=program.name, fix=f"give an interval of at most {count}, or more steps")
+        check_interval("delta-dit", interval, program, count)
         found = isotropic(graph, [program], "delta-dit")
         blocks = len(found.blocks)
         skipped = max(1, round(span * blocks))

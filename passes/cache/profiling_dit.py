@@ -32,7 +32,7 @@ from torch import fx
 
 from diffc.compiler.calibration import Calibrate, Calibration, Sample, watch
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Reuse, Schedule, cached
+from diffc.compiler.feature_cache import Reuse, Schedule, cached, check_interval
 from diffc.compiler.ir import Graph, Program
 from diffc.compiler.spans import Transformer, isotropic
 from diffc.compiler.stages import LATENT, stages_of_ports
@@ -64,6 +64,7 @@ def profiling_dit(
     labels = dict[str, list[range]]()
 
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
+        check_interval("profiling-dit", interval, program, count)
         first = round(warmup * count)
         if first + 1 >= count:
             what = f"profiling-dit: {first} of {count} evaluations warm up"

@@ -48,11 +48,15 @@ SHAPING: tuple[object, ...] = (
 
 
 def keep_sensitive(plan: Plan, *, in_float: bool = False) -> Plan:
-    """Give the ends of the denoiser eight bits where they have fewer, or none at all."""
+    """Give the ends of the denoiser eight bits where they have fewer, or none at all, unless a user chose otherwise."""
     ends = set[Site]()
     for graph in denoisers(plan.programs):
         ends |= _first(graph, plan) | _last(graph)
-    return plan.mapped(lambda layer: _kept(layer, in_float), lambda layer: not ends.isdisjoint(layer.sites))
+
+    def is_kept(layer: Layer) -> bool:
+        return not layer.asked and not ends.isdisjoint(layer.sites)
+
+    return plan.mapped(lambda layer: _kept(layer, in_float), is_kept)
 
 
 def _kept(layer: Layer, in_float: bool) -> Layer:

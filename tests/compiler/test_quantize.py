@@ -165,8 +165,6 @@ def test_layers_have_the_scheme_of_their_kind_and_component(program: Program) ->
 
 def test_a_file_overrides_layers_the_last_line_first(program: Program, tmp_path: Path) -> None:
     said = """
-    [quantize]
-    methods = "round_to_nearest"
     [[layer]]
     name = "denoiser.*"
     weight = "int4:channel"
