@@ -80,7 +80,7 @@ $(VENV)/compiler.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/compiler.stamp
 	@echo "Installing what the tests and checks need into $(VENV)"
-	$(PIP) --editable '.[compiler,dev]'
+	$(PIP) --editable '.[compiler,tensorrt,dev]'
 	touch $@
 
 # mypy cannot see through setuptools' package-dir: show it the packages under their import names.
