@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffc.compiler.cache import Cache
 from diffc.compiler.calibration import Calibration, calibrate, read_prompts
 from diffc.compiler.errors import DiffcError, RecipeError
 from diffc.compiler.ir import Program
@@ -17,6 +16,7 @@ from diffc.compiler.schedules import Searched
 from diffc.compiler.target import Progress
 from diffc.compiler.verify import verify
 from diffc.passes.cache import CACHES
+from diffc.runtime.cache import Cache
 
 OPTION = "--cache"
 

@@ -23,13 +23,13 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import fx
 
-from diffc.compiler.cache import Cache
 from diffc.compiler.errors import BuildError, CalibrationError, DiffcWarning
 from diffc.compiler.evaluate import apply
 from diffc.compiler.ir import Graph, Input, Literal, Op, Program, Ref, Value
 from diffc.compiler.stages import body_of, calls, multiply_adds, size
 from diffc.compiler.stored import settle
 from diffc.compiler.target import Progress
+from diffc.runtime.cache import Cache
 from diffc.runtime.rng import Generator
 from diffc.runtime.tokenizer import Tokenizer
 

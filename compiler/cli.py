@@ -438,7 +438,7 @@ def cache(*, clear: bool) -> dict[str, Any]:
     diffc cache
     diffc cache --clear
     """
-    from diffc.compiler.cache import Cache
+    from diffc.runtime.cache import Cache
 
     kept = Cache.default()
     removed = kept.clear() if clear else 0

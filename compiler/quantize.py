@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffc.compiler.cache import Cache
 from diffc.compiler.calibration import calibrate, read_prompts
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.formats import Scheme, Spec, parse_spec
@@ -21,6 +20,7 @@ from diffc.compiler.stages import denoiser
 from diffc.compiler.stored import release
 from diffc.compiler.target import Progress, Target, find_backend
 from diffc.passes.quantize import EMBEDDING, METHODS, RECIPES, Recipe, calibrate_ranges, round_to_nearest
+from diffc.runtime.cache import Cache
 
 SMALLEST_GROUP = 16
 """A group is halved until it divides a row; below this many numbers, the whole row has one scale instead."""

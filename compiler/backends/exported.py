@@ -17,9 +17,9 @@ import onnx_ir
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from diffc.compiler.cache import Cache
 from diffc.compiler.ir import Graph
 from diffc.compiler.stored import SMALL, Weight, read, weight_of
+from diffc.runtime.cache import Cache
 
 MAKERS = ("diffc", "torch", "onnxscript", "onnx-ir", "onnx")
 """What decides, by its version, what an exported model looks like."""

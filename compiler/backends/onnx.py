@@ -20,13 +20,13 @@ from onnxscript.optimizer import fold_constants
 
 from diffc.compiler.backends.exported import StoredTensor, StoredTensors, exported
 from diffc.compiler.backends.quantized import spell, translations
-from diffc.compiler.cache import Cache
 from diffc.compiler.errors import BackendError
 from diffc.compiler.formats import FORMATS, Scheme, Spec
 from diffc.compiler.graphs import one_layout
 from diffc.compiler.ir import Graph
 from diffc.compiler.stored import Weight
 from diffc.compiler.target import Progress
+from diffc.runtime.cache import Cache
 
 OPSET = 23
 """The first opset in which attention is one node; engines fuse it best when they see it whole."""

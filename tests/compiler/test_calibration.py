@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from diffc.compiler import calibration as module
-from diffc.compiler.cache import Cache
 from diffc.compiler.calibration import PROMPTS, Calibration, Sample, calibrate, given, read_prompts, watch
 from diffc.compiler.errors import BuildError, CalibrationError
 from diffc.compiler.ir import Input, Op, Program, Type, Value
 from diffc.compiler.pipeline import run
 from diffc.compiler.trace import capture
 from diffc.passes import NORMAL_FORM
+from diffc.runtime.cache import Cache
 from tests.tolerances import STAGED
 from tests.zoo import clip_tokenizer
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from diffc.compiler.backends import onnx as backend
 from diffc.compiler.backends.exported import StoredTensors, exported
-from diffc.compiler.cache import Cache
 from diffc.compiler.graphs import export, type_of
 from diffc.compiler.ir import Graph, Value
+from diffc.runtime.cache import Cache
 
 WIDTH = 128  # squared, more than what counts as small
 

@@ -1,8 +1,8 @@
-"""Keep what took long to make between builds, by a digest of all that it was made from.
+"""Keep what took long to make between builds and runs, by a digest of all that it was made from.
 
-The folder is ``$DIFFC_CACHE``, by default ``diffc`` in the user's folder for caches. A build that cannot read or write
-it goes on without it, and says so. Entries appear whole or not at all, so builds at the same time share it; one that
-was damaged is dropped. The least recently used entries go when the sum of all passes ``$DIFFC_CACHE_BYTES``.
+The folder is ``$DIFFC_CACHE``, by default ``diffc`` in the user's folder for caches. Whoever cannot read or write it
+goes on without it, and says so. Entries appear whole or not at all, so processes at the same time share it; one that was
+damaged is dropped. The least recently used entries go when the sum of all passes ``$DIFFC_CACHE_BYTES``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffc.compiler.errors import BuildError, DiffcWarning
+from diffc.runtime.errors import DiffcError, DiffcWarning
 
 LIMIT = 2 << 30
 """Bytes that the cache may take by default."""
@@ -34,11 +34,11 @@ class Cache:
 
     @staticmethod
     def default() -> Cache:
-        """Give the cache that the environment asks for. Raises `BuildError` where its size is no number."""
+        """Give the cache that the environment asks for. Raises `DiffcError` where its size is no number."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         limit = os.environ.get("DIFFC_CACHE_BYTES") or str(LIMIT)
         if not limit.isdecimal():
-            raise BuildError(f"DIFFC_CACHE_BYTES is {limit!r}", fix="give a number of bytes; 0 keeps nothing")
+            raise DiffcError(f"DIFFC_CACHE_BYTES is {limit!r}", fix="give a number of bytes; 0 keeps nothing")
         return Cache(Path(os.environ.get("DIFFC_CACHE") or home / "diffc"), int(limit))
 
     def get(self, key: str) -> bytes | None:
@@ -83,14 +83,14 @@ class Cache:
         return sorted(found, key=lambda entry: entry[1].st_mtime)
 
     def clear(self) -> int:
-        """Remove every entry and give their bytes. Raises `BuildError` where one cannot be removed."""
+        """Remove every entry and give their bytes. Raises `DiffcError` where one cannot be removed."""
         removed = 0
         for path, state in self.entries():
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 what = f"the cache cannot be cleared: {error.strerror}"
-                raise BuildError(what, where=str(path), fix="give yourself the right to write there") from error
+                raise DiffcError(what, where=str(path), fix="give yourself the right to write there") from error
             removed += state.st_size
         return removed
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from diffc.compiler.cache import Cache
-from diffc.compiler.errors import BuildError, DiffcWarning
+from diffc.runtime.cache import Cache
+from diffc.runtime.errors import DiffcError, DiffcWarning
 
 
 def key(name: str) -> str:
@@ -123,5 +123,5 @@ def test_the_environment_says_where_and_how_much(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert Cache.default().folder == tmp_path / "diffc"
     monkeypatch.setenv("DIFFC_CACHE_BYTES", "much")
-    with pytest.raises(BuildError, match="'much'"):
+    with pytest.raises(DiffcError, match="'much'"):
         Cache.default()
