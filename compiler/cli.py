@@ -253,10 +253,11 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
         )
     _save(drawn, output)
     seconds = time.monotonic() - start
-    _say(f"{output}: seed {seed}, {seconds:.1f} s")
+    _say(f"{output}: seed {seed}, {seconds:.1f} s, {' and '.join(sampler.engines)}")
     if said := advice(sampler.target, sampler.bytes):
         _say(said)
-    return {"image": str(output), "seed": seed, "seconds": seconds, "peak_bytes": peak_bytes()}
+    measured = {"seconds": seconds, "peak_bytes": peak_bytes()}
+    return {"image": str(output), "seed": seed, "engines": list(sampler.engines), **measured}
 
 
 def _save(drawn: Any, output: Path) -> None:

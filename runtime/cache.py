@@ -1,8 +1,8 @@
 """Keep what took long to make between builds and runs, by a digest of all that it was made from.
 
 The folder is ``$DIFFC_CACHE``, by default ``diffc`` in the user's folder for caches. Whoever cannot read or write it
-goes on without it, and says so. Entries appear whole or not at all, so processes at the same time share it; one that was
-damaged is dropped. The least recently used entries go when the sum of all passes ``$DIFFC_CACHE_BYTES``.
+goes on without it, and says so. Entries appear whole or not at all, so processes at the same time share it; one that
+was damaged is dropped. The least recently used entries go when the sum of all passes ``$DIFFC_CACHE_BYTES``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
-"""Open graphs with an engine: ONNX Runtime, which is always there, or OpenVINO, which is faster on x86.
+"""Open graphs with an engine: ONNX Runtime, which is always there, OpenVINO, which is faster on x86, or TensorRT.
 
-The target that a bundle was built for names the engine, which is imported when its first graph is opened.
+The target that a bundle was built for names the engine, which is imported when its first graph is opened. A graph whose
+engine of TensorRT this machine cannot run is opened with ONNX Runtime instead, and a warning says why.
 """
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +22,11 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from diffc.runtime.bundle import Bundle
-from diffc.runtime.errors import BundleError
+from diffc.runtime.cache import Cache
+from diffc.runtime.cuda import Device, Gpu, find_cuda, find_gpu
+from diffc.runtime.errors import BundleError, DiffcWarning
+from diffc.runtime.external import output_names
+from diffc.runtime.tensorrt import Execution, Library, find_library
 
 Array = NDArray[Any]
 
@@ -44,12 +52,14 @@ the CPU lacks that."""
 class Session:
     """Hold an opened graph: the names that each input goes by, how many outputs there are, and how to compute them.
 
-    Threads may share ``run``, which takes an array for each input and gives arrays that nobody else writes.
+    Threads may share ``run``, which takes an array for each input and gives arrays that nobody else writes. ``engine``
+    says in a few words who computes.
     """
 
     inputs: Sequence[frozenset[str]]
     outputs: int
     run: Callable[[Mapping[str, Array]], list[Array]]
+    engine: str
 
 
 Engine = Callable[[Bundle, str, int], Session]
@@ -68,7 +78,7 @@ def _onnx_runtime(bundle: Bundle, graph: str, threads: int) -> Session:
     options.add_session_config_entry(ONE_ARENA, "1")
     session = onnxruntime.InferenceSession(bundle.graph(graph), options, providers=["CPUExecutionProvider"])
     inputs = [frozenset({port.name}) for port in session.get_inputs()]
-    return Session(inputs, len(session.get_outputs()), lambda feeds: session.run(None, dict(feeds)))
+    return Session(inputs, len(session.get_outputs()), lambda feeds: session.run(None, dict(feeds)), "ONNX Runtime")
 
 
 @cache
@@ -111,7 +121,7 @@ def _openvino(bundle: Bundle, graph: str, threads: int) -> Session:
         idle.append(request)
         return outputs
 
-    return Session([frozenset(port.get_names()) for port in compiled.inputs], len(compiled.outputs), run)
+    return Session([frozenset(port.get_names()) for port in compiled.inputs], len(compiled.outputs), run, "OpenVINO")
 
 
 def _overwrites_queries(model: Any) -> bool:
@@ -154,7 +164,91 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-ENGINES: dict[str, Engine] = {"onnx": _onnx_runtime, "ort": _onnx_runtime, "ov": _openvino}
+@dataclass(frozen=True)
+class Machine:
+    """Find what an engine of TensorRT needs. Each function raises `BundleError` where it is missing."""
+
+    gpu: Callable[[], Gpu] = find_gpu
+    library: Callable[[str], Library] = find_library
+    cuda: Callable[[], Any] = find_cuda
+
+
+def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = Machine()) -> Session:
+    """Run a graph's engine on the GPU, or the graph in ONNX Runtime where this machine cannot run the engine.
+
+    Arithmetic between components has no engine. Raises `BundleError` where the engine is damaged, or where ONNX Runtime
+    cannot compute on the CPU what the graph says.
+    """
+    if not bundle.manifest.component(graph):
+        return _onnx_runtime(bundle, graph, threads)
+    try:
+        gpu, library, cuda = _needed(bundle, graph, machine)
+    except BundleError as missing:
+        where = bundle.manifest.graphs[graph]
+        try:
+            session = _onnx_runtime(bundle, graph, threads)
+        except Exception as error:
+            what = f"{missing.what}, and ONNX Runtime cannot compute {where} on the CPU: {reason(error)}"
+            raise BundleError(what, where=where, fix=missing.fix) from error
+        _warn_once(f"{bundle.path} is drawn by ONNX Runtime, on the CPU: {missing.what}\n  fix: {missing.fix}")
+        return session
+    return _executed(bundle, graph, gpu, library, cuda)
+
+
+def _needed(bundle: Bundle, graph: str, machine: Machine) -> tuple[Gpu, Library, Any]:
+    """Give the GPU, the library and CUDA. Raises `BundleError` with what is missing, and the command that mends it."""
+    finalize, engine = f"diffc finalize {bundle.path}", bundle.manifest.engines.get(graph)
+    try:
+        gpu = machine.gpu()
+    except BundleError as error:
+        fix = f"run it where a GPU is, or: diffc build … --target ort-{_split(bundle.manifest.target)[1]}"
+        raise BundleError(error.what, fix=fix) from error
+    if engine is None:
+        raise BundleError(f"the bundle holds no engine for {graph}", fix=finalize)
+    if gpu.arch not in engine.archs:
+        raise BundleError(f"the engines are for {', '.join(engine.archs)}, and {gpu.name} is {gpu.arch}", fix=finalize)
+    library = machine.library(engine.builder.partition(" ")[0])
+    if str(library) != engine.builder:
+        raise BundleError(f"the engines were built by {engine.builder}, and here is {library}", fix=finalize)
+    return gpu, library, machine.cuda()
+
+
+def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any) -> Session:
+    file = bundle.manifest.engines[graph].file
+    key = f"{bundle.manifest.files[file].sha256} {library} {gpu}"
+    try:
+        with (
+            (bundle.root / file).open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+        ):
+            name = hashlib.sha256(key.encode()).hexdigest()
+            execution = Execution(library, plan, Device(cuda), Cache.default(), name)
+    except ValueError as error:
+        what = f"{library} refuses {file}: {reason(error)}"
+        raise BundleError(what, where=file, fix=f"diffc finalize {bundle.path}") from error
+    except RuntimeError as error:
+        fix = "free the GPU's memory, and look at nvidia-smi"
+        raise BundleError(f"{gpu.name} cannot run {file}: {error}", where=file, fix=fix) from error
+    order = output_names(bundle.graph(graph))
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        found = execution.run(feeds)
+        return [found[name] for name in order]
+
+    return Session([frozenset({name}) for name in execution.inputs], len(order), run, f"{library} on {gpu.name}")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, DiffcWarning, stacklevel=2)
+
+
+ENGINES: dict[str, Engine] = {
+    "onnx": _onnx_runtime,
+    "ort": _onnx_runtime,
+    "ov": _openvino,
+    "trt": open_tensorrt,
+}
 
 
 def open_graph(bundle: Bundle, graph: str, threads: int) -> Session:
@@ -163,6 +257,8 @@ def open_graph(bundle: Bundle, graph: str, threads: int) -> Session:
     backend = check_engine(bundle.manifest.target)
     try:
         return ENGINES[backend](bundle, graph, threads)
+    except BundleError:
+        raise
     except Exception as error:  # the errors of engines have no class in common
         raise BundleError(f"{where} cannot be loaded: {reason(error)}", where=where, fix="build it again") from error
 

@@ -1,4 +1,4 @@
-"""List the files that an ONNX graph wants to read, without the onnx package.
+"""List the files that an ONNX graph wants to read, and its outputs, without the onnx package.
 
 ONNX keeps big tensors in other files, by a path in the graph (``TensorProto.external_data``). ONNX Runtime 1.23 follows
 that path anywhere on the machine, 1.31 does not. So a bundle's graphs are searched before a session sees them.
@@ -14,6 +14,7 @@ from diffc.runtime.errors import BundleError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 DEPTH = 100
+GRAPH, OUTPUT, NAME = 7, 12, 1  # of a model, of a graph, of an output
 
 # Message -> number of a field that holds messages -> their kind. Everything that can hold a tensor is here.
 FIELDS: dict[str, dict[int, str]] = {
@@ -34,6 +35,15 @@ def external_files(model: bytes) -> set[str]:
     Raises `BundleError` where the bytes are no protocol buffer.
     """
     return set(_locations(memoryview(model), "model", 0))
+
+
+def output_names(model: bytes) -> list[str]:
+    """Give the names of the outputs of a serialized ONNX model. Raises `BundleError` as `external_files` does."""
+    graphs = [content for number, content in _fields(memoryview(model)) if number == GRAPH]
+    outputs = [content for graph in graphs for number, content in _fields(graph) if number == OUTPUT]
+    return [
+        bytes(name).decode("utf-8", "replace") for out in outputs for number, name in _fields(out) if number == NAME
+    ]
 
 
 def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:

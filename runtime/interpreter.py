@@ -23,7 +23,10 @@ OnStep = Callable[[Op, Values], None]
 
 
 class Interpreter:
-    """Execute programs of one bundle. Sessions are made when first needed, and kept; threads may share them."""
+    """Execute programs of one bundle. Sessions are made when first needed, and kept; threads may share them.
+
+    ``engines`` says who has computed so far.
+    """
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle = bundle
@@ -31,6 +34,7 @@ class Interpreter:
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
         self.cache = PromptCache()
+        self.engines: set[str] = set()
 
     def run(
         self,
@@ -121,6 +125,7 @@ class Interpreter:
         if not named or (len(session.inputs), session.outputs) != (len(ports), len(graph.outputs)):
             where = self.bundle.manifest.graphs[graph.name]
             raise BundleError(f"{where} has other ports than the program says", where=where, fix="build it again")
+        self.engines.add(session.engine)
         return session
 
 

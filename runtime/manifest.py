@@ -16,6 +16,9 @@ T = TypeVar("T")
 SCHEMA = 1
 BYTES = 2**26
 
+BUILDER = re.compile(r"[a-z]+(-[a-z]+)* \d+(\.\d+)*")
+ARCH = re.compile(r"sm[1-9]\d{1,2}")
+
 
 @dataclass(frozen=True)
 class File:
@@ -26,12 +29,22 @@ class File:
 
 
 @dataclass(frozen=True)
+class BuiltEngine:
+    """Say where a graph's engine lies, what built it (``tensorrt-rtx 1.7.1.116``), and for which GPU architectures."""
+
+    file: str
+    builder: str
+    archs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Hold the manifest; ``raw`` is all of its JSON, for people and for tools."""
+    """Hold the manifest; ``raw`` is all of its JSON, for people and for tools. ``engines`` are those of some graphs."""
 
     target: str
     programs: Mapping[str, str]
     graphs: Mapping[str, str]
+    engines: Mapping[str, BuiltEngine]
     tokenizers: Mapping[str, str]
     files: Mapping[str, File]
     raw: Mapping[str, Any]
@@ -58,14 +71,15 @@ def read_manifest(data: bytes) -> Manifest:
     graphs = {name: _entry(name, entry, "file") for name, entry in _mapping(raw, "graphs").items()}
     tokenizers = {name: typed(path, str, f"tokenizers, {name}") for name, path in _mapping(raw, "tokenizers").items()}
     programs = {name: typed(text, str, f"programs, {name}") for name, text in _mapping(raw, "programs").items()}
-    for path in (*graphs.values(), *tokenizers.values()):
+    engines = {name: _engine(name, entry, graphs) for name, entry in _mapping(raw, "engines", {}).items()}
+    for path in (*graphs.values(), *tokenizers.values(), *(engine.file for engine in engines.values())):
         if path not in files:
             raise BundleError(
                 f"{path} is not among the files of the bundle", where="manifest.json", fix="build it again"
             )
     if not programs:
         raise BundleError("the bundle has no program", where="manifest.json", fix="build it again")
-    return Manifest(typed(raw.get("target"), str, "target"), programs, graphs, tokenizers, files, raw)
+    return Manifest(typed(raw.get("target"), str, "target"), programs, graphs, engines, tokenizers, files, raw)
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -81,7 +95,7 @@ def parse_json(data: bytes, where: str) -> Any:
 def typed(value: Any, kind: type[T], where: str) -> T:
     """Give the value back if it has the type; a truth value is no integer. Raises `BundleError`."""
     if not isinstance(value, kind) or isinstance(value, bool):
-        wanted = {dict: "an object", str: "a string", int: "an integer"}.get(kind, kind.__name__)
+        wanted = {dict: "an object", list: "a list", str: "a string", int: "an integer"}.get(kind, kind.__name__)
         raise BundleError(f"{str(value)[:80]} is not {wanted}", where=where[:200], fix="build the bundle again")
     return value
 
@@ -102,12 +116,24 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _mapping(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return typed(raw.get(key), dict, key)
+def _mapping(raw: Mapping[str, Any], key: str, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    return typed(raw.get(key, absent), dict, key)
 
 
 def _entry(name: str, entry: Any, key: str) -> str:
     return typed(typed(entry, dict, name).get(key), str, f"{name}, {key}")
+
+
+def _engine(name: str, entry: Any, graphs: Mapping[str, str]) -> BuiltEngine:
+    where = f"engines, {name}"
+    if name not in graphs:
+        raise BundleError("an engine is of no graph of the bundle", where=where[:200], fix="build the bundle again")
+    file, builder = _entry(where, entry, "file"), _entry(where, entry, "builder")
+    archs = tuple(typed(arch, str, where) for arch in typed(entry.get("archs"), list, where))
+    if not BUILDER.fullmatch(builder) or not archs or not all(map(ARCH.fullmatch, archs)):
+        what = f"{builder[:40]!r} for {', '.join(archs)[:80]!r} is no engine"
+        raise BundleError(what, where=where[:200], fix="build the bundle again")
+    return BuiltEngine(file, builder, archs)
 
 
 def _file(path: str, entry: Any) -> File:

@@ -69,6 +69,11 @@ class Sampler:
         return self._bundle.manifest.target
 
     @property
+    def engines(self) -> tuple[str, ...]:
+        """Name the engines that have computed so far: the target's, and those that stood in for it."""
+        return tuple(sorted(self._interpreter.engines))
+
+    @property
     def programs(self) -> Mapping[str, str]:
         """Map the names of the programs to their texts; the first is the default."""
         return self._bundle.manifest.programs

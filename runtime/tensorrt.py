@@ -1,15 +1,22 @@
-"""Find and load TensorRT: the one place that knows where its libraries lie.
+"""Find and load TensorRT, and run what it built: the one place that knows where its libraries lie.
 
 There are two with one API. TensorRT for RTX builds engines without a GPU, for several architectures, and finishes them
 on the machine that runs them; the classic TensorRT builds for the GPU that is there. A package of bindings and one of
 libraries make up the former where NVIDIA's own, which needs its own index, is not installed.
 
-Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/porting.html
+Sources: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library (its pages on porting, the runtime
+API, CUDA graphs and the runtime cache) and https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -18,7 +25,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from diffc.runtime.cache import Cache
+from diffc.runtime.cuda import Device
 from diffc.runtime.errors import BundleError
+
+Array = NDArray[Any]
 
 RTX, CLASSIC = "tensorrt-rtx", "tensorrt"
 
@@ -95,3 +109,103 @@ def _libraries() -> list[Path]:
         return [held[name] for name in SHARED]
     except (PackageNotFoundError, KeyError) as error:
         raise ImportError(f"{LIBRARIES} is not installed, or does not hold {' and '.join(SHARED)}") from error
+
+
+@dataclass(frozen=True)
+class _Port:
+    """Say where on the GPU a tensor lies that goes into an engine or comes out, and what it is."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Execution:
+    """Run an engine, one call after another, with buffers that lie on the GPU as long as it lives.
+
+    The classic library's launches are recorded after the first call, and put into the stream at once from then on;
+    TensorRT for RTX records by itself when told to. What that compiles for this very GPU when it opens an engine is
+    kept in ``cache`` as ``key``, for the next time. ``plan`` is not read any more afterwards.
+
+    Raises `ValueError` with the library's complaint where it refuses the engine: one that is damaged, or of another
+    version, or larger than the GPU's memory.
+    """
+
+    def __init__(self, library: Library, plan: Any, device: Device, cache: Cache, key: str) -> None:
+        trt, self._device = library.module, device
+        weakref.finalize(self, device.close)
+        log, complaints = _log(trt)
+        complaints.clear()
+        self._runtime = trt.Runtime(log)  # the engine and the context need it
+        self._engine = engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise ValueError(complaints[0] if complaints else f"{library} refuses it")
+        self._afterwards: Callable[[], None] | None
+        if library.kind == RTX:
+            config = engine.create_runtime_config()
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            self._afterwards = _keep_compiled(config, cache, key)
+            self._context = engine.create_execution_context(config)
+        else:
+            self._afterwards = lambda: device.capture(self._launch)
+            self._context = engine.create_execution_context()
+        if self._context is None:
+            raise ValueError(complaints[0] if complaints else f"{library} cannot execute it")
+        self._ports = {
+            name: self._port(trt, name) for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
+        }
+        self.inputs = [name for name in self._ports if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self._lock = threading.Lock()
+
+    def _port(self, trt: Any, name: str) -> _Port:
+        shape = tuple(self._engine.get_tensor_shape(name))
+        dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+        port = _Port(self._device.allocate(math.prod(shape) * dtype.itemsize), shape, dtype)
+        self._context.set_tensor_address(name, port.address)
+        return port
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Give each output by its name. Raises `ValueError` for other shapes than the engine's, or `RuntimeError`."""
+        with self._lock:
+            for name in self.inputs:
+                port, given = self._ports[name], feeds[name]
+                if given.shape != port.shape:
+                    raise ValueError(f"{name} is {list(given.shape)}, not {list(port.shape)}")
+                self._device.write(port.address, np.ascontiguousarray(given, port.dtype))
+            if not self._device.replay():
+                self._launch()
+            found = {
+                name: self._device.read(port.address, port.shape, port.dtype)
+                for name, port in self._ports.items()
+                if name not in self.inputs
+            }
+            self._device.finish()
+            afterwards, self._afterwards = self._afterwards, None
+            if afterwards is not None:
+                with suppress(RuntimeError):  # an engine whose launches cannot be recorded is launched each time
+                    afterwards()
+            return found
+
+    def _launch(self) -> None:
+        if not self._context.execute_async_v3(self._device.stream):
+            raise RuntimeError("TensorRT could not launch the engine")
+
+
+def _keep_compiled(config: Any, cache: Cache, key: str) -> Callable[[], None] | None:
+    """Let a context take what was compiled before; where there was nothing for this driver, say how to keep it."""
+    compiled, kept = config.create_runtime_cache(), cache.get(key)
+    taken = kept is not None and compiled.deserialize(kept)
+    config.set_runtime_cache(compiled)
+    return None if taken else lambda: cache.put(key, bytes(compiled.serialize()))
+
+
+@cache
+def _log(trt: Any) -> tuple[Any, deque[str]]:
+    """Make the logger that a library has in a process, and what it collects: errors, the oldest first."""
+    complaints = deque[str](maxlen=16)
+
+    def log(self: Any, severity: Any, message: str) -> None:
+        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            complaints.append(message)
+
+    return type("Log", (trt.ILogger,), {"log": log})(), complaints

@@ -166,13 +166,14 @@ def write_tiny(
     programs: Mapping[str, str] | None = None,
     place: str = "graphs/{}.onnx",
     graphs: Mapping[str, bytes] | None = None,
+    more: Mapping[str, bytes] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write the bundle of `tiny_program`, its graphs at ``place``; ``changes`` replace parts of the manifest."""
+    """Write the bundle of `tiny_program`, graphs at ``place`` and ``more`` files; ``changes`` are of the manifest."""
     made = tiny_graphs(batch) | dict(graphs or {})
     files = {place.format(name): content for name, content in made.items()}
     files |= {"weights/hidden.bin": HIDDEN.tobytes(), "tokenizer/words.json": word_tokenizer().encode()}
-    files |= {"tables.safetensors": save({"bias": BIAS})}
+    files |= {"tables.safetensors": save({"bias": BIAS}), **(more or {})}
     manifest = {
         "programs": programs or {"draw": tiny_program(batch)},
         "graphs": {name: {"file": place.format(name), "component": name} for name in made},

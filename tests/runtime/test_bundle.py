@@ -22,9 +22,11 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save
 
 from diffc.runtime import BundleError, load
-from diffc.runtime.external import external_files
-from diffc.runtime.manifest import parse_json, read_manifest
+from diffc.runtime.external import external_files, output_names
+from diffc.runtime.manifest import BuiltEngine, parse_json, read_manifest
 from diffc.runtime.tables import read_tables
+
+ENGINE = {"file": "graphs/unet.onnx", "builder": "tensorrt-rtx 1.7.1.116", "archs": ["sm86", "sm89"]}
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -91,12 +93,38 @@ def test_refuses_a_changed_byte_a_truncated_file_and_a_missing_one(bundle: Path,
         (lambda m: m["files"].update({"a": {"bytes": -1, "sha256": "0" * 64}}), "no size and SHA-256"),
         (lambda m: m["files"].update({"a": {"bytes": 1, "sha256": "0" * 63}}), "no size and SHA-256"),
         (lambda m: m["files"].update({"a": {"bytes": 1.0, "sha256": "0" * 64}}), "1.0 is not an integer"),
+        (lambda m: m.update(engines=None), "None is not an object"),
+        (lambda m: m.update(engines=["unet"]), "is not an object"),
+        (lambda m: m.update(engines={"unet": "x.engine"}), "x.engine is not an object"),
+        (lambda m: m.update(engines={"other": ENGINE}), "an engine is of no graph of the bundle"),
+        (lambda m: m.update(engines={"unet": {}}), "None is not a string"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"file": "/etc/passwd"}}), "/etc/passwd is not among the files"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"file": "../x"}}), "../x is not among the files"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"file": 5}}), "5 is not a string"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"builder": None}}), "None is not a string"),
+        (
+            lambda m: m.update(engines={"unet": ENGINE | {"builder": "tensorrt"}}),
+            "'tensorrt' for 'sm86, sm89' is no eng",
+        ),
+        (lambda m: m.update(engines={"unet": ENGINE | {"builder": "tensorrt 10\n.1"}}), "is no engine"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"archs": "sm89"}}), "sm89 is not a list"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"archs": []}}), "for '' is no engine"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"archs": [89]}}), "89 is not a string"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"archs": ["sm89", "x"]}}), "for 'sm89, x' is no engine"),
     ],
 )
 def test_refuses_a_manifest(bundle: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
     edit(bundle, change)
     with pytest.raises(BundleError, match=message):
         load(bundle)
+
+
+def test_reads_engines(bundle: Path) -> None:
+    assert read_manifest((bundle / "manifest.json").read_bytes()).engines == {}
+    edit(bundle, lambda m: m.update(engines={"unet": ENGINE}))
+    engine = read_manifest((bundle / "manifest.json").read_bytes()).engines["unet"]
+    assert engine == BuiltEngine("graphs/unet.onnx", "tensorrt-rtx 1.7.1.116", ("sm86", "sm89"))
+    assert list(load(bundle).programs) == ["draw", "plain"]
 
 
 def test_a_newer_bundle_asks_for_an_upgrade(bundle: Path) -> None:
@@ -246,6 +274,13 @@ def test_finds_every_file_that_a_graph_reads(place: str, location: str) -> None:
     assert external_files(model(location, place)) == {location}
 
 
+def test_names_the_outputs_of_a_graph_in_order(tiny: Any) -> None:
+    assert [output_names(content) for content in tiny.graphs(1).values()] == [["hidden"], ["out"], ["image"]]
+    nodes = [helper.make_node("Split", ["x"], ["z", "a", "m"], axis=0, num_outputs=3)]
+    outputs = {name: ("float32", [1]) for name in ("z", "a", "m")}
+    assert output_names(tiny.graph(nodes, {"x": ("float32", [3])}, outputs, [])) == ["z", "a", "m"]
+
+
 def test_finds_nothing_in_a_graph_that_reads_nothing(tiny: Any) -> None:
     assert [external_files(content) for content in tiny.graphs(1, "w.bin").values()] == [{"w.bin"}, set(), set()]
 
@@ -382,8 +417,9 @@ def test_mutated_tables_are_read_or_refused(edits: list[tuple[float, int, bytes]
 @settings(max_examples=200, deadline=None)
 @given(EDITS)
 def test_mutated_graphs_are_searched_or_refused(edits: list[tuple[float, int, bytes]]) -> None:
-    with suppress(BundleError):
-        external_files(edited(model("weights/unet.bin", "branch"), edits))
+    for search in (external_files, output_names):
+        with suppress(BundleError):
+            search(edited(model("weights/unet.bin", "branch"), edits))
 
 
 JSON = st.recursive(
@@ -391,7 +427,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-PATHS = st.lists(st.sampled_from(["schema", "target", "programs", "graphs", "files", "tokenizers", 0, 1]), max_size=3)
+KEYS = ["schema", "target", "programs", "graphs", "files", "tokenizers", "engines", 0, 1]
+PATHS = st.lists(st.sampled_from(KEYS), max_size=3)
 
 
 @settings(max_examples=200, deadline=None)
@@ -406,6 +443,7 @@ def test_mutated_manifests_are_read_or_refused(
         "graphs": {"g": {"file": "g.onnx"}},
         "files": {"g.onnx": {"bytes": 1, "sha256": "0" * 64}},
         "tokenizers": {},
+        "engines": {"g": {"file": "g.onnx", "builder": "tensorrt 10.3", "archs": ["sm89"]}},
     }
     text = json.dumps(good).encode()
     place: Any = good

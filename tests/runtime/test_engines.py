@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.runtime import BundleError, engines, load
-from diffc.runtime.bundle import open_bundle
-from diffc.runtime.engines import advice, check_engine, open_graph, openvino_core, reason, recommended
-from tests.tolerances import PICTURE_OF_NUMPY
+from diffc.runtime import BundleError, DiffcWarning, engines, load
+from diffc.runtime.bundle import Bundle, open_bundle
+from diffc.runtime.engines import (
+    advice,
+    check_engine,
+    open_graph,
+    open_tensorrt,
+    openvino_core,
+    reason,
+    recommended,
+)
+from tests.runtime.fake_gpu import machine, plan
+from tests.tolerances import HALF, PICTURE_OF_NUMPY
 
 RED, NOTHING = [0, 3, 5, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1]
 PLACE = "{}.onnx"
@@ -138,7 +148,7 @@ def test_a_missing_openvino_is_named_with_the_command(tiny: Any, tmp_path: Path,
 
 
 def test_a_target_without_an_engine_is_refused(tiny: Any, tmp_path: Path) -> None:
-    for target in ("trt-fp16", "ov-fp1"):
+    for target in ("gpu-fp16", "ov-fp1"):
         made = tiny.write(tmp_path / f"{target}.diffc", target=target)
         with pytest.raises(BundleError, match=f"no engine of this diffc runs '{target}'"):
             load(made)("red circle", seed=0)
@@ -164,6 +174,150 @@ def test_importing_the_engines_imports_none_and_openvino_reports_nothing(tmp_pat
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# TensorRT, with a stand-in for the GPU
+
+
+BUILT = {"file": "engines/decoder.engine", "builder": "tensorrt-rtx 1.7.1.116", "archs": ["sm86", "sm89"]}
+SHAPE = [1, 3, 4, 4]
+
+
+def for_tensorrt(tiny: Any, folder: Path, *, content: bytes = plan(SHAPE), **changes: Any) -> Bundle:
+    """Write and open a bundle whose decoder has an engine."""
+    engines = {"decoder": BUILT | changes}
+    made = tiny.write(folder, more={BUILT["file"]: content}, target="trt-fp16@sm86,sm89", engines=engines)
+    return open_bundle(made)
+
+
+def numbers() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+
+
+def test_an_engine_runs_where_all_that_it_needs_is_there(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFC_CACHE", str(tmp_path / "cache"))
+    here, _, trt = machine()
+    session = open_tensorrt(for_tensorrt(tiny, tmp_path / "x.diffc"), "decoder", 1, here)
+    assert (session.inputs, session.outputs) == ([frozenset({"z"})], 1)
+    assert session.engine == "tensorrt-rtx 1.7.1.116 on NVIDIA GeForce RTX 4090"
+    [image] = session.run({"z": numbers()})
+    np.testing.assert_allclose(image, 1 / (1 + np.exp(-numbers())), rtol=0, atol=PICTURE_OF_NUMPY)
+    assert trt.computed == 1
+    assert open_tensorrt(for_tensorrt(tiny, tmp_path / "again"), "decoder", 1, here).engine == session.engine
+    assert trt.compiled == 1, "what was compiled for the GPU is kept"
+
+
+def test_outputs_come_in_the_order_of_the_graph(tiny: Any, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Sigmoid", ["z"], ["a"]), helper.make_node("Add", ["a", "one"], ["b"])]
+    ports = {"z": ("float32", SHAPE)}, {"a": ("float32", SHAPE), "b": ("float32", SHAPE)}
+    graph = tiny.graph(nodes, *ports, [numpy_helper.from_array(np.float32(1), "one")])
+    engines = {"decoder": BUILT}
+    more = {BUILT["file"]: plan(SHAPE, outputs=("a", "b"))}  # which an engine lists in another order
+    made = tiny.write(tmp_path, graphs={"decoder": graph}, more=more, target="trt-fp16", engines=engines)
+    here, _, _ = machine()
+    a, b = open_tensorrt(open_bundle(made), "decoder", 1, here).run({"z": numbers()})
+    np.testing.assert_allclose(b - a, 1, rtol=0, atol=PICTURE_OF_NUMPY)
+
+
+def missing(what: str) -> Any:
+    def find(*_: Any) -> Any:
+        raise BundleError(what, fix="pip install it")
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks", "what", "fix"),
+    [
+        ({}, {"gpu": missing("no NVIDIA driver is installed")}, "no NVIDIA driver", "diffc build … --target ort-fp16"),
+        ({"archs": ["sm120"]}, {}, "for sm120, and NVIDIA GeForce RTX 4090 is sm89", "diffc finalize {bundle}"),
+        (
+            {"builder": "tensorrt-rtx 1.6"},
+            {},
+            "built by tensorrt-rtx 1.6, and here is tensorrt-rtx 1.7.1.116",
+            "diffc fi",
+        ),
+        ({"builder": "tensorrt 1.7.1.116"}, {}, "built by tensorrt 1.7.1.116, and here", "diffc finalize {bundle}"),
+        ({}, {"library": missing("TensorRT for RTX cannot be loaded")}, "cannot be loaded", "pip install it"),
+        ({}, {"cuda": missing("the bindings of CUDA cannot be imported")}, "bindings of CUDA", "pip install it"),
+    ],
+    ids=["gpu", "arch", "version", "kind", "library", "cuda"],
+)
+def test_onnx_runtime_stands_in_and_says_why_once(
+    tiny: Any, tmp_path: Path, changes: dict[str, Any], lacks: dict[str, Any], what: str, fix: str
+) -> None:
+    bundle, here = for_tensorrt(tiny, tmp_path, **changes), replace(machine()[0], **lacks)
+    with pytest.warns(DiffcWarning) as said:
+        sessions = [open_tensorrt(bundle, "decoder", 1, here) for _ in range(2)]
+    [text] = [str(warning.message) for warning in said]
+    assert text.startswith(f"{tmp_path} is drawn by ONNX Runtime, on the CPU: ") and what in text
+    assert "\n  fix: " in text and fix.format(bundle=tmp_path) in text
+    for session in sessions:
+        assert session.engine == "ONNX Runtime"
+        [image] = session.run({"z": numbers()})
+        np.testing.assert_allclose(image, 1 / (1 + np.exp(-numbers())), rtol=0, atol=PICTURE_OF_NUMPY)
+
+
+def test_a_bundle_without_engines_is_drawn_by_onnx_runtime(tiny: Any, tmp_path: Path) -> None:
+    bundle, (here, _, _) = for_tensorrt(tiny, tmp_path), machine()
+    with pytest.warns(DiffcWarning, match="the bundle holds no engine for unet\n  fix: diffc finalize"):
+        assert open_tensorrt(bundle, "unet", 1, here).engine == "ONNX Runtime"
+    sampler = load(tiny.write(tmp_path / "x.diffc", place=PLACE, target="trt-fp16"))
+    with pytest.warns(DiffcWarning, match="is drawn by ONNX Runtime"):
+        got = sampler("red circle", seed=0, output="np")
+    np.testing.assert_allclose(got, picture(tiny, 0), rtol=0, atol=PICTURE_OF_NUMPY)
+    assert sampler.engines == ("ONNX Runtime",)
+
+
+def test_arithmetic_between_components_has_no_engine(tiny: Any, tmp_path: Path) -> None:
+    made = tiny.write(tmp_path / "x.diffc", target="trt-fp16", graphs={})
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["graphs"]["decoder"]["component"] = ""
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    assert open_tensorrt(open_bundle(made), "decoder", 1, machine()[0]).engine == "ONNX Runtime"
+
+
+def typed(tiny: Any, folder: Path, kind: int) -> Bundle:
+    """Write and open a bundle whose decoder computes in another type."""
+    nodes = [
+        helper.make_node("Cast", ["z"], ["narrow"], to=kind),
+        helper.make_node("Sigmoid", ["narrow"], ["computed"]),
+        helper.make_node("Cast", ["computed"], ["image"], to=TensorProto.FLOAT),
+    ]
+    graph = tiny.graph(nodes, {"z": ("float32", SHAPE)}, {"image": ("float32", SHAPE)}, [])
+    return open_bundle(tiny.write(folder, graphs={"decoder": graph}, target="trt-fp16"))
+
+
+def test_half_precision_is_computed_on_the_cpu_and_bfloat16_is_refused(tiny: Any, tmp_path: Path) -> None:
+    nothing = replace(machine()[0], gpu=missing("no NVIDIA driver is installed"))
+    with pytest.warns(DiffcWarning):
+        [image] = open_tensorrt(typed(tiny, tmp_path / "a", TensorProto.FLOAT16), "decoder", 1, nothing).run(
+            {"z": numbers()}
+        )
+    np.testing.assert_allclose(image, 1 / (1 + np.exp(-numbers())), rtol=HALF)
+    with pytest.raises(BundleError, match="ONNX Runtime cannot compute graphs/decoder.onnx on the CPU: .+") as raised:
+        open_tensorrt(typed(tiny, tmp_path / "b", TensorProto.BFLOAT16), "decoder", 1, nothing)
+    assert raised.value.what.startswith("no NVIDIA driver is installed, and ONNX Runtime")
+    assert str(raised.value.fix).startswith("run it where a GPU is")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", plan(SHAPE)[:-1]], ids=len)
+def test_a_damaged_engine_is_refused_with_the_command(tiny: Any, tmp_path: Path, content: bytes) -> None:
+    bundle, (here, _, _) = for_tensorrt(tiny, tmp_path, content=content), machine()
+    with pytest.raises(BundleError, match="tensorrt-rtx 1.7.1.116 refuses engines/decoder.engine: .+") as raised:
+        open_tensorrt(bundle, "decoder", 1, here)
+    assert (raised.value.where, raised.value.fix) == ("engines/decoder.engine", f"diffc finalize {tmp_path}")
+
+
+def test_too_little_memory_of_the_gpu_is_said(tiny: Any, tmp_path: Path) -> None:
+    here, _, _ = machine(room=300)
+    with pytest.raises(
+        BundleError, match="RTX 4090 cannot run .*: cudaMalloc gave cudaErrorMemoryAllocation"
+    ) as raised:
+        open_tensorrt(for_tensorrt(tiny, tmp_path), "decoder", 1, here)
+    assert str(raised.value.fix).startswith("free the GPU's memory")
 
 
 # Bundles that mean harm
@@ -251,7 +405,8 @@ def test_openvino_is_recommended_where_it_was_measured(
 
 
 def test_each_target_has_its_engine() -> None:
-    assert [check_engine(target) for target in ("ort-fp16", "onnx-fp32", "ov-bf16")] == ["ort", "onnx", "ov"]
+    targets = {"ort-fp16": "ort", "onnx-fp32": "onnx", "ov-bf16": "ov", "trt-w4a8@sm86,sm89": "trt"}
+    assert {target: check_engine(target) for target in targets} == targets
 
 
 def test_the_reason_of_an_error_is_the_line_that_says_something() -> None:

@@ -1,0 +1,214 @@
+"""Stand in for a GPU: CUDA's runtime over host memory, and a TensorRT whose plans are JSON."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections import Counter
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from diffc.runtime.cuda import Gpu
+from diffc.runtime.engines import Machine
+from diffc.runtime.tensorrt import Library
+
+FIRST = 1 << 48  # no address of the host
+
+
+class Error(IntEnum):
+    """What a call of CUDA says."""
+
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorStreamCaptureInvalidated = 901
+
+
+class FakeCuda:
+    """Do at once what a stream is told, unless it is being recorded."""
+
+    cudaStreamNonBlocking = 1
+
+    class cudaMemcpyKind:
+        cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost = 1, 2
+
+    class cudaStreamCaptureMode:
+        cudaStreamCaptureModeThreadLocal = 1
+
+    def __init__(self, *, room: int = 1 << 20, records: bool = True) -> None:
+        self.memory: dict[int, bytearray] = {}
+        self.calls = Counter[str]()
+        self.room, self.records = room, records
+        self.recorded: list[Callable[[], None]] | None = None
+
+    def tell(self, work: Callable[[], None]) -> None:
+        """Put work into the stream."""
+        if self.recorded is None:
+            work()
+        else:
+            self.recorded.append(work)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
+        return Error.cudaSuccess, 7
+
+    def cudaStreamSynchronize(self, stream: int) -> Any:
+        return (Error.cudaSuccess,)
+
+    def cudaStreamDestroy(self, stream: int) -> Any:
+        self.calls["cudaStreamDestroy"] += 1
+        return (Error.cudaSuccess,)
+
+    def cudaMalloc(self, size: int) -> Any:
+        if sum(map(len, self.memory.values())) + size > self.room:
+            return Error.cudaErrorMemoryAllocation, None
+        self.calls["cudaMalloc"] += 1
+        address = FIRST + (self.calls["cudaMalloc"] << 32)
+        self.memory[address] = bytearray(size)
+        return Error.cudaSuccess, address
+
+    def cudaFree(self, address: int) -> Any:
+        del self.memory[address]
+        return (Error.cudaSuccess,)
+
+    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> Any:
+        assert stream == 7 and self.recorded is None
+        if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice:
+            assert len(self.memory[to]) >= size
+            self.memory[to][:size] = ctypes.string_at(source, size)
+        else:
+            ctypes.memmove(to, bytes(self.memory[source][:size]), size)
+        return (Error.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> Any:
+        self.recorded = []
+        return (Error.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> Any:
+        recorded, self.recorded = self.recorded, None
+        return (Error.cudaSuccess, recorded) if self.records else (Error.cudaErrorStreamCaptureInvalidated, None)
+
+    def cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:
+        self.calls["cudaGraphInstantiate"] += 1
+        return Error.cudaSuccess, list(graph)
+
+    def cudaGraphDestroy(self, graph: Any) -> Any:
+        graph.clear()
+        return (Error.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, graph: Any) -> Any:
+        return (Error.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graph: Any, stream: int) -> Any:
+        self.calls["cudaGraphLaunch"] += 1
+        for work in graph:
+            work()
+        return (Error.cudaSuccess,)
+
+
+def plan(shape: list[int], *, dtype: str = "float32", outputs: tuple[str, ...] = ("image",)) -> bytes:
+    """Write an engine that gives, for its input z, sigmoid(z), and 1 more for each output after the first."""
+    return json.dumps({"shape": shape, "dtype": dtype, "outputs": outputs}).encode()
+
+
+class FakeEngine:
+    """What a plan becomes; it lists its outputs from the last to the first."""
+
+    def __init__(self, trt: FakeTensorRT, told: dict[str, Any]) -> None:
+        self.trt, self.told = trt, told
+        self.names = ["z", *reversed(told["outputs"])]
+        self.num_io_tensors = len(self.names)
+        self.addresses: dict[str, int] = {}
+        self.cuda_graph_strategy = ""
+        self.cache: bytes | None = None
+
+    def get_tensor_name(self, at: int) -> str:
+        return self.names[at]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name == "z" else "output"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.told["shape"])
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return str(self.told["dtype"])
+
+    def create_execution_context(self, config: FakeEngine | None = None) -> FakeEngine:
+        assert (config is self) == (self.cuda_graph_strategy == "whole")
+        self.trt.compiled += self.cache != b"compiled"
+        return self
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 7
+        self.trt.cuda.tell(self._compute)
+        return True
+
+    def _compute(self) -> None:
+        self.trt.computed += 1
+        memory, dtype = self.trt.cuda.memory, self.told["dtype"]
+        z = np.frombuffer(bytes(memory[self.addresses["z"]]), dtype).astype(np.float64)
+        for at, name in enumerate(self.told["outputs"]):
+            memory[self.addresses[name]][:] = (at + 1 / (1 + np.exp(-z))).astype(dtype).tobytes()
+
+    # What TensorRT for RTX has besides: a configuration, and a cache of what it compiled.
+
+    def create_runtime_config(self) -> FakeEngine:
+        return self
+
+    def create_runtime_cache(self) -> FakeEngine:
+        return self
+
+    def set_runtime_cache(self, cache: FakeEngine) -> bool:
+        return cache is self
+
+    def serialize(self) -> memoryview:
+        return memoryview(b"compiled")
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.cache = blob
+        return blob == b"compiled"
+
+
+class FakeTensorRT:
+    """The module: it computes in the memory of a `FakeCuda`, and counts how often it compiled and computed."""
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
+
+    class TensorIOMode:
+        INPUT, OUTPUT = "input", "output"
+
+    class CudaGraphStrategy:
+        WHOLE_GRAPH_CAPTURE = "whole"
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda, self.compiled, self.computed = cuda, 0, 0
+
+    def nptype(self, dtype: str) -> str:
+        return dtype
+
+    def Runtime(self, log: Any) -> FakeTensorRT:
+        self.log = log
+        return self
+
+    def deserialize_cuda_engine(self, buffer: Any) -> FakeEngine | None:
+        try:
+            return FakeEngine(self, json.loads(bytes(buffer)))
+        except ValueError:
+            self.log.log(self.ILogger.WARNING, "a warning")
+            self.log.log(self.ILogger.ERROR, "the magic tag is wrong")
+            self.log.log(self.ILogger.ERROR, "and so on")
+            return None
+
+
+def machine(kind: str = "tensorrt-rtx", version: str = "1.7.1.116", **cuda: Any) -> tuple[Machine, FakeCuda, Any]:
+    """Give a machine with a GPU, its CUDA and its TensorRT."""
+    runtime = FakeCuda(**cuda)
+    library = Library(FakeTensorRT(runtime), kind, version)
+    gpu = Gpu("NVIDIA GeForce RTX 4090", "sm89", "13.0")
+    return Machine(lambda: gpu, lambda _: library, lambda: runtime), runtime, library.module

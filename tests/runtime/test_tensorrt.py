@@ -1,0 +1,187 @@
+"""Load TensorRT, and run engines of a stand-in for it: buffers, graphs of launches, and what is kept of compiling."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffc.runtime import BundleError, tensorrt
+from diffc.runtime.cache import Cache
+from diffc.runtime.cuda import Device
+from diffc.runtime.tensorrt import CLASSIC, INSTALL, RTX, Execution, Library, find_library, installed
+from tests.runtime.fake_gpu import FakeCuda, FakeTensorRT, plan
+from tests.tolerances import PICTURE_OF_NUMPY
+
+KEY = "0" * 64
+needs_rtx = pytest.mark.skipif(RTX not in installed(), reason=f"TensorRT for RTX is not installed: {INSTALL[RTX]}")
+
+
+# The library
+
+
+@needs_rtx
+def test_the_library_is_found_and_says_its_version() -> None:
+    library = find_library(RTX)
+    assert str(library) == f"tensorrt-rtx {installed()[RTX]}"
+    assert library.module.Builder and library.module.OnnxParser
+    assert find_library(RTX) is library and find_library().kind in (RTX, CLASSIC)
+
+
+@needs_rtx
+def test_bindings_of_another_version_than_the_library_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tensorrt._libraries()
+    monkeypatch.setattr(tensorrt, "_libraries", lambda: [Odd(found[0]), found[1]])
+    with pytest.raises(ImportError, match=r"does not go with onnxruntime-ep-nv-tensorrt-rtx-cu13, which holds 1\.0\.9"):
+        tensorrt._import(RTX)
+
+
+class Odd:
+    """Be a file whose name has another version."""
+
+    name = "libtensorrt_rtx.so.1.0.9"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@pytest.mark.skipif(CLASSIC in installed(), reason="the classic TensorRT is installed")
+def test_a_missing_library_is_named_with_the_command() -> None:
+    with pytest.raises(BundleError, match="TensorRT cannot be loaded: No module named 'tensorrt'") as raised:
+        find_library(CLASSIC)
+    assert raised.value.fix == "pip install tensorrt cuda-bindings"
+
+
+def test_a_package_without_the_library_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "files", lambda _: [])
+    with pytest.raises(ImportError, match="onnxruntime-ep-nv-tensorrt-rtx-cu13 is not installed, or does not hold"):
+        tensorrt._libraries()
+
+
+@needs_rtx
+@pytest.mark.parametrize("broken", [b"x", b"x" * 100, bytes(1000)], ids=len)
+def test_the_real_library_refuses_what_is_no_engine(tmp_path: Path, broken: bytes) -> None:
+    with pytest.raises(ValueError, match="readHeader|magicTag"):
+        Execution(find_library(RTX), broken, Device(FakeCuda()), Cache(tmp_path), KEY)
+
+
+# Executions
+
+
+def opened(cuda: FakeCuda, cache: Cache, kind: str = CLASSIC, **told: Any) -> tuple[Execution, FakeTensorRT]:
+    trt = FakeTensorRT(cuda)
+    return Execution(Library(trt, kind, "1.0"), plan([2, 3], **told), Device(cuda), cache, KEY), trt
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    computed: np.ndarray = 1 / (1 + np.exp(-z.astype(np.float64)))
+    return computed
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """Give an empty cache."""
+    return Cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", [CLASSIC, RTX])
+def test_calls_use_the_same_buffers(cache: Cache, kind: str) -> None:
+    cuda = FakeCuda()
+    execution, trt = opened(cuda, cache, kind, outputs=("a", "b"))
+    assert execution.inputs == ["z"]
+    drawn = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    found = [execution.run({"z": z}) for z in drawn]
+    for z, outputs in zip(drawn, found, strict=True):
+        np.testing.assert_allclose(outputs["a"], sigmoid(z), rtol=0, atol=PICTURE_OF_NUMPY)
+        np.testing.assert_allclose(outputs["b"], 1 + sigmoid(z), rtol=0, atol=PICTURE_OF_NUMPY)
+    assert cuda.calls["cudaMalloc"] == 3 and trt.computed == 5
+
+
+def test_classic_launches_are_recorded_once_after_the_first_call(cache: Cache) -> None:
+    cuda = FakeCuda()
+    execution, _ = opened(cuda, cache)
+    launched = []
+    for _ in range(4):
+        execution.run({"z": np.zeros((2, 3), np.float32)})
+        launched.append((cuda.calls["cudaGraphInstantiate"], cuda.calls["cudaGraphLaunch"]))
+    assert launched == [(1, 0), (1, 1), (1, 2), (1, 3)]
+
+
+def test_launches_that_cannot_be_recorded_are_launched_each_time(cache: Cache) -> None:
+    cuda = FakeCuda(records=False)
+    execution, trt = opened(cuda, cache)
+    for z in (np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)):
+        np.testing.assert_allclose(execution.run({"z": z})["image"], sigmoid(z), rtol=0, atol=PICTURE_OF_NUMPY)
+    assert cuda.calls["cudaGraphLaunch"] == 0 and trt.computed == 2
+
+
+def test_rtx_records_by_itself_and_what_it_compiled_is_kept(cache: Cache) -> None:
+    cuda = FakeCuda()
+    execution, trt = opened(cuda, cache, RTX)
+    assert trt.compiled == 1 and cache.get(KEY) is None
+    execution.run({"z": np.zeros((2, 3), np.float32)})
+    assert cache.get(KEY) == b"compiled" and cuda.calls["cudaGraphInstantiate"] == 0
+    assert opened(cuda, cache, RTX)[1].compiled == 0
+    cache.put(KEY, b"compiled for another driver")
+    again, trt = opened(cuda, cache, RTX)
+    again.run({"z": np.zeros((2, 3), np.float32)})
+    assert trt.compiled == 1 and cache.get(KEY) == b"compiled"
+
+
+def test_arrays_are_what_the_engine_takes(cache: Cache) -> None:
+    execution, _ = opened(FakeCuda(), cache, dtype="float16")
+    z = np.linspace(-1, 1, 6, dtype=np.float16).reshape(3, 2).T
+    [image] = execution.run({"z": z}).values()
+    assert image.dtype == np.float16
+    np.testing.assert_array_equal(image, sigmoid(z).astype(np.float16))
+    for wrong in (z.T, z[:1], np.zeros((2, 3, 1), np.float16)):
+        with pytest.raises(ValueError, match=r"z is \[.*\], not \[2, 3\]"):
+            execution.run({"z": wrong})
+
+
+def test_threads_take_turns(cache: Cache) -> None:
+    execution, _ = opened(FakeCuda(), cache)
+    wrong = []
+
+    def call(number: int) -> None:
+        z = np.full((2, 3), number, np.float32)
+        for _ in range(50):
+            if not np.allclose(execution.run({"z": z})["image"], sigmoid(z), rtol=0, atol=PICTURE_OF_NUMPY):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_memory_goes_back_with_the_execution(cache: Cache, calls: int) -> None:
+    cuda = FakeCuda()
+    execution, _ = opened(cuda, cache)
+    for _ in range(calls):
+        execution.run({"z": np.zeros((2, 3), np.float32)})
+    assert cuda.memory
+    del execution
+    if calls == 0:  # what records the launches holds on to it
+        gc.collect()
+    assert cuda.memory == {} and cuda.calls["cudaStreamDestroy"] == 1
+
+
+def test_too_little_memory_and_a_damaged_plan_leave_nothing_behind(cache: Cache) -> None:
+    cuda = FakeCuda(room=30)
+    with pytest.raises(RuntimeError, match="cudaMalloc gave cudaErrorMemoryAllocation"):
+        opened(cuda, cache)
+    with pytest.raises(ValueError, match="the magic tag is wrong"):
+        Execution(Library(FakeTensorRT(cuda), CLASSIC, "1.0"), b"damaged", Device(cuda), cache, KEY)
+    gc.collect()
+    assert cuda.memory == {} and cuda.calls["cudaStreamDestroy"] == 2
