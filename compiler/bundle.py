@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +18,8 @@ from torch import nn
 
 from diffc import passes
 from diffc.compiler.caching import AskedCache, asked_cache
-from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.folder import check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.graphs import Capture
 from diffc.compiler.inputs import PREPARED
 from diffc.compiler.ir import Program
@@ -29,7 +27,7 @@ from diffc.compiler.load import load
 from diffc.compiler.pipeline import Pass, run
 from diffc.compiler.quantize import Asked, asked_quantization, quantize
 from diffc.compiler.report import page
-from diffc.compiler.room import bytes_needed, check_room
+from diffc.compiler.room import bytes_needed
 from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
 from diffc.compiler.stages import work_by_stage
 from diffc.compiler.tables import fill_tables
@@ -91,7 +89,7 @@ def build(
     asked = asked_quantization(wanted, quant, recipe, calibration, seed, min_psnr, calibrates=calibrates)
     source = Path(source)
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         progress("load")
         pipeline = load(source, sampler=sampler, task=task, ip_adapter=ip_adapter, online=online, stand_ins=True)
         needed = bytes_needed(_modules(pipeline), find_backend(wanted.backend).precisions[wanted.precision])
@@ -157,7 +155,7 @@ def write_bundle(
 ) -> Path:
     """Lower programs of your own, such as `diffc.compiler.capture` makes them, into a bundle."""
     wanted, output = parse_target(target), Path(output)
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         made = [run(program, NORMAL_FORM) for program in programs]
         asked = asked_cache(cache), asked_quantization(wanted)
         _write(folder, made, tokenizers or {}, wanted, _provenance(None, {}), progress, *asked)
@@ -208,24 +206,22 @@ def _write(
             for name, graph in graphs.items()
         },
         "tokenizers": {name: f"tokenizer/{name}.json" for name in tokenizers},
-        "files": {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()},
+        "files": {
+            str(path.relative_to(folder)): file_entry(path) for path in sorted(folder.rglob("*")) if path.is_file()
+        },
         "stages": work.parameters,
         "multiply_adds": work.multiply_adds,
         "provenance": provenance,
     }
-    _write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
     if quantized is not None:
         reports["quantization"] = quantized.measured(folder, progress)
     written = {f"{name}.json": json.dumps(found) + "\n" for name, found in reports.items()}
     written |= {"report.html": page(reports)} if reports else {}
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
-    added = {name: _digest(folder / name) for name in written}
-    _write_manifest(folder, manifest | {"files": dict(sorted((manifest["files"] | added).items()))})
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    added = {name: file_entry(folder / name) for name in written}
+    write_manifest(folder, manifest | {"files": dict(sorted((manifest["files"] | added).items()))})
 
 
 def _modules(pipeline: Any) -> list[nn.Module]:
@@ -262,36 +258,7 @@ def _provenance(source: Path | None, recipe: Mapping[str, Any]) -> dict[str, Any
 
 def _source_digest(source: Path) -> str:
     if source.is_file():
-        return str(_digest(source)["sha256"])
+        return str(file_entry(source)["sha256"])
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    lines = [f"{path.relative_to(source).as_posix()} {_digest(path)['sha256']}" for path in files]
+    lines = [f"{path.relative_to(source).as_posix()} {file_entry(path)['sha256']}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _digest(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder that takes the output's name when all went well, and vanishes otherwise."""
-    if output.exists():
-        raise BuildError(f"{output} exists", fix="remove it or choose another name with -o")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    except OSError as error:
-        raise BuildError(f"{output} cannot be written: {error.strerror}", fix="choose another place with -o") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        folder.rename(output)
-    except OSError as error:
-        raise BuildError(
-            f"the bundle cannot be written: {error.strerror or error}",
-            where=str(output),
-            fix="make room or choose another place with -o",
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,15 +1,12 @@
-"""Say before a build starts how much disk it takes, and refuse where there is less."""
+"""Say before a build starts how much disk it takes."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from diffc.compiler.errors import BuildError
 from diffc.compiler.stored import SMALL
 
 OVERHEAD = 64 << 20
@@ -28,12 +25,3 @@ def bytes_of_weights(modules: Iterable[nn.Module], bytes_per_weight: float) -> i
     large = sum(weight.numel() for weight in weights if weight.is_floating_point() and weight.numel() > SMALL)
     others = sum(w.numel() * w.element_size() for w in weights if not w.is_floating_point() or w.numel() <= SMALL)
     return round(large * bytes_per_weight) + others
-
-
-def check_room(needed: int, folder: Path) -> None:
-    """Raise `BuildError` where the disk of a folder has less room than needed."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        what = f"the bundle needs up to {needed / 1e9:.2f} GB of disk, and there are {free / 1e9:.2f} GB"
-        fix = "make room, choose another place with -o, or a target that stores less, such as ort-fp16"
-        raise BuildError(what, where=str(folder.absolute()), fix=fix)

@@ -89,6 +89,12 @@ def installed() -> dict[str, str]:
     return found
 
 
+def architectures(library: Library) -> list[str]:
+    """List the GPUs that a library builds for when they are named, as ``sm86``: none for the classic one."""
+    named = getattr(library.module, "ComputeCapability", None)
+    return [name.lower() for name in named.__members__ if name.startswith("SM")] if named else []
+
+
 def _import(kind: str) -> Any:
     if kind == CLASSIC or find_spec(MODULES[RTX]):
         return import_module(MODULES[kind])

@@ -11,8 +11,9 @@ from torch import nn
 
 from diffc.compiler import build
 from diffc.compiler.errors import BuildError
+from diffc.compiler.folder import check_room
 from diffc.compiler.load import load
-from diffc.compiler.room import OVERHEAD, bytes_needed, check_room
+from diffc.compiler.room import OVERHEAD, bytes_needed
 from tests.zoo import ZOO
 
 

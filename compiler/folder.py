@@ -1,0 +1,77 @@
+"""Write bundles whole or not at all, and say what each file of one is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffc.compiler.errors import BuildError
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder that takes the output's name when all went well, and vanishes otherwise."""
+    if output.exists():
+        raise BuildError(f"{output} exists", fix="remove it or choose another name with -o")
+    with _beside(output) as folder:
+        yield folder
+        folder.rename(output)
+
+
+@contextmanager
+def changed_folder(path: Path) -> Iterator[Path]:
+    """Give a folder that takes the place of another when all went well, and vanishes otherwise."""
+    with _beside(path) as folder, _beside(path) as aside:
+        yield folder
+        before = path.rename(aside / path.name)
+        try:
+            folder.rename(path)
+        except OSError:
+            before.rename(path)
+            raise
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise BuildError(f"{output} cannot be written: {error.strerror}", fix="choose another place with -o") from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+    except OSError as error:
+        raise BuildError(
+            f"the bundle cannot be written: {error.strerror or error}",
+            where=str(output),
+            fix="make room or choose another place with -o",
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_room(needed: int, folder: Path) -> None:
+    """Raise `BuildError` where the disk of a folder has less room than needed."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        what = f"the bundle needs up to {needed / 1e9:.2f} GB of disk, and there are {free / 1e9:.2f} GB"
+        fix = "make room, choose another place with -o, or a target that stores less, such as ort-fp16"
+        raise BuildError(what, where=str(folder.absolute()), fix=fix)
+
+
+def file_entry(path: Path) -> dict[str, int | str]:
+    """Say what the manifest says of a file: its size and its SHA-256."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of the bundle that a folder becomes."""
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
