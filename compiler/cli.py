@@ -196,6 +196,30 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
 
 @_command
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Leave BUNDLE as it is, and write another.")
+@click.option("--arch", "archs", type=_Names(), default=(), help="GPUs, as sm86,sm89.  [default: this machine's]")
+def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
+    """Build the TensorRT engines of BUNDLE, which was built for trt-…, on the machine that runs it.
+
+    The classic TensorRT builds them where it is installed, and TensorRT for RTX elsewhere, or for the GPUs of --arch.
+
+    \b
+    diffc finalize model.diffc
+    diffc finalize model.diffc --arch sm86,sm89 -o elsewhere.diffc
+    """
+    from diffc.compiler.finalize import finalize as build_engines
+
+    start = time.monotonic()
+    with _timed("done") as progress:
+        path = build_engines(bundle, progress=progress, **options)
+    engines = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["engines"]
+    for name, engine in engines.items():
+        _say(f"{name}: {engine['builder']}, {', '.join(engine['archs'])}")
+    return {"bundle": str(path), "engines": engines, "seconds": time.monotonic() - start, "peak_bytes": peak_bytes()}
+
+
+@_command
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option(
     "-o",

@@ -15,8 +15,11 @@ import onnxruntime
 from diffc.compiler.errors import TargetError
 from diffc.compiler.target import GROUP, find_backend
 from diffc.runtime import load
+from diffc.runtime.cuda import find_cuda, find_gpu
 from diffc.runtime.engines import INSTALL, check_engine, openvino_version, recommended
 from diffc.runtime.errors import BundleError
+from diffc.runtime.tensorrt import INSTALL as INSTALL_TENSORRT
+from diffc.runtime.tensorrt import RTX, architectures, find_library, installed
 
 COMPILER = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy")
 
@@ -33,6 +36,7 @@ def examine(bundle: Path | None) -> dict[str, Any]:
         True, f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
     )
     checks["engine"] = _engine()
+    checks["gpu"], checks["tensorrt"] = _gpu(), _tensorrt()
     missing = [name for name in COMPILER if importlib.util.find_spec(name) is None]
     detail = "missing " + ", ".join(missing) + ": pip install 'diffc[compiler]'" if missing else "complete"
     checks["compiler"] = _check(not missing, detail)
@@ -56,6 +60,33 @@ def _engine() -> dict[str, Any]:
     if recommended() == "ov":
         return _check(bool(found), f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models")
     return _check(True, f"the target ort-fp32 is what this CPU should use; {here}")
+
+
+def _gpu() -> dict[str, Any]:
+    try:
+        gpu = find_gpu()
+    except BundleError as error:
+        return _check(False, f"{error.what}: {error.fix}")
+    return _check(True, f"{gpu.name}, {gpu.arch}, with a driver for CUDA {gpu.cuda}")
+
+
+def _tensorrt() -> dict[str, Any]:
+    """Say which TensorRT is here, for which GPUs it builds targets ``trt-…``, and whether their engines run here."""
+    libraries = list[str]()
+    for kind in installed():
+        try:
+            library = find_library(kind)
+        except BundleError as error:
+            return _check(False, f"{error.what}: {error.fix}")
+        libraries.append(f"{library} builds trt-… for {', '.join(architectures(library)) or 'the GPU that is here'}")
+    if not libraries:
+        return _check(False, f"no TensorRT is installed, which targets trt-… need: {INSTALL_TENSORRT[RTX]}")
+    try:
+        find_cuda()
+        runs = f"engines for {find_gpu().arch} run here"
+    except BundleError:
+        runs = "no engine runs here, and ONNX Runtime takes its place"
+    return _check(True, "; ".join([*libraries, runs]))
 
 
 def _bundle(path: Path) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from diffc.compiler.errors import TargetError
 from diffc.compiler.load import load
 from diffc.compiler.target import find_backend
 from diffc.compiler.text import parse
+from diffc.runtime import BundleError
+from diffc.runtime.cuda import find_gpu
+from diffc.runtime.tensorrt import installed
 from tests.conftest import PROMPT, UNET
 from tests.tolerances import PICTURE_8BIT, VERIFIED_PSNR
 from tests.zoo import ZOO
@@ -147,6 +150,18 @@ def test_doctor_knows_targets_and_opens_a_bundle(bundle: Path) -> None:
     assert found["checks"]["compiler"]["ok"]
 
 
+def test_doctor_says_which_tensorrt_is_here_and_whether_engines_run() -> None:
+    checks = succeeded("doctor")["checks"]
+    try:
+        gpu = find_gpu()
+        assert checks["gpu"] == {"ok": True, "detail": f"{gpu.name}, {gpu.arch}, with a driver for CUDA {gpu.cuda}"}
+    except BundleError as error:
+        assert checks["gpu"] == {"ok": False, "detail": f"{error.what}: {error.fix}"}
+    assert checks["tensorrt"]["ok"] == bool(installed())
+    for kind, version in installed().items():
+        assert f"{kind} {version} builds trt-… for " in checks["tensorrt"]["detail"]
+
+
 def test_doctor_names_a_backend_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> Any:
         if name == "onnx":
@@ -159,7 +174,7 @@ def test_doctor_names_a_backend_that_cannot_be_imported(monkeypatch: pytest.Monk
     assert not any(target.startswith("onnx-") for target in found["targets"]) and "ort-fp32" in found["targets"]
 
 
-@pytest.mark.parametrize("command", ["build", "run", "inspect", "verify", "bench", "estimate", "doctor"])
+@pytest.mark.parametrize("command", ["build", "finalize", "run", "inspect", "verify", "bench", "estimate", "doctor"])
 def test_help_has_an_example(command: str) -> None:
     result = diffc(command, "--help")
     assert result.exit_code == 0

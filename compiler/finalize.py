@@ -1,0 +1,92 @@
+"""Build the engines of a bundle's own graphs on the machine that runs them.
+
+The classic TensorRT builds for the GPU that it finds, and measures on it; what it measured is kept beside the engines
+and taken over the next time. TensorRT for RTX builds for any GPU that is named.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from diffc.compiler.backends.engine import FOLDER, Built, build_engines
+from diffc.compiler.errors import BuildError
+from diffc.compiler.folder import changed_folder, check_room, file_entry, new_folder, write_manifest
+from diffc.compiler.target import Progress
+from diffc.runtime.bundle import MANIFEST, Bundle, open_bundle
+from diffc.runtime.cuda import find_gpu
+from diffc.runtime.errors import BundleError
+from diffc.runtime.tensorrt import CLASSIC, INSTALL, RTX, architectures, find_library, installed
+
+Builder = Callable[..., dict[str, Built]]
+
+
+def finalize(
+    bundle: Path | str,
+    output: Path | str | None = None,
+    *,
+    archs: Sequence[str] = (),
+    progress: Progress = lambda _: None,
+    build: Builder = build_engines,
+) -> Path:
+    """Build engines for this machine's GPU, or those named, and give the path of the bundle that holds them.
+
+    Without ``output`` the bundle itself gets them in the place of those that it has; whatever fails, it stays as it
+    was. The graphs stay, which any machine can run. Raises `DiffcError`.
+    """
+    opened = open_bundle(Path(bundle))
+    if not opened.manifest.target.startswith("trt-"):
+        what = f"{bundle} was built for {opened.manifest.target}, which has no engines"
+        raise BuildError(what, fix="build it for a target trt-…, such as trt-fp16")
+    if output is None and not opened.path.is_dir():
+        raise BuildError(f"{bundle} is a tar file", fix="unpack it, or name the folder to write with -o")
+    kind, archs = _aim(archs)
+    place = opened.root if output is None else Path(output)
+    with changed_folder(place) if output is None else new_folder(place) as folder:
+        _write(opened, folder, kind, archs, progress, build)
+    return opened.path if output is None else place
+
+
+def _aim(archs: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Choose the library, and the architecture where none is named. Raises `DiffcError` where that cannot be."""
+    kind = RTX if archs or CLASSIC not in installed() else CLASSIC
+    library = find_library(kind)
+    try:
+        archs = archs or (find_gpu().arch,)
+    except BundleError as error:
+        fix = "finalize the bundle on the machine that runs it, or name its GPU, as --arch sm89 does"
+        raise BuildError(error.what, fix=fix) from error
+    known = architectures(library)
+    if unknown := [arch for arch in archs if known and arch not in known]:
+        fix = f"choose among {', '.join(known)}, or install TensorRT where that GPU is: {INSTALL[CLASSIC]}"
+        raise BuildError(f"TensorRT for RTX does not build for {unknown[0]}", fix=fix)
+    return kind, archs
+
+
+def _write(opened: Bundle, folder: Path, kind: str, archs: Sequence[str], progress: Progress, build: Builder) -> None:
+    """Fill a folder with all that a bundle has but for its engines, and with new ones."""
+    manifest, root = opened.manifest, opened.root
+    stale = {MANIFEST, *(engine.file for engine in manifest.engines.values())}
+    check_room(sum(file.bytes for name, file in manifest.files.items() if name not in stale), folder)
+    (folder / FOLDER).mkdir()
+    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = file.relative_to(root)
+        if name.as_posix() not in stale:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
+    graphs = {name: file for name, file in manifest.graphs.items() if manifest.component(name)}
+    built = build(folder, graphs, archs, progress, kind=kind)
+    files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}
+    files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in (folder / FOLDER).iterdir()}
+    engines = {name: engine.entry for name, engine in built.items()}
+    write_manifest(folder, {**manifest.raw, "files": dict(sorted(files.items())), "engines": engines})
+
+
+def _share(file: Path, name: Path) -> None:
+    """Give a file, which nobody writes to, one more name; copy it where the disk is another or knows no such names."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)

@@ -1,0 +1,198 @@
+"""Give bundles engines on the machine that runs them: TensorRT for RTX builds here, a stand-in for the classic."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffc.compiler import finalize as module
+from diffc.compiler.backends.engine import Built
+from diffc.compiler.errors import BackendError, BuildError, DiffcWarning
+from diffc.compiler.finalize import finalize
+from diffc.runtime import BundleError, load
+from diffc.runtime.bundle import open_bundle
+from diffc.runtime.cuda import Gpu, find_gpu
+from diffc.runtime.tensorrt import CLASSIC, INSTALL, RTX, Library, installed
+from tests.runtime.conftest import write_tiny
+from tests.test_cli import diffc, succeeded
+from tests.tolerances import PICTURE_OF_NUMPY
+
+GRAPHS = ["decoder", "text_encoder", "unet"]
+needs_rtx = pytest.mark.skipif(RTX not in installed(), reason=f"TensorRT for RTX is not installed: {INSTALL[RTX]}")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """Write a bundle for TensorRT that has no engines yet."""
+    return write_tiny(tmp_path / "tiny.diffc", place="{}.onnx", target="trt-fp16@sm86")
+
+
+@pytest.fixture
+def ada(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give this machine a GPU and the classic TensorRT."""
+    library = Library(None, CLASSIC, "10.13.2.6")
+    monkeypatch.setattr(module, "find_gpu", lambda: Gpu("NVIDIA GeForce RTX 4090", "sm89", "13.0"))
+    monkeypatch.setattr(module, "installed", lambda: {CLASSIC: "10.13.2.6", RTX: "1.7"})
+    monkeypatch.setattr(module, "find_library", lambda kind: {CLASSIC: library}[kind])
+
+
+def stand_in(root: Path, graphs: Mapping[str, str], archs: Sequence[str], *_: Any, kind: str) -> dict[str, Built]:
+    """Write what stands for engines, and add a line to the timing cache."""
+    assert kind == CLASSIC and all((root / file).exists() for file in graphs.values())
+    with (root / "engines/timing.cache").open("ab") as cache:
+        cache.write(b"measured\n")
+    for name in graphs:
+        (root / f"engines/{name}.engine").write_bytes(f"{name} {archs}".encode())
+    made = {name: f"engines/{name}.engine" for name in graphs}
+    return {name: Built(file, "tensorrt 10.13.2.6", tuple(archs), 1, 1.0, 1, 1, {}) for name, file in made.items()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@needs_rtx
+def test_the_engines_of_a_named_gpu_are_built_here(bundle: Path, tmp_path: Path) -> None:
+    before, other = contents(bundle), tmp_path / "other.diffc"
+    found = succeeded("finalize", bundle, "--arch", "sm86,sm89", "-o", other)
+    assert found["bundle"] == str(other) and sorted(found["engines"]) == GRAPHS
+    assert contents(bundle) == before
+    manifest = open_bundle(other).manifest
+    for name in GRAPHS:
+        engine = manifest.engines[name]
+        assert (engine.builder, engine.archs) == (f"{RTX} {installed()[RTX]}", ("sm86", "sm89"))
+        assert (other / engine.file).read_bytes()[:4] == b"vtrt"
+    after = contents(other)
+    assert [name for name, content in before.items() if after[name] != content] == ["manifest.json"]
+
+
+@needs_rtx
+def test_engines_take_the_place_of_others(bundle: Path) -> None:
+    finalize(bundle, archs=["sm86"])
+    before = (bundle / "engines/unet.engine").read_bytes()
+    assert finalize(bundle, archs=["sm89", "sm120"]) == bundle
+    assert [engine.archs for engine in open_bundle(bundle).manifest.engines.values()] == [("sm89", "sm120")] * 3
+    assert (bundle / "engines/unet.engine").read_bytes() != before
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+@needs_rtx
+@pytest.mark.gpu
+def test_engines_draw_what_onnx_runtime_draws(bundle: Path, tmp_path: Path) -> None:
+    try:
+        find_gpu()
+    except BundleError as error:
+        pytest.skip(error.what)
+    on_cpu = write_tiny(tmp_path / "cpu.diffc", target="ort-fp32")
+    sampler = load(finalize(bundle))
+    got, wanted = (each("red circle", seed=0, output="np") for each in (sampler, load(on_cpu)))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=PICTURE_OF_NUMPY)
+    assert any("tensorrt" in engine for engine in sampler.engines)
+
+
+# The classic TensorRT
+
+
+def test_the_classic_library_builds_for_the_gpu_that_is_there(bundle: Path, ada: None) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    assert finalize(bundle, build=stand_in) == bundle
+    manifest = open_bundle(bundle).manifest
+    assert {name: (e.builder, e.archs) for name, e in manifest.engines.items()} == {
+        name: ("tensorrt 10.13.2.6", ("sm89",)) for name in ("text_encoder", "unet", "decoder")
+    }
+    assert "engines/timing.cache" in manifest.files
+    assert (bundle / "notes.txt").read_text() == "mine"
+
+
+def test_what_was_measured_is_taken_over_and_the_old_bundle_keeps_its_own(
+    bundle: Path, tmp_path: Path, ada: None
+) -> None:
+    finalize(bundle, build=stand_in)
+    before = contents(bundle)
+    other = finalize(bundle, tmp_path / "other.diffc", build=stand_in)
+    assert (other / "engines/timing.cache").read_bytes() == b"measured\nmeasured\n"
+    assert contents(bundle) == before
+    open_bundle(other)
+
+
+def test_arithmetic_between_components_gets_no_engine(bundle: Path, ada: None) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["graphs"]["decoder"]["component"] = ""
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    finalize(bundle, build=stand_in)
+    assert sorted(open_bundle(bundle).manifest.engines) == ["text_encoder", "unet"]
+
+
+def test_a_tar_becomes_a_folder(bundle: Path, tmp_path: Path, ada: None) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(bundle, "tiny.diffc")
+    with pytest.raises(BuildError, match="is a tar file"):
+        finalize(tmp_path / "x.tar", build=stand_in)
+    made = finalize(tmp_path / "x.tar", tmp_path / "y.diffc", build=stand_in)
+    assert sorted(open_bundle(made).manifest.engines) == GRAPHS
+
+
+def test_a_finalized_bundle_is_still_drawn_without_a_gpu(bundle: Path, ada: None) -> None:
+    finalize(bundle, build=stand_in)
+    with pytest.warns(DiffcWarning, match="is drawn by ONNX Runtime, on the CPU"):
+        assert len(load(bundle)("red circle", seed=0)) == 1
+
+
+# What fails
+
+
+def broken(root: Path, *_: Any, **__: Any) -> dict[str, Built]:
+    (root / "engines/unet.engine").write_bytes(b"half")
+    raise BackendError("no engine for unet: the builder crashed")
+
+
+def test_a_failed_finalize_leaves_the_bundle_as_it_was(bundle: Path, ada: None) -> None:
+    finalize(bundle, build=stand_in)
+    before = contents(bundle)
+    with pytest.raises(BackendError, match="no engine for unet"):
+        finalize(bundle, build=broken)
+    assert contents(bundle) == before
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_too_little_disk_is_said_before_anything_is_built(
+    bundle: Path, ada: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(BuildError, match="of disk, and there are 0.00 GB"):
+        finalize(bundle, build=broken)
+
+
+def test_a_machine_without_a_gpu_is_told_to_name_one(bundle: Path) -> None:
+    try:
+        find_gpu()
+    except BundleError:
+        pass
+    else:
+        pytest.skip("there is a GPU")
+    if RTX not in installed():
+        pytest.skip("TensorRT for RTX is not installed")
+    with pytest.raises(BuildError, match="no NVIDIA driver is installed|shows no GPU") as raised:
+        finalize(bundle)
+    assert "--arch sm89" in str(raised.value.fix)
+
+
+@needs_rtx
+def test_a_gpu_that_the_library_does_not_know_is_refused(bundle: Path) -> None:
+    with pytest.raises(BuildError, match="TensorRT for RTX does not build for sm90") as raised:
+        finalize(bundle, archs=["sm89", "sm90"])
+    assert "sm120" in str(raised.value.fix) and "pip install tensorrt" in str(raised.value.fix)
+
+
+def test_a_bundle_for_another_engine_is_refused(tmp_path: Path) -> None:
+    made = write_tiny(tmp_path / "x.diffc", target="ort-fp32")
+    result = diffc("finalize", made, "--arch", "sm89")
+    assert result.exit_code == 1
+    assert "was built for ort-fp32, which has no engines\n  fix: build it for a target trt-…" in result.output
