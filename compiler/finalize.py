@@ -76,12 +76,20 @@ def _write(opened: Bundle, folder: Path, kind: str, archs: Sequence[str], progre
         if name.as_posix() not in stale:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
-    graphs = {name: file for name, file in manifest.graphs.items() if manifest.component(name)}
-    built = build(folder, graphs, archs, progress, kind=kind)
+    built = build(folder, _graphs(opened), archs, progress, kind=kind)
     files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}
     files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in (folder / FOLDER).iterdir()}
     engines = {name: engine.entry for name, engine in built.items()}
     write_manifest(folder, {**manifest.raw, "files": dict(sorted(files.items())), "engines": engines})
+
+
+def _graphs(opened: Bundle) -> dict[str, str]:
+    """Map those graphs to their files that get engines: of components, and not in float64, which TensorRT has not."""
+    graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs.values()}
+    ports = {name: (*graph.inputs, *graph.outputs) for name, graph in graphs.items()}
+    wide = {name for name, found in ports.items() if any(port.type.dtype == "float64" for port in found)}
+    files = opened.manifest.graphs
+    return {name: file for name, file in files.items() if opened.manifest.component(name) and name not in wide}
 
 
 def _share(file: Path, name: Path) -> None:

@@ -176,10 +176,10 @@ class Machine:
 def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = Machine()) -> Session:
     """Run a graph's engine on the GPU, or the graph in ONNX Runtime where this machine cannot run the engine.
 
-    Arithmetic between components has no engine. Raises `BundleError` where the engine is damaged, or where ONNX Runtime
-    cannot compute on the CPU what the graph says.
+    Arithmetic between components has no engine, nor has what computes in float64. Raises `BundleError` where the engine
+    is damaged, or where ONNX Runtime cannot compute on the CPU what the graph says.
     """
-    if not bundle.manifest.component(graph):
+    if not bundle.manifest.component(graph) or (bundle.manifest.engines and graph not in bundle.manifest.engines):
         return _onnx_runtime(bundle, graph, threads)
     try:
         gpu, library, cuda = _needed(bundle, graph, machine)
@@ -204,7 +204,7 @@ def _needed(bundle: Bundle, graph: str, machine: Machine) -> tuple[Gpu, Library,
         fix = f"run it where a GPU is, or: diffc build … --target ort-{_split(bundle.manifest.target)[1]}"
         raise BundleError(error.what, fix=fix) from error
     if engine is None:
-        raise BundleError(f"the bundle holds no engine for {graph}", fix=finalize)
+        raise BundleError("the bundle holds no engines", fix=finalize)
     if gpu.arch not in engine.archs:
         raise BundleError(f"the engines are for {', '.join(engine.archs)}, and {gpu.name} is {gpu.arch}", fix=finalize)
     library = machine.library(engine.builder.partition(" ")[0])

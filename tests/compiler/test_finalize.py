@@ -20,7 +20,7 @@ from diffc.runtime import BundleError, load
 from diffc.runtime.bundle import open_bundle
 from diffc.runtime.cuda import Gpu, find_gpu
 from diffc.runtime.tensorrt import CLASSIC, INSTALL, RTX, Library, installed
-from tests.runtime.conftest import write_tiny
+from tests.runtime.conftest import tiny_program, write_tiny
 from tests.test_cli import diffc, succeeded
 from tests.tolerances import PICTURE_OF_NUMPY
 
@@ -122,12 +122,16 @@ def test_what_was_measured_is_taken_over_and_the_old_bundle_keeps_its_own(
     open_bundle(other)
 
 
-def test_arithmetic_between_components_gets_no_engine(bundle: Path, ada: None) -> None:
+def test_arithmetic_between_components_and_float64_get_no_engine(tmp_path: Path, ada: None) -> None:
+    program = (
+        tiny_program(1).replace("(image: float32", "(image: float64").replace("\nimage: float32", "\nimage: float64")
+    )
+    bundle = write_tiny(tmp_path / "x.diffc", target="trt-fp16", programs={"draw": program})
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["graphs"]["decoder"]["component"] = ""
+    manifest["graphs"]["text_encoder"]["component"] = ""
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     finalize(bundle, build=stand_in)
-    assert sorted(open_bundle(bundle).manifest.engines) == ["text_encoder", "unet"]
+    assert list(open_bundle(bundle).manifest.engines) == ["unet"]
 
 
 def test_a_tar_becomes_a_folder(bundle: Path, tmp_path: Path, ada: None) -> None:
