@@ -16,7 +16,7 @@ T = TypeVar("T")
 SCHEMA = 1
 BYTES = 2**26
 
-BUILDER = re.compile(r"[a-z]+(-[a-z]+)* \d+(\.\d+)*")
+BUILDER = re.compile(r"tensorrt(-rtx)? \d[0-9a-z.]*")
 ARCH = re.compile(r"sm[1-9]\d{1,2}")
 
 

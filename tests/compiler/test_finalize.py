@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +97,12 @@ def test_engines_draw_what_onnx_runtime_draws(bundle: Path, tmp_path: Path) -> N
     got, wanted = (each("red circle", seed=0, output="np") for each in (sampler, load(on_cpu)))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=PICTURE_OF_NUMPY)
     assert any("tensorrt" in engine for engine in sampler.engines)
+
+
+def test_it_needs_no_framework() -> None:
+    code = "import sys, diffc.compiler.finalize, diffc.compiler.backends.engine_builder; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {name.split(".")[0] for name in loaded} & {"torch", "onnx", "diffusers", "transformers"} == set()
 
 
 # The classic TensorRT
