@@ -15,7 +15,16 @@ import pytest
 from diffc.runtime import BundleError, tensorrt
 from diffc.runtime.cache import Cache
 from diffc.runtime.cuda import Device
-from diffc.runtime.tensorrt import CLASSIC, INSTALL, RTX, Execution, Library, find_library, installed
+from diffc.runtime.tensorrt import (
+    CLASSIC,
+    INSTALL,
+    RTX,
+    Execution,
+    Library,
+    architectures,
+    find_library,
+    installed,
+)
 from tests.runtime.fake_gpu import FakeCuda, FakeTensorRT, plan
 from tests.tolerances import PICTURE_OF_NUMPY
 
@@ -72,6 +81,34 @@ def test_a_package_without_the_library_is_an_import_error(monkeypatch: pytest.Mo
 def test_the_real_library_refuses_what_is_no_engine(tmp_path: Path, broken: bytes) -> None:
     with pytest.raises(ValueError, match="readHeader|magicTag"):
         Execution(find_library(RTX), broken, Device(FakeCuda()), Cache(tmp_path), KEY)
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("Runtime", "deserialize_cuda_engine"),
+        ("ICudaEngine", "num_io_tensors get_tensor_name get_tensor_mode get_tensor_shape get_tensor_dtype"),
+        ("ICudaEngine", "create_runtime_config create_execution_context"),
+        ("IExecutionContext", "set_tensor_address execute_async_v3"),
+        ("IRuntimeConfig", "cuda_graph_strategy create_runtime_cache set_runtime_cache"),
+        ("IRuntimeCache", "serialize deserialize"),
+        ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
+        ("TensorIOMode", "INPUT"),
+    ],
+)
+def test_the_real_library_has_what_the_stand_in_has(kind: str, names: str) -> None:
+    real = getattr(find_library(RTX).module, kind)
+    assert [name for name in names.split() if not hasattr(real, name)] == []
+
+
+@needs_rtx
+def test_the_architectures_are_those_that_a_builder_takes() -> None:
+    library = find_library(RTX)
+    known = architectures(library)
+    assert {"sm86", "sm89", "sm120"} <= set(known) and "sm90" not in known
+    assert all(hasattr(library.module.ComputeCapability, arch.upper()) for arch in known)
+    assert architectures(Library(None, CLASSIC, "10.3")) == []
 
 
 # Executions
