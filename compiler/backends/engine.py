@@ -1,0 +1,180 @@
+"""Build TensorRT engines, each in a process of its own: a builder that crashes or hangs takes nothing with it."""
+
+from __future__ import annotations
+
+import json
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from diffc.compiler.errors import BackendError
+from diffc.compiler.target import Progress
+
+FOLDER = "engines"
+BUILDER = "diffc.compiler.backends.engine_builder"
+
+PATIENCE = 1800.0
+"""Seconds without a word after which a builder hangs: 2 billion weights keep it silent for 2 minutes."""
+
+OFTEN = 5.0
+"""Seconds between two lines of progress."""
+
+LAST_WORDS = 300
+FIX = "build for ort-fp16, which runs everywhere, and report this with the model's configuration"
+
+
+@dataclass(frozen=True)
+class Built:
+    """Describe an engine: its file in the bundle, who built it for which GPUs, and what that took.
+
+    ``types`` counts the values inside by their type; ``weights`` are the bytes of the graph's own.
+    """
+
+    file: str
+    builder: str
+    archs: tuple[str, ...]
+    bytes: int
+    seconds: float
+    peak_bytes: int
+    layers: int
+    types: Mapping[str, int]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Give what the manifest says of it."""
+        return {"file": self.file, "builder": self.builder, "archs": list(self.archs)}
+
+
+class Failure(Exception):
+    """Say how a builder ended: what it said last, of which node, and whether a smaller graph may tell more."""
+
+    def __init__(self, what: str, node: str = "", *, is_crash: bool = False) -> None:
+        super().__init__(what)
+        self.what, self.node, self.is_crash = what, node, is_crash
+
+
+Culprit = Callable[[Path, Callable[[Path], bool]], str]
+"""Finds the node of a graph that lets a builder fail, by asking of smaller graphs whether they do."""
+
+
+def build_engines(
+    root: Path,
+    graphs: Mapping[str, str],
+    archs: Sequence[str],
+    progress: Progress,
+    *,
+    kind: str | None = None,
+    culprit: Culprit | None = None,
+    patience: float = PATIENCE,
+) -> dict[str, Built]:
+    """Build an engine for each graph (name to ONNX file below ``root``) and write it below ``root/engines``.
+
+    ``kind`` chooses among the libraries of `diffc.runtime.tensorrt`. Raises `BackendError` with what the builder said
+    last, and the node at fault where it or ``culprit`` finds it.
+    """
+    (root / FOLDER).mkdir(exist_ok=True)
+    return {name: _built(root, name, file, archs, progress, kind, culprit, patience) for name, file in graphs.items()}
+
+
+def _built(
+    root: Path,
+    name: str,
+    file: str,
+    archs: Sequence[str],
+    progress: Progress,
+    kind: str | None,
+    culprit: Culprit | None,
+    patience: float,
+) -> Built:
+    engine = f"{FOLDER}/{name}.engine"
+
+    def run(graph: Path, target: Path, tell: Progress) -> dict[str, Any]:
+        return _child({"graph": str(graph), "engine": str(target), "archs": list(archs), "kind": kind}, tell, patience)
+
+    try:
+        made = run(root / file, root / engine, lambda phase: progress(f"engine {name}: {phase}"))
+    except Failure as failure:
+        node = failure.node
+        if not node and failure.is_crash and culprit is not None:
+            progress(f"engine {name}: look for the node at fault")
+            node = culprit(root / file, lambda smaller: _fails(run, smaller))
+        where = f"{node}, in {name}" if node else name
+        raise BackendError(f"no engine for {name}: {failure.what}", where=where, fix=FIX) from failure
+    size = (root / engine).stat().st_size
+    return Built(engine, made.pop("builder"), tuple(archs), size, **made)
+
+
+def _fails(run: Callable[[Path, Path, Progress], Any], graph: Path) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run(graph, Path(folder) / "engine", lambda _: None)
+        except Failure:
+            return True
+    return False
+
+
+def _child(request: Mapping[str, Any], tell: Progress, patience: float) -> dict[str, Any]:
+    """Let a process build; raise `Failure` where it says so, ends otherwise, or says nothing any more."""
+    with tempfile.TemporaryFile() as words:
+        command = [sys.executable, "-m", BUILDER]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words)
+        assert process.stdin and process.stdout
+        try:
+            with process.stdin as stdin:
+                stdin.write(json.dumps(request).encode())
+            answer = _answer(process.stdout, tell, patience)
+            if answer is None:
+                raise Failure(f"the builder said nothing for {patience:.0f} s and was stopped")
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if "built" in answer:
+            return dict(answer["built"])
+        if "failed" in answer:
+            node = " ".join(part for part in (answer["operator"], answer["node"]) if part)
+            raise Failure(_short(answer["failed"]), node, is_crash=not node)
+        words.seek(0)
+        raise _crash(code, words.read().decode(errors="replace"))
+
+
+def _answer(lines: IO[bytes], tell: Progress, patience: float) -> dict[str, Any] | None:
+    """Read what the builder says until it is done: its answer, nothing where it ended without, None where it hangs."""
+    said, phase, unread = time.monotonic(), "", b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(lines, selectors.EVENT_READ)
+        while selector.select(patience):
+            piece = lines.read1()  # type: ignore[attr-defined]
+            if not piece:
+                return {}
+            *whole, unread = (unread + piece).split(b"\n")
+            for line in whole:
+                answer: dict[str, Any] = json.loads(line)
+                if "phase" not in answer:
+                    return answer
+                phase = answer["phase"] or phase
+            if time.monotonic() - said > OFTEN:
+                tell(phase)
+                said = time.monotonic()
+    return None
+
+
+def _crash(code: int, words: str) -> Failure:
+    """Say how a process ended that gave no answer."""
+    last = _short(next((line for line in reversed(words.splitlines()) if line.strip()), "it said nothing"))
+    if code == -signal.SIGKILL:
+        return Failure(f"the builder was killed, as it is when memory runs out; its last words: {last}")
+    how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
+    return Failure(f"the builder {how}; its last words: {last}", is_crash=True)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:LAST_WORDS]

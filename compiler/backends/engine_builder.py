@@ -1,0 +1,135 @@
+"""Build one TensorRT engine: what `engine` runs in a process of its own.
+
+One JSON object on stdin says what to build. The answer is lines of JSON on stdout: ``{"phase": …}`` as the work goes
+on, then ``{"built": …}`` or ``{"failed": …}``. What the library itself prints goes to stderr.
+
+Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/python-api-docs.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffc.runtime.memory import peak_bytes
+from diffc.runtime.tensorrt import CLASSIC, RTX, Library, find_library
+
+TIMING_CACHE = "timing.cache"
+"""Where classic TensorRT keeps what it measured, beside the engines."""
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    """Read what to build, build it, and answer."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def tell(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    tell(build(json.load(sys.stdin), tell))
+
+
+def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    """Build the engine of ``graph``, an ONNX file, for ``archs`` and write it to ``engine``."""
+    start, library = time.monotonic(), find_library(request["kind"])
+    trt = library.module
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    tell({"phase": "parse"})
+    if not parser.parse_from_file(request["graph"]):
+        error = parser.get_error(0)
+        return {"failed": error.desc(), "node": error.node_name(), "operator": error.node_operator()}
+    for layer in _layers(network):
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True  # where no kernel has its shape, several compute it
+    engine_file = Path(request["engine"])
+    config, cache = builder.create_builder_config(), engine_file.with_name(TIMING_CACHE)
+    config.progress_monitor = _monitor(trt, tell)
+    _aim(config, library, request["archs"], cache)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        return {"failed": logger.last, "node": "", "operator": ""}
+    engine_file.write_bytes(memoryview(built))
+    if library.kind == CLASSIC:
+        cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    return {
+        "built": {
+            "builder": str(library),
+            "seconds": time.monotonic() - start,
+            "peak_bytes": peak_bytes(),
+            "layers": network.num_layers,
+            "types": Counter(dtype for layer in _layers(network) for dtype in _types(layer)),
+        }
+    }
+
+
+def _aim(config: Any, library: Library, archs: list[str], cache: Path) -> None:
+    """Say which GPUs the engine is for; classic TensorRT builds for the one that is there, and measures on it."""
+    trt = library.module
+    if library.kind == RTX:
+        config.num_compute_capabilities = len(archs)
+        for at, arch in enumerate(archs):
+            config.set_compute_capability(getattr(trt.ComputeCapability, arch.upper()), at)
+    else:
+        known = cache.read_bytes() if cache.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+
+
+def _layers(network: Any) -> Iterator[Any]:
+    for at in range(network.num_layers):
+        yield network.get_layer(at)
+
+
+def _types(layer: Any) -> Iterator[str]:
+    for at in range(layer.num_outputs):
+        yield layer.get_output(at).dtype.name
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Print what goes wrong, and keep the last of it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = "the builder does not say why"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.last = message
+                print(message, file=sys.stderr, flush=True)
+
+    return Logger()
+
+
+def _monitor(trt: Any, tell: Tell) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Tell which phase begins."""
+
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            tell({"phase": phase.lower()})
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            tell({"phase": ""})
+
+    return Monitor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Lower graphs for TensorRT: strongly typed ONNX, and the engines that its builder makes of it, without a GPU.
+
+The ONNX stays in the bundle: any machine runs it, and classic TensorRT builds from it where its GPU is. Arithmetic
+between components has no engine: it is small, and some of it in float64, which TensorRT has not.
+
+Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-quantized-types.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+
+from diffc.compiler.backends.culprit import culprit
+from diffc.compiler.backends.engine import Built, build_engines
+from diffc.compiler.backends.onnx import Onnx
+from diffc.compiler.errors import BuildError
+from diffc.compiler.formats import FORMATS, Scheme, Spec
+from diffc.compiler.ir import Graph
+from diffc.compiler.target import Progress
+from diffc.runtime.tensorrt import RTX, installed
+
+if RTX not in installed():
+    raise ModuleNotFoundError("No module named 'tensorrt_rtx'", name="tensorrt_rtx")
+
+ALL = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+
+MEMORY = (4, 600 << 20)
+"""What a builder holds at most: so many times the graph's weights, and so many bytes more (docs/engines.md)."""
+
+
+class TensorRT(Onnx):
+    """Write what TensorRT for RTX builds engines of, and let it."""
+
+    precisions: ClassVar[Mapping[str, float]] = {
+        "fp32": 8,
+        "fp16": 4,
+        "bf16": 4,
+        "w8a8": 2.2,
+        "w4a16": 1.5,
+        "w4a8": 1.5,
+        "fp8": 2.2,
+        "fp4": 1.5,
+    }
+    computes: ClassVar[Mapping[str, str]] = dict.fromkeys(precisions, "float16") | {"bf16": "bfloat16"}
+    archs: ClassVar[Mapping[str, Sequence[str]]] = {
+        "fp32": ALL,
+        "fp16": ALL,
+        "bf16": ALL[1:],
+        "w8a8": ALL,
+        "w4a16": ALL[1:],
+        "w4a8": ALL[1:],
+        "fp8": ALL[3:],
+        "fp4": ALL[4:],
+    }
+    dialect = "trt"
+    file: ClassVar[str] = "{}.onnx"
+
+    @classmethod
+    def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
+        """Let each layer have what an engine holds in few bits: all else would make its build fail, or widen it."""
+        weight, activation = scheme.weight, scheme.activation
+        if kind == "embedding":
+            return Scheme(), "TensorRT looks tables up in float" if weight else ""
+        if weight is not None and weight.scale == "uint4":
+            weight = replace(weight, scale="float32")
+        if activation is not None:
+            activation = _activation(kind, activation)
+        scheme = replace(scheme, weight=weight, activation=activation, output=None)
+        if kind == "conv" and weight is not None and activation is not None and weight.format.name == "int4":
+            note = "TensorRT multiplies four-bit integers of convolutions with float activations"
+            return replace(scheme, activation=None), note
+        return scheme, ""
+
+    def engines(
+        self,
+        graphs: Sequence[Graph],
+        files: Mapping[str, str],
+        precision: str,
+        archs: Sequence[str],
+        folder: Path,
+        progress: Progress,
+    ) -> dict[str, Built]:
+        """Build an engine for each graph of a component; raises `BackendError`, and `BuildError` for want of memory."""
+        wanted = {graph.name: files[graph.name] for graph in graphs if graph.component and not _is_wide(graph)}
+        check_memory(max((weight_bytes(folder / file) for file in wanted.values()), default=0))
+        archs = archs or self.archs[precision]
+        return build_engines(folder, wanted, archs, progress, kind=RTX, culprit=culprit)
+
+
+def _activation(kind: str, spec: Spec) -> Spec:
+    """Give integers a sign, convolutions one static scale, and tokens theirs."""
+    form = FORMATS[spec.format.name.removeprefix("u")]
+    if kind != "linear" and (spec.per != "tensor" or spec.when != "static"):
+        return Spec(form)
+    return replace(spec, format=form)
+
+
+def _is_wide(graph: Graph) -> bool:
+    return any(port.type is not None and port.type.dtype == "float64" for port in (*graph.inputs, *graph.outputs))
+
+
+def weight_bytes(file: Path) -> int:
+    """Add up the weights of an ONNX file as it stores them, those outside too."""
+    graph = onnx.load(file, load_external_data=False).graph
+    outside = (entry for tensor in graph.initializer for entry in tensor.external_data if entry.key == "length")
+    return file.stat().st_size + sum(int(entry.value) for entry in outside)
+
+
+def check_memory(weights: int) -> None:
+    """Raise `BuildError` where a builder of so many bytes of weights has not the memory that it takes."""
+    needed = MEMORY[0] * weights + MEMORY[1]
+    free = free_memory()
+    if free is not None and free < needed:
+        what = f"TensorRT's builder needs up to {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
+        fix = "end other programs, add swap, or take a target that stores less, such as trt-w4a16"
+        raise BuildError(what, fix=fix)
+
+
+def free_memory(info: Path = Path("/proc/meminfo")) -> int | None:
+    """Say how many bytes programs may still take, swap among them; None where the system does not say."""
+    if not info.exists():
+        return None
+    lines = (line.split() for line in info.read_text(encoding="utf-8").splitlines())
+    sizes = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines}
+    return sizes["MemAvailable"] + sizes.get("SwapFree", 0)
