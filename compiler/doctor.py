@@ -82,10 +82,11 @@ def _tensorrt() -> dict[str, Any]:
     if not libraries:
         return _check(False, f"no TensorRT is installed, which targets trt-… need: {INSTALL_TENSORRT[RTX]}")
     try:
-        find_cuda()
-        runs = f"engines for {find_gpu().arch} run here"
-    except BundleError:
-        runs = "no engine runs here, and ONNX Runtime takes its place"
+        gpu = find_gpu()
+        find_cuda(gpu)
+        runs = f"engines for {gpu.arch} run here"
+    except BundleError as error:
+        runs = f"no engine runs here, and ONNX Runtime takes its place: {error.what}"
     return _check(True, "; ".join([*libraries, runs]))
 
 

@@ -61,13 +61,17 @@ def gpu_of(driver: Any) -> Gpu:
     return Gpu(name.value.decode("utf-8", "replace"), f"sm{major}{minor}", cuda)
 
 
-def find_cuda() -> Any:
-    """Import CUDA's runtime. Raises `BundleError` with the command that installs it."""
+def find_cuda(gpu: Gpu) -> Any:
+    """Import CUDA's runtime. Raises `BundleError` where it is not installed, or is of a later CUDA than the driver."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
         fix = "pip install cuda-bindings"
         raise BundleError(f"the bindings of CUDA cannot be imported: {error}", fix=fix) from error
+    _, version = runtime.cudaRuntimeGetVersion()
+    if int(gpu.cuda.partition(".")[0]) < version // 1000:
+        what = f"the driver of {gpu.name} is for CUDA {gpu.cuda}, and CUDA {version // 1000} is installed"
+        raise BundleError(what, where=DRIVER, fix="update NVIDIA's driver")
     return runtime
 
 

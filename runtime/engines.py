@@ -170,7 +170,7 @@ class Machine:
 
     gpu: Callable[[], Gpu] = find_gpu
     library: Callable[[str], Library] = find_library
-    cuda: Callable[[], Any] = find_cuda
+    cuda: Callable[[Gpu], Any] = find_cuda
 
 
 def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = Machine()) -> Session:
@@ -210,7 +210,7 @@ def _needed(bundle: Bundle, graph: str, machine: Machine) -> tuple[Gpu, Library,
     library = machine.library(engine.builder.partition(" ")[0])
     if str(library) != engine.builder:
         raise BundleError(f"the engines were built by {engine.builder}, and here is {library}", fix=finalize)
-    return gpu, library, machine.cuda()
+    return gpu, library, machine.cuda(gpu)
 
 
 def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any) -> Session:

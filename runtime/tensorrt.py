@@ -173,11 +173,9 @@ class Execution:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Give each output by its name. Raises `ValueError` for other shapes than the engine's, or `RuntimeError`."""
         with self._lock:
-            for name in self.inputs:
-                port, given = self._ports[name], feeds[name]
-                if given.shape != port.shape:
-                    raise ValueError(f"{name} is {list(given.shape)}, not {list(port.shape)}")
-                self._device.write(port.address, np.ascontiguousarray(given, port.dtype))
+            sent = {name: self._taken(name, feeds[name]) for name in self.inputs}  # alive until they have arrived
+            for name, array in sent.items():
+                self._device.write(self._ports[name].address, array)
             if not self._device.replay():
                 self._launch()
             found = {
@@ -191,6 +189,13 @@ class Execution:
                 with suppress(RuntimeError):  # an engine whose launches cannot be recorded is launched each time
                     afterwards()
             return found
+
+    def _taken(self, name: str, given: Array) -> Array:
+        """Give an array as the engine takes it. Raises `ValueError` where its buffer has another size."""
+        port = self._ports[name]
+        if given.shape != port.shape:
+            raise ValueError(f"{name} is {list(given.shape)}, not {list(port.shape)}")
+        return np.ascontiguousarray(given, port.dtype)
 
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._device.stream):

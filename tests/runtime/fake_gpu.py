@@ -211,4 +211,4 @@ def machine(kind: str = "tensorrt-rtx", version: str = "1.7.1.116", **cuda: Any)
     runtime = FakeCuda(**cuda)
     library = Library(FakeTensorRT(runtime), kind, version)
     gpu = Gpu("NVIDIA GeForce RTX 4090", "sm89", "13.0")
-    return Machine(lambda: gpu, lambda _: library, lambda: runtime), runtime, library.module
+    return Machine(lambda: gpu, lambda _: library, lambda _: runtime), runtime, library.module

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from diffc.runtime import BundleError
-from diffc.runtime.cuda import Device, find_cuda, find_gpu, gpu_of
+from diffc.runtime.cuda import Device, Gpu, find_cuda, find_gpu, gpu_of
 from tests.runtime.fake_gpu import FakeCuda
+
+NEW = Gpu("NVIDIA GeForce RTX 5090", "sm120", "99.0")
 
 
 class Driver:
@@ -67,9 +70,9 @@ def test_cuda_says_which_call_it_refuses() -> None:
         pass
     else:
         pytest.skip("CUDA refuses nothing where there is a GPU")
+    runtime = find_cuda(NEW)
     with pytest.raises(RuntimeError, match="cudaStreamCreateWithFlags gave cudaError"):
-        Device(find_cuda())
-    runtime = find_cuda()
+        Device(runtime)
     device = Device(Created(runtime))
     numbers = np.zeros((2, 3), np.float32)
     for call in (
@@ -82,6 +85,13 @@ def test_cuda_says_which_call_it_refuses() -> None:
         with pytest.raises(RuntimeError, match=r"cuda\w+ gave cudaError"):
             call()
     device.close()
+
+
+def test_a_driver_that_is_too_old_is_refused() -> None:
+    pytest.importorskip("cuda.bindings")
+    with pytest.raises(BundleError, match=r"the driver of .* is for CUDA 9.2, and CUDA \d+ is installed") as raised:
+        find_cuda(replace(NEW, cuda="9.2"))
+    assert raised.value.fix == "update NVIDIA's driver"
 
 
 class Created:
