@@ -12,21 +12,23 @@ from diffc.compiler.formats import FORMATS, Spec, parse_spec, spread
 
 @torch.library.custom_op("diffc::dequantize", mutates_args=())
 def dequantize(
-    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str
+    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Give ``scale * (codes - zero)`` as float32, in the shape of the codes.
+    """Give ``scale * (codes - zero)`` as ``dtype``, in the shape of the codes.
 
     Scale and zero are [1], [rows], or with groups [rows, groups].
     """
     values = FORMATS[form].decode(codes)
     if zero is not None:
         values = values - spread(zero.float(), codes.shape, group)
-    return values * spread(scale.float(), codes.shape, group)
+    return (values * spread(scale.float(), codes.shape, group)).to(dtype)
 
 
 @dequantize.register_fake
-def _(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str) -> torch.Tensor:
-    return torch.empty(codes.shape, dtype=torch.float32)
+def _(
+    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
+) -> torch.Tensor:
+    return torch.empty(codes.shape, dtype=dtype)
 
 
 @torch.library.custom_op("diffc::fake_quantize", mutates_args=())
@@ -35,11 +37,12 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | Non
 
     A tie goes to the even number before the zero point is added, as in ONNX's QuantizeLinear.
     """
-    grid = FORMATS[form]
+    grid, factor = FORMATS[form], scale.to(_wide(x))
+    scaled = x.to(_wide(x)) / factor
     if zero is None:
-        return grid.round(x / scale) * scale
-    codes = ((x / scale).round() + zero.float()).clamp(grid.lowest, grid.highest)
-    return (codes - zero.float()) * scale
+        return (grid.round(scaled) * factor).to(x.dtype)
+    codes = (scaled.round() + zero.float()).clamp(grid.lowest, grid.highest)
+    return ((codes - zero.float()) * factor).to(x.dtype)
 
 
 @fake_quantize.register_fake
@@ -52,14 +55,19 @@ def fake_quantize_groups(x: torch.Tensor, spec: str) -> torch.Tensor:
     """Round an activation [..., channels] to a grid with a scale for each group of channels, from their largest."""
     found = parse_spec(spec)
     assert found is not None
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]).to(_wide(x))
     scale = spread(group_scales(found, rows), rows.shape, found.group)
-    return (found.format.round(rows / scale) * scale).reshape(x.shape)
+    return (found.format.round(rows / scale) * scale).reshape(x.shape).to(x.dtype)
 
 
 @fake_quantize_groups.register_fake
 def _(x: torch.Tensor, spec: str) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype)
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """Say in which type numbers are rounded to a grid: halves are as engines widen them."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def group_scales(spec: Spec, rows: torch.Tensor) -> torch.Tensor:

@@ -164,8 +164,8 @@ class _Writing:
             form = FORMATS[spec.scale]
             stored = self._constant("scale", form.encode(rounded.scale))
             outer = self._constant("outer", rounded.outer.half() if form.is_integer else rounded.outer)
-            scale = self._call(ops.dequantize.default, stored, outer, None, 0, form.name)
-        return self._call(ops.dequantize.default, codes, scale, zero, spec.group, spec.format.name)
+            scale = self._call(ops.dequantize.default, stored, outer, None, 0, form.name, torch.float32)
+        return self._call(ops.dequantize.default, codes, scale, zero, spec.group, spec.format.name, torch.float32)
 
     def _activation(self, layer: Layer, x: fx.Node, rank: int) -> tuple[fx.Node, fx.Node | None]:
         """Quantize an input, and give what the result is multiplied with, if that is delayed."""

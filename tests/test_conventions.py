@@ -36,9 +36,10 @@ MACHINE_PATH = re.compile(
     r"(?<![\w.:/-])/(?:work|root|home|farm)/|\.\./shared|/opt/(?:wheels|pypi)|pypi\.org|python[h]osted"
 )
 
-# A pass rewrites one program, or all of a bundle where they share what it makes, after looking at their trajectories or
-# not, or the plan of their quantization.
+# A pass rewrites one graph, or one program, or all of a bundle where they share what it makes, after looking at their
+# trajectories or not, or the plan of their quantization.
 PASS_FORMS = [
+    (["graph"], "Graph"),
     (["program"], "Program"),
     (["programs"], "tuple[Program, ...]"),
     (["programs", "calibrated"], "tuple[Program, ...]"),

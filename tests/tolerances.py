@@ -123,3 +123,14 @@ passes/cache/test_cachequant.py: 1.5e-4 for a fit, 1.4e-7 for what is drawn, whe
 JUDGED = 0.1
 """By how many dB pictures of the runtime may be from PyTorch's judgement of a schedule.
 cache/test_auto.py: at most 0.01."""
+
+FLOAT16_SQNR = 55.0
+"""A graph that computes in float16 against float32, in dB; numbers rounded to eleven bits are 66 dB from themselves.
+passes/test_mixed_precision.py: at least 0."""
+
+BFLOAT16_SQNR = 35.0
+"""The same in bfloat16, which has eight bits. passes/test_mixed_precision.py: at least 0."""
+
+ROUNDED_SQNR = {"int8": 30.0, "e4m3": 24.0, "nvfp4": 14.0}
+"""The same where activations are rounded to few bits: what 16 bits change may fall to the other side of a rounding.
+backends/test_typed.py: at least 33.6, 27.8 and 17.1 in bfloat16; 36.7, 32.5 and 25.2 in float16."""

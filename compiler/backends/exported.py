@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -25,6 +26,14 @@ MAKERS = ("diffc", "torch", "onnxscript", "onnx-ir", "onnx")
 """What decides, by its version, what an exported model looks like."""
 
 
+TYPES = {
+    onnx_ir.DataType.FLOAT: torch.float32,
+    onnx_ir.DataType.FLOAT16: torch.float16,
+    onnx_ir.DataType.BFLOAT16: torch.bfloat16,
+}
+"""The types that weights are converted between, by their names in ONNX."""
+
+
 class StoredTensor(onnx_ir.LazyTensor):
     """Hold an initializer whose numbers are read when someone asks; ``source`` is its name in the graph's state."""
 
@@ -36,8 +45,9 @@ class StoredTensor(onnx_ir.LazyTensor):
     def _numbers(self) -> onnx_ir.TensorProtocol:
         self.was_read = True
         numbers = self.weight.read().contiguous()
-        if numbers.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):  # which NumPy has not of its own
-            return onnx_ir.Tensor(numbers.view(torch.uint8).numpy().view(self.dtype.numpy()), self.dtype)
+        if numbers.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):  # NumPy has none of its own
+            data = numbers.reshape(-1).view(torch.uint8).numpy().view(self.dtype.numpy())
+            return onnx_ir.Tensor(data.reshape(numbers.shape), self.dtype)
         return onnx_ir.tensor(numbers.numpy())
 
     @property
@@ -63,6 +73,13 @@ class StoredTensors:
         """Look at a tensor with its axes in another order."""
         made = StoredTensor(tensor.weight.permuted(axes), tensor.dtype, name, tensor.source)
         made.axes = tuple(tensor.axes[axis] for axis in axes)
+        return self._kept(made)
+
+    def converted(self, tensor: StoredTensor, dtype: onnx_ir.DataType, name: str | None) -> StoredTensor:
+        """Look at a tensor of floating-point numbers as one of another type."""
+        weight = replace(tensor.weight, dtype=TYPES[dtype])
+        made = StoredTensor(weight, dtype, name, tensor.source)
+        made.axes = tensor.axes
         return self._kept(made)
 
     @property
@@ -137,7 +154,10 @@ def _read(data: bytes, tensors: StoredTensors) -> onnx_ir.Model | None:
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, onnx_ir.ExternalTensor):
                 source, axes = json.loads(str(value.const_value.location))
-                whole = tensors.of(tensors.state[source], value.const_value.dtype, value.name)
+                dtype = value.const_value.dtype
+                whole = tensors.of(tensors.state[source], dtype, value.name)
+                if TYPES.get(dtype, whole.weight.dtype) != whole.weight.dtype:
+                    whole = tensors.converted(whole, dtype, value.name)
                 value.const_value = tensors.permuted(whole, axes, value.name)
     except (DecodeError, LookupError, TypeError, ValueError, RuntimeError):
         return None

@@ -18,7 +18,7 @@ import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
-from diffc.compiler.backends.exported import StoredTensor, StoredTensors, exported
+from diffc.compiler.backends.exported import TYPES, StoredTensor, StoredTensors, exported
 from diffc.compiler.backends.quantized import spell, translations
 from diffc.compiler.errors import BackendError
 from diffc.compiler.formats import FORMATS, Scheme, Spec
@@ -104,12 +104,18 @@ class WeightStore:
         (folder / "weights").mkdir()
 
     def put(self, component: str, weight: Weight, dtype: torch.dtype) -> Place:
-        """Store a tensor, as another type where no number becomes infinite by that, and say where."""
+        """Store a tensor, as another type where no number becomes infinite by that, and say where.
+
+        Raises `BackendError` where one does in the type that the graph computes with.
+        """
         key = (component, dtype, *weight.key)
         if key not in self.by_memory:
             self.read.append(weight)
             place = self._append(component, weight, dtype) or self._append(component, weight, weight.dtype)
-            assert place, f"{weight.name} overflows in its own type"
+            if place is None:
+                name = str(weight.dtype).removeprefix("torch.")
+                what = f"{weight.name or 'a weight'} has numbers that are infinite in {name}"
+                raise BackendError(what, where=f"component {component}", fix="choose a target of bf16 or fp32")
             self.by_memory[key] = place
         return self.by_memory[key]
 
@@ -121,7 +127,7 @@ class WeightStore:
             offset = -(-end // ALIGNMENT) * ALIGNMENT
             file.write(b"\0" * (offset - end))
             for piece in weight.pieces(dtype):
-                if dtype != weight.dtype and piece.isinf().any():
+                if dtype != weight.source.dtype and piece.isinf().any():
                     file.truncate(end)
                     return None
                 data = piece.view(torch.uint8).numpy().data
@@ -222,6 +228,7 @@ def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
             value.const_value = tensors.of(raw, tensor.dtype, value.name)
     for node in list(model.graph):
         _transpose_stored(model.graph, node, tensors)
+        _narrow_stored(model.graph, node, tensors)
     fold_constants(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
@@ -235,15 +242,32 @@ def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
 
 def _transpose_stored(graph: onnx_ir.Graph, node: onnx_ir.Node, tensors: StoredTensors) -> None:
     """Fold the transposition of a weight that is used only so, without reading it."""
-    given = node.inputs[0] if node.inputs else None
-    if node.op_type != "Transpose" or given is None or len(given.uses()) > 1 or not given.is_initializer():
-        return
-    if not isinstance(given.const_value, StoredTensor):
-        return
-    name, dtype = node.outputs[0].name, given.const_value.dtype
-    tensor = tensors.permuted(given.const_value, node.attributes["perm"].as_ints(), name)
-    made = onnx_ir.Value(name=name, shape=tensor.shape, type=onnx_ir.TensorType(dtype), const_value=tensor)
-    node.outputs[0].name = f"{name}_transposed"
+    given = _stored(node, "Transpose")
+    if given is not None and len(given.uses()) == 1:
+        perm = node.attributes["perm"].as_ints()
+        _fold(graph, node, tensors.permuted(given.const_value, perm, node.outputs[0].name))
+
+
+def _narrow_stored(graph: onnx_ir.Graph, node: onnx_ir.Node, tensors: StoredTensors) -> None:
+    """Fold the conversion of a weight to 16 bits, without reading it."""
+    given = _stored(node, "Cast")
+    wanted = node.outputs[0].dtype
+    if given is not None and given.dtype in TYPES and wanted is not None and wanted in STORED_TYPES.values():
+        _fold(graph, node, tensors.converted(given.const_value, wanted, node.outputs[0].name))
+
+
+def _stored(node: onnx_ir.Node, kind: str) -> Any:
+    """Give the weight that an operator of a kind reads, if it does."""
+    given = node.inputs[0] if node.op_type == kind else None
+    stored = given is not None and given.is_initializer() and isinstance(given.const_value, StoredTensor)
+    return given if stored else None
+
+
+def _fold(graph: onnx_ir.Graph, node: onnx_ir.Node, tensor: StoredTensor) -> None:
+    """Put a weight in the place of an operator."""
+    name, type_ = node.outputs[0].name, onnx_ir.TensorType(tensor.dtype)
+    made = onnx_ir.Value(name=name, shape=tensor.shape, type=type_, const_value=tensor)
+    node.outputs[0].name = f"{name}_folded"
     node.outputs[0].replace_all_uses_with(made)
     graph.register_initializer(made)
     graph.remove(node, safe=True)

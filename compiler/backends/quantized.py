@@ -63,7 +63,7 @@ def _operator(name: str, inputs: int, optional: int, attributes: Mapping[str, An
         OpSchema.FormalParameter(f"input{at}", f"T{at}", param_option=kinds.Single if at < inputs else kinds.Optional)
         for at in range(inputs + optional)
     ]
-    types = [f"tensor({t})" for t in ("float", "float16", "int8", "uint8", "float8e4m3fn", "float8e5m2")]
+    types = [f"tensor({t})" for t in ("float", "float16", "bfloat16", "int8", "uint8", "float8e4m3fn", "float8e5m2")]
     schema = OpSchema(
         name,
         DOMAIN,
@@ -82,7 +82,7 @@ _FAKE_QUANTIZE = _operator("FakeQuantize", 2, 1, {"form": _TYPES.STRING})
 _FAKE_QUANTIZE_GROUPS = _operator("FakeQuantizeGroups", 1, 0, {"spec": _TYPES.STRING})
 
 
-def _dequantize(codes: Any, scale: Any, zero: Any, group: int, form: str) -> Any:
+def _dequantize(codes: Any, scale: Any, zero: Any, group: int, form: str, dtype: int) -> Any:
     return _DEQUANTIZE(codes, scale, zero, group=group, form=form)
 
 
@@ -121,11 +121,12 @@ class _Writer:
     def __init__(self, graph: onnx_ir.Graph, dialect: str) -> None:
         self.graph, self.dialect, self.count = graph, dialect, 0
         self.at: Any = None
+        self.float: Any = FLOAT
         self.constants: dict[Any, onnx_ir.Value] = {}
 
     def write(self, node: onnx_ir.Node) -> None:
         """Replace a node; one that nothing reads any more is dropped."""
-        self.at = node
+        self.at, self.float = node, node.outputs[0].dtype
         inputs = [*node.inputs, None]
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         if node.outputs[0].uses() or node.outputs[0].is_graph_output():
@@ -136,7 +137,7 @@ class _Writer:
             else:
                 made = self._groups(inputs[0], **attributes)
             if made is not None:
-                made.shape, made.type = node.outputs[0].shape, onnx_ir.TensorType(FLOAT)
+                made.shape, made.type = node.outputs[0].shape, onnx_ir.TensorType(self.float)
                 self._replace(node.outputs[0], made)
         self.graph.remove(node, safe=True)
 
@@ -164,9 +165,13 @@ class _Writer:
             self.constants[key] = self._initializer(tensor)
         return self.constants[key]
 
+    def number(self, value: Any) -> onnx_ir.Value:
+        """Add a number, or several, of the type that the graph computes with here."""
+        return self.constant(np.asarray(value, self.float.numpy()), self.float)
+
     def scalar(self, value: Any) -> onnx_ir.Value:
         """Give a tensor [1] of one number that is known as a scalar, which is what QuantizeLinear wants."""
-        return self.constant(np.asarray(value.const_value.numpy()).reshape(()))
+        return self.constant(np.asarray(value.const_value.numpy()).reshape(()), value.const_value.dtype)
 
     def _sizes(self, shape: Sequence[int]) -> onnx_ir.Value:
         return self.constant(np.array(shape, np.int64))
@@ -259,7 +264,7 @@ class _Writer:
         return self.op("Reshape", self.op("Mul", blocks, factors), self._sizes(shape))
 
     def _scale(self, scale: Any, factor: float = 1.0) -> onnx_ir.Value:
-        """Give scales as float32; they may be codes themselves."""
+        """Give scales in the type that the graph computes with; they may be codes themselves."""
         made = scale.producer()
         if _is_diffc(made, "Dequantize"):
             stored, outer = made.inputs[:2]
@@ -267,11 +272,12 @@ class _Writer:
             if form == "e8m0":
                 exponent = self.op("Sub", self.op("Cast", stored, to=FLOAT), self.constant(np.float32(127)))
                 scale = self.op("Pow", self.constant(np.float32(2)), exponent)
+                scale = scale if self.float == FLOAT else self.op("Cast", scale, to=self.float)
             else:
                 scale = self._dequantized(self._stored(stored, form), self._scale(outer), None, 0, stored.shape.numpy())
-        elif scale.dtype == onnx_ir.DataType.FLOAT16:
-            scale = self.op("Cast", scale, to=FLOAT)
-        return scale if factor == 1.0 else self.op("Mul", scale, self.constant(np.float32(factor)))
+        elif scale.dtype != self.float:
+            scale = self.op("Cast", scale, to=self.float)
+        return scale if factor == 1.0 else self.op("Mul", scale, self.number(factor))
 
     def _dequantized(self, codes: Any, scale: Any, zero: Any, group: int, shape: Sequence[int]) -> onnx_ir.Value:
         """Dequantize along the first axis, or in groups along all others."""
@@ -313,7 +319,7 @@ class _Writer:
             domain=MICROSOFT,
         )
         blocks.outputs[0].name = f"{product.outputs[0].name}_blocks"
-        blocks.outputs[0].shape, blocks.outputs[0].type = product.outputs[0].shape, onnx_ir.TensorType(FLOAT)
+        blocks.outputs[0].shape, blocks.outputs[0].type = product.outputs[0].shape, onnx_ir.TensorType(self.float)
         transpose = product.inputs[1].producer() if product.inputs[1] is not None else None
         self.graph.insert_before(product, blocks)
         self._replace(product.outputs[0], blocks.outputs[0])
@@ -328,10 +334,10 @@ class _Writer:
         if form == "e2m1" and self.dialect != "portable":
             return self.op("Mul", self._to_e2m1(self.op("Div", x, scale)), scale)
         if grid.is_integer and grid.bits < 8 and (self.dialect != "portable" or grid.bits > 4):
-            x = self.op("Clip", x, *(self.constant(end) for end in _ends(form, scale, zero)))
+            x = self.op("Clip", x, *(self.number(end) for end in _ends(form, scale, zero)))
             form = "uint8" if form.startswith("u") else "int8"
         if form in NATIVE and self.dialect == "ort":  # which takes QuantizeLinear of any type for that of integers
-            codes = self.op("Cast", self.op("Cast", self.op("Div", x, scale), to=NATIVE[form]), to=FLOAT)
+            codes = self.op("Cast", self.op("Cast", self.op("Div", x, scale), to=NATIVE[form]), to=self.float)
             return self.op("Mul", codes, scale)
         point = self._zero_point(zero, form) or self._zero(form)
         if form == "int8" and self.dialect == "ort":
@@ -345,7 +351,7 @@ class _Writer:
 
     def _float_again(self, codes: onnx_ir.Value, scale: onnx_ir.Value, zero: onnx_ir.Value) -> onnx_ir.Value:
         made = self.op("DequantizeLinear", codes, scale, zero)
-        made.shape, made.type = codes.shape, onnx_ir.TensorType(FLOAT)
+        made.shape, made.type = codes.shape, onnx_ir.TensorType(self.float)
         return made
 
     def _zero(self, form: str) -> onnx_ir.Value:
@@ -355,12 +361,12 @@ class _Writer:
 
     def _to_e2m1(self, x: onnx_ir.Value) -> onnx_ir.Value:
         """Round to a four-bit float: the distance of its numbers is 0.5 below 2, 1 below 4, then 2."""
-        half, one, two, four = (self.constant(np.float32(number)) for number in (0.5, 1, 2, 4))
+        half, one, two, four = map(self.number, (0.5, 1, 2, 4))
         size = self.op("Abs", x)
         coarse = self.op("Where", self.op("Less", size, four), one, two)
         spacing = self.op("Where", self.op("Less", size, two), half, coarse)
         rounded = self.op("Mul", self.op("Round", self.op("Div", x, spacing)), spacing)
-        return self.op("Clip", rounded, self.constant(np.float32(-6)), self.constant(np.float32(6)))
+        return self.op("Clip", rounded, self.number(-6), self.number(6))
 
     def _groups(self, x: Any, spec: str) -> onnx_ir.Value:
         """Round with a scale for each group of channels, in float arithmetic."""
@@ -370,33 +376,30 @@ class _Writer:
         blocks = self.op("Reshape", x, self._sizes([*shape[:-1], -1, found.group]))
         largest = self.op("ReduceMax", self.op("Abs", blocks), self._sizes([-1]), keepdims=1)
         scale = self._group_scale(largest, found)
-        scale = self.op(
-            "Where", self.op("Greater", scale, self.constant(np.float32(0))), scale, self.constant(np.float32(1))
-        )
+        scale = self.op("Where", self.op("Greater", scale, self.number(0)), scale, self.number(1))
         scaled = self.op("Div", blocks, scale)
         grid = found.format
         if grid.name == "e2m1":
             codes = self._to_e2m1(scaled)
         elif grid.is_integer:
-            ends = [self.constant(np.float32(end)) for end in (grid.lowest, grid.highest)]
-            codes = self.op("Clip", self.op("Round", scaled), *ends)
+            codes = self.op("Clip", self.op("Round", scaled), self.number(grid.lowest), self.number(grid.highest))
         else:
-            codes = self.op("Cast", self.op("Cast", scaled, to=NATIVE[grid.name]), to=FLOAT)
+            codes = self.op("Cast", self.op("Cast", scaled, to=NATIVE[grid.name]), to=self.float)
         return self.op("Reshape", self.op("Mul", codes, scale), self._sizes(shape))
 
     def _group_scale(self, largest: onnx_ir.Value, spec: Spec) -> onnx_ir.Value:
         if spec.scale == "e8m0":
-            two, top = self.constant(np.float32(2)), int(np.frexp(spec.format.highest)[1]) - 1
-            floor = self.op("Floor", self.op("Div", self.op("Log", largest), self.constant(np.log(np.float32(2)))))
+            two, top = self.number(2), int(np.frexp(spec.format.highest)[1]) - 1
+            floor = self.op("Floor", self.op("Div", self.op("Log", largest), self.number(np.log(2))))
             power = self.op("Pow", two, floor)  # the logarithm may be off by a rounding at powers of two
-            low = self.op("Mul", power, self.constant(np.float32(0.5)))
+            low = self.op("Mul", power, self.number(0.5))
             power = self.op("Where", self.op("Greater", power, largest), low, power)
             high = self.op("Mul", power, two)
             power = self.op("Where", self.op("LessOrEqual", high, largest), high, power)
-            return self.op("Mul", power, self.constant(np.float32(2.0**-top)))
-        scale = self.op("Div", largest, self.constant(np.float32(spec.format.highest)))
+            return self.op("Mul", power, self.number(2.0**-top))
+        scale = self.op("Div", largest, self.number(spec.format.highest))
         if spec.scale in NATIVE:
-            scale = self.op("Cast", self.op("Cast", scale, to=NATIVE[spec.scale]), to=FLOAT)
+            scale = self.op("Cast", self.op("Cast", scale, to=NATIVE[spec.scale]), to=self.float)
         return scale
 
 

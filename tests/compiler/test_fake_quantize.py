@@ -99,17 +99,17 @@ def test_codes_become_numbers_as_in_onnx(form: str, blocked: bool) -> None:
     wanted = evaluated(nodes, {}, constants, codes.shape)
     stored = grid.encode(torch.from_numpy(codes).float())
     offset = grid.encode(torch.from_numpy(zero).float()) if form.startswith("u") else None
-    found = dequantize(stored, torch.from_numpy(scale), offset, 8 if blocked else 0, form)
+    found = dequantize(stored, torch.from_numpy(scale), offset, 8 if blocked else 0, form, torch.float32)
     assert np.array_equal(found.numpy(), wanted)
 
 
 def test_four_bit_floats_and_their_scales_become_numbers() -> None:
     codes = torch.arange(16, dtype=torch.uint8).reshape(2, 8)
     stored = FORMATS["e8m0"].encode(torch.tensor([[0.5, 2.0], [1.0, 8.0]]))
-    scale = dequantize(stored, torch.ones(1), None, 0, "e8m0")
+    scale = dequantize(stored, torch.ones(1), None, 0, "e8m0", torch.float32)
     values = np.concatenate([E2M1.numpy(), -E2M1.numpy()]).reshape(2, 2, 4)
     wanted = values * np.array([[0.5, 2.0], [1.0, 8.0]])[..., None]
-    assert np.array_equal(dequantize(codes, scale, None, 4, "e2m1").numpy(), wanted.reshape(2, 8))
+    assert np.array_equal(dequantize(codes, scale, None, 4, "e2m1", torch.float32).numpy(), wanted.reshape(2, 8))
 
 
 def blocks(size: int) -> Array:
@@ -168,7 +168,7 @@ def test_a_group_of_zeros_stays(spec: str) -> None:
 @pytest.mark.parametrize("operator", [dequantize, fake_quantize, fake_quantize_groups], ids=lambda each: each._name)
 def test_operators_keep_torchs_rules(operator: Any) -> None:
     arguments: dict[str, tuple[Any, ...]] = {
-        "diffc::dequantize": (torch.ones(2, 4, dtype=torch.int8), torch.ones(2, 2), None, 2, "int8"),
+        "diffc::dequantize": (torch.ones(2, 4, dtype=torch.int8), torch.ones(2, 2), None, 2, "int8", torch.float32),
         "diffc::fake_quantize": (torch.randn(3), torch.ones(1), torch.zeros(1, dtype=torch.uint8), "uint8"),
         "diffc::fake_quantize_groups": (torch.randn(3, 32), "int4:group=16:dynamic"),
     }

@@ -1,0 +1,172 @@
+"""Find the operators of a captured graph that numbers of 16 bits get wrong, by their structure.
+
+- A sine, an exponential, a logarithm or a running sum of a number that has no places left behind its point is noise.
+  They are exact where they compute, and what leads to them from integers and constants too: timesteps, positions.
+- The square of what half precision holds is more than it holds: a root mean square that is written out, as the norm of
+  a layer is in many models, is exact from the square to the quotient. Norms that are one operator are so inside.
+- Numbers beyond float16's that stand for no infinity need what can hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+EXACT = {
+    *(aten.sin, aten.cos, aten.tan, aten.exp, aten.exp2, aten.expm1),
+    *(aten.log, aten.log2, aten.log10, aten.log1p, aten.cumsum, aten.cumprod, aten.logcumsumexp),
+    *(aten.var, aten.var_mean, aten.std, aten.std_mean, aten.linalg_vector_norm, aten.norm),
+}
+"""What is computed in float32 wherever it is."""
+
+HEAVY = {
+    *(aten.linear, aten.addmm, aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution, aten.embedding),
+    *(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.scaled_dot_product_attention),
+    *(aten.layer_norm, aten.group_norm, aten.rms_norm, aten.batch_norm),
+}
+"""What follows from these is a feature, no position."""
+
+SQUARES = {aten.square, aten.var, aten.linalg_vector_norm}
+
+BETWEEN = {aten.mean, aten.sum, aten.add, aten.clamp, aten.clamp_min, aten.maximum, aten.mul, aten.div}
+"""What may lie between a square and its root."""
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""The types that numbers of a graph are computed in, one as well as the other."""
+
+INFINITE = 1e8
+"""What is larger stands for infinity, as it does in masks."""
+
+
+def sensitive(body: fx.GraphModule, dtype: torch.dtype) -> frozenset[str]:
+    """Name the nodes that compute in float32 where others do in ``dtype``."""
+    found, features = set[fx.Node](), set[fx.Node]()
+    for node in body.graph.nodes:
+        if _kind(node) in HEAVY or not features.isdisjoint(node.all_input_nodes):
+            features.add(node)
+    for node in body.graph.nodes:
+        if _is_exact(node) or _holds_large(node, dtype):
+            found |= {node, *_leading_to(node, features)}
+        if _is_root(node):
+            found.update(_root_mean_square(node))
+    return frozenset(node.name for node in found if node.op == "call_function")
+
+
+def _kind(node: fx.Node) -> Any:
+    """Give the operator of a node, whatever its overload."""
+    return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None
+
+
+def _is_exact(node: fx.Node) -> bool:
+    if _kind(node) == aten.pow and isinstance(node.args[1], fx.Node):
+        return True
+    is_other = _is_of(node, lambda dtype: dtype.is_complex or dtype == torch.float64)
+    return _kind(node) in EXACT or is_other or _becomes_integers(node)
+
+
+def _becomes_integers(node: fx.Node) -> bool:
+    """Say whether numbers are cut off to integers, where a little less is one less."""
+    given = node.all_input_nodes
+    return (
+        _kind(node) in (aten.to, aten._to_copy)
+        and not _floats(node)
+        and any(_floats(source) for source in given)
+        and node.meta["val"].dtype != torch.bool
+    )
+
+
+def _floats(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype in FLOATS
+
+
+def _is_of(node: fx.Node, wanted: Any) -> bool:
+    """Say whether what a node reads or gives is of some type."""
+    values = pytree.tree_leaves([each.meta.get("val") for each in (node, *node.all_input_nodes)])
+    return any(isinstance(value, torch.Tensor) and wanted(value.dtype) for value in values)
+
+
+def is_double(node: fx.Node) -> bool:
+    """Say whether a node computes in float64, which it keeps."""
+    return _is_of(node, lambda dtype: dtype == torch.float64)
+
+
+def _holds_large(node: fx.Node, dtype: torch.dtype) -> bool:
+    """Say whether a node has a number of its own that is too large for a type."""
+    return any(is_too_large(node.args[at], dtype) for at in _numbers(node))
+
+
+def is_too_large(number: Any, dtype: torch.dtype) -> bool:
+    """Say whether a number is beyond a type's, and stands for no infinity."""
+    return bool(torch.finfo(dtype).max < abs(number) < INFINITE)
+
+
+def _numbers(node: fx.Node) -> list[int]:
+    """List the arguments that are numbers to compute with, not such that say how, as a norm's epsilon does."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    kinds = [str(argument.type) for argument in node.target._schema.arguments]
+    return [at for at, value in enumerate(node.args) if isinstance(value, float) and "float" not in kinds[at]]
+
+
+def arguments(node: fx.Node, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Give a node's arguments, with numbers that a type has."""
+    args = list(node.args)
+    for at in _numbers(node):
+        args[at] = representable(torch.tensor(args[at], dtype=torch.float64), dtype).item()
+    return tuple(args)
+
+
+def representable(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Give numbers that a type has: what is finite and what is not zero stay so.
+
+    The smallest is the smallest normal number, over which one can be divided.
+    """
+    limits = torch.finfo(dtype)
+    inside = torch.where(numbers.isinf(), numbers, numbers.clamp(-limits.max, limits.max))
+    vanishes = (numbers != 0) & (inside.to(dtype) == 0)
+    return torch.where(vanishes, numbers.sign() * limits.smallest_normal, inside)
+
+
+def _leading_to(node: fx.Node, features: set[fx.Node]) -> Iterator[fx.Node]:
+    """Yield what a node is computed from, back to the ports, as far as that is no feature."""
+    seen, pending = set[fx.Node](), list(node.all_input_nodes)
+    while pending:
+        source = pending.pop()
+        if source not in seen and source not in features:
+            seen.add(source)
+            pending += source.all_input_nodes
+            yield source
+
+
+def _is_root(node: fx.Node) -> bool:
+    power = node.args[1] if _kind(node) == aten.pow else None
+    return _kind(node) in (aten.rsqrt, aten.sqrt) or (isinstance(power, float) and abs(power) == 0.5)
+
+
+def _root_mean_square(root: fx.Node) -> Iterator[fx.Node]:
+    """Yield a root of squares, from those on to what is divided by it; nothing where it is another root."""
+    chain = [root]
+    while True:
+        source = next(iter(chain[-1].all_input_nodes), None)
+        if source is None:
+            return
+        chain.append(source)
+        if _is_square(source):
+            break
+        if _kind(source) not in BETWEEN:
+            return
+    yield from chain
+    yield from (user for user in root.users if _kind(user) in (aten.mul, aten.div))
+
+
+def _is_square(node: fx.Node) -> bool:
+    if _kind(node) == aten.pow:
+        return bool(node.args[1] == 2)
+    return _kind(node) in SQUARES or (_kind(node) == aten.mul and bool(node.args[0] is node.args[1]))

@@ -1,0 +1,187 @@
+"""Compute in 16 bits, and in 32 where 16 are known to be wrong.
+
+Paper: Micikevicius et al., "Mixed Precision Training", ICLR 2018.
+       https://arxiv.org/abs/1710.03740 (sections 3.1 and 3.3: what is stored in half precision, and what is reduced
+       in single)
+
+Before (inside a graph):
+    y = linear(x, w)                            float32
+    z = y / sqrt(mean(y * y))
+
+After (in float16):
+    h = linear(half(x), half(w))                float16; half(w) is stored so
+    s = float(h)
+    z = s / sqrt(mean(s * s))                   float32, for float16 does not hold the squares
+
+Ports keep their types. What a model converts by itself it no longer does, but for float64.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+
+from diffc.compiler.graphs import export
+from diffc.compiler.ir import Graph
+from diffc.compiler.sensitive import FLOATS, INFINITE, arguments, is_double, representable, sensitive
+from diffc.compiler.stages import body_of
+
+aten = torch.ops.aten
+
+
+def mixed_precision(graph: Graph, *, dtype: torch.dtype, wide: Collection[str] = ()) -> Graph:
+    """Compute in ``dtype``, but in float32 the nodes named ``wide``, what reads weights so named, and by structure.
+
+    Nodes are named as in `diffc.compiler.stages.body_of`. A graph that computes with integers alone, or in float64, is
+    left as it is.
+    """
+    typed = _Typed(body_of(graph), dtype, frozenset(wide))
+    if not typed.computes:
+        return graph
+    example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in graph.inputs if p.type]
+    return replace(graph, body=export(graph.name, typed, example))
+
+
+class _Typed(nn.Module):
+    """Hold a captured graph, to be run in other types; capturing that makes the rewritten graph."""
+
+    def __init__(self, body: fx.GraphModule, dtype: torch.dtype, wide: frozenset[str]) -> None:
+        super().__init__()
+        self.body, self.dtype = body, dtype
+        held = {node: _attribute(body, node) for node in body.graph.find_nodes(op="get_attr")}
+        beyond = {node for node, tensor in held.items() if node.name in wide or _is_beyond(tensor, dtype)}
+        self.wide = wide | sensitive(body, dtype) | {user.name for node in beyond for user in node.users}
+        self.constants = dict[str, str]()
+        for node, tensor in held.items():
+            if node not in beyond and _changes(tensor, dtype):
+                self.constants[node.name] = f"constant_{len(self.constants)}"
+                self.register_buffer(self.constants[node.name], representable(tensor, dtype).to(dtype))
+
+        self.arguments = {node.name: arguments(node, self.type_of(node)) for node in body.graph.nodes}
+
+    def type_of(self, node: fx.Node) -> torch.dtype:
+        """Say in which type a node computes."""
+        return torch.float32 if node.name in self.wide else self.dtype
+
+    @property
+    def computes(self) -> bool:
+        """Say whether there is anything to compute in other types."""
+        values = [node.meta.get("val") for node in self.body.graph.nodes if node.op == "call_function"]
+        return any(isinstance(value, torch.Tensor) and value.dtype in FLOATS for value in pytree.tree_leaves(values))
+
+    def forward(self, *ports: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute in the new types."""
+        made: tuple[torch.Tensor, ...] = _Computing(self).run(*ports)
+        return made
+
+
+def _attribute(body: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    tensor: torch.Tensor = operator.attrgetter(str(node.target))(body)
+    return tensor
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    """Give the largest magnitude of a tensor of floating-point numbers that is here; of a weight it is not asked."""
+    if isinstance(tensor, FakeTensor) or tensor.dtype not in FLOATS or not tensor.numel():
+        return 0.0
+    low, high = tensor.aminmax()
+    return max(-float(low), float(high))
+
+
+def _is_beyond(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Say whether a tensor has numbers that a type has not, and that stand for no infinity."""
+    if _largest(tensor) <= torch.finfo(dtype).max:
+        return False
+    size = tensor.abs()
+    return bool(((size > torch.finfo(dtype).max) & (size < INFINITE)).any())
+
+
+def _changes(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Say whether a tensor, converted, would become infinite, or zero where it is one number."""
+    largest = _largest(tensor)
+    vanishes = tensor.numel() == 1 and largest > 0 and not torch.tensor(largest).to(dtype)
+    return largest > torch.finfo(dtype).max or bool(vanishes)
+
+
+class _Computing(fx.Interpreter):
+    """Run a graph; each value is cast to what reads it, once for each type."""
+
+    def __init__(self, typed: _Typed) -> None:
+        super().__init__(typed.body)
+        self.typed = typed
+        self.casts = dict[tuple[int, torch.dtype | None], tuple[torch.Tensor, torch.Tensor]]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute a node in its type."""
+        if n.op == "get_attr" and n.name in self.typed.constants:
+            return self.typed.get_buffer(self.typed.constants[n.name])
+        if n.op == "output" or is_double(n):
+            return self._call(n, self._as_it_was(n.args), self._as_it_was(n.kwargs))
+        if n.op != "call_function":
+            return super().run_node(n)
+        if _only_converts(n):
+            return self.env[n.all_input_nodes[0]]
+        dtype = self.typed.type_of(n)
+        kwargs = {**_said(n), **n.kwargs}
+        return self._call(n, self._in(self.typed.arguments[n.name], dtype), self._in(kwargs, dtype))
+
+    def _call(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        target: Any = n.target
+        if n.op == "output":
+            return args[0]
+        order = _order(n)
+        return aten.permute.default(args[1][0], order) if order else target(*args, **kwargs)
+
+    def _as_it_was(self, given: Any) -> Any:
+        """Give what nodes hold in their own types."""
+        return fx.map_arg(given, lambda node: self._cast(self.env[node], _type(node)))
+
+    def _in(self, given: Any, dtype: torch.dtype) -> Any:
+        """Give what nodes hold in a type; a type that is named is this one too."""
+        cast = fx.map_arg(given, lambda node: self._cast(self.env[node], dtype))
+        return pytree.tree_map_only(torch.dtype, lambda named: dtype if named in FLOATS else named, cast)
+
+    def _cast(self, value: Any, dtype: torch.dtype | None) -> Any:
+        """Convert a value, if it is floating-point numbers; of several, as a split gives them, none is."""
+        if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS or value.dtype == dtype:
+            return value
+        key = id(value), dtype
+        if key not in self.casts:
+            self.casts[key] = value, aten._to_copy.default(value, dtype=dtype)
+        return self.casts[key][1]
+
+
+def _type(node: fx.Node) -> torch.dtype | None:
+    value = node.meta["val"]
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def _order(node: fx.Node) -> list[int]:
+    """Give the order of the axes that an einsum of one tensor asks for: ONNX has no einsum of bfloat16."""
+    if node.target is not aten.einsum.default:
+        return []
+    given, _, wanted = str(node.args[0]).replace(" ", "").partition("->")
+    return [given.index(axis) for axis in wanted] if sorted(given) == sorted(wanted) else []
+
+
+def _only_converts(node: fx.Node) -> bool:
+    """Say whether a node gives the same floating-point numbers in another type."""
+    if getattr(node.target, "overloadpacket", None) not in (aten.to, aten._to_copy, aten.type_as):
+        return False
+    return all(each.meta["val"].dtype in FLOATS for each in (node, node.all_input_nodes[0]))
+
+
+def _said(node: fx.Node) -> dict[str, torch.dtype]:
+    """Say the type of a tensor that is made of nothing."""
+    target, value = node.target, node.meta.get("val")
+    if node.all_input_nodes or not isinstance(target, torch._ops.OpOverload) or not isinstance(value, torch.Tensor):
+        return {}
+    takes = any(argument.name == "dtype" for argument in target._schema.arguments)
+    return {"dtype": value.dtype} if takes and value.dtype in FLOATS else {}
