@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,10 +17,12 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from diffc import passes
+from diffc.compiler.backends.engine import takes_engine
 from diffc.compiler.caching import AskedCache, asked_cache
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.folder import check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.graphs import Capture
+from diffc.compiler.half_precision import Half, asked_half
 from diffc.compiler.inputs import PREPARED
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
@@ -85,7 +87,8 @@ def build(
     """
     wanted = parse_target(target)
     features = asked_cache(cache, calibration, seed)
-    calibrates = features is not None and features.is_calibrated
+    half = asked_half(wanted, calibration, seed)
+    calibrates = any(each is not None and each.is_calibrated for each in (features, half))
     asked = asked_quantization(wanted, quant, recipe, calibration, seed, min_psnr, calibrates=calibrates)
     source = Path(source)
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
@@ -116,7 +119,7 @@ def build(
         told |= {"guidance_interval": guidance_interval, "quantization": None if asked is None else asked.described}
         told |= {"ip_adapter": Path(ip_adapter).name if ip_adapter else None}
         told |= {"cache": None if features is None else features.described}
-        _write(folder, made, tokenizers, wanted, _provenance(source, told), progress, features, asked, finer)
+        _write(folder, made, tokenizers, wanted, _provenance(source, told), progress, features, asked, half, finer)
     return output
 
 
@@ -157,7 +160,7 @@ def write_bundle(
     wanted, output = parse_target(target), Path(output)
     with new_folder(output) as folder:
         made = [run(program, NORMAL_FORM) for program in programs]
-        asked = asked_cache(cache), asked_quantization(wanted)
+        asked = asked_cache(cache), asked_quantization(wanted), asked_half(wanted)
         _write(folder, made, tokenizers or {}, wanted, _provenance(None, {}), progress, *asked)
     return output
 
@@ -171,6 +174,7 @@ def _write(
     progress: Progress,
     features: AskedCache | None,
     asked: Asked | None,
+    half: Half | None,
     finer: Program | None = None,
 ) -> None:
     progress("stage")
@@ -178,17 +182,24 @@ def _write(
     programs = [verify(fill_tables(program)) for program in stage(programs)]
     texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
     source = str(provenance.get("source_sha256", ""))
-    reports: dict[str, Any] = {}
+    reports = dict[str, Any]()
     if features is not None:
         programs, searched = features.applied(programs, texts, source, progress, finer)
         reports |= {} if searched is None else {"cache": searched}
-    quantized = None
+    quantized, floats = None, programs
     if asked is not None:
         quantized = quantize(programs, texts, target, asked, source, progress)
         programs = [verify(program) for program in quantized.programs]
         provenance = provenance | {"calibration": quantized.plan.calibration.digest}
+    if half is not None:
+        known = None if quantized is None else quantized.plan.calibration
+        typed, reports["precision"] = half.applied(programs, floats, texts, source, progress, known)
+        programs = [verify(program) for program in typed]
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
-    files = find_backend(target.backend)().lower(list(graphs.values()), target.precision, folder, progress)
+    backend = find_backend(target.backend)()
+    files = backend.lower(list(graphs.values()), target.precision, folder, progress)
+    wanted = {n: files[n] for n, g in graphs.items() if takes_engine(g.component, (*g.inputs, *g.outputs))}
+    engines = backend.engines(wanted, target.precision, target.archs, folder, progress)
     progress("write")
     (folder / "tables.safetensors").write_bytes(
         save({t.name: t.data for p in programs for t in p.tables if t.data is not None})
@@ -205,6 +216,7 @@ def _write(
             name: {"file": files[name], "component": graph.component, "stage": graph.stage}
             for name, graph in graphs.items()
         },
+        "engines": {name: engine.entry for name, engine in engines.items()},
         "tokenizers": {name: f"tokenizer/{name}.json" for name in tokenizers},
         "files": {
             str(path.relative_to(folder)): file_entry(path) for path in sorted(folder.rglob("*")) if path.is_file()
@@ -214,6 +226,7 @@ def _write(
         "provenance": provenance,
     }
     write_manifest(folder, manifest)
+    reports |= {"engines": {name: asdict(engine) for name, engine in engines.items()}} if engines else {}
     if quantized is not None:
         reports["quantization"] = quantized.measured(folder, progress)
     written = {f"{name}.json": json.dumps(found) + "\n" for name, found in reports.items()}

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diffc.compiler.backends.engine import FOLDER, Built, build_engines
+from diffc.compiler.backends.engine import FOLDER, Built, build_engines, takes_engine
 from diffc.compiler.errors import BuildError
 from diffc.compiler.folder import changed_folder, check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.target import Progress
@@ -84,12 +84,11 @@ def _write(opened: Bundle, folder: Path, kind: str, archs: Sequence[str], progre
 
 
 def _graphs(opened: Bundle) -> dict[str, str]:
-    """Map those graphs to their files that get engines: of components, and not in float64, which TensorRT has not."""
+    """Map the graphs that get engines to their files."""
     graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs.values()}
-    ports = {name: (*graph.inputs, *graph.outputs) for name, graph in graphs.items()}
-    wide = {name for name, found in ports.items() if any(port.type.dtype == "float64" for port in found)}
-    files = opened.manifest.graphs
-    return {name: file for name, file in files.items() if opened.manifest.component(name) and name not in wide}
+    component, files = opened.manifest.component, opened.manifest.graphs
+    takes = {name: takes_engine(component(name), (*graph.inputs, *graph.outputs)) for name, graph in graphs.items()}
+    return {name: files[name] for name in graphs if takes[name]}
 
 
 def _share(file: Path, name: Path) -> None:

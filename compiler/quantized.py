@@ -54,6 +54,7 @@ class _Writing:
         self.module = self.body
         self.by_step: list[torch.Tensor] = []  # scales of each layer that has one for each step, [inputs, steps]
         self.scales: fx.Node | None = None
+        self.layer = ""
         self.count = 0
 
     def graph(self) -> tuple[Graph, torch.Tensor | None]:
@@ -85,12 +86,13 @@ class _Writing:
 
     def _constant(self, name: str, tensor: torch.Tensor) -> fx.Node:
         self.count += 1
-        attribute = f"quantized_{self.count}_{name}"
+        attribute = f"{name}_{self.count}_of_{self.layer.replace('.', '__')}"
         self.module.register_buffer(attribute, tensor.contiguous())
         return self.made.get_attr(attribute)
 
     def _written(self, layer: Layer, node: Any, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
         args: Any = fx.map_arg(node.args, env.__getitem__)
+        self.layer = layer.name.removeprefix(f"{layer.component}.")
         if layer.kind == "embedding":
             return self._embedding(layer, args)
         if layer.kind == "attention":

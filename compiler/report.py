@@ -1,4 +1,4 @@
-"""Show people what a build measured, as one page of HTML: what quantization cost, and what caches were tried."""
+"""Show people what a build measured, as one page of HTML: what quantization cost, what was cached, and the engines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,39 @@ def cache(found: Mapping[str, Any]) -> str:
     )
 
 
-SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"cache": cache, "quantization": quantization}
+def engines(found: Mapping[str, Any]) -> str:
+    """Show what engines hold, by the types of the values inside, and what building them took."""
+    rows = [
+        f"<tr><td>{escape(name)}</td><td>{' '.join(each['archs'])}</td><td>{each['bytes'] / 1e6:.1f}</td>"
+        f"<td>{each['weights'] / 1e6:.1f}</td><td>{each['seconds']:.1f}</td><td>{each['peak_bytes'] / 1e6:.0f}</td>"
+        f"<td>{', '.join(f'{kind} {count}' for kind, count in sorted(each['types'].items()))}</td></tr>"
+        for name, each in found.items()
+    ]
+    builders = " and ".join(sorted({each["builder"] for each in found.values()}))
+    return (
+        f"<h1>Which engines were built</h1><p>By {escape(builders)}.</p>"
+        "<table><tr><th>graph<th>GPUs<th>MB<th>weights, MB<th>seconds<th>memory, MB<th>values by type</tr>"
+        f"{''.join(rows)}</table>\n"
+    )
+
+
+def precision(found: Mapping[str, Any]) -> str:
+    """Show what computes in float32, the largest first."""
+    rows = "".join(
+        f"<tr><td>{escape(each['graph'])}</td><td>{escape(each['layer'])}</td><td>{each['largest']:.3g}</td></tr>"
+        for each in found["wide"]
+    )
+    kept = f"in float32 is what may exceed {found['limit']:g}" if rows else "nothing was found to exceed its range"
+    table = f"<table><tr><th>graph<th>layer<th>largest number</tr>{rows}</table>" if rows else ""
+    return f"<h1>What computes in {escape(found['dtype'])}</h1><p>All layers; {kept}.</p>{table}\n"
+
+
+SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "cache": cache,
+    "engines": engines,
+    "precision": precision,
+    "quantization": quantization,
+}
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>What was built</title>
 <style>body{{font:14px sans-serif;margin:2em}}td,th{{padding:2px 10px;text-align:left}}

@@ -14,6 +14,7 @@ from diffc.compiler.errors import TargetError
 from diffc.compiler.ir import Graph
 
 if TYPE_CHECKING:  # it imports torch, and targets are listed without it
+    from diffc.compiler.backends.engine import Built
     from diffc.compiler.formats import Scheme
 
 GROUP = "diffc.backends"
@@ -32,6 +33,12 @@ class Backend(Protocol):
     precisions: ClassVar[Mapping[str, float]]
     """What it supports, and how many bytes it stores for each large weight."""
 
+    computes: ClassVar[Mapping[str, str]]
+    """What graphs of a precision compute in, as ``float16``; float32 where a precision is not named."""
+
+    archs: ClassVar[Mapping[str, Sequence[str]]]
+    """The GPU architectures that engines of a precision can be built for; none where no engine is built."""
+
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
         """Change a layer's scheme to one that the engine computes, and say what it does instead, if anything."""
@@ -39,10 +46,15 @@ class Backend(Protocol):
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the engine's files below the folder and give the file of each graph."""
 
+    def engines(
+        self, graphs: Mapping[str, str], precision: str, archs: Sequence[str], folder: Path, progress: Progress
+    ) -> dict[str, Built]:
+        """Build engines of graphs' files ahead of time, below the folder, where the backend does that."""
+
 
 @dataclass(frozen=True)
 class Target:
-    """Name a backend, the precision of its engines and the GPU architectures they are for (none: this machine's)."""
+    """Name a backend, the precision of its engines and the GPU architectures they are for (none: all that it can)."""
 
     backend: str
     precision: str
@@ -62,11 +74,14 @@ def parse_target(text: str) -> Target:
     if not match:
         raise TargetError(f"{text!r} is no target", fix=f"write {FORM}")
     backend, precision = match["backend"], match["precision"]
-    supported = find_backend(backend).precisions
-    if precision not in supported:
-        fix = f"choose one of {', '.join(f'{backend}-{name}' for name in sorted(supported))}"
+    found = find_backend(backend)
+    if precision not in found.precisions:
+        fix = f"choose one of {', '.join(f'{backend}-{name}' for name in sorted(found.precisions))}"
         raise TargetError(f"backend {backend} has no precision {precision!r}", where=text, fix=fix)
-    return Target(backend, precision, _archs(text, match["archs"]))
+    archs = _archs(text, match["archs"])
+    for arch in archs:
+        _check_arch(text, backend, precision, arch, found.archs)
+    return Target(backend, precision, archs)
 
 
 def find_backend(name: str) -> type[Backend]:
@@ -97,6 +112,22 @@ def _archs(text: str, listed: str | None) -> tuple[str, ...]:
         if archs.count(arch) > 1:
             raise TargetError(f"architecture {arch} is named twice", where=text, fix="name it once")
     return archs
+
+
+def _check_arch(text: str, backend: str, precision: str, arch: str, able: Mapping[str, Sequence[str]]) -> None:
+    """Refuse an architecture that no engine is built for, or not in this precision, with what would do instead."""
+    if arch in able.get(precision, ()):
+        return
+    if not able:
+        raise TargetError(
+            f"{backend} builds for no GPU", where=text, fix=f"write {backend}-{precision}, or trt-fp16@{arch}"
+        )
+    others = [f"{backend}-{name}@{arch}" for name, archs in able.items() if arch in archs]
+    same = f"{backend}-{precision}@{','.join(able[precision])}"
+    if not others:
+        raise TargetError(f"{backend} cannot build for {arch}", where=text, fix=f"choose among {same}")
+    what = f"{arch} cannot compute {precision}"
+    raise TargetError(what, where=text, fix=f"choose {' or '.join(others)}, or {same}")
 
 
 def _known_backends(name: str) -> str:

@@ -122,10 +122,10 @@ class _Computing(fx.Interpreter):
         """Compute a node in its type."""
         if n.op == "get_attr" and n.name in self.typed.constants:
             return self.typed.get_buffer(self.typed.constants[n.name])
+        if n.op in ("placeholder", "get_attr"):
+            return super().run_node(n)
         if n.op == "output" or is_double(n):
             return self._call(n, self._as_it_was(n.args), self._as_it_was(n.kwargs))
-        if n.op != "call_function":
-            return super().run_node(n)
         if _only_converts(n):
             return self.env[n.all_input_nodes[0]]
         dtype = self.typed.type_of(n)

@@ -28,7 +28,7 @@ GRAPH_SKETCH = re.compile(r"^Before \(inside a graph\):\n((?:    .+\n)+)\nAfter(
 CITATION = re.compile(r"^Paper: .+\n +https?://|^Source: .+", re.M)
 
 # What each part may import of the others. These may import everything.
-TOP = ("diffc.compiler.bundle", "diffc.compiler.caching", "diffc.compiler.cli", "diffc.compiler.quantize")
+TOP = tuple(f"diffc.compiler.{name}" for name in ("bundle", "caching", "cli", "half_precision", "quantize"))
 IR = tuple(f"diffc.compiler.{name}" for name in ("errors", "ir", "text", "verify"))
 FORBIDDEN_AT_RUN_TIME = ("torch", "onnx", "diffusers", "transformers", "diffc.compiler", "diffc.passes")
 

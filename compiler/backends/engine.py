@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +45,7 @@ class Built:
     peak_bytes: int
     layers: int
     types: Mapping[str, int]
+    weights: int = 0
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -62,6 +63,11 @@ class Failure(Exception):
 
 Culprit = Callable[[Path, Callable[[Path], bool]], str]
 """Finds the node of a graph that lets a builder fail, by asking of smaller graphs whether they do."""
+
+
+def takes_engine(component: str, ports: Iterable[Any]) -> bool:
+    """Say whether a graph gets an engine: one of a component does, unless it is in float64, which TensorRT has not."""
+    return bool(component) and all(port.type is None or port.type.dtype != "float64" for port in ports)
 
 
 def build_engines(

@@ -18,6 +18,7 @@ import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from diffc.compiler.backends.engine import Built
 from diffc.compiler.backends.exported import TYPES, StoredTensor, StoredTensors, exported
 from diffc.compiler.backends.quantized import spell, translations
 from diffc.compiler.errors import BackendError
@@ -49,7 +50,11 @@ class Onnx:
     """Write portable ONNX, for any engine that reads it."""
 
     precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | QUANTIZED
+    computes: ClassVar[Mapping[str, str]] = {}
     dialect: ClassVar[str] = "portable"
+
+    computes: ClassVar[Mapping[str, str]] = {}
+    archs: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     file: ClassVar[str] = "graphs/{}.onnx"
     """Where a graph lies in the bundle."""
@@ -73,14 +78,20 @@ class Onnx:
 
         Raises `BackendError` naming the graph that has no ONNX form.
         """
-        store = WeightStore(folder)
-        files = {}
+        store, files = WeightStore(folder), dict[str, str]()
+        storage = torch.float32 if precision in self.computes else STORAGE.get(precision, torch.float32)
         (folder / self.file).parent.mkdir(exist_ok=True)
         for graph in graphs:
             progress(f"lower {graph.name}")
             files[graph.name] = self.file.format(graph.name)
-            _write(graph, folder, files[graph.name], store, STORAGE.get(precision, torch.float32), self.dialect)
+            _write(graph, folder, files[graph.name], store, storage, self.dialect)
         return files
+
+    def engines(
+        self, graphs: Mapping[str, str], precision: str, archs: Sequence[str], folder: Path, progress: Progress
+    ) -> dict[str, Built]:
+        """Build none: engines that read ONNX compile it when they open it."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,17 @@ from onnx.defs import OpSchema
 from onnxscript import values
 
 from diffc.compiler import fake_quantize  # noqa: F401  (defines the operators)
+from diffc.compiler.backends.tensorrt_layout import lay_out, packed
 from diffc.compiler.formats import E2M1, FORMATS, Spec, parse_spec
 
 DOMAIN = "diffc"
 MICROSOFT = "com.microsoft"
+TENSORRT = "trt"
 
-DIALECTS = ("portable", "ort", "ov")
+DIALECTS = ("portable", "ort", "ov", "trt")
+
+ON_CPU = ("ort", "ov")
+"""Dialects of engines that compute on 8-bit integers, whatever codes are stored as."""
 
 INT4, UINT4, INT8, UINT8 = (getattr(onnx_ir.DataType, name) for name in ("INT4", "UINT4", "INT8", "UINT8"))
 FLOAT, INT32 = onnx_ir.DataType.FLOAT, onnx_ir.DataType.INT32
@@ -110,9 +115,11 @@ def spell(model: onnx_ir.Model, dialect: str) -> None:
     for node in reversed(list(model.graph)):  # what reads comes first: a weight is written with its scales
         if node.domain == DOMAIN:
             writer.write(node)
+    if dialect == "trt":
+        lay_out(model.graph)
     model.opset_imports.pop(DOMAIN, None)
-    if any(node.domain == MICROSOFT for node in model.graph):
-        model.opset_imports[MICROSOFT] = 1
+    for domain in {node.domain for node in model.graph} & {MICROSOFT, TENSORRT}:
+        model.opset_imports[domain] = 1
 
 
 class _Writer:
@@ -147,11 +154,15 @@ class _Writer:
             value.name, made.name = f"{value.name}_replaced", value.name
         value.replace_all_uses_with(made, replace_graph_outputs=True)
 
-    def op(self, kind: str, *inputs: onnx_ir.Value | None, domain: str = "", **attributes: Any) -> onnx_ir.Value:
-        """Insert an operator before the node that is replaced."""
+    def op(
+        self, kind: str, *inputs: onnx_ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
+    ) -> onnx_ir.Value:
+        """Insert an operator before the node that is replaced; of several outputs, give the first."""
         self.count += 1
-        node = onnx_ir.node(kind, list(inputs), attributes=attributes, domain=domain)
-        node.name, node.outputs[0].name = f"q{self.count}", f"q{self.count}_"
+        node = onnx_ir.node(kind, list(inputs), attributes=attributes, domain=domain, num_outputs=outputs)
+        node.name = f"q{self.count}"
+        for at, made in enumerate(node.outputs):
+            made.name = f"{node.name}_{at or ''}"
         self.graph.insert_before(self.at, node)
         return node.outputs[0]
 
@@ -193,10 +204,10 @@ class _Writer:
                 self._blocks(product, codes, self._scale(scale), group, FORMATS[form].bits)
             return None
         shape = codes.shape.numpy()
-        computed = self.dialect != "portable" and (form == "e2m1" or self._meets_integers())
+        computed = self.dialect in ON_CPU and (form == "e2m1" or self._meets_integers())
         offset = self._zero_point(zero, ("uint8" if form.startswith("u") else "int8") if computed else form)
         multiples = scale.producer()
-        if self.dialect != "portable" and zero is None and form in _MULTIPLIED and _is_whole(multiples):
+        if self.dialect in ON_CPU and zero is None and form in _MULTIPLIED and _is_whole(multiples):
             whole, outer = multiples.inputs
             return self._dequantized(self._multiplied(codes, form, whole, shape), self._scale(outer), None, 0, shape)
         stored = shape if computed or not group else [shape[0], math.prod(shape[1:])]  # four bits are not reshaped
@@ -241,7 +252,7 @@ class _Writer:
         if name not in self.graph.initializers:
             tensor: Any = codes.const_value
             wanted = onnx_ir.Shape(shape) if shape else tensor.shape
-            self._initializer(onnx_ir.PackedTensor(_packed(tensor.numpy()), dtype, shape=wanted, name=name))
+            self._initializer(onnx_ir.PackedTensor(packed(tensor.numpy()), dtype, shape=wanted, name=name))
         return self.graph.initializers[name]
 
     def _widened(self, codes: onnx_ir.Value, form: str) -> tuple[onnx_ir.Value, float]:
@@ -303,7 +314,7 @@ class _Writer:
             unsigned = np.asarray(codes.const_value.numpy()).astype(np.int16) + 2 ** (bits - 1)
             padding = ((0, 0), (0, -columns % group))
             padded = np.pad(unsigned, padding, constant_values=2 ** (bits - 1)).astype(np.uint8)
-            data = _packed(padded) if bits == 4 else padded
+            data = packed(padded) if bits == 4 else padded
             self._initializer(onnx_ir.tensor(data.reshape(rows, -1, group * bits // 8), name=name))
         x: Any = product.inputs[0]
         made, accuracy = x.producer(), 0
@@ -331,9 +342,9 @@ class _Writer:
 
     def _static(self, x: Any, scale: Any, zero: Any, form: str) -> onnx_ir.Value:
         grid = FORMATS[form]
-        if form == "e2m1" and self.dialect != "portable":
+        if form == "e2m1" and self.dialect in ON_CPU:
             return self.op("Mul", self._to_e2m1(self.op("Div", x, scale)), scale)
-        if grid.is_integer and grid.bits < 8 and (self.dialect != "portable" or grid.bits > 4):
+        if grid.is_integer and grid.bits < 8 and (self.dialect in ON_CPU or grid.bits > 4):
             x = self.op("Clip", x, *(self.number(end) for end in _ends(form, scale, zero)))
             form = "uint8" if form.startswith("u") else "int8"
         if form in NATIVE and self.dialect == "ort":  # which takes QuantizeLinear of any type for that of integers
@@ -351,7 +362,7 @@ class _Writer:
 
     def _float_again(self, codes: onnx_ir.Value, scale: onnx_ir.Value, zero: onnx_ir.Value) -> onnx_ir.Value:
         made = self.op("DequantizeLinear", codes, scale, zero)
-        made.shape, made.type = codes.shape, onnx_ir.TensorType(self.float)
+        made.shape, made.type = self.at.outputs[0].shape, onnx_ir.TensorType(self.float)
         return made
 
     def _zero(self, form: str) -> onnx_ir.Value:
@@ -373,6 +384,8 @@ class _Writer:
         found = parse_spec(spec)
         assert found is not None
         shape = x.shape.numpy()
+        if self.dialect == "trt" and str(found) == str(parse_spec("nvfp4:dynamic")):
+            return self._nvfp4(x)
         blocks = self.op("Reshape", x, self._sizes([*shape[:-1], -1, found.group]))
         largest = self.op("ReduceMax", self.op("Abs", blocks), self._sizes([-1]), keepdims=1)
         scale = self._group_scale(largest, found)
@@ -386,6 +399,14 @@ class _Writer:
         else:
             codes = self.op("Cast", self.op("Cast", scaled, to=NATIVE[grid.name]), to=self.float)
         return self.op("Reshape", self.op("Mul", codes, scale), self._sizes(shape))
+
+    def _nvfp4(self, x: onnx_ir.Value) -> onnx_ir.Value:
+        """Let TensorRT find the scales of blocks of sixteen, which it multiplies as they are."""
+        options = {"axis": -1, "block_size": 16, "scale_type": int(NATIVE["e4m3"])}
+        one = self.number(1)
+        codes = self.op("TRT_FP4DynamicQuantize", x, one, domain=TENSORRT, outputs=2, **options)
+        scales = self.op("DequantizeLinear", codes.producer().outputs[1], one)
+        return self.op("DequantizeLinear", codes, scales, axis=-1, block_size=16)
 
     def _group_scale(self, largest: onnx_ir.Value, spec: Spec) -> onnx_ir.Value:
         if spec.scale == "e8m0":
@@ -423,10 +444,3 @@ def _is_whole(node: onnx_ir.Node | None) -> bool:
 
 def _has_blocks(form: str, group: int) -> bool:
     return form in ("int4", "int8") and group in (16, 32, 64, 128, 256)
-
-
-def _packed(codes: NDArray[Any]) -> NDArray[np.uint8]:
-    """Put two codes in a byte, the first in its low half."""
-    flat = np.asarray(codes).reshape(-1).astype(np.uint8) & 0xF
-    flat = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
-    return (flat[::2] | flat[1::2] << 4).astype(np.uint8)

@@ -20,7 +20,6 @@ from diffc.compiler.backends.engine import Built, build_engines
 from diffc.compiler.backends.onnx import Onnx
 from diffc.compiler.errors import BuildError
 from diffc.compiler.formats import FORMATS, Scheme, Spec
-from diffc.compiler.ir import Graph
 from diffc.compiler.target import Progress
 from diffc.runtime.tensorrt import RTX, installed
 
@@ -46,7 +45,9 @@ class TensorRT(Onnx):
         "fp8": 2.2,
         "fp4": 1.5,
     }
-    computes: ClassVar[Mapping[str, str]] = dict.fromkeys(precisions, "float16") | {"bf16": "bfloat16"}
+    computes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("fp16", "w8a8", "w4a16", "w4a8", "fp8", "fp4"), "float16"
+    ) | {"bf16": "bfloat16"}
     archs: ClassVar[Mapping[str, Sequence[str]]] = {
         "fp32": ALL,
         "fp16": ALL,
@@ -66,30 +67,31 @@ class TensorRT(Onnx):
         weight, activation = scheme.weight, scheme.activation
         if kind == "embedding":
             return Scheme(), "TensorRT looks tables up in float" if weight else ""
-        if weight is not None and weight.scale == "uint4":
-            weight = replace(weight, scale="float32")
+        weight = weight and _weight(weight)
         if activation is not None:
             activation = _activation(kind, activation)
         scheme = replace(scheme, weight=weight, activation=activation, output=None)
-        if kind == "conv" and weight is not None and activation is not None and weight.format.name == "int4":
-            note = "TensorRT multiplies four-bit integers of convolutions with float activations"
+        if kind == "conv" and weight is not None and activation is not None and weight.format.bits <= 4:
+            note = "TensorRT multiplies four-bit weights of convolutions with float activations"
             return replace(scheme, activation=None), note
         return scheme, ""
 
     def engines(
-        self,
-        graphs: Sequence[Graph],
-        files: Mapping[str, str],
-        precision: str,
-        archs: Sequence[str],
-        folder: Path,
-        progress: Progress,
+        self, graphs: Mapping[str, str], precision: str, archs: Sequence[str], folder: Path, progress: Progress
     ) -> dict[str, Built]:
-        """Build an engine for each graph of a component; raises `BackendError`, and `BuildError` for want of memory."""
-        wanted = {graph.name: files[graph.name] for graph in graphs if graph.component and not _is_wide(graph)}
-        check_memory(max((weight_bytes(folder / file) for file in wanted.values()), default=0))
+        """Build one for each graph; raises `BackendError`, and `BuildError` for want of memory."""
+        weights = {name: weight_bytes(folder / file) for name, file in graphs.items()}
+        check_memory(max(weights.values(), default=0))
         archs = archs or self.archs[precision]
-        return build_engines(folder, wanted, archs, progress, kind=RTX, culprit=culprit)
+        built = build_engines(folder, graphs, archs, progress, kind=RTX, culprit=culprit)
+        return {name: replace(engine, weights=weights[name]) for name, engine in built.items()}
+
+
+def _weight(spec: Spec) -> Spec:
+    """Give groups scales of their own, and to weights of eight bits one for each channel."""
+    if spec.group and spec.format.bits > 4:
+        return replace(spec, per="channel", group=0, scale="float32")
+    return replace(spec, scale="float32") if spec.scale == "uint4" else spec
 
 
 def _activation(kind: str, spec: Spec) -> Spec:
@@ -98,10 +100,6 @@ def _activation(kind: str, spec: Spec) -> Spec:
     if kind != "linear" and (spec.per != "tensor" or spec.when != "static"):
         return Spec(form)
     return replace(spec, format=form)
-
-
-def _is_wide(graph: Graph) -> bool:
-    return any(port.type is not None and port.type.dtype == "float64" for port in (*graph.inputs, *graph.outputs))
 
 
 def weight_bytes(file: Path) -> int:

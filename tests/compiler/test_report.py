@@ -57,3 +57,13 @@ def test_schedules_are_marked_by_time_and_picture() -> None:
     places = [(mark["class"], mark["cx"], mark["cy"]) for mark in reader.marks]
     assert places == [("chosen", "300.0", "180.0"), ("fixed", "450.0", "0.0")], "15 to 75 dB, from below"
     assert {"50%", "30.0", "0.25", ".11", "75%", "80.0", "..0"} <= set(reader.texts)
+
+
+def test_what_stays_in_float32_is_listed() -> None:
+    row = {"graph": "vae_decode", "layer": "decoder.<b>", "largest": 123456.0}
+    reader = Texts()
+    reader.feed(page({"precision": {"dtype": "float16", "limit": 32752.0, "wide": [row], "prompts": []}}))
+    assert {"vae_decode", "decoder.<b>", "1.23e+05"} <= set(reader.texts)
+    reader = Texts()
+    reader.feed(page({"precision": {"dtype": "bfloat16", "limit": 32752.0, "wide": [], "prompts": []}}))
+    assert "table" not in reader.tags and any("nothing was found" in text for text in reader.texts)

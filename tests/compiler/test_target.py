@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
 from types import ModuleType
 from typing import Any, ClassVar
@@ -18,11 +18,14 @@ from diffc.compiler.target import Target, find_backend, parse_target
 
 Register = Callable[..., None]
 
+ARCHS = tuple(f"sm{at}" for at in range(10, 1000))
+
 
 class Fake:
     """Support two precisions."""
 
     precisions: ClassVar[Mapping[str, float]] = {"fp32": 4, "w4a8": 0.5}
+    archs: ClassVar[Mapping[str, Sequence[str]]] = {"fp32": ARCHS, "w4a8": ARCHS}
 
 
 @pytest.fixture

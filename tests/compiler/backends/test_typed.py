@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +20,17 @@ from diffc.compiler.fidelity import sqnr
 from diffc.compiler.formats import Scheme, parse_spec
 from diffc.compiler.graphs import export, type_of
 from diffc.compiler.ir import Graph, Value
+from diffc.compiler.quantization import Layer
 from diffc.compiler.quantized import applied
 from diffc.compiler.stages import body_of
 from diffc.passes.mixed_precision import mixed_precision
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
-from tests.one_graph import Tensors, plan_of
-from tests.tolerances import BFLOAT16_SQNR, FLOAT16_SQNR, HALF, ROUNDED_SQNR
+from tests.compiler.backends.test_quantized import session
+from tests.one_graph import Tensors, plan_of, run
+from tests.tolerances import BFLOAT16_SQNR, FLOAT16_SQNR, HALF, HALF_LOSS, ROUNDED_SQNR
 from tests.typed import computed, types_of
+from tests.zoo import ZOO
 
 HALVES = {torch.float16: FLOAT16_SQNR, torch.bfloat16: BFLOAT16_SQNR}
 
@@ -115,7 +119,7 @@ def test_scales_and_smoothing_and_branches_are_stored_in_it(tmp_path: Path, dtyp
     assert onnx.TensorProto.FLOAT not in {types[tensor.name] for tensor in model.initializer}
 
 
-class Layer(nn.Module):
+class Mixing(nn.Module):
     """Have a large weight, which one number may make a weight that float16 has not."""
 
     def __init__(self, largest: float = 1.0) -> None:
@@ -132,7 +136,7 @@ class Layer(nn.Module):
 def layer(largest: float = 1.0) -> Graph:
     """Capture one."""
     rows = torch.zeros(2, 128)
-    body = export("net", Layer(largest).requires_grad_(False), [rows])
+    body = export("net", Mixing(largest).requires_grad_(False), [rows])
     return Graph("net", (Value("rows", type_of(rows)),), (Value("y", type_of(rows)),), body, "net")
 
 
@@ -146,7 +150,7 @@ def test_a_weight_is_stored_in_it_by_a_model_that_is_new_and_by_one_that_is_take
         _, model = lowered(mixed_precision(layer(), dtype=dtype), folder)
         (stored,) = (tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
         weight = np.asarray(onnx.numpy_helper.to_array(stored), np.float32)
-        wanted = Layer().linear.weight.detach().numpy().T
+        wanted = Mixing().linear.weight.detach().numpy().T
         assert np.abs(weight - wanted).max() <= (8 * HALF if dtype == torch.bfloat16 else HALF)
         assert (folder / "weights" / "net.bin").stat().st_size < 1.05 * 2 * weight.size
         assert [node.op_type for node in model.graph.node].count("Cast") == 2, "of the ports"
@@ -166,3 +170,62 @@ def test_one_of_which_nobody_knew_is_refused(tmp_path: Path) -> None:
         weight.view(-1)[7] = 99999.0
     with pytest.raises(BackendError, match="infinite in float16"):
         Onnx().lower([made], "fp32", tmp_path, lambda _: None)
+
+
+class Denoiser(nn.Module):
+    """Call a tiny UNet or transformer of diffusers with tensors only."""
+
+    def __init__(self, name: str, component: str, **constants: torch.Tensor) -> None:
+        super().__init__()
+        self.denoiser, self.constants = ZOO[name]().pipeline.components[component], constants
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Denoise."""
+        return self.denoiser(sample, timestep, **self.constants, return_dict=False)[0]
+
+
+def unet() -> Denoiser:
+    """Make a UNet with attention."""
+    text = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(1))
+    return Denoiser("StableDiffusionPipeline", "unet", encoder_hidden_states=text)
+
+
+def transformer() -> Denoiser:
+    """Make a transformer."""
+    return Denoiser("DiTPipeline", "transformer", class_labels=torch.tensor([1, 2]))
+
+
+PRECISIONS = {
+    "fp16": ("float", "float"),
+    "w8a8": ("int8:channel", "int8:tensor"),
+    "w4a16": ("int4:group=16", "float"),
+    "w4a8": ("int4:group=16", "int8:tensor"),
+}
+
+
+def scheme_of(layer: Layer) -> Scheme:
+    """Let layers be as the portable back end has them, and attention and tables in float."""
+    return Onnx.adapted(layer.kind, layer.scheme)[0] if layer.kind in ("linear", "conv") else Scheme()
+
+
+@pytest.mark.parametrize(
+    ("make", "precision"),
+    [(unet, "fp16"), (unet, "w8a8"), (unet, "w4a8"), (transformer, "fp16"), (transformer, "w4a16")],
+)
+def test_a_denoiser_in_float16_loses_nothing_to_speak_of(
+    tmp_path: Path, make: Callable[[], Denoiser], precision: str
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    feeds = [(torch.randn(2, 4, 8, 8, generator=random), torch.tensor([t, t])) for t in (901.0, 401.0)]
+    plan = plan_of(make(), feeds, *PRECISIONS[precision])
+    floats = plan.programs
+    plan = plan.mapped(lambda layer: replace(layer, scheme=scheme_of(layer)))
+    (program,) = applied(round_to_nearest(calibrate_ranges(plan, by="minmax"))) if precision != "fp16" else floats
+    (graph,) = program.graphs
+    file, _ = lowered(mixed_precision(graph, dtype=torch.float16), tmp_path)
+    ports = {port.name: x.numpy() for port, x in zip(graph.inputs, feeds[0], strict=True)}
+    (made,) = session(file, tmp_path).run(None, ports)
+    wanted, quantized = (run(each, feeds[:1])[0].detach().numpy() for each in (floats, [program]))
+    assert sqnr(made, wanted) > min(FLOAT16_SQNR, sqnr(quantized, wanted) - HALF_LOSS)
+    wide = {kind for type_, kind in computed(file) if type_ == "FLOAT"}
+    assert wide == {"Unsqueeze", "Mul", "Sin", "Cos", "Cast"}, "what the timestep becomes, and ports"

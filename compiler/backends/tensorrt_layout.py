@@ -1,0 +1,143 @@
+"""Lay products of four-bit weights out as TensorRT's builder takes them.
+
+Before:
+    y[..., n] = MatMul(x8[..., k], Transpose(DequantizeLinear(codes[n, k], scales[n, k / group], axis=1)))
+
+After:
+    y[..., n] = Reshape(MatMul(x8[:, k], DequantizeLinear(codes[k, n], scales[k / group, n], axis=0)))
+
+where x8 is quantized after it was made a matrix.
+
+TensorRT for RTX 1.7 builds no engine of the former where x8 is quantized: it wants codes whose first axis is summed
+over, and a product of two matrices, for which it does not repeat the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+
+FOUR_BITS = (onnx_ir.DataType.INT4, onnx_ir.DataType.FLOAT4E2M1)
+
+
+def lay_out(graph: onnx_ir.Graph) -> None:
+    """Rewrite each product of a quantized activation with four-bit weights in groups."""
+    for product in [node for node in graph if node.op_type == "MatMul"]:
+        transpose = _maker(product, 1, "Transpose")
+        weight = transpose and _maker(transpose, 0, "DequantizeLinear")
+        if weight and _maker(product, 0, "DequantizeLinear") and _is_in_groups(weight):
+            _rewrite(graph, product, weight)
+    for node in reversed(list(graph)):
+        if node.op_type in ("Transpose", "QuantizeLinear", "DequantizeLinear") and not _is_read(node):
+            graph.remove(node, safe=True)
+
+
+def _maker(node: onnx_ir.Node, at: int, kind: str) -> onnx_ir.Node | None:
+    """Give the node that makes an input, if it is of a kind."""
+    value = node.inputs[at]
+    made = value.producer() if value is not None else None
+    return made if made is not None and made.op_type == kind else None
+
+
+def _is_in_groups(weight: onnx_ir.Node) -> bool:
+    codes = weight.inputs[0]
+    if codes is None or codes.const_value is None or "block_size" not in weight.attributes:
+        return False
+    return codes.const_value.dtype in FOUR_BITS and weight.attributes["axis"].as_int() == 1
+
+
+def _is_read(node: onnx_ir.Node) -> bool:
+    return bool(node.outputs[0].uses()) or node.outputs[0].is_graph_output()
+
+
+def _rewrite(graph: onnx_ir.Graph, product: onnx_ir.Node, weight: onnx_ir.Node) -> None:
+    activation, result = product.inputs[0], product.outputs[0]
+    assert activation is not None and activation.shape is not None and result.shape is not None
+    dtype, name, shape = result.dtype, result.name, result.shape.numpy()
+    columns = activation.shape.numpy()[-1]
+    group = weight.attributes["block_size"].as_int()
+    laid = onnx_ir.node(
+        "DequantizeLinear",
+        [_transposed(graph, weight.inputs[0]), _scales(graph, product, weight.inputs[1])],
+        attributes={"axis": 0, "block_size": group},
+    )
+    sizes = _sizes(graph, [math.prod(shape[:-1]), columns])
+    matrix = onnx_ir.node("MatMul", [_flat(graph, product, activation, sizes), laid.outputs[0]])
+    whole = onnx_ir.node("Reshape", [matrix.outputs[0], _sizes(graph, list(shape))])
+    for part, node in {"laid": laid, "matrix": matrix, "whole": whole}.items():
+        node.outputs[0].name = f"{name}_{part}"
+    made = whole.outputs[0]
+    made.shape, made.type = result.shape, onnx_ir.TensorType(dtype) if dtype is not None else None
+    graph.insert_before(product, [laid, matrix, whole])
+    if result.is_graph_output():
+        result.name, made.name = f"{name}_replaced", name
+    result.replace_all_uses_with(made, replace_graph_outputs=True)
+    graph.remove(product, safe=True)
+
+
+def _flat(graph: onnx_ir.Graph, product: onnx_ir.Node, activation: Any, sizes: onnx_ir.Value) -> onnx_ir.Value:
+    """Quantize a matrix of what was quantized; ONNX Runtime does not take that a quantized tensor becomes one."""
+    dequantize = activation.producer()
+    quantize = dequantize.inputs[0].producer()
+    chain = [quantize, dequantize] if quantize is not None and quantize.op_type == "QuantizeLinear" else []
+    value = _insert(graph, product, "Reshape", chain[0].inputs[0] if chain else activation, sizes)
+    for node in chain:
+        value = _insert(graph, product, node.op_type, value, *node.inputs[1:], attributes=node.attributes)
+    return value
+
+
+def _insert(
+    graph: onnx_ir.Graph, product: onnx_ir.Node, kind: str, *inputs: Any, attributes: Mapping[str, Any] | None = None
+) -> onnx_ir.Value:
+    node = onnx_ir.node(kind, list(inputs), attributes=attributes)
+    node.outputs[0].name = f"{product.outputs[0].name}_{kind.lower()}"
+    graph.insert_before(product, node)
+    return node.outputs[0]
+
+
+def _scales(graph: onnx_ir.Graph, product: onnx_ir.Node, scales: Any) -> onnx_ir.Value:
+    """Transpose scales, which may be codes with a scale of their own."""
+    made = scales.producer()
+    if made is None:
+        return _transposed(graph, scales)
+    codes = _transposed(graph, made.inputs[0])
+    node = onnx_ir.node(made.op_type, [codes, *made.inputs[1:]], attributes=made.attributes)
+    node.outputs[0].name = f"{product.outputs[0].name}_scales"
+    graph.insert_before(product, node)
+    return node.outputs[0]
+
+
+def _transposed(graph: onnx_ir.Graph, value: Any) -> onnx_ir.Value:
+    """Give a constant matrix with its axes exchanged, one for all who read it so."""
+    name, tensor = f"{value.name}_transposed", value.const_value
+    if name not in graph.initializers:
+        array = np.ascontiguousarray(np.asarray(tensor.numpy()).T)
+        made: Any = onnx_ir.Tensor(array, tensor.dtype, name=name)
+        if tensor.dtype in FOUR_BITS:
+            made = onnx_ir.PackedTensor(packed(array.view(np.uint8)), tensor.dtype, shape=made.shape, name=name)
+        graph.register_initializer(_initializer(made))
+    return graph.initializers[name]
+
+
+def _sizes(graph: onnx_ir.Graph, sizes: list[int]) -> onnx_ir.Value:
+    name = f"sizes_{'_'.join(map(str, sizes))}"
+    if name not in graph.initializers:
+        graph.register_initializer(_initializer(onnx_ir.tensor(np.array(sizes, np.int64), name=name)))
+    return graph.initializers[name]
+
+
+def _initializer(tensor: Any) -> onnx_ir.Value:
+    type_ = onnx_ir.TensorType(tensor.dtype)
+    return onnx_ir.Value(name=tensor.name, shape=tensor.shape, type=type_, const_value=tensor)
+
+
+def packed(codes: NDArray[Any]) -> NDArray[np.uint8]:
+    """Put two codes in a byte, the first in its low half."""
+    flat = np.asarray(codes).reshape(-1).astype(np.uint8) & 0xF
+    flat = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
+    return (flat[::2] | flat[1::2] << 4).astype(np.uint8)
