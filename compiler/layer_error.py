@@ -55,13 +55,13 @@ class Seen:
         """
         if not self.wanted:
             weight = replace(layer, smoothing=None, branch=None).matrix(_every(layer))
-            self.wanted = [_output(layer, piece, weight) for piece, _ in self.pieces]
+            self.wanted = [output(layer, piece, weight) for piece, _ in self.pieces]
         quantized, branch = _weights(candidate)
         errors = list[float]()
         for (piece, sample), wanted in zip(self.pieces, self.wanted, strict=True):
             x = smoothed(candidate, piece)
-            made = _output(layer, quantized_activation(candidate, x, sample), quantized)
-            made = made if branch is None else made + _output(layer, x, branch)
+            made = output(layer, quantized_activation(candidate, x, sample), quantized)
+            made = made if branch is None else made + output(layer, x, branch)
             power = float(wanted.square().sum())
             errors += [float((made - wanted).square().sum()) / power] if power else []
         return sum(errors) / max(1, len(errors))
@@ -129,7 +129,7 @@ def _every(layer: Layer) -> int:
     return 1 if layer.groups > 1 else max(1, len(layer.weight) // OUTPUTS)
 
 
-def _output(layer: Layer, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def output(layer: Layer, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Apply a layer's operator, without bias."""
     operators = (aten.linear, aten.conv1d, aten.conv2d, aten.conv3d)
     made: torch.Tensor = operators[weight.dim() - 2].default(x.float(), weight, None, *layer.options)

@@ -75,7 +75,8 @@ class Layer:
     ``low`` and ``high`` are the ranges of its inputs, [inputs, 1] or with step-indexed scales [inputs, steps], and
     ``bounds`` that of its output. ``smoothing`` [channels] multiplies the input, and divides the weight. ``branch`` is
     a pair of matrices [rank, channels * kernel] and [rows, rank], computed beside the weight and subtracted from it.
-    ``options`` is what a convolution takes after its bias. Of a layer that is ``asked`` for, a user chose the scheme.
+    ``shift`` [rows] is added to the output, as a part of the bias. ``options`` is what a convolution takes after its
+    bias. Of a layer that is ``asked`` for, a user chose the scheme.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Layer:
     smoothing: torch.Tensor | None = None
     branch: tuple[torch.Tensor, torch.Tensor] | None = None
     rounded: Rounded | None = None
+    shift: torch.Tensor | None = None
 
     @property
     def axis(self) -> int:

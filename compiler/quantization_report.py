@@ -78,6 +78,8 @@ def _output(layer: Layer, node: Any, x: torch.Tensor, bias: Any, sample: Sample)
     assert layer.rounded is not None and layer.scheme.weight is not None
     weight = layer.rounded.value(layer.scheme.weight)
     made: torch.Tensor = node.target(quantized_activation(layer, x, sample), weight, bias, *options)
+    if layer.shift is not None:
+        made = made + layer.shift.reshape(-1, *[1] * (made.dim() - 2) if layer.axis == 1 else [])
     if layer.branch is not None:
         branch = (layer.branch[1] @ layer.branch[0]).reshape(weight.shape)
         made = made + node.target(x, branch, None, *options)

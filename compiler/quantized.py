@@ -15,6 +15,7 @@ After, with smoothing m and a low-rank branch:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,7 @@ from diffc.compiler.graphs import export
 from diffc.compiler.ir import Graph, Op, Program, Ref, Table, Type, Value
 from diffc.compiler.quantization import Layer, Plan, scale_and_zero
 from diffc.compiler.stages import body_of
+from diffc.compiler.stored import read
 
 aten, ops = torch.ops.aten, torch.ops.diffc
 
@@ -97,7 +99,7 @@ class _Writing:
             return self._embedding(layer, args)
         if layer.kind == "attention":
             return self._attention(layer, node, args, dict(fx.map_arg(node.kwargs, env.__getitem__)))
-        x, bias = args[0], args[2] if len(args) > 2 else None
+        x, bias = args[0], self._bias(layer, args[2] if len(args) > 2 else None)
         if layer.smoothing is not None:
             shape = [-1, *[1] * (node.args[0].meta["val"].dim() - 2)] if layer.axis == 1 else [-1]
             x = self._call(aten.mul.Tensor, x, self._half("smoothing", layer.smoothing.reshape(shape)))
@@ -114,6 +116,17 @@ class _Writing:
             shape[layer.axis] = -1
             y = self._call(aten.add.Tensor, y, self._call(aten.reshape.default, bias, shape))
         return self._output(layer, y)
+
+    def _bias(self, layer: Layer, given: fx.Node | None) -> fx.Node | None:
+        """Give a layer's bias with its shift, as one constant if it is one itself."""
+        if layer.shift is None:
+            return given
+        if given is None:
+            return self._constant("shift", layer.shift)
+        if given.op == "get_attr":
+            own: torch.Tensor = operator.attrgetter(str(given.target))(self.module)
+            return self._constant("bias", read(own).detach() + layer.shift)
+        return self._call(aten.add.Tensor, given, self._constant("shift", layer.shift))
 
     def _half(self, name: str, tensor: torch.Tensor) -> fx.Node:
         return self._call(aten.to.dtype, self._constant(name, tensor.half()), torch.float32)

@@ -135,6 +135,19 @@ def round_nearest(weight: torch.Tensor, spec: Spec, like: Rounded) -> Rounded:
     return Rounded(codes, like.scale, like.zero, like.outer)
 
 
+def takes_factors(spec: Spec) -> bool:
+    """Say whether each row of a weight has scales of its own that can be multiplied with any number."""
+    return spec.per != "tensor" and (spec.scale not in FORMATS or FORMATS[spec.scale].is_integer)
+
+
+def rows_scaled(rounded: Rounded, spec: Spec, factor: torch.Tensor) -> Rounded:
+    """Multiply the rows of a weight by factors [rows], which its scales take in."""
+    if rounded.outer is not None:
+        return replace(rounded, outer=_half(rounded.outer * factor))
+    scale = rounded.scale * factor.reshape(-1, *[1] * (rounded.scale.dim() - 1))
+    return replace(rounded, scale=_half(scale) if spec.scale == "float16" else scale)
+
+
 def _nearest(
     weight: torch.Tensor, spec: Spec, low: torch.Tensor, high: torch.Tensor, outer: torch.Tensor | None
 ) -> Rounded:

@@ -9,6 +9,9 @@ import torch
 BINS = 4096
 """How finely a histogram divides its range."""
 
+CONSTANT = 1e-9
+"""What varies by less than this part of its mean square is constant."""
+
 
 @dataclass
 class Histogram:
@@ -77,3 +80,32 @@ class Statistics:
         for histogram in self.histograms:
             total = total.merged(histogram)
         return total
+
+
+@dataclass
+class Lines:
+    """Know the line y = factor * x + term that least squares draw through pairs of numbers, for each channel.
+
+    ``sums`` [4, channels] are those of x, y, x * x and x * y over ``count`` pairs of each.
+    """
+
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(4, 1, dtype=torch.float64))
+    count: int = 0
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Take in pairs [channels, pairs]."""
+        self.sums = self.sums + torch.stack([each.sum(1, dtype=torch.float64) for each in (x, y, x * x, x * y)])
+        self.count += x.shape[1]
+
+    def factor(self) -> torch.Tensor:
+        """Give the slope of each channel's line; it is 1 where x does not vary."""
+        x, y, xx, xy = self.sums
+        variance: torch.Tensor = xx - x * x / self.count
+        covariance: torch.Tensor = xy - x * y / self.count
+        return torch.where(variance > CONSTANT * xx, covariance / variance, 1.0)
+
+    def term(self, factor: torch.Tensor) -> torch.Tensor:
+        """Give what is to be added to x times a factor, so that the mean is that of y."""
+        x, y, _, _ = self.sums
+        made: torch.Tensor = (y - factor * x) / self.count
+        return made

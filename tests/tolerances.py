@@ -48,6 +48,10 @@ GPTQ_GAIN = 2.5
 """What GPTQ must win over rounding to nearest, in dB of a layer's output.
 test_gptq.py: 7.9 to 11.1, and 3.0 with four groups."""
 
+CORRECTION_GAIN = 2.0
+"""What corrected channels must win over rounding to nearest, in dB of the output of three layers that read numbers
+above zero. test_decoupled_error_correction.py: 3.8 to 5.0."""
+
 DRAWN = 0.06
 """A share of 200 draws, against what is likely: its standard deviation is 0.03 at most.
 test_ptq4dm.py: at worst 0.052."""

@@ -17,8 +17,9 @@ After (interval=2):
 The steps are parted into groups whose first refreshes, on average ``interval`` long and from half to twice that, so
 that the features' distances from the first of their group, in the program's own trajectory, are the smallest in sum.
 In a step that reuses, each channel is what least squares make of the first of the group's. The feature is that of
-DeepCache, or in a transformer what the blocks in its middle add. The layers that quantization makes wrong are not
-corrected here: a cached program is calibrated with its cache. Steps are evaluations of the denoiser.
+DeepCache, or in a transformer what the blocks in its middle add. What quantization makes wrong is corrected after it,
+by the technique decoupled_error_correction: a cached program is calibrated with its cache. Steps are evaluations of the
+denoiser.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from diffc.compiler.ir import Graph, Program, Table
 from diffc.compiler.skips import skips
 from diffc.compiler.spans import isotropic
 from diffc.compiler.stages import denoisers
+from diffc.compiler.statistics import Lines
 
 
 def cachequant(
@@ -118,8 +120,8 @@ def _parted(steps: Sequence[int], interval: int, distance: dict[tuple[int, int],
 class _Pairs:
     """Compare features of two steps that are less than ``reach`` apart, over prompts, lanes and places.
 
-    ``distance`` is the mean of the absolute differences, relative to that of the features. ``sums`` are those of the
-    earlier step's channel, the later's, the square of the earlier and the product, and how many numbers were summed.
+    ``distance`` is the mean of the absolute differences, relative to that of the features. ``lines`` make the
+    later step's channels of the earlier's.
     """
 
     def __init__(self, graph: Graph, program: Program, features: Sequence[Feature], reach: int) -> None:
@@ -129,7 +131,7 @@ class _Pairs:
         self.calls = [step for at, step in called if program.ops[at].operator == graph.name]
         self.steps = sorted(set(self.calls))
         self.distance = defaultdict[tuple[int, int], float](float)
-        self.sums = dict[tuple[Feature, int, int], torch.Tensor]()
+        self.lines = defaultdict[tuple[Feature, int, int], Lines](Lines)
         self.shapes = dict[Feature, tuple[int, ...]]()
         self.kept = dict[tuple[Feature, int, int], torch.Tensor]()
         self.seen = dict[str, torch.Tensor]()
@@ -158,16 +160,11 @@ class _Pairs:
         for (other, before, theirs), old in self.kept.items():
             if other == feature and theirs == lane and before < step:
                 self.distance[before, step] += float((rows - old).abs().mean() / rows.abs().mean())
-                made = torch.stack([old.sum(1), rows.sum(1), (old * old).sum(1), (old * rows).sum(1)]).double()
-                made = torch.cat([made, torch.full((1, len(rows)), float(rows.shape[1]))])
-                self.sums[feature, before, step] = self.sums.get((feature, before, step), 0) + made
+                self.lines[feature, before, step].add(old, rows)
         self.kept[feature, step, lane] = rows
 
     def correction(self, feature: Feature, before: int, step: int) -> tuple[Table, Table]:
         """Fit a factor and a term for each channel by least squares; the factor is 1 where a channel is constant."""
-        x, y, xx, xy, count = self.sums[feature, before, step]
-        variance, covariance = xx - x * x / count, xy - x * y / count
-        factor = torch.where(variance > 1e-9 * xx, covariance / variance, 1.0)
-        term = (y - factor * x) / count
-        shape = self.shapes[feature]
-        return tuple(Table.of(each.float().reshape(shape).numpy()) for each in (factor, term))  # type: ignore[return-value]
+        line, shape = self.lines[feature, before, step], self.shapes[feature]
+        factor = line.factor()
+        return tuple(Table.of(each.float().reshape(shape).numpy()) for each in (factor, line.term(factor)))  # type: ignore[return-value]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from diffc.compiler.quantization import Plan
 from diffc.passes.quantize.adaround import adaround
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
+from diffc.passes.quantize.decoupled_error_correction import decoupled_error_correction
 from diffc.passes.quantize.eda_dm import eda_dm
 from diffc.passes.quantize.fp_quant import fp_quant
 from diffc.passes.quantize.gptq import gptq
@@ -45,6 +46,8 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
         gptq,
         adaround,
         eda_dm,
+        # What rounding leaves
+        decoupled_error_correction,
     )
 }
 """The techniques by their names; ``--quant`` takes them in the order in which they run."""

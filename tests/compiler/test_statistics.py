@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffc.compiler.statistics import BINS, Histogram, Statistics
+from diffc.compiler.statistics import BINS, Histogram, Lines, Statistics
 
 
 def drawn(*scales: float) -> list[torch.Tensor]:
@@ -75,3 +75,14 @@ def test_the_largest_number_of_each_channel_and_step(axis: int, shape: tuple[int
         np.prod(shape),
         np.prod(shape),
     ]
+
+
+def test_lines_are_those_that_numpy_fits_however_the_pairs_come() -> None:
+    x, noise = torch.stack(drawn(1.0, 20.0)) + 5, torch.stack(drawn(0.3, 0.1))
+    y = torch.tensor([[0.5], [-2.0]]) * x + noise + 3
+    lines = Lines()
+    for part in range(3):
+        lines.add(x[:, part::3], y[:, part::3])
+    wanted = [np.polyfit(a.numpy().astype(np.float64), b.numpy(), 1) for a, b in zip(x, y, strict=True)]
+    found = torch.stack([lines.factor(), lines.term(lines.factor())], 1)
+    assert np.allclose(found.numpy(), wanted, rtol=1e-5)

@@ -1,0 +1,63 @@
+"""Correct each output channel of a rounded layer by a factor and a term, which its scales and its bias take in.
+
+Paper: Liu et al., "CacheQuant: Comprehensively Accelerated Diffusion Models", CVPR 2025,
+       https://arxiv.org/abs/2503.01323 (decoupled error correction: what a cache makes wrong is corrected by itself,
+       as the cache of this name does, and then what rounding does). The paper's corrections differ from step to step;
+       these are for all steps, so that they cost nothing when they run.
+
+Before (inside a graph):
+    y = linear(fake_quantize(x), dequantize(codes, scale), bias)
+
+After:
+    y = linear(fake_quantize(x), dequantize(codes, scale * a), bias + b)
+
+where a and b are for each channel those with the smallest squared error of y over the samples.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import torch
+
+from diffc.compiler.calibration import Sample
+from diffc.compiler.layer_error import output
+from diffc.compiler.quantization import Layer, Plan, Tensors
+from diffc.compiler.rounding import quantized_activation, rows_scaled, takes_factors
+from diffc.compiler.statistics import Lines
+from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
+from diffc.passes.quantize.round_to_nearest import round_to_nearest
+
+
+def decoupled_error_correction(plan: Plan, *, samples: int = 32) -> Plan:
+    """Correct the linear layers and convolutions that samples reach; what no pass before has rounded is rounded first.
+
+    ``samples`` of each graph are run. Where rows have no scales of their own that take in a factor, it is 1.
+    """
+    plan = round_to_nearest(calibrate_ranges(plan))
+    wanted = [layer for layer in plan.layers if layer.kind in ("linear", "conv") and layer.rounded is not None]
+    lines = defaultdict[str, Lines](Lines)
+
+    def visit(layer: Layer, inputs: Tensors, _: torch.Tensor, sample: Sample) -> None:
+        assert layer.rounded is not None and layer.scheme.weight is not None
+        exact, rounded = layer.matrix(), layer.rounded.value(layer.scheme.weight)
+        made = output(layer, quantized_activation(layer, inputs[0], sample), rounded)
+        lines[layer.name].add(_channels(layer, made), _channels(layer, output(layer, inputs[0], exact)))
+
+    replace(plan, calibration=plan.calibration.few(samples)).watch(wanted, visit)
+    return plan.mapped(lambda layer: _corrected(layer, lines[layer.name]), lambda layer: layer.name in lines)
+
+
+def _channels(layer: Layer, y: torch.Tensor) -> torch.Tensor:
+    return y.movedim(layer.axis, 0).flatten(1)
+
+
+def _corrected(layer: Layer, line: Lines) -> Layer:
+    assert layer.rounded is not None and layer.scheme.weight is not None
+    factor = line.factor()
+    if not takes_factors(layer.scheme.weight):
+        return replace(layer, shift=line.term(torch.ones_like(factor)).float())
+    factor = torch.where(factor > 0, factor, 1.0)
+    rounded = rows_scaled(layer.rounded, layer.scheme.weight, factor.float())
+    return replace(layer, rounded=rounded, shift=line.term(factor).float())
