@@ -50,11 +50,14 @@ TECHNIQUES: Mapping[str, Sequence[str]] = {
         "tfmq_dm+round_to_nearest:by=minmax",
         "smoothquant+round_to_nearest:by=minmax",
         "vidit_q+round_to_nearest:by=minmax",
+        "round_to_nearest:by=minmax+decoupled_error_correction",
     ),
     "w4a8": (
         "round_to_nearest:by=minmax",
         "round_to_nearest",
+        "decoupled_error_correction",
         "gptq",
+        "gptq+decoupled_error_correction",
         "keep_sensitive+gptq",
         "keep_sensitive+smoothquant+calibrate_ranges+gptq",
         "q_diffusion+keep_sensitive+calibrate_ranges+gptq",
@@ -63,6 +66,7 @@ TECHNIQUES: Mapping[str, Sequence[str]] = {
     ),
     "w4a4": (
         "round_to_nearest",
+        "decoupled_error_correction",
         "keep_sensitive+gptq",
         "keep_sensitive+smoothquant+calibrate_ranges+gptq",
         "keep_sensitive+svdquant+calibrate_ranges+gptq",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -118,8 +119,17 @@ class Calibration:
         self, program: Program, prompts: int, instead: Mapping[str, Call] = MappingProxyType({})
     ) -> list[Drawing]:
         """Draw the first prompts, from the same noise, with another program, or with ``instead`` of some graphs."""
-        run = _Run(program, self.tokenizers, instead)
-        return [run.draw(each.prompt, each.seed, at) for at, each in enumerate(self.drawings[:prompts])]
+        return self.drawing(program)(prompts, instead)
+
+    def drawing(self, program: Program) -> Callable[[int, Mapping[str, Call]], list[Drawing]]:
+        """Give what draws with another program as `drawn` does, however often: its graphs are made ready once."""
+        run = _Run(program, self.tokenizers)
+
+        def draw(prompts: int, instead: Mapping[str, Call]) -> list[Drawing]:
+            run.instead = instead
+            return [run.draw(each.prompt, each.seed, at) for at, each in enumerate(self.drawings[:prompts])]
+
+        return draw
 
     def few(self, count: int) -> Calibration:
         """Keep ``count`` samples of each graph, or all it has, drawn from all steps and prompts alike."""
@@ -149,12 +159,10 @@ def calibrate(
     ``source`` is a digest of the weights; without it nothing is kept in the cache. Built-in prompts end when much work
     was done, prompts of a file do not. Raises `CalibrationError` where a graph gives NaN or infinity.
     """
-    texts, budget = tuple(prompts or PROMPTS), WORK if not prompts else float("inf")
     run = _Run(program, tokenizers)
+    texts = tuple(prompts or PROMPTS[: max(1, math.ceil(WORK / max(1, run.work)))])
     drawings, digest = list[Drawing](), hashlib.sha256(f"{program}{seed}{source}".encode())
     for at, prompt in enumerate(texts):
-        if at and run.work * at >= budget:
-            break
         key = hashlib.sha256(json.dumps([str(program), source, prompt, seed + at]).encode()).hexdigest()
         found = _read(cache.get(key), prompt, seed + at, at) if cache and source else None
         if found is None:
@@ -186,16 +194,19 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 class _Run:
     """Execute a program in PyTorch. Each graph is made ready when it is first called."""
 
-    def __init__(
-        self, program: Program, tokenizers: Mapping[str, bytes], instead: Mapping[str, Call] = MappingProxyType({})
-    ) -> None:
-        self.program, self.instead = program, instead
+    def __init__(self, program: Program, tokenizers: Mapping[str, bytes]) -> None:
+        self.program = program
+        self.instead: Mapping[str, Call] = {}
         self.tokenizers = {name: Tokenizer(data, name) for name, data in tokenizers.items()}
         self.graphs = {graph.name: graph for graph in program.graphs}
         self.modules: dict[str, fx.GraphModule] = {}
         self.scalars = {i.name: i.default for i in program.inputs if i.default is not None}
         self.calls = {name: len(calls(program, graph)) for name, graph in self.graphs.items()}
-        self.work = sum(self.calls[name] * _work(graph) for name, graph in self.graphs.items())
+
+    @property
+    def work(self) -> int:
+        """Count the multiply-adds of a drawing."""
+        return sum(self.calls[name] * _work(graph) for name, graph in self.graphs.items())
 
     def draw(self, prompt: str, seed: int, number: int) -> Drawing:
         """Run the program for one prompt."""
@@ -214,7 +225,7 @@ class _Run:
                     continue
                 elif op.operator in self.graphs:
                     graph = self.graphs[op.operator]
-                    feeds = _feeds(op, graph, values)
+                    feeds = feeds_of(op, graph, values)
                     step, of = seen[graph.name], self.calls[graph.name]
                     given_instead = self.instead.get(graph.name)
                     made = list(given_instead(step, feeds) if given_instead else self._module(graph)(*feeds))
@@ -240,7 +251,8 @@ class _Run:
         return self.modules[graph.name]
 
 
-def _feeds(op: Op, graph: Graph, values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def feeds_of(op: Op, graph: Graph, values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Give what an operation gives a graph, in the order of its ports."""
     attrs = dict(op.attrs)
     return tuple(_tensor(attrs[port.name], port, values) for port in graph.inputs)
 

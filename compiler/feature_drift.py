@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from diffc.compiler.calibration import Calibration, Call, Drawing, given
+from diffc.compiler.calibration import Calibration, Call, Drawing, feeds_of, given
 from diffc.compiler.cut import needed
 from diffc.compiler.evaluate import apply
 from diffc.compiler.feature_cache import evaluations
@@ -169,6 +169,7 @@ class _Sampler:
         steps = [at for at, op in enumerate(program.ops) if op.operator == "step"]
         end = [replace(program.ops[at], operator="linear", results=(Value(LATENTS),)) for at in steps[-1:]]
         self.end = LATENTS if end else program.outputs[0]
+        self.modules = dict[str, fx.GraphModule]()
         self.recorded: dict[str, torch.Tensor] = {}
         self.results: dict[int, list[tuple[str, ...]]] = {}
         turns = {at: iter(each) for at, each in outputs.items()}
@@ -204,7 +205,12 @@ class _Sampler:
 
     def _applied(self, op: Op, values: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
         graph = self.graphs.get(op.operator)
-        return apply(op, values, self.scalars, graph)
+        if graph is None:
+            return apply(op, values, self.scalars)
+        if graph.name not in self.modules:
+            self.modules[graph.name] = body_of(graph)
+            settle(self.modules[graph.name])
+        return list(self.modules[graph.name](*feeds_of(op, graph, values)))
 
     def error(self, at: int, outputs: Sequence[Tensors]) -> float:
         """Give the change of the last latents where an evaluation gives other outputs, as a part of their norm."""

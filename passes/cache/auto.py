@@ -125,7 +125,7 @@ class _Search:
         self.program, self.graph, self.options = program, graph, options
         few = calibration.drawings[:PROMPTS]
         self.calibration = replace(calibration, drawings=few)
-        self.calls = Calls(graph, options)
+        self.calls, self.draw = Calls(graph, options), self.calibration.drawing(program)
         drift = measure(program, self.calls, self.calibration)
         self.count = drift.errors.shape[1]
         self.drift = replace(drift, errors=drift.errors * self._gains(drift)[None, :, None])
@@ -187,7 +187,7 @@ class _Search:
         return self.known[found.reuses]
 
     def _drawn(self, way: Way, prompts: int) -> list[Drawing]:
-        return self.calibration.drawn(self.program, prompts, {self.calls.name: self.calls.following(way, self.program)})
+        return self.draw(prompts, {self.calls.name: self.calls.following(way, self.program)})
 
     def _gains(self, drift: Drift) -> NDArray[np.float64]:
         """Measure what the denoiser makes of an error in later evaluations: for some of them, the others between."""
