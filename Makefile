@@ -20,9 +20,10 @@ demo: $(VENV)/compiler.stamp
 	$(BIN)/diffc run $(OUT)/demo/shapes.diffc "$(PROMPT)" --seed 0 -o $(OUT)/demo/picture.png
 	@echo "The picture is $(OUT)/demo/picture.png"
 
-# Two processes of one thread each: most of a test is Python.
+# Two processes of one thread each: most of a test is Python. Each takes half of the files, then from the other: what the
+# tests of a file share is made once.
 test: $(VENV)/dev.stamp
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 # Slow: builds both example models, then times them against diffusers in turns.
 bench: $(VENV)/compiler.stamp

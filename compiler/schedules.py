@@ -1,8 +1,9 @@
 """Search for what each evaluation of the denoiser reuses: the least error for every time, by dynamic programming.
 
 Evaluations fall into runs. The first of a run computes all; the others reuse one and the same feature of it, which is
-faster and wrong by so much. Errors of evaluations add up, as do their times, so that the best way to do the last
-evaluations does not depend on how the first were done (Bellman, "Dynamic Programming", 1957).
+faster and wrong by so much. Within a run errors add up; those of several runs do too, or where they have nothing to do
+with each other, their squares. So the best way to do the last evaluations does not depend on how the first were done
+(Bellman, "Dynamic Programming", 1957).
 """
 
 from __future__ import annotations
@@ -68,12 +69,12 @@ class Searched:
         return {"chosen": asdict(self.chosen), "tried": [asdict(each) for each in self.tried]}
 
 
-def frontier(whole: float, reusing: Sequence[float], errors: NDArray[np.float64]) -> list[Found]:
+def frontier(whole: float, reusing: Sequence[float], errors: NDArray[np.float64], *, power: int = 1) -> list[Found]:
     """List the ways that nothing beats in both time and error, from the fastest to the one that computes all.
 
     ``whole`` is the time of an evaluation that computes all, ``reusing`` of one that reuses each feature, and
     ``errors`` [features, evaluations, evaluations] what reusing a feature at the second of the first index's run costs:
-    ``errors[f, at, source]``; infinity for what is not possible.
+    ``errors[f, at, source]``; infinity for what is not possible. Of runs the errors to a ``power`` add up.
     """
     features, count, _ = errors.shape
     unit = whole * count / PARTS
@@ -90,7 +91,7 @@ def frontier(whole: float, reusing: Sequence[float], errors: NDArray[np.float64]
                     error += errors[feature, end - 1, start]
                 if not np.isfinite(error) or time >= least.shape[1]:
                     break
-                tried = least[start, : least.shape[1] - time] + error
+                tried = least[start, : least.shape[1] - time] + error**power
                 better = tried < least[end, time:]
                 least[end, time:][better] = tried[better]
                 came[end, time:][better] = start, feature
@@ -100,7 +101,7 @@ def frontier(whole: float, reusing: Sequence[float], errors: NDArray[np.float64]
             best = least[count, time]
             reuses = _traced(came, steps, count, time)
             seconds = sum(whole if each is None else reusing[each[1]] for each in reuses)
-            found.append(Found(reuses, seconds, float(best)))
+            found.append(Found(reuses, seconds, float(best) ** (1 / power)))
     return [a for a, b in pairwise(found) if b.seconds > a.seconds] + found[-1:]
 
 

@@ -107,7 +107,7 @@ def isotropic(graph: Graph, programs: Sequence[Program], cache: str) -> Transfor
     widths = {found.width(stream) for block in found.blocks for stream in block.streams}
     if len(found.blocks) < 2 or len(widths) > 1 or found.share < 0.5:
         work = f"{len(found.blocks)} transformer blocks of {len(widths)} widths do {found.share:.0%} of the work"
-        fix = "choose deepcache, faster-diffusion or a-sdm, which are for UNets"
+        fix = "choose deepcache, faster-diffusion, cachequant or a-sdm, which are for UNets"
         raise PassError(f"{cache}: the denoiser is no transformer: {work}", where=graph.name, fix=fix)
     return found
 

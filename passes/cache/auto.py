@@ -50,8 +50,8 @@ PROMPTS = 4
 PROBES = 8
 """In how many evaluations it is measured what the steps after an error make of it."""
 
-AROUND, SPREAD = 2, 9
-"""How many schedules on either side of the budget are drawn with, and how many of all the frontier."""
+AROUND, SPREAD = 1, 7
+"""How many schedules on either side of the budget are drawn with, and how many of the whole frontier."""
 
 INTERVALS = (2, 3, 4, 5)
 """Fixed schedules that are drawn with for comparison; one that is better is taken."""
@@ -126,9 +126,9 @@ class _Search:
         few = calibration.drawings[:PROMPTS]
         self.calibration = replace(calibration, drawings=few)
         self.calls, self.draw = Calls(graph, options), self.calibration.drawing(program)
-        drift = measure(program, self.calls, self.calibration)
-        self.count = drift.errors.shape[1]
-        self.drift = replace(drift, errors=drift.errors * self._gains(drift)[None, :, None])
+        self.drift = measure(program, self.calls, self.calibration)
+        self.count = self.drift.errors.shape[1]
+        self.gains = self._gains(self.drift)
         self.finer = None if finer is None else calibration.drawn(finer, PROMPTS)
         self.known = dict[Way, Tried]()
 
@@ -148,18 +148,26 @@ class _Search:
         return follow
 
     def tried(self, max_drop: float, min_psnr: float) -> list[Tried]:
-        """Draw with the schedules of the frontier around the budget, and with all fixed ones."""
-        ways = frontier(self.drift.whole, self.drift.reusing, self.drift.errors)
-        low, high = 0, len(ways) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._judged(ways[middle], fixed=False).keeps(max_drop, min_psnr):
-                high = middle
-            else:
-                low = middle + 1
-        around = {*range(low - AROUND, low + AROUND + 1), *np.linspace(0, len(ways) - 1, SPREAD).astype(int).tolist()}
-        for at in sorted(around & set(range(len(ways)))):
-            self._judged(ways[at], fixed=False)
+        """Draw with the schedules of two frontiers around the budget, and with all fixed ones.
+
+        What later steps make of an error is measured for single errors, in one frontier of which errors add up. It
+        overrates early ones where there are many; the other takes errors as the sampler's arithmetic has them, and for
+        unrelated.
+        """
+        measured, gained = self.drift.errors, self.drift.errors * self.gains[None, :, None]
+        for errors, power in ((gained, 1), (measured, 2)):
+            ways = frontier(self.drift.whole, self.drift.reusing, errors, power=power)
+            low, high = 0, len(ways) - 1
+            while low < high:
+                middle = (low + high) // 2
+                if self._judged(ways[middle], fixed=False).keeps(max_drop, min_psnr):
+                    high = middle
+                else:
+                    low = middle + 1
+            around = range(low - AROUND, low + AROUND + 1)
+            spread = np.linspace(0, len(ways) - 1, SPREAD).astype(int).tolist()
+            for at in sorted({*around, *spread} & set(range(len(ways)))):
+                self._judged(ways[at], fixed=False)
         for fixed in self._fixed():
             self._judged(fixed, fixed=True)
         return sorted(self.known.values(), key=lambda each: each.time)

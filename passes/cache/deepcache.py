@@ -68,7 +68,7 @@ def deepcache(
 def _feature(graph: Graph, program: Program, branch: int) -> Feature:
     found = skips(graph, [program])
     if not found:
-        fix = "choose delta-dit or profiling-dit, which reuse spans of residual blocks"
+        fix = "choose delta-dit, profiling-dit, cachequant or a-sdm, which reuse residual blocks"
         raise PassError("deepcache: the denoiser has no skip connections", where=graph.name, fix=fix)
     if not 0 <= branch < len(found):
         what = f"deepcache: branch {branch} of {len(found)} skip connections"

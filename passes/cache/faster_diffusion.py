@@ -61,7 +61,7 @@ def _encoded(graph: Graph, program: Program) -> list[Feature]:
     """Name what the decoder reads of the encoder."""
     found = skips(graph, [program])
     if not found:
-        fix = "choose delta-dit or profiling-dit, which reuse spans of residual blocks"
+        fix = "choose delta-dit, profiling-dit, cachequant or a-sdm, which reuse residual blocks"
         raise PassError("faster-diffusion: the denoiser has no skip connections", where=graph.name, fix=fix)
     return [Feature(name) for name in dict.fromkeys((found[-1].up, *(skip.across for skip in found)))]
 
