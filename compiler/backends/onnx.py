@@ -50,7 +50,6 @@ class Onnx:
     """Write portable ONNX, for any engine that reads it."""
 
     precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | QUANTIZED
-    computes: ClassVar[Mapping[str, str]] = {}
     dialect: ClassVar[str] = "portable"
 
     computes: ClassVar[Mapping[str, str]] = {}
