@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test check format bench bench-build bench-cache bench-unet caching quantization techniques stages clean
+.PHONY: demo test check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
 
 # Compile the small trained model, draw one picture with the bundle, and say where it is.
 demo: $(VENV)/compiler.stamp
@@ -36,6 +36,11 @@ quantization: $(VENV)/compiler.stamp
 # Slow: builds both example models with every cache, and writes docs/caching.md.
 caching: $(VENV)/compiler.stamp
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.caching
+
+# Very slow: TensorRT engines of denoisers of 0.9 to 2.6 billion weights, in every precision; writes docs/engines.md.
+engines: $(VENV)/compiler.stamp
+	$(PIP) --editable '.[compiler,tensorrt]'
+	$(OFFLINE) $(BIN)/python -m benchmarks.engines
 
 # Slow: what each technique of quantization wins, by the error of a call; writes docs/techniques.md.
 techniques: $(VENV)/compiler.stamp

@@ -145,3 +145,17 @@ HALF_PSNR = 50.0
 
 HALF_LOSS = 1.0
 """What a quantized denoiser in float16 may lose to itself in float32, in dB. backends/test_typed.py: at most 0.58."""
+
+
+TENSORRT_SQNR = {
+    "fp32": 110,
+    "fp16": 50,
+    "bf16": 34,
+    "w8a8": 26,
+    "w4a16": 14,
+    "w4a8": 14,
+    "fp8": 17,
+    "fp4": 11,
+}
+"""What TensorRT's builder is given, run by ONNX's reference, against float32, in dB: tiny denoisers whose layers are rounded
+to nearest. backends/test_tensorrt.py: at least 119, 54.4, 37.5, 28.8, 15.5, 15.5, 19.4 and 12.6 in this order."""

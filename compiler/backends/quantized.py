@@ -405,7 +405,8 @@ class _Writer:
         options = {"axis": -1, "block_size": 16, "scale_type": int(NATIVE["e4m3"])}
         one = self.number(1)
         codes = self.op("TRT_FP4DynamicQuantize", x, one, domain=TENSORRT, outputs=2, **options)
-        scales = self.op("DequantizeLinear", codes.producer().outputs[1], one)
+        made: Any = codes.producer()
+        scales = self.op("DequantizeLinear", made.outputs[1], one)
         return self.op("DequantizeLinear", codes, scales, axis=-1, block_size=16)
 
     def _group_scale(self, largest: onnx_ir.Value, spec: Spec) -> onnx_ir.Value:

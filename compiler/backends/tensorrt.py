@@ -49,7 +49,7 @@ class TensorRT(Onnx):
         ("fp16", "w8a8", "w4a16", "w4a8", "fp8", "fp4"), "float16"
     ) | {"bf16": "bfloat16"}
     archs: ClassVar[Mapping[str, Sequence[str]]] = {
-        "fp32": ALL,
+        "fp32": ALL[1:],
         "fp16": ALL,
         "bf16": ALL[1:],
         "w8a8": ALL,

@@ -22,19 +22,31 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
+GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+"""What ONNX takes for said where a Gemm does not."""
+
 FOUR_BITS = (onnx_ir.DataType.INT4, onnx_ir.DataType.FLOAT4E2M1)
 
 
 def lay_out(graph: onnx_ir.Graph) -> None:
     """Rewrite each product of a quantized activation with four-bit weights in groups."""
-    for product in [node for node in graph if node.op_type == "MatMul"]:
-        transpose = _maker(product, 1, "Transpose")
-        weight = transpose and _maker(transpose, 0, "DequantizeLinear")
+    for product in [node for node in graph if node.op_type in ("MatMul", "Gemm")]:
+        weight = _weight(product)
         if weight and _maker(product, 0, "DequantizeLinear") and _is_in_groups(weight):
             _rewrite(graph, product, weight)
     for node in reversed(list(graph)):
         if node.op_type in ("Transpose", "QuantizeLinear", "DequantizeLinear") and not _is_read(node):
             graph.remove(node, safe=True)
+
+
+def _weight(product: onnx_ir.Node) -> onnx_ir.Node | None:
+    """Give what makes the weight of a product: a Gemm, which multiplies matrices only, transposes it by itself."""
+    if product.op_type == "Gemm":
+        says = GEMM | {name: attribute.value for name, attribute in product.attributes.items()}
+        is_linear = says == GEMM | {"transB": 1} and len(product.inputs) == 2
+        return _maker(product, 1, "DequantizeLinear") if is_linear else None
+    transpose = _maker(product, 1, "Transpose")
+    return transpose and _maker(transpose, 0, "DequantizeLinear")
 
 
 def _maker(node: onnx_ir.Node, at: int, kind: str) -> onnx_ir.Node | None:
