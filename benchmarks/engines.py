@@ -27,6 +27,7 @@ from benchmarks.build import ROOT, autoencoder, sd15, tokenizer, vanishing, writ
 
 PAGE = ROOT / "docs" / "engines.md"
 PROMPT = "a red circle left of a blue square\n"
+QUICK = "calibrate_ranges:by=minmax+round_to_nearest:by=minmax"
 QUANTIZED = ("w8a8", "w4a16", "w4a8", "fp8", "fp4")
 PRECISIONS = ("fp16", *QUANTIZED)
 
@@ -87,7 +88,7 @@ def measured(source: Path, precision: str, work: Path) -> dict[str, Any]:
     prompts.write_text(PROMPT)
     command = [str(Path(sys.executable).with_name("diffc")), "build", str(source), "--target", f"trt-{precision}"]
     command += ["--steps", "1", "--calibration", str(prompts)]
-    command += ["--quant", "round_to_nearest"] if precision in QUANTIZED else []
+    command += ["--quant", QUICK] if precision in QUANTIZED else []
     with vanishing(work / f"{source.name}-{precision}.diffc") as bundle:
         environment = os.environ | {"DIFFC_CACHE": str(work / "cache")}
         subprocess.run([*command, "-o", str(bundle)], check=True, env=environment)
@@ -142,9 +143,9 @@ def main() -> None:
 
 HEAD = """# What engines take
 
-TensorRT for RTX, on two cores without a GPU, each engine for all architectures that have the precision (`make engines`).
-The weights are those of the ONNX file that the builder reads, as it stores them; memory is that of the builder's
-process. Models have random weights. What an engine computes in other types than asked for is said below the table.
+TensorRT for RTX, on two cores without a GPU, each engine for all architectures that have the precision (`make
+engines`). The weights are those of the ONNX file that the builder reads, as it stores them; memory is that of the
+builder's process. Models have random weights. What is computed otherwise than asked for is said below a table.
 
 """
 

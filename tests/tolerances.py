@@ -157,5 +157,5 @@ TENSORRT_SQNR = {
     "fp8": 17,
     "fp4": 11,
 }
-"""What TensorRT's builder is given, run by ONNX's reference, against float32, in dB: tiny denoisers whose layers are rounded
-to nearest. backends/test_tensorrt.py: at least 119, 54.4, 37.5, 28.8, 15.5, 15.5, 19.4 and 12.6 in this order."""
+"""What TensorRT's builder is given, run by ONNX's reference, against float32, in dB: tiny denoisers whose layers are
+rounded to nearest. backends/test_tensorrt.py: at least 119, 54.4, 37.5, 28.8, 15.5, 15.5, 19.4 and 12.6 in order."""
