@@ -152,6 +152,7 @@ class _Schemes:
         found = denoiser(programs[0])
         self.component = found.component if found else ""
         self.backend, self.asked = find_backend(target.backend), asked
+        self.notes: Counter[str] = Counter()
 
     def applied_to(self, plan: Plan) -> Plan:
         """Give every layer its scheme. Raises `RecipeError` for one that does not exist or cannot be computed so."""
@@ -174,11 +175,13 @@ class _Schemes:
             where = "[[layer]]" if specs else "[quantize]"
             fix = "choose what it computes, or leave the layer to the recipe of the target"
             raise RecipeError(f"{layer.name} cannot be computed as asked: {wrong}", where=where, fix=fix)
+        if note and scheme != asked:  # what stays as it was is noted at the end
+            self.notes[note] += 1
         return scheme
 
     def adapted(self, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
         """Let the engine have what it computes of the schemes that techniques chose, and say what it does instead."""
-        notes: Counter[str] = Counter()
+        notes = Counter(self.notes)
 
         def change(layer: Layer) -> Layer:
             scheme, note = self.backend.adapted(layer.kind, layer.scheme)

@@ -159,3 +159,6 @@ TENSORRT_SQNR = {
 }
 """What TensorRT's builder is given, run by ONNX's reference, against float32, in dB: tiny denoisers whose layers are
 rounded to nearest. backends/test_tensorrt.py: at least 119, 54.4, 37.5, 28.8, 15.5, 15.5, 19.4 and 12.6 in order."""
+
+FOUR_BIT_PSNR = 24
+"""A picture of a tiny UNet rounded to nearest in four bits against float32, in dB. test_engine_bundles.py: 27.6."""
