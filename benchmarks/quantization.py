@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def table(model: str, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             continue
         pictures = f"{row['psnr']:.1f} dB | {row['of_mean_error']:.1f} dB | {row['worst']:.1f} dB"
         how = f"`{quant}`" if quant else "default"
-        yield f"| {target} | {how} | {pictures} | {row['attributes']:.1%} | {size} | {row['build_seconds']:.0f} s |"
+        took = "" if math.isnan(row["build_seconds"]) else f"{row['build_seconds']:.0f} s"
+        yield f"| {target} | {how} | {pictures} | {row['attributes']:.1%} | {size} | {took} |"
     yield ""
 
 

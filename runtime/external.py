@@ -34,7 +34,12 @@ def external_files(model: bytes) -> set[str]:
 
     Raises `BundleError` where the bytes are no protocol buffer.
     """
-    return set(_locations(memoryview(model), "model", 0))
+    return set(_external(memoryview(model), "model", 0, b"location"))
+
+
+def external_bytes(model: bytes) -> int:
+    """Add up the lengths of all external tensors of a serialized ONNX model. Raises `BundleError` as the above does."""
+    return sum(int(length) for length in _external(memoryview(model), "model", 0, b"length") if length.isdecimal())
 
 
 def output_names(model: bytes) -> list[str]:
@@ -46,17 +51,18 @@ def output_names(model: bytes) -> list[str]:
     ]
 
 
-def _locations(message: memoryview, kind: str, depth: int) -> Iterator[str]:
+def _external(message: memoryview, kind: str, depth: int, key: bytes) -> Iterator[str]:
+    """Yield what external tensors say under a key."""
     if depth > DEPTH:
         raise BundleError("an ONNX graph is nested too deep", fix="build the bundle again")
     if kind == "entry":
         entry = {number: bytes(content) for number, content in _fields(message)}
-        if entry.get(1) == b"location":
+        if entry.get(1) == key:
             yield entry.get(2, b"").decode("utf-8", "replace")
         return
     for number, content in _fields(message):
         if number in FIELDS[kind]:
-            yield from _locations(content, FIELDS[kind][number], depth + 1)
+            yield from _external(content, FIELDS[kind][number], depth + 1, key)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

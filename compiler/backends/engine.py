@@ -14,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from diffc.compiler.errors import BackendError
+from diffc.compiler.errors import BackendError, BuildError
 from diffc.compiler.target import Progress
+from diffc.runtime.external import external_bytes
 
 FOLDER = "engines"
 BUILDER = "diffc.compiler.backends.engine_builder"
 
 PATIENCE = 1800.0
 """Seconds without a word after which a builder hangs: 2 billion weights keep it silent for 2 minutes."""
+
+MEMORY = (4, 600 << 20)
+"""What a builder holds at most: so many times the graph's weights, and so many bytes more (docs/engines.md: 3.7)."""
 
 OFTEN = 5.0
 """Seconds between two lines of progress."""
@@ -45,7 +49,7 @@ class Built:
     peak_bytes: int
     layers: int
     types: Mapping[str, int]
-    weights: int = 0
+    weights: int
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -83,16 +87,45 @@ def build_engines(
     """Build an engine for each graph (name to ONNX file below ``root``) and write it below ``root/engines``.
 
     ``kind`` chooses among the libraries of `diffc.runtime.tensorrt`. Raises `BackendError` with what the builder said
-    last, and the node at fault where it or ``culprit`` finds it.
+    last, and the node at fault where it or ``culprit`` finds it; and `BuildError` at once for want of memory.
     """
+    weights = {name: weight_bytes(root / file) for name, file in graphs.items()}
+    check_memory(max(weights.values(), default=0))
     (root / FOLDER).mkdir(exist_ok=True)
-    return {name: _built(root, name, file, archs, progress, kind, culprit, patience) for name, file in graphs.items()}
+    return {
+        name: _built(root, name, file, weights[name], archs, progress, kind, culprit, patience)
+        for name, file in graphs.items()
+    }
+
+
+def weight_bytes(file: Path) -> int:
+    """Add up what an ONNX file holds, weights outside too."""
+    model = file.read_bytes()
+    return len(model) + external_bytes(model)
+
+
+def check_memory(weights: int) -> None:
+    """Raise `BuildError` where a builder of so many bytes of weights has not the memory that it takes."""
+    needed, free = MEMORY[0] * weights + MEMORY[1], free_memory()
+    if free is not None and free < needed:
+        what = f"TensorRT's builder needs up to {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
+        raise BuildError(what, fix="end other programs, add swap, or take a target that stores less, such as trt-w4a16")
+
+
+def free_memory(info: Path = Path("/proc/meminfo")) -> int | None:
+    """Say how many bytes programs may still take, swap among them; None where the system does not say."""
+    if not info.exists():
+        return None
+    lines = (line.split() for line in info.read_text(encoding="utf-8").splitlines())
+    sizes = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines}
+    return sizes["MemAvailable"] + sizes.get("SwapFree", 0)
 
 
 def _built(
     root: Path,
     name: str,
     file: str,
+    weights: int,
     archs: Sequence[str],
     progress: Progress,
     kind: str | None,
@@ -114,7 +147,7 @@ def _built(
         where = f"{node}, in {name}" if node else name
         raise BackendError(f"no engine for {name}: {failure.what}", where=where, fix=FIX) from failure
     size = (root / engine).stat().st_size
-    return Built(engine, made.pop("builder"), tuple(archs), size, **made)
+    return Built(engine, made.pop("builder"), tuple(archs), size, **made, weights=weights)
 
 
 def _fails(run: Callable[[Path, Path, Progress], Any], graph: Path) -> bool:

@@ -13,12 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-import onnx
-
 from diffc.compiler.backends.culprit import culprit
 from diffc.compiler.backends.engine import Built, build_engines
 from diffc.compiler.backends.onnx import Onnx
-from diffc.compiler.errors import BuildError
 from diffc.compiler.formats import FORMATS, Scheme, Spec
 from diffc.compiler.target import Progress
 from diffc.runtime.tensorrt import RTX, installed
@@ -27,9 +24,6 @@ if RTX not in installed():
     raise ModuleNotFoundError("No module named 'tensorrt_rtx'", name="tensorrt_rtx")
 
 ALL = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-
-MEMORY = (4, 600 << 20)
-"""What a builder holds at most: so many times the graph's weights, and so many bytes more (docs/engines.md)."""
 
 
 class TensorRT(Onnx):
@@ -79,12 +73,9 @@ class TensorRT(Onnx):
     def engines(
         self, graphs: Mapping[str, str], precision: str, archs: Sequence[str], folder: Path, progress: Progress
     ) -> dict[str, Built]:
-        """Build one for each graph; raises `BackendError`, and `BuildError` for want of memory."""
-        weights = {name: weight_bytes(folder / file) for name, file in graphs.items()}
-        check_memory(max(weights.values(), default=0))
+        """Build one for each graph, for the GPUs that are named or all that have the precision."""
         archs = archs or self.archs[precision]
-        built = build_engines(folder, graphs, archs, progress, kind=RTX, culprit=culprit)
-        return {name: replace(engine, weights=weights[name]) for name, engine in built.items()}
+        return build_engines(folder, graphs, archs, progress, kind=RTX, culprit=culprit)
 
 
 def _weight(spec: Spec) -> Spec:
@@ -100,29 +91,3 @@ def _activation(kind: str, spec: Spec) -> Spec:
     if kind != "linear" and (spec.per != "tensor" or spec.when != "static"):
         return Spec(form)
     return replace(spec, format=form)
-
-
-def weight_bytes(file: Path) -> int:
-    """Add up the weights of an ONNX file as it stores them, those outside too."""
-    graph = onnx.load(file, load_external_data=False).graph
-    outside = (entry for tensor in graph.initializer for entry in tensor.external_data if entry.key == "length")
-    return file.stat().st_size + sum(int(entry.value) for entry in outside)
-
-
-def check_memory(weights: int) -> None:
-    """Raise `BuildError` where a builder of so many bytes of weights has not the memory that it takes."""
-    needed = MEMORY[0] * weights + MEMORY[1]
-    free = free_memory()
-    if free is not None and free < needed:
-        what = f"TensorRT's builder needs up to {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
-        fix = "end other programs, add swap, or take a target that stores less, such as trt-w4a16"
-        raise BuildError(what, fix=fix)
-
-
-def free_memory(info: Path = Path("/proc/meminfo")) -> int | None:
-    """Say how many bytes programs may still take, swap among them; None where the system does not say."""
-    if not info.exists():
-        return None
-    lines = (line.split() for line in info.read_text(encoding="utf-8").splitlines())
-    sizes = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines}
-    return sizes["MemAvailable"] + sizes.get("SwapFree", 0)

@@ -53,7 +53,7 @@ def stand_in(root: Path, graphs: Mapping[str, str], archs: Sequence[str], *_: An
     for name in graphs:
         (root / f"engines/{name}.engine").write_bytes(f"{name} {archs}".encode())
     made = {name: f"engines/{name}.engine" for name in graphs}
-    return {name: Built(file, "tensorrt 10.13.2.6", tuple(archs), 1, 1.0, 1, 1, {}) for name, file in made.items()}
+    return {name: Built(file, "tensorrt 10.13.2.6", tuple(archs), 1, 1.0, 1, 1, {}, 1) for name, file in made.items()}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compiler.backends import engine
-from diffc.compiler.backends.engine import build_engines
-from diffc.compiler.errors import BackendError
+from diffc.compiler.backends.engine import build_engines, free_memory, weight_bytes
+from diffc.compiler.errors import BackendError, BuildError
 from diffc.runtime.tensorrt import INSTALL, RTX, installed
 
 needs_rtx = pytest.mark.skipif(RTX not in installed(), reason=f"TensorRT for RTX is not installed: {INSTALL[RTX]}")
@@ -62,6 +63,34 @@ def test_the_node_is_looked_for_where_a_builder_crashed(tmp_path: Path, monkeypa
         )
     assert caught.value.where == "Relu v1 of g.onnx, True, in g"
     assert said == ["engine g: look for the node at fault"]
+
+
+def test_a_builder_that_would_not_have_enough_memory_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "free_memory", lambda: 100 << 20)
+    monkeypatch.setattr(engine, "BUILDER", "never_started")
+    with pytest.raises(BuildError, match="needs up to 0.6 GB of memory, and there are 0.1 GB"):
+        build_engines(tmp_path, write(tmp_path, "Relu"), ["sm89"], lambda _: None)
+    assert not (tmp_path / "engines").exists()
+
+
+def test_memory_is_what_the_system_says(tmp_path: Path) -> None:
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 100 kB\nMemAvailable:   20 kB\nSwapFree:  3 kB\n")
+    assert free_memory(info) == 23 * 1024
+    assert free_memory(tmp_path / "none") is None
+
+
+def test_weights_outside_a_file_are_counted(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.zeros((64, 64), np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [64, 64]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+    for name, outside in (("in", False), ("out", True)):
+        file = tmp_path / f"{name}.onnx"
+        onnx.save(helper.make_model(graph), file, save_as_external_data=outside, location="w.bin", size_threshold=0)
+        assert 4 * 64 * 64 < weight_bytes(file) < 4 * 64 * 64 + 500
+        assert (file.stat().st_size < 1000) == outside
 
 
 @needs_rtx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import nn
 
-from diffc.compiler.errors import BuildError, TargetError
+from diffc.compiler.errors import TargetError
 from diffc.compiler.fidelity import sqnr
 from diffc.compiler.formats import FORMATS, Scheme, parse_spec
 from diffc.compiler.ir import Graph
@@ -169,26 +168,6 @@ def test_what_no_engine_can_be_built_for_is_refused_with_what_would_work(text: s
     if "@" in text:
         works = [word.rstrip(",") for word in str(caught.value.fix).split() if word.startswith("trt-")]
         assert all(parse_target(each) for each in works)
-
-
-def test_a_builder_that_would_not_have_enough_memory_is_not_started(
-    tmp_path: Path, wide: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("diffc.compiler.backends.tensorrt.free_memory", lambda: 100 << 20)
-    monkeypatch.setattr("diffc.compiler.backends.tensorrt.build_engines", lambda *_, **__: pytest.fail("started"))
-    with pytest.raises(BuildError, match="needs up to .* GB of memory, and there are 0.1 GB"):
-        built(typed(wide, "fp32"), "fp32", tmp_path)
-
-
-def test_memory_is_what_the_system_says(tmp_path: Path) -> None:
-    from diffc.compiler.backends.tensorrt import free_memory
-
-    info = tmp_path / "meminfo"
-    info.write_text("MemTotal: 100 kB\nMemAvailable:   20 kB\nSwapFree:  3 kB\n")
-    assert free_memory(info) == 23 * 1024
-    assert free_memory(tmp_path / "none") is None
-    there = free_memory()
-    assert there is None or 0 < there <= 2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def specs() -> Mapping[str, tuple[str, str]]:
