@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
+.PHONY: demo test test-slow check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
 
 # Compile the small trained model, draw one picture with the bundle, and say where it is.
 demo: $(VENV)/compiler.stamp
@@ -23,7 +23,11 @@ demo: $(VENV)/compiler.stamp
 # Two processes of one thread each: most of a test is Python. Each takes half of the files, then from the other: what the
 # tests of a file share is made once.
 test: $(VENV)/dev.stamp
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal -m "not slow"
+
+# The tests that are left out above: whole builds of many pipelines.
+test-slow: $(VENV)/dev.stamp
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal -m slow
 
 # Slow: builds both example models, then times them against diffusers in turns.
 bench: $(VENV)/compiler.stamp

@@ -103,6 +103,7 @@ def test_a_guidance_interval_begins_with_a_whole_call(tmp_path: Path) -> None:
     succeeded("run", tmp_path / "x.diffc", PROMPT, "-o", tmp_path / "x.png")
 
 
+@pytest.mark.slow
 def test_eight_bits_on_top(cached: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
     quick = "keep_sensitive+calibrate_ranges:by=minmax+round_to_nearest:by=minmax"

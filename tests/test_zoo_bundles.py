@@ -27,6 +27,19 @@ PAGE = ROOT / "docs" / "pipelines.md"
 PROMPT = "a red circle"
 SAID = ("prompt", "negative_prompt", "output_type", "num_inference_steps", "width", "height", "guidance_scale")
 
+BUILT = [name for name in ZOO if name not in REFUSED]
+
+FIRST = (
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "PixArtAlphaPipeline",
+    "AnimateDiffPipeline",
+    "KandinskyV22Pipeline",
+)
+"""Pipelines of every kind; the others are built by ``make test-slow``."""
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
     # The old weight norm of torch, which some vocoders have, sets attributes whenever it runs.
@@ -79,7 +92,9 @@ def save_adapter(entry: Entry, folder: Path) -> tuple[str, Path]:
     return "--ip-adapter", folder / "adapter.safetensors"
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in REFUSED])
+@pytest.mark.parametrize(
+    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in BUILT]
+)
 def test_a_saved_pipeline_is_built_drawn_and_verified(name: str, tmp_path: Path) -> None:
     row, found = built_and_compared(name, tmp_path)
     largest = 1.0 if found["ssim"] is not None else found["max_abs"] * 10 ** (found["psnr"] / 20)

@@ -51,6 +51,7 @@ def near(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return float(10 * np.log10(1 / np.mean((a - b) ** 2)))
 
 
+@pytest.mark.slow
 def test_pictures_are_as_near_as_it_says(built: tuple[Path, Path]) -> None:
     auto, whole = (load(path) for path in built)
     drawn = [[path(prompt, seed=at, output="np") for at, prompt in enumerate(PROMPTS)] for path in (auto, whole)]
@@ -58,6 +59,7 @@ def test_pictures_are_as_near_as_it_says(built: tuple[Path, Path]) -> None:
     assert found_near == pytest.approx(found(built[0])["chosen"]["psnr"], abs=JUDGED)
 
 
+@pytest.mark.slow
 def test_what_is_built_is_the_fastest_that_keeps_the_budget(built: tuple[Path, Path]) -> None:
     measured = found(built[0])
     chosen, tried = measured["chosen"], measured["tried"]
@@ -71,6 +73,7 @@ def test_what_is_built_is_the_fastest_that_keeps_the_budget(built: tuple[Path, P
     )
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_frontier(built: tuple[Path, Path]) -> None:
     page = (built[0] / "report.html").read_text()
     assert page.count("<circle") == len(found(built[0])["tried"])

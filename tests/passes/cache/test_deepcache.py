@@ -56,7 +56,7 @@ def hooked(traced: Traced, sampler: str, sources: Sequence[int], branch: int, gu
     return drawn
 
 
-CASES = [("dpmpp-2m", 0, 2, 5.0), ("heun", 3, 4, 1.0)]
+CASES = [("dpmpp-2m", 0, 2, 5.0), pytest.param("heun", 3, 4, 1.0, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("sampler", "branch", "interval", "guidance"), CASES)

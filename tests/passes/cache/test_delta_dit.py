@@ -31,7 +31,10 @@ def cached(name: str, **options: Any) -> Program:
     return verify(found)
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+FILMS = ("WanPipeline", "CogVideoXPipeline")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in FILMS else n for n in DEPTHS])
 def test_a_program_draws_what_diffusers_draws_with_blocks_skipped_by_hand(name: str) -> None:
     wanted, whole = deep(name).draw(HALVES), deep(name).draw()
     found = deep(name).drawn(cached(name))
