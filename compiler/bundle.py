@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from diffc import passes
-from diffc.compiler.backends.engine import takes_engine
+from diffc.compiler.backends.engine import wanted_engines
 from diffc.compiler.caching import AskedCache, asked_cache
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.folder import check_room, file_entry, new_folder, write_manifest
@@ -198,7 +198,7 @@ def _write(
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
     backend = find_backend(target.backend)()
     files = backend.lower(list(graphs.values()), target.precision, folder, progress)
-    wanted = {n: files[n] for n, g in graphs.items() if takes_engine(g.component, (*g.inputs, *g.outputs))}
+    wanted = wanted_engines(graphs.values(), files, lambda name: graphs[name].component)
     engines = backend.engines(wanted, target.precision, target.archs, folder, progress)
     progress("write")
     (folder / "tables.safetensors").write_bytes(
@@ -226,7 +226,7 @@ def _write(
         "provenance": provenance,
     }
     write_manifest(folder, manifest)
-    reports |= {"engines": {name: asdict(engine) for name, engine in engines.items()}} if engines else {}
+    reports |= {"engines": {Path(engine.file).stem: asdict(engine) for engine in engines.values()}} if engines else {}
     if quantized is not None:
         reports["quantization"] = quantized.measured(folder, progress)
     written = {f"{name}.json": json.dumps(found) + "\n" for name, found in reports.items()}

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diffc.compiler.backends.engine import FOLDER, Built, build_engines, takes_engine
+from diffc.compiler.backends.engine import FOLDER, Built, build_engines, wanted_engines
 from diffc.compiler.errors import BuildError
 from diffc.compiler.folder import changed_folder, check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.target import Progress
@@ -76,19 +76,13 @@ def _write(opened: Bundle, folder: Path, kind: str, archs: Sequence[str], progre
         if name.as_posix() not in stale:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
-    built = build(folder, _graphs(opened), archs, progress, kind=kind)
+    graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs.values()}
+    wanted = wanted_engines(graphs.values(), manifest.graphs, manifest.component)
+    built = build(folder, wanted, archs, progress, kind=kind)
     files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}
     files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in (folder / FOLDER).iterdir()}
     engines = {name: engine.entry for name, engine in built.items()}
     write_manifest(folder, {**manifest.raw, "files": dict(sorted(files.items())), "engines": engines})
-
-
-def _graphs(opened: Bundle) -> dict[str, str]:
-    """Map the graphs that get engines to their files."""
-    graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs.values()}
-    component, files = opened.manifest.component, opened.manifest.graphs
-    takes = {name: takes_engine(component(name), (*graph.inputs, *graph.outputs)) for name, graph in graphs.items()}
-    return {name: files[name] for name in graphs if takes[name]}
 
 
 def _share(file: Path, name: Path) -> None:

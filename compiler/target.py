@@ -14,7 +14,7 @@ from diffc.compiler.errors import TargetError
 from diffc.compiler.ir import Graph
 
 if TYPE_CHECKING:  # it imports torch, and targets are listed without it
-    from diffc.compiler.backends.engine import Built
+    from diffc.compiler.backends.engine import Built, Wanted
     from diffc.compiler.formats import Scheme
 
 GROUP = "diffc.backends"
@@ -47,9 +47,9 @@ class Backend(Protocol):
         """Write the engine's files below the folder and give the file of each graph."""
 
     def engines(
-        self, graphs: Mapping[str, str], precision: str, archs: Sequence[str], folder: Path, progress: Progress
+        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
     ) -> dict[str, Built]:
-        """Build engines of graphs' files ahead of time, below the folder, where the backend does that."""
+        """Build engines ahead of time, below the folder, where the backend does that; give each graph's."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import mmap
 import platform
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,7 @@ from diffc.runtime.cache import Cache
 from diffc.runtime.cuda import Device, Gpu, find_cuda, find_gpu
 from diffc.runtime.errors import BundleError, DiffcWarning
 from diffc.runtime.external import output_names
-from diffc.runtime.tensorrt import Execution, Library, find_library
+from diffc.runtime.tensorrt import Execution, Library, Plan, find_library
 
 Array = NDArray[Any]
 
@@ -177,6 +178,10 @@ class Machine:
     cuda: Callable[[Gpu], Any] = find_cuda
 
 
+PLANS: weakref.WeakValueDictionary[tuple[str, Library, Gpu], Plan] = weakref.WeakValueDictionary()
+"""The engines that are open in this process: graphs that differ in their batch alone share one."""
+
+
 def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = Machine()) -> Session:
     """Run a graph's engine on the GPU, or the graph in ONNX Runtime where this machine cannot run the engine.
 
@@ -219,14 +224,13 @@ def _needed(bundle: Bundle, graph: str, machine: Machine) -> tuple[Gpu, Library,
 
 def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any) -> Session:
     file = bundle.manifest.engines[graph].file
-    key = f"{bundle.manifest.files[file].sha256} {library} {gpu}"
+    key = bundle.manifest.files[file].sha256, library, gpu
+    called = next(program.graphs[graph] for program in bundle.programs.values() if graph in program.graphs)
+    shapes = {port.name: port.type.shape for port in called.inputs}
     try:
-        with (
-            (bundle.root / file).open("rb") as stream,
-            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan,
-        ):
-            name = hashlib.sha256(key.encode()).hexdigest()
-            execution = Execution(library, plan, Device(cuda), Cache.default(), name)
+        plan = PLANS.get(key) or PLANS.setdefault(key, _read(bundle.root / file, library))
+        name = hashlib.sha256(" ".join(map(str, (*key, shapes))).encode()).hexdigest()
+        execution = Execution(plan, Device(cuda), shapes, Cache.default(), name)
     except ValueError as error:
         what = f"{library} refuses {file}: {reason(error)}"
         raise BundleError(what, where=file, fix=f"diffc finalize {bundle.path}") from error
@@ -240,6 +244,11 @@ def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any)
         return [found[name] for name in order]
 
     return Session([frozenset({name}) for name in execution.inputs], len(order), run, f"{library} on {gpu.name}")
+
+
+def _read(file: Path, library: Library) -> Plan:
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return Plan(library, content)
 
 
 @cache

@@ -126,26 +126,44 @@ class _Port:
     dtype: np.dtype[Any]
 
 
-class Execution:
-    """Run an engine, one call after another, with buffers that lie on the GPU as long as it lives.
-
-    The classic library's launches are recorded after the first call, and put into the stream at once from then on;
-    TensorRT for RTX records by itself when told to. What that compiles for this very GPU when it opens an engine is
-    kept in ``cache`` as ``key``, for the next time. ``plan`` is not read any more afterwards.
+class Plan:
+    """Hold an engine on the GPU, for any number of executions; ``content`` is not read any more afterwards.
 
     Raises `ValueError` with the library's complaint where it refuses the engine: one that is damaged, or of another
     version, or larger than the GPU's memory.
     """
 
-    def __init__(self, library: Library, plan: Any, device: Device, cache: Cache, key: str) -> None:
-        trt, self._device = library.module, device
+    def __init__(self, library: Library, content: Any) -> None:
+        self.library = library
+        log, self.complaints = _log(library.module)
+        self.complaints.clear()
+        self._runtime = library.module.Runtime(log)  # the engine needs it
+        self.engine = self._runtime.deserialize_cuda_engine(content)
+        if self.engine is None:
+            raise ValueError(self.complaint or f"{library} refuses it")
+
+    @property
+    def complaint(self) -> str:
+        """Say what the library said first of what went wrong."""
+        return self.complaints[0] if self.complaints else ""
+
+
+class Execution:
+    """Run an engine, one call after another, with buffers that lie on the GPU as long as it lives.
+
+    The classic library's launches are recorded after the first call, and put into the stream at once from then on;
+    TensorRT for RTX records by itself when told to. What that compiles for this very GPU when it opens an engine is
+    kept in ``cache`` as ``key``, for the next time. An engine may take several ``shapes`` of its inputs; an execution
+    takes these. Raises `ValueError` where the library cannot execute it.
+    """
+
+    def __init__(
+        self, plan: Plan, device: Device, shapes: Mapping[str, tuple[int, ...]], cache: Cache, key: str
+    ) -> None:
+        library, engine, trt = plan.library, plan.engine, plan.library.module
+        self._device, self._plan = device, plan
         weakref.finalize(self, device.close)
-        log, complaints = _log(trt)
-        complaints.clear()
-        self._runtime = trt.Runtime(log)  # the engine and the context need it
-        self._engine = engine = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise ValueError(complaints[0] if complaints else f"{library} refuses it")
+        plan.complaints.clear()
         self._afterwards: Callable[[], None] | None
         if library.kind == RTX:
             config = engine.create_runtime_config()
@@ -156,16 +174,18 @@ class Execution:
             self._afterwards = lambda: device.capture(self._launch)
             self._context = engine.create_execution_context()
         if self._context is None:
-            raise ValueError(complaints[0] if complaints else f"{library} cannot execute it")
-        self._ports = {
-            name: self._port(trt, name) for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
-        }
-        self.inputs = [name for name in self._ports if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+            raise ValueError(plan.complaint or f"{library} cannot execute it")
+        names = [engine.get_tensor_name(at) for at in range(engine.num_io_tensors)]
+        self.inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        for name in self.inputs:
+            if not self._context.set_input_shape(name, shapes[name]):
+                raise ValueError(plan.complaint or f"{name} cannot be {list(shapes[name])}")
+        self._ports = {name: self._port(name) for name in names}
         self._lock = threading.Lock()
 
-    def _port(self, trt: Any, name: str) -> _Port:
-        shape = tuple(self._engine.get_tensor_shape(name))
-        dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+    def _port(self, name: str) -> _Port:
+        trt, shape = self._plan.library.module, tuple(self._context.get_tensor_shape(name))
+        dtype = np.dtype(trt.nptype(self._plan.engine.get_tensor_dtype(name)))
         port = _Port(self._device.allocate(math.prod(shape) * dtype.itemsize), shape, dtype)
         self._context.set_tensor_address(name, port.address)
         return port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from diffc.compiler.backends import engine
 from diffc.runtime import load
 from diffc.runtime.errors import DiffcWarning
 from diffc.runtime.tensorrt import INSTALL, RTX, installed
-from tests.test_cli import refused
+from tests.test_cli import refused, succeeded
 from tests.test_quantized_bundles import PIPELINES, Source, in_float
-from tests.tolerances import FOUR_BIT_PSNR
+from tests.tolerances import FOUR_BIT_PSNR, HALF_PSNR
 
 pytestmark = pytest.mark.skipif(RTX not in installed(), reason=f"TensorRT for RTX is not installed: {INSTALL[RTX]}")
 
@@ -59,6 +60,23 @@ def test_without_a_gpu_it_draws_the_same_on_the_cpu_and_says_so(bundle: Path, un
         assert np.isfinite(load(bundle)(seed=1, output="np")).all()
     picture, wanted = in_float(bundle, unet, tmp_path)
     assert 10 * np.log10(1 / float(np.mean((picture - wanted) ** 2))) > FOUR_BIT_PSNR
+
+
+def test_with_and_without_guidance_one_engine_serves(tmp_path: Path) -> None:
+    guided = Source("StableDiffusionPipeline", tmp_path)
+    succeeded("build", guided.path, "--target", "trt-fp16@sm89", *guided.options, "-o", tmp_path / "x.diffc")
+    manifest = json.loads((tmp_path / "x.diffc" / "manifest.json").read_text())
+    graphs, engines = manifest["graphs"], manifest["engines"]
+    assert graphs["unet"]["file"] == graphs["unet_2"]["file"] == "unet.onnx"
+    assert engines["unet"]["file"] == engines["unet_2"]["file"] == "engines/unet.engine"
+    succeeded("build", guided.path, *guided.options, "-o", tmp_path / "float.diffc")
+    drawn, wanted = (load(tmp_path / f"{name}.diffc") for name in ("x", "float"))
+    for guidance in (1.0, 5.0):
+        given = {"seed": 1, "guidance_scale": guidance, "output": "np"}
+        with pytest.warns(DiffcWarning, match="ort-fp16") if guidance == 1.0 else nullcontext():
+            picture = drawn("a red circle", **given)
+        error = float(np.mean((np.asarray(picture) - wanted("a red circle", **given)) ** 2))
+        assert 10 * np.log10(1 / error) > HALF_PSNR
 
 
 def test_a_builder_that_crashes_leaves_no_bundle(unet: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,15 @@ FIX = "build for ort-fp16, which runs everywhere, and report this with the model
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Ask for an engine of an ONNX file: the graphs that it serves, and the shapes of each input in their calls."""
+
+    file: str
+    graphs: tuple[str, ...]
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+
+
+@dataclass(frozen=True)
 class Built:
     """Describe an engine: its file in the bundle, who built it for which GPUs, and what that took.
 
@@ -69,14 +78,27 @@ Culprit = Callable[[Path, Callable[[Path], bool]], str]
 """Finds the node of a graph that lets a builder fail, by asking of smaller graphs whether they do."""
 
 
-def takes_engine(component: str, ports: Iterable[Any]) -> bool:
-    """Say whether a graph gets an engine: one of a component does, unless it is in float64, which TensorRT has not."""
-    return bool(component) and all(port.type is None or port.type.dtype != "float64" for port in ports)
+def wanted_engines(graphs: Iterable[Any], files: Mapping[str, str], component: Callable[[str], str]) -> list[Wanted]:
+    """Ask for an engine of each file of a component's graphs, but for those in float64, which TensorRT has not."""
+    by_file: dict[str, list[Any]] = {}
+    for graph in graphs:
+        ports = (*graph.inputs, *graph.outputs)
+        if component(graph.name) and all(port.type is None or port.type.dtype != "float64" for port in ports):
+            by_file.setdefault(files[graph.name], []).append(graph)
+    return [Wanted(file, tuple(graph.name for graph in of), _shapes(of)) for file, of in by_file.items()]
+
+
+def _shapes(graphs: Sequence[Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """List what shapes each input has; graphs of one file name their inputs alike."""
+    return {
+        ports[0].name: tuple(tuple(port.type.shape) for port in ports if port.type is not None)
+        for ports in zip(*(graph.inputs for graph in graphs), strict=True)
+    }
 
 
 def build_engines(
     root: Path,
-    graphs: Mapping[str, str],
+    wanted: Sequence[Wanted],
     archs: Sequence[str],
     progress: Progress,
     *,
@@ -84,18 +106,18 @@ def build_engines(
     culprit: Culprit | None = None,
     patience: float = PATIENCE,
 ) -> dict[str, Built]:
-    """Build an engine for each graph (name to ONNX file below ``root``) and write it below ``root/engines``.
+    """Build what is wanted of files below ``root``, write it below ``root/engines``, and give each graph's engine.
 
     ``kind`` chooses among the libraries of `diffc.runtime.tensorrt`. Raises `BackendError` with what the builder said
     last, and the node at fault where it or ``culprit`` finds it; and `BuildError` at once for want of memory.
     """
-    weights = {name: weight_bytes(root / file) for name, file in graphs.items()}
-    check_memory(max(weights.values(), default=0))
+    weights = [weight_bytes(root / each.file) for each in wanted]
+    check_memory(max(weights, default=0))
     (root / FOLDER).mkdir(exist_ok=True)
-    return {
-        name: _built(root, name, file, weights[name], archs, progress, kind, culprit, patience)
-        for name, file in graphs.items()
-    }
+    found: dict[str, Built] = {}
+    for each, size in zip(wanted, weights, strict=True):
+        found |= dict.fromkeys(each.graphs, _built(root, each, size, archs, progress, kind, culprit, patience))
+    return found
 
 
 def weight_bytes(file: Path) -> int:
@@ -123,8 +145,7 @@ def free_memory(info: Path = Path("/proc/meminfo")) -> int | None:
 
 def _built(
     root: Path,
-    name: str,
-    file: str,
+    wanted: Wanted,
     weights: int,
     archs: Sequence[str],
     progress: Progress,
@@ -132,18 +153,20 @@ def _built(
     culprit: Culprit | None,
     patience: float,
 ) -> Built:
+    name, file = wanted.graphs[0], root / wanted.file
     engine = f"{FOLDER}/{name}.engine"
+    asked = {"archs": list(archs), "kind": kind, "shapes": wanted.shapes}
 
     def run(graph: Path, target: Path, tell: Progress) -> dict[str, Any]:
-        return _child({"graph": str(graph), "engine": str(target), "archs": list(archs), "kind": kind}, tell, patience)
+        return _child({**asked, "graph": str(graph), "engine": str(target)}, tell, patience)
 
     try:
-        made = run(root / file, root / engine, lambda phase: progress(f"engine {name}: {phase}"))
+        made = run(file, root / engine, lambda phase: progress(f"engine {name}: {phase}"))
     except Failure as failure:
         node = failure.node
         if not node and failure.is_crash and culprit is not None:
             progress(f"engine {name}: look for the node at fault")
-            node = culprit(root / file, lambda smaller: _fails(run, smaller))
+            node = culprit(file, lambda smaller: _fails(run, smaller))
         where = f"{node}, in {name}" if node else name
         raise BackendError(f"no engine for {name}: {failure.what}", where=where, fix=FIX) from failure
     size = (root / engine).stat().st_size

@@ -9,6 +9,7 @@ Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-libra
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -38,7 +39,10 @@ def main() -> None:
 
 
 def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    """Build the engine of ``graph``, an ONNX file, for ``archs`` and write it to ``engine``."""
+    """Build the engine of ``graph``, an ONNX file, for ``archs`` and write it to ``engine``.
+
+    Sizes that the file leaves open may be what they are in ``shapes``, which lists some for each input.
+    """
     start, library = time.monotonic(), find_library(request["kind"])
     trt = library.module
     logger = _logger(trt)
@@ -57,6 +61,13 @@ def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     config, cache = builder.create_builder_config(), engine_file.with_name(TIMING_CACHE)
     config.progress_monitor = _monitor(trt, tell)
     _aim(config, library, request["archs"], cache)
+    inputs = [network.get_input(at) for at in range(network.num_inputs)]
+    if any(-1 in tensor.shape for tensor in inputs):
+        profile = builder.create_optimization_profile()
+        for tensor in inputs:
+            shapes = sorted(map(tuple, request["shapes"][tensor.name]), key=math.prod)
+            profile.set_shape(tensor.name, shapes[0], shapes[-1], shapes[-1])  # best for the largest
+        config.add_optimization_profile(profile)
     built = builder.build_serialized_network(network, config)
     if built is None:
         return {"failed": logger.last, "node": "", "operator": ""}

@@ -18,7 +18,7 @@ import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
-from diffc.compiler.backends.engine import Built
+from diffc.compiler.backends.engine import Built, Wanted
 from diffc.compiler.backends.exported import TYPES, StoredTensor, StoredTensors, exported
 from diffc.compiler.backends.quantized import spell, translations
 from diffc.compiler.errors import BackendError
@@ -87,7 +87,7 @@ class Onnx:
         return files
 
     def engines(
-        self, graphs: Mapping[str, str], precision: str, archs: Sequence[str], folder: Path, progress: Progress
+        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
     ) -> dict[str, Built]:
         """Build none: engines that read ONNX compile it when they open it."""
         return {}

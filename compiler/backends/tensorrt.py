@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from diffc.compiler.backends.batches import merge_files
 from diffc.compiler.backends.culprit import culprit
-from diffc.compiler.backends.engine import Built, build_engines
+from diffc.compiler.backends.engine import Built, Wanted, build_engines
 from diffc.compiler.backends.onnx import Onnx
 from diffc.compiler.formats import FORMATS, Scheme, Spec
+from diffc.compiler.ir import Graph
 from diffc.compiler.target import Progress
 from diffc.runtime.tensorrt import RTX, installed
 
@@ -55,6 +57,17 @@ class TensorRT(Onnx):
     dialect = "trt"
     file: ClassVar[str] = "{}.onnx"
 
+    def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
+        """Write graphs that differ in their batch alone as one: an engine of it holds the weights once."""
+        files = super().lower(graphs, precision, folder, progress)
+        components: dict[str, list[str]] = {}
+        for graph in graphs:
+            components.setdefault(graph.component, []).append(files[graph.name])
+        shared: dict[str, str] = {}
+        for of in components.values():
+            shared |= merge_files(folder, of)
+        return {name: shared[file] for name, file in files.items()}
+
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
         """Let each layer have what an engine holds in few bits: all else would make its build fail, or widen it."""
@@ -71,11 +84,11 @@ class TensorRT(Onnx):
         return scheme, ""
 
     def engines(
-        self, graphs: Mapping[str, str], precision: str, archs: Sequence[str], folder: Path, progress: Progress
+        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
     ) -> dict[str, Built]:
-        """Build one for each graph, for the GPUs that are named or all that have the precision."""
+        """Build them for the GPUs that are named, or all that have the precision."""
         archs = archs or self.archs[precision]
-        return build_engines(folder, graphs, archs, progress, kind=RTX, culprit=culprit)
+        return build_engines(folder, wanted, archs, progress, kind=RTX, culprit=culprit)
 
 
 def _weight(spec: Spec) -> Spec:

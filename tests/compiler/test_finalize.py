@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from diffc.compiler import finalize as module
-from diffc.compiler.backends.engine import Built
+from diffc.compiler.backends.engine import Built, Wanted
 from diffc.compiler.errors import BackendError, BuildError
 from diffc.compiler.finalize import finalize
 from diffc.runtime import BundleError, load
@@ -45,9 +45,10 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_library", lambda kind: {CLASSIC: library}[kind])
 
 
-def stand_in(root: Path, graphs: Mapping[str, str], archs: Sequence[str], *_: Any, kind: str) -> dict[str, Built]:
+def stand_in(root: Path, wanted: Sequence[Wanted], archs: Sequence[str], *_: Any, kind: str) -> dict[str, Built]:
     """Write what stands for engines, and add a line to the timing cache."""
-    assert kind == CLASSIC and all((root / file).exists() for file in graphs.values())
+    assert kind == CLASSIC and all((root / each.file).exists() for each in wanted)
+    graphs = [name for each in wanted for name in each.graphs]
     with (root / "engines/timing.cache").open("ab") as cache:
         cache.write(b"measured\n")
     for name in graphs:

@@ -108,7 +108,10 @@ class FakeCuda:
 
 
 def plan(shape: list[int], *, dtype: str = "float32", outputs: tuple[str, ...] = ("image",)) -> bytes:
-    """Write an engine that gives, for its input z, sigmoid(z), and 1 more for each output after the first."""
+    """Write an engine that gives, for its input z, sigmoid(z), and 1 more for each output after the first.
+
+    A size of -1 is left open: it may be anything up to 4.
+    """
     return json.dumps({"shape": shape, "dtype": dtype, "outputs": outputs}).encode()
 
 
@@ -119,9 +122,7 @@ class FakeEngine:
         self.trt, self.told = trt, told
         self.names = ["z", *reversed(told["outputs"])]
         self.num_io_tensors = len(self.names)
-        self.addresses: dict[str, int] = {}
         self.cuda_graph_strategy = ""
-        self.cache: bytes | None = None
 
     def get_tensor_name(self, at: int) -> str:
         return self.names[at]
@@ -129,16 +130,55 @@ class FakeEngine:
     def get_tensor_mode(self, name: str) -> str:
         return "input" if name == "z" else "output"
 
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.told["shape"])
-
     def get_tensor_dtype(self, name: str) -> str:
         return str(self.told["dtype"])
 
-    def create_execution_context(self, config: FakeEngine | None = None) -> FakeEngine:
-        assert (config is self) == (self.cuda_graph_strategy == "whole")
-        self.trt.compiled += self.cache != b"compiled"
+    def create_execution_context(self, config: FakeConfig | None = None) -> FakeContext:
+        assert (config is None) or config.cuda_graph_strategy == "whole"
+        self.trt.compiled += config is None or config.cache != b"compiled"
+        return FakeContext(self.trt, self.told)
+
+    def create_runtime_config(self) -> FakeConfig:
+        return FakeConfig()
+
+
+class FakeConfig:
+    """What TensorRT for RTX has besides: a configuration, and a cache of what it compiled."""
+
+    def __init__(self) -> None:
+        self.cuda_graph_strategy = ""
+        self.cache: bytes | None = None
+
+    def create_runtime_cache(self) -> FakeConfig:
         return self
+
+    def set_runtime_cache(self, cache: FakeConfig) -> bool:
+        return cache is self
+
+    def serialize(self) -> memoryview:
+        return memoryview(b"compiled")
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.cache = blob
+        return blob == b"compiled"
+
+
+class FakeContext:
+    """Execute a plan for the shape that is set."""
+
+    def __init__(self, trt: FakeTensorRT, told: dict[str, Any]) -> None:
+        self.trt, self.told, self.shape = trt, told, tuple(told["shape"])
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        taken = len(shape) == len(self.shape) and all(
+            size == have or (have == -1 and size <= 4) for size, have in zip(shape, self.shape, strict=True)
+        )
+        self.shape = tuple(shape) if taken else self.shape
+        return taken
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
@@ -154,24 +194,6 @@ class FakeEngine:
         z = np.frombuffer(bytes(memory[self.addresses["z"]]), dtype).astype(np.float64)
         for at, name in enumerate(self.told["outputs"]):
             memory[self.addresses[name]][:] = (at + 1 / (1 + np.exp(-z))).astype(dtype).tobytes()
-
-    # What TensorRT for RTX has besides: a configuration, and a cache of what it compiled.
-
-    def create_runtime_config(self) -> FakeEngine:
-        return self
-
-    def create_runtime_cache(self) -> FakeEngine:
-        return self
-
-    def set_runtime_cache(self, cache: FakeEngine) -> bool:
-        return cache is self
-
-    def serialize(self) -> memoryview:
-        return memoryview(b"compiled")
-
-    def deserialize(self, blob: bytes) -> bool:
-        self.cache = blob
-        return blob == b"compiled"
 
 
 class FakeTensorRT:

@@ -21,6 +21,7 @@ from diffc.runtime.tensorrt import (
     RTX,
     Execution,
     Library,
+    Plan,
     architectures,
     find_library,
     installed,
@@ -78,9 +79,9 @@ def test_a_package_without_the_library_is_an_import_error(monkeypatch: pytest.Mo
 
 @needs_rtx
 @pytest.mark.parametrize("broken", [b"x", b"x" * 100, bytes(1000)], ids=len)
-def test_the_real_library_refuses_what_is_no_engine(tmp_path: Path, broken: bytes) -> None:
+def test_the_real_library_refuses_what_is_no_engine(broken: bytes) -> None:
     with pytest.raises(ValueError, match="readHeader|magicTag"):
-        Execution(find_library(RTX), broken, Device(FakeCuda()), Cache(tmp_path), KEY)
+        Plan(find_library(RTX), broken)
 
 
 @needs_rtx
@@ -88,9 +89,9 @@ def test_the_real_library_refuses_what_is_no_engine(tmp_path: Path, broken: byte
     ("kind", "names"),
     [
         ("Runtime", "deserialize_cuda_engine"),
-        ("ICudaEngine", "num_io_tensors get_tensor_name get_tensor_mode get_tensor_shape get_tensor_dtype"),
+        ("ICudaEngine", "num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype"),
         ("ICudaEngine", "create_runtime_config create_execution_context"),
-        ("IExecutionContext", "set_tensor_address execute_async_v3"),
+        ("IExecutionContext", "set_input_shape get_tensor_shape set_tensor_address execute_async_v3"),
         ("IRuntimeConfig", "cuda_graph_strategy create_runtime_cache set_runtime_cache"),
         ("IRuntimeCache", "serialize deserialize"),
         ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
@@ -116,7 +117,8 @@ def test_the_architectures_are_those_that_a_builder_takes() -> None:
 
 def opened(cuda: FakeCuda, cache: Cache, kind: str = CLASSIC, **told: Any) -> tuple[Execution, FakeTensorRT]:
     trt = FakeTensorRT(cuda)
-    return Execution(Library(trt, kind, "1.0"), plan([2, 3], **told), Device(cuda), cache, KEY), trt
+    held = Plan(Library(trt, kind, "1.0"), plan([2, 3], **told))
+    return Execution(held, Device(cuda), {"z": (2, 3)}, cache, KEY), trt
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -229,6 +231,20 @@ def test_too_little_memory_and_a_damaged_plan_leave_nothing_behind(cache: Cache)
     with pytest.raises(RuntimeError, match="cudaMalloc gave cudaErrorMemoryAllocation"):
         opened(cuda, cache)
     with pytest.raises(ValueError, match="the magic tag is wrong"):
-        Execution(Library(FakeTensorRT(cuda), CLASSIC, "1.0"), b"damaged", Device(cuda), cache, KEY)
+        Plan(Library(FakeTensorRT(cuda), CLASSIC, "1.0"), b"damaged")
     gc.collect()
-    assert cuda.memory == {} and cuda.calls["cudaStreamDestroy"] == 2
+    assert cuda.memory == {} and cuda.calls["cudaStreamDestroy"] == 1
+
+
+def test_executions_of_one_engine_have_each_their_batch(cache: Cache) -> None:
+    cuda = FakeCuda()
+    held = Plan(Library(FakeTensorRT(cuda), CLASSIC, "1.0"), plan([-1, 3]))
+    drawn = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    executions = [Execution(held, Device(cuda), {"z": z.shape}, cache, KEY) for z in (drawn, drawn[:1])]
+    for _ in range(3):
+        for execution, z in zip(executions, (drawn, drawn[:1]), strict=True):
+            np.testing.assert_allclose(execution.run({"z": z})["image"], sigmoid(z), rtol=0, atol=PICTURE_OF_NUMPY)
+    with pytest.raises(ValueError, match=r"z is \[1, 3\], not \[2, 3\]"):
+        executions[0].run({"z": drawn[:1]})
+    with pytest.raises(ValueError, match=r"z cannot be \[5, 3\]"):
+        Execution(held, Device(cuda), {"z": (5, 3)}, cache, KEY)

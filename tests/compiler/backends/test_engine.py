@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compiler.backends import engine
-from diffc.compiler.backends.engine import build_engines, free_memory, weight_bytes
+from diffc.compiler.backends.engine import Wanted, build_engines, free_memory, weight_bytes
 from diffc.compiler.errors import BackendError, BuildError
 from diffc.runtime.tensorrt import INSTALL, RTX, installed
 
@@ -25,12 +25,12 @@ BUILDERS = {
 """What a builder may do, and what is then said."""
 
 
-def write(folder: Path, *operators: str) -> dict[str, str]:
+def write(folder: Path, *operators: str) -> list[Wanted]:
     """Write a graph of operators one after the other."""
     nodes = [helper.make_node(kind, [f"v{at}"], [f"v{at + 1}"]) for at, kind in enumerate(operators)]
     ends = [helper.make_tensor_value_info(f"v{at}", TensorProto.FLOAT, [2, 3]) for at in (0, len(operators))]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:])), folder / "g.onnx")
-    return {"g": "g.onnx"}
+    return [Wanted("g.onnx", ("g",), {"v0": ((2, 3),)})]
 
 
 @pytest.mark.parametrize("does", BUILDERS)

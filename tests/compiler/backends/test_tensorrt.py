@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import nn
 
+from diffc.compiler.backends.engine import wanted_engines
 from diffc.compiler.errors import TargetError
 from diffc.compiler.fidelity import sqnr
 from diffc.compiler.formats import FORMATS, Scheme, parse_spec
@@ -67,7 +68,8 @@ def built(graph: Graph, precision: str, folder: Path, archs: tuple[str, ...] = (
     """Lower a graph and build its engine; give its ONNX file and what the report says of the engine."""
     backend = find_backend("trt")()
     files = backend.lower([graph], precision, folder, lambda _: None)
-    (engine,) = backend.engines(files, precision, archs, folder, lambda _: None).values()
+    wanted = wanted_engines([graph], files, lambda _: graph.component)
+    (engine,) = backend.engines(wanted, precision, archs, folder, lambda _: None).values()
     assert (folder / engine.file).stat().st_size == engine.bytes
     return folder / files[graph.name], vars(engine)
 

@@ -1,0 +1,116 @@
+"""Graphs that differ in their batch alone become one; ONNX Runtime computes with it what it does with each."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from diffc.compiler.backends.batches import Different, merge, merge_files
+from diffc.compiler.backends.onnx import Onnx
+from diffc.compiler.graphs import export, type_of
+from diffc.compiler.ir import Graph, Value
+from tests.tolerances import GRAPH
+from tests.zoo import ZOO
+
+Feeds = dict[str, np.ndarray]
+
+
+class Denoiser(nn.Module):
+    """Give a denoiser of the zoo its one tensor back."""
+
+    def __init__(self, pipeline: str, component: str) -> None:
+        super().__init__()
+        self.net = ZOO[pipeline]().pipeline.components[component]
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        labelled = not condition.is_floating_point()
+        given = {"class_labels": condition} if labelled else {"encoder_hidden_states": condition}
+        found: torch.Tensor = self.net(sample, timestep, **given, return_dict=False)[0]
+        return found
+
+
+class BesideWeights(Onnx):
+    """Write graphs where ONNX Runtime finds their weights without being told."""
+
+    file = "{}.onnx"
+
+
+def unet() -> nn.Module:
+    return Denoiser("StableDiffusionPipeline", "unet")
+
+
+def transformer() -> nn.Module:
+    return Denoiser("DiTPipeline", "transformer")
+
+
+def feeds_of(batch: int, size: int = 8, *, labelled: bool = False) -> Feeds:
+    random = np.random.default_rng(batch)
+    sample = random.standard_normal((batch, 4, size, size)).astype(np.float32)
+    text = random.standard_normal((batch, 16, 32)).astype(np.float32)
+    condition = np.arange(batch) if labelled else text
+    return {"sample": sample, "timestep": np.full(batch, 601.0, np.float32), "condition": condition}
+
+
+def lowered(module: nn.Module, feeds: list[Feeds], folder: Path) -> list[str]:
+    """Write a module's graph for each batch; give the files."""
+    graphs = []
+    for at, each in enumerate(feeds):
+        given = tuple(map(torch.from_numpy, each.values()))
+        ports = tuple(Value(name, type_of(x)) for name, x in zip(each, given, strict=True))
+        body = export("net", module.eval().requires_grad_(False), given)
+        graphs.append(Graph(f"net_{at}", ports, (Value("y"),), body, "net"))
+    folder.mkdir(exist_ok=True)
+    return list(BesideWeights().lower(graphs, "fp32", folder, lambda _: None).values())
+
+
+def computed(folder: Path, file: str, feeds: Feeds) -> np.ndarray:
+    (found,) = onnxruntime.InferenceSession(folder / file).run(None, feeds)
+    return np.asarray(found)
+
+
+@pytest.fixture(scope="module", params=[unet, transformer])
+def lowered_twice(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Feeds]]:
+    """Write the graphs net_0 and net_1 of a denoiser; tests must leave them as they are."""
+    folder = tmp_path_factory.mktemp("graphs")
+    feeds = [feeds_of(batch, labelled=request.param is transformer) for batch in (2, 1)]
+    lowered(request.param(), feeds, folder)
+    return folder, feeds
+
+
+def test_one_graph_computes_what_each_did(lowered_twice: tuple[Path, list[Feeds]], tmp_path: Path) -> None:
+    given, feeds = lowered_twice
+    folder, files = tmp_path / "merged", ["net_0.onnx", "net_1.onnx"]
+    shutil.copytree(given, folder)
+    assert merge_files(folder, files) == dict.fromkeys(files, "net_0.onnx")
+    assert [path.name for path in folder.glob("*.onnx")] == ["net_0.onnx"]
+    for file, each in zip(files, feeds, strict=True):
+        wanted = computed(given, file, each)
+        np.testing.assert_allclose(computed(folder, "net_0.onnx", each), wanted, rtol=0, atol=GRAPH)
+    graph = onnx.load(folder / "net_0.onnx", load_external_data=False).graph
+    sizes = [[dim.dim_param or dim.dim_value for dim in port.type.tensor_type.shape.dim] for port in graph.input]
+    assert sizes[:2] == [["sample_0", 4, 8, 8], ["timestep_0"]]
+
+
+def test_graphs_of_other_weights_stay_apart(lowered_twice: tuple[Path, list[Feeds]]) -> None:
+    folder, _ = lowered_twice
+    first, second = (onnx.load(folder / f"net_{at}.onnx", load_external_data=False) for at in range(2))
+    assert merge([first, second], folder)
+    outside = max(
+        (tensor for tensor in second.graph.initializer if tensor.external_data), key=lambda t: np.prod(t.dims)
+    )
+    place = {entry.key: entry for entry in outside.external_data}
+    place["offset"].value = str(int(place["offset"].value) + 4)
+    with pytest.raises(Different):
+        merge([first, second], folder)
+
+
+def test_pictures_of_another_size_stay_apart(tmp_path: Path) -> None:
+    files = lowered(unet(), [feeds_of(2), feeds_of(2, 16)], tmp_path)
+    assert merge_files(tmp_path, files) == {file: file for file in files}
