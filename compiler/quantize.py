@@ -20,7 +20,7 @@ from diffc.compiler.recipe import RecipeFile, check_options, matching, parse_met
 from diffc.compiler.stages import denoiser
 from diffc.compiler.stored import release
 from diffc.compiler.target import Progress, Target, find_backend
-from diffc.passes.quantize import EMBEDDING, METHODS, RECIPES, Recipe, calibrate_ranges, round_to_nearest
+from diffc.passes.quantize import EMBEDDING, METHODS, OF_TARGETS, RECIPES, Recipe, calibrate_ranges, round_to_nearest
 from diffc.runtime.cache import Cache
 from diffc.runtime.errors import BundleError
 
@@ -72,7 +72,8 @@ def asked_quantization(
         return None
     file = read_recipe(Path(recipe)) if recipe is not None else RecipeFile({})
     settings: dict[str, Any] = {key: tuple(value) for key, value in file.settings.items() if key != "methods"}
-    chosen = replace(RECIPES[target.precision], **settings)
+    usual = OF_TARGETS.get(f"{target.backend}-{target.precision}", RECIPES[target.precision])
+    chosen = replace(usual, **settings)
     methods = parse_methods(quant or file.settings.get("methods", chosen.methods), METHODS)
     for name, options in methods:
         check_options(name, METHODS[name], options, "--quant")

@@ -5,7 +5,7 @@ order. What an engine cannot compute so, its back end adapts.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffc.compiler.quantization import Plan
 from diffc.passes.quantize.adaround import adaround
@@ -19,6 +19,7 @@ from diffc.passes.quantize.ptq4dm import ptq4dm
 from diffc.passes.quantize.q_diffusion import q_diffusion
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.smoothquant import smoothquant
+from diffc.passes.quantize.static_scales import static_scales
 from diffc.passes.quantize.svdquant import svdquant
 from diffc.passes.quantize.tfmq_dm import tfmq_dm
 from diffc.passes.quantize.vidit_q import vidit_q
@@ -35,8 +36,9 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
         smoothquant,
         vidit_q,
         svdquant,
-        # Which scales differ from step to step
+        # Which scales differ from step to step, or from token to token
         tfmq_dm,
+        static_scales,
         # Which grid
         fp_quant,
         # How wide a scale is
@@ -103,7 +105,16 @@ RECIPES: Mapping[str, Recipe] = {
 }
 """What each precision of a target means."""
 
+OF_TARGETS: Mapping[str, Recipe] = {
+    "ov-w8a8": replace(
+        RECIPES["w8a8"],
+        methods="keep_sensitive:in_float=true+smoothquant:samples=8+static_scales+calibrate_ranges"
+        "+round_to_nearest:by=minmax",
+    ),
+}
+"""What a precision means for one engine, where that was measured to be better (README: what NNCF makes of a graph)."""
+
 EMBEDDING = "int8:channel"
 """How tables of embeddings are stored."""
 
-__all__ = ["EMBEDDING", "METHODS", "RECIPES", "Recipe", "calibrate_ranges", "round_to_nearest"]
+__all__ = ["EMBEDDING", "METHODS", "OF_TARGETS", "RECIPES", "Recipe", "calibrate_ranges", "round_to_nearest"]

@@ -20,7 +20,7 @@ from diffc.compiler.quantize import Asked, Quantized, asked_quantization, fitted
 from diffc.compiler.target import parse_target
 from diffc.compiler.trace import capture
 from diffc.passes import NORMAL_FORM
-from diffc.passes.quantize import RECIPES
+from diffc.passes.quantize import OF_TARGETS, RECIPES
 
 
 @pytest.mark.parametrize("name", ["quant", "recipe", "calibration", "min_psnr"])
@@ -48,6 +48,13 @@ def test_a_precision_has_a_recipe_whose_words_are_known(precision: str) -> None:
     found = asked(f"ort-{precision}")
     assert found.recipe == RECIPES[precision] and found.methods
     assert all(parse_spec(text) or text == "float" for text in (*found.recipe.linear, *found.recipe.conv))
+
+
+def test_a_target_may_have_techniques_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'diffc[openvino]'")
+    assert asked("ov-w8a8").recipe == OF_TARGETS["ov-w8a8"]
+    assert ("static_scales", {}) in asked("ov-w8a8").methods and ("static_scales", {}) not in asked("ort-w8a8").methods
+    assert asked("ov-w8a8", "[quantize]\nmethods = 'gptq'", tmp_path).methods == (("gptq", {}),)
 
 
 def test_a_file_says_methods_and_an_option_says_others(tmp_path: Path) -> None:
