@@ -111,17 +111,22 @@ class _Merged:
         return np.array(sizes)
 
     def _walk(self) -> None:
-        """Add the nodes; a reshape that changes nothing in a batch of one was left out there."""
         left = [deque(graph.node) for graph in self.graphs]
         while left[0]:
             first = left[0].popleft()
-            is_here = [bool(nodes) and nodes[0].op_type == first.op_type for nodes in left[1:]]
-            if not all(is_here) and first.op_type != "Reshape":
-                raise Different
-            here = enumerate(zip(left[1:], is_here, strict=True), 1)
-            self._add([first, *(nodes.popleft() if found else self._no_op(at, first) for at, (nodes, found) in here)])
+            self._add([first, *(self._counterpart(at, nodes, first) for at, nodes in enumerate(left[1:], 1))])
         if any(left):
             raise Different
+
+    def _counterpart(self, at: int, nodes: deque[onnx.NodeProto], first: onnx.NodeProto) -> onnx.NodeProto:
+        """Take the node that stands for one of the first graph; a reshape that changes nothing was left out."""
+        read = self.names.get(first.input[0]) if first.input else None
+        is_next = bool(nodes) and nodes[0].op_type == first.op_type
+        if first.op_type == "Reshape" and read is not None and not (is_next and nodes[0].input[0] == read[at]):
+            return self._no_op(at, first)
+        if not is_next:
+            raise Different
+        return nodes.popleft()
 
     def _no_op(self, at: int, reshape: onnx.NodeProto) -> onnx.NodeProto:
         """Reshape a value to what it is."""

@@ -98,6 +98,30 @@ def test_one_graph_computes_what_each_did(lowered_twice: tuple[Path, list[Feeds]
     assert sizes[:2] == [["sample_0", 4, 8, 8], ["timestep_0"]]
 
 
+def test_a_reshape_that_changes_nothing_in_a_batch_of_one_may_be_left_out(tmp_path: Path) -> None:
+    both = """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[1, 8] p, float[2, 1] s) => (float[2, 2] y) <int64[2] parts = {4, 4}, int64[2] to = {2, 2}> {
+            a, b = Split <axis = 1> (p, parts)
+            c = Reshape (a, to)
+            d = Reshape (b, to)
+            e = Add (c, d)
+            y = Add (e, s)
+        }"""
+    one = """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[1, 4] p, float[1, 1] s) => (float[1, 2] y) <int64[2] parts = {2, 2}, int64[2] to = {1, 2}> {
+            a, b = Split <axis = 1> (p, parts)
+            d = Reshape (b, to)
+            e = Add (a, d)
+            y = Add (e, s)
+        }"""
+    models = [onnx.parser.parse_model(text) for text in (both, one)]
+    for order in (models, models[::-1]):
+        (tmp_path / "merged.onnx").write_bytes(merge(order, tmp_path).SerializeToString())
+        for batch, wanted in ((2, [[4, 6], [8, 10]]), (1, [[2, 4]])):
+            given = {"p": np.arange(4 * batch, dtype=np.float32)[None], "s": np.zeros((batch, 1), np.float32)}
+            np.testing.assert_array_equal(computed(tmp_path, "merged.onnx", given), wanted)
+
+
 def test_graphs_of_other_weights_stay_apart(lowered_twice: tuple[Path, list[Feeds]]) -> None:
     folder, _ = lowered_twice
     first, second = (onnx.load(folder / f"net_{at}.onnx", load_external_data=False) for at in range(2))
