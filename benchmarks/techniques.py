@@ -49,6 +49,7 @@ TECHNIQUES: Mapping[str, Sequence[str]] = {
         "ptq4dm+round_to_nearest:by=minmax",
         "tfmq_dm+round_to_nearest:by=minmax",
         "smoothquant+round_to_nearest:by=minmax",
+        "smoothquant+static_scales+round_to_nearest:by=minmax",
         "vidit_q+round_to_nearest:by=minmax",
         "round_to_nearest:by=minmax+decoupled_error_correction",
     ),
