@@ -11,7 +11,6 @@ of other prompts and seeds than those that it was calibrated with.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,12 +134,11 @@ def main() -> None:
     lines = list[str]()
     for name in options.model or MODELS:
         model = Model.of(MODELS[name])
-        lines += [f"## {name}", "", "| target | `--quant` | mean | worst call | time |", "|---|---|---|---|---|"]
+        lines += [f"## {name}", "", "| target | `--quant` | mean | worst call |", "|---|---|---|---|"]
         for precision in options.precision or TECHNIQUES:
             for techniques in TECHNIQUES[precision]:
-                start = time.monotonic()
                 errors = model.errors(precision, techniques)
-                ratios = f"{np.mean(errors):.1f} dB | {min(errors):.1f} dB | {time.monotonic() - start:.0f} s"
+                ratios = f"{np.mean(errors):.1f} dB | {min(errors):.1f} dB"
                 lines.append(f"| {precision} | `{techniques}` | {ratios} |")
                 print(name, lines[-1], flush=True)
         lines.append("")
