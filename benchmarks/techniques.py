@@ -11,6 +11,7 @@ of other prompts and seeds than those that it was calibrated with.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,20 @@ TECHNIQUES: Mapping[str, Sequence[str]] = {
         "keep_sensitive+svdquant+calibrate_ranges+gptq",
     ),
     "fp4": ("round_to_nearest", "keep_sensitive+gptq", "keep_sensitive+svdquant+calibrate_ranges+gptq"),
+    "w8a8 static": (
+        "calibrate_ranges:by=minmax+round_to_nearest:by=minmax",
+        "round_to_nearest:by=minmax",
+        "ptq4dm+round_to_nearest:by=minmax",
+        "q_diffusion+round_to_nearest:by=minmax",
+        "tfmq_dm+round_to_nearest:by=minmax",
+        "smoothquant+round_to_nearest:by=minmax",
+    ),
+    "w4a8 static": ("round_to_nearest", "adaround", "adaround:by=block", "eda_dm"),
 }
+"""The techniques that are compared for each precision; ``static`` is what most papers begin with, as `STATIC` says."""
+
+STATIC = {"linear": '["{weight}:channel", "uint8:tensor"]', "conv": '["{weight}:channel", "uint8:tensor"]'}
+"""A recipe of one scale for each channel of a weight, and one for all of an activation."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +115,14 @@ class Model:
 
     def errors(self, precision: str, techniques: str) -> list[float]:
         """Quantize, and give the ratio in dB of signal to error of each held-out call."""
+        precision, _, static = precision.partition(" ")
         target = parse_target(f"ort-{precision}")
-        asked = asked_quantization(target, techniques)
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as recipe:
+            weight = "int8" if precision == "w8a8" else "int4"
+            settings = [f"{kind} = {specs.format(weight=weight)}" for kind, specs in STATIC.items()] if static else []
+            recipe.write("\n".join(["[quantize]", *settings]))
+            recipe.flush()
+            asked = asked_quantization(target, techniques, recipe.name)
         assert asked is not None
         made = quantize(self.programs, self.tokenizers, target, asked, "techniques", lambda _: None)
         graph = denoiser(made.programs[0])

@@ -168,6 +168,8 @@ class Execution:
         if library.kind == RTX:
             config = engine.create_runtime_config()
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            # shapes never change here: compile for them before the first call, which ``cache`` then has all of
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             self._afterwards = _keep_compiled(config, cache, key)
             self._context = engine.create_execution_context(config)
         else:

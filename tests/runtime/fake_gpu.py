@@ -122,7 +122,6 @@ class FakeEngine:
         self.trt, self.told = trt, told
         self.names = ["z", *reversed(told["outputs"])]
         self.num_io_tensors = len(self.names)
-        self.cuda_graph_strategy = ""
 
     def get_tensor_name(self, at: int) -> str:
         return self.names[at]
@@ -134,7 +133,10 @@ class FakeEngine:
         return str(self.told["dtype"])
 
     def create_execution_context(self, config: FakeConfig | None = None) -> FakeContext:
-        assert (config is None) or config.cuda_graph_strategy == "whole"
+        assert config is None or (config.cuda_graph_strategy, config.dynamic_shapes_kernel_specialization_strategy) == (
+            "whole",
+            "eager",
+        )
         self.trt.compiled += config is None or config.cache != b"compiled"
         return FakeContext(self.trt, self.told)
 
@@ -146,7 +148,7 @@ class FakeConfig:
     """What TensorRT for RTX has besides: a configuration, and a cache of what it compiled."""
 
     def __init__(self) -> None:
-        self.cuda_graph_strategy = ""
+        self.cuda_graph_strategy = self.dynamic_shapes_kernel_specialization_strategy = ""
         self.cache: bytes | None = None
 
     def create_runtime_cache(self) -> FakeConfig:
@@ -207,6 +209,9 @@ class FakeTensorRT:
 
     class CudaGraphStrategy:
         WHOLE_GRAPH_CAPTURE = "whole"
+
+    class DynamicShapesKernelSpecializationStrategy:
+        EAGER = "eager"
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda, self.compiled, self.computed = cuda, 0, 0

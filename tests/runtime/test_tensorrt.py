@@ -93,6 +93,8 @@ def test_the_real_library_refuses_what_is_no_engine(broken: bytes) -> None:
         ("ICudaEngine", "create_runtime_config create_execution_context"),
         ("IExecutionContext", "set_input_shape get_tensor_shape set_tensor_address execute_async_v3"),
         ("IRuntimeConfig", "cuda_graph_strategy create_runtime_cache set_runtime_cache"),
+        ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
+        ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
         ("IRuntimeCache", "serialize deserialize"),
         ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
         ("TensorIOMode", "INPUT"),
