@@ -41,7 +41,7 @@ SYSTEMS = {
     "shapes-dit": (
         "delta-dit:interval=2",
         "delta-dit:interval=3",
-        "profiling-dit",
+        "profiling-dit:share=0.5",
         "a-sdm",
         "cachequant",
         "auto:max-drop=0.5dB",
