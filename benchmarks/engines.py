@@ -87,7 +87,7 @@ def measured(source: Path, precision: str, work: Path) -> dict[str, Any]:
     prompts = work / "prompt.txt"
     prompts.write_text(PROMPT)
     command = [str(Path(sys.executable).with_name("diffc")), "build", str(source), "--target", f"trt-{precision}"]
-    command += ["--steps", "1", "--calibration", str(prompts)]
+    command += ["--steps", "2", "--calibration", str(prompts)]
     command += ["--quant", QUICK] if precision in QUANTIZED else []
     with vanishing(work / f"{source.name}-{precision}.diffc") as bundle:
         environment = os.environ | {"DIFFC_CACHE": str(work / "cache")}
