@@ -24,6 +24,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+BATCH, CONSTANT = "batches.batch", "batches.constant_{}"
+"""What is added is called so: names that no exported value has."""
+
 BROADCASTING = ("Add", "Sub", "Mul", "Div")
 """Operators that take one row of a constant for all of a batch."""
 
@@ -107,7 +110,7 @@ class _Merged:
         sizes, name, axis = min(open_sizes)
         if any(of[0] * sizes[at] != of[at] * sizes[0] for of, _, _ in open_sizes for at in range(len(sizes))):
             raise Different
-        self.graph.node.append(helper.make_node("Shape", [name], ["batch"], start=axis, end=axis + 1))
+        self.graph.node.append(helper.make_node("Shape", [name], [BATCH], start=axis, end=axis + 1))
         return np.array(sizes)
 
     def _walk(self) -> None:
@@ -170,7 +173,7 @@ class _Merged:
         if len(tensors) < len(names):
             raise Different
         if names not in self.read:
-            self.read[names] = f"constant_{len(self.read)}"
+            self.read[names] = CONSTANT.format(len(self.read))
             self._constant(self.read[names], operator, tensors)
         return self.read[names]
 
@@ -198,14 +201,15 @@ class _Merged:
 
     def _compute(self, name: str, sizes: NDArray[np.int64]) -> None:
         """Compute sizes, [graphs, sizes], which are as many times the batch in all, or the same."""
-        slope = (sizes[0] - sizes[-1]) // (self.batches[0] - self.batches[-1])
+        low, high = self.batches.argmin(), self.batches.argmax()
+        slope = (sizes[high] - sizes[low]) // (self.batches[high] - self.batches[low])
         base = np.where(slope, 0, sizes[0])
         if not np.array_equal(sizes, base + self.batches[:, None] * slope):
             raise Different
         self.graph.initializer.extend(
             numpy_helper.from_array(of, f"{name}_{what}") for what, of in (("slope", slope), ("base", base))
         )
-        self.graph.node.append(helper.make_node("Mul", ["batch", f"{name}_slope"], [f"{name}_grown"]))
+        self.graph.node.append(helper.make_node("Mul", [BATCH, f"{name}_slope"], [f"{name}_grown"]))
         self.graph.node.append(helper.make_node("Add", [f"{name}_grown", f"{name}_base"], [name]))
 
 
