@@ -16,7 +16,7 @@ from diffc.compiler.errors import TargetError
 from diffc.compiler.target import GROUP, find_backend
 from diffc.runtime import load
 from diffc.runtime.cuda import find_cuda, find_gpu
-from diffc.runtime.engines import INSTALL, check_engine, openvino_version, recommended
+from diffc.runtime.engines import INSTALL, check_engine, multiplies_bytes, openvino_version, recommended
 from diffc.runtime.errors import BundleError
 from diffc.runtime.tensorrt import INSTALL as INSTALL_TENSORRT
 from diffc.runtime.tensorrt import RTX, architectures, find_library, installed
@@ -57,9 +57,11 @@ def _engine() -> dict[str, Any]:
     """Say which engine this CPU is faster with, and whether it is there."""
     found = openvino_version()
     here = f"openvino {found}" if found else f"openvino is missing: {INSTALL}"
+    bytes_ = "" if multiplies_bytes() else "; 8-bit integers are computed in float, for this CPU has no VNNI"
     if recommended() == "ov":
-        return _check(bool(found), f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models")
-    return _check(True, f"the target ort-fp32 is what this CPU should use; {here}")
+        said = f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models"
+        return _check(bool(found), said + bytes_)
+    return _check(True, f"the target ort-fp32 is what this CPU should use; {here}{bytes_}")
 
 
 def _gpu() -> dict[str, Any]:

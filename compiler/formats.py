@@ -144,14 +144,19 @@ class Spec:
 class Scheme:
     """Say how a layer is quantized; what is None stays as it is.
 
-    ``output`` is what an integer convolution gives. Of attention, ``activation`` are queries, keys and values, and
-    ``probabilities`` what the softmax gives, in [0, 1].
+    ``output`` is what an integer convolution gives. Of attention, ``activation`` are queries and keys, which its first
+    product reads; the second reads ``probabilities``, what the softmax gives in [0, 1], and ``values``.
     """
 
     weight: Spec | None = None
     activation: Spec | None = None
     output: Spec | None = None
     probabilities: Spec | None = None
+    values: Spec | None = None
+
+    def of_input(self, at: int) -> Spec | None:
+        """Give the spec of one of a layer's inputs: the third of attention are its values."""
+        return self.values if at == 2 else self.activation
 
 
 def parse_spec(text: str) -> Spec | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffc.compiler.calibration import calibrate, read_prompts
 from diffc.compiler.errors import DiffcWarning, RecipeError
-from diffc.compiler.formats import Scheme, Spec, parse_spec
+from diffc.compiler.formats import FORMATS, Scheme, Spec, parse_spec
 from diffc.compiler.ir import Program
 from diffc.compiler.quantization import Layer, Plan
 from diffc.compiler.quantization_report import Drift, check, drift, layer_errors, report
@@ -45,8 +45,8 @@ class Asked:
         overrides = [
             [each.pattern, {k: str(v or "float") for k, v in each.specs.items()}] for each in self.file.overrides
         ]
-        recipe = {"linear": self.recipe.linear, "conv": self.recipe.conv, "other": self.recipe.other}
-        return recipe | {"methods": [list(each) for each in self.methods], "layers": overrides, "seed": self.seed}
+        kinds = {name: getattr(self.recipe, name) for name in ("linear", "conv", "attention", "other")}
+        return kinds | {"methods": [list(each) for each in self.methods], "layers": overrides, "seed": self.seed}
 
 
 def asked_quantization(
@@ -194,7 +194,7 @@ class _Schemes:
     def _usual(self, layer: Layer) -> Scheme:
         recipe = self.asked.recipe
         if layer.kind == "attention":
-            return Scheme()
+            return _attention(recipe.attention) if layer.component == self.component else Scheme()
         if layer.kind == "embedding":
             return Scheme(parse_spec(EMBEDDING))
         if layer.component != self.component or layer.groups > 1:
@@ -226,6 +226,9 @@ def _divided(spec: Spec, size: int, otherwise: str) -> Spec:
 def _impossible(kind: str, scheme: Scheme) -> str:
     """Say why no engine computes a scheme, if so."""
     weight, activation = scheme.weight, scheme.activation
+    read = (activation, scheme.values, scheme.probabilities)
+    if kind == "attention" and any(spec and (spec.per != "tensor" or spec.when != "static") for spec in read):
+        return "what attention reads has one static scale, such as int8:tensor"
     if weight is not None and (weight.per == "token" or weight.when != "static"):
         return "a weight has no tokens, and is known at build"
     if kind == "embedding" and (activation is not None or not _can_be_looked_up(weight)):
@@ -236,9 +239,14 @@ def _impossible(kind: str, scheme: Scheme) -> str:
         return "activations have one scale, one for each token, or one for each group of numbers with a sign"
     if activation.scale in ("uint4", "float16"):
         return f"scales of activations are float32, e4m3 or e8m0, not {activation.scale}"
-    if kind == "attention" and (activation.per != "tensor" or activation.when != "static"):
-        return "what attention reads has one static scale, such as int8:tensor"
     return ""
+
+
+def _attention(products: tuple[str, str]) -> Scheme:
+    """Give the scheme of attention whose products each read one format; what a softmax gives has no sign."""
+    first, second = map(parse_spec, products)
+    form = second and FORMATS.get(f"u{second.format.name}", second.format)
+    return Scheme(activation=first, values=second, probabilities=second and form and replace(second, format=form))
 
 
 def _can_be_looked_up(weight: Spec | None) -> bool:

@@ -208,7 +208,7 @@ class _Writing:
         return self._call(ops.fake_quantize.default, scaled, one, None, spec.format.name), factor
 
     def _static(self, layer: Layer, x: fx.Node, at: int) -> fx.Node:
-        spec = layer.scheme.activation
+        spec = layer.scheme.of_input(at)
         if spec is None or layer.low is None or layer.high is None:
             return x
         return self._fixed(x, spec, layer.low[at], layer.high[at])

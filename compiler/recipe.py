@@ -5,6 +5,7 @@
 methods = "smoothquant:alpha=0.5+gptq"      # as --quant takes them
 linear = ["int4:group=64", "int8:token"]    # a weight and its activation, in the denoiser
 conv = ["int8:channel", "uint8:tensor"]
+attention = ["int8:tensor", "float"]        # queries and keys; probabilities and values
 
 [[layer]]
 name = "unet.down_blocks.0.*"               # a layer, or a pattern of layers, as the report names them
@@ -28,8 +29,8 @@ from diffc.compiler.errors import RecipeError
 from diffc.compiler.formats import Spec, parse_spec
 
 KEYS = {
-    "quantize": ("methods", "linear", "conv", "other"),
-    "layer": ("name", "weight", "activation", "output", "probabilities"),
+    "quantize": ("methods", "linear", "conv", "attention", "other"),
+    "layer": ("name", "weight", "activation", "output", "probabilities", "values"),
 }
 
 

@@ -31,18 +31,20 @@ METHODS = ("minmax", "percentile", "mse", "kl")
 
 def ranged(layer: Layer, statistics: Sequence[Statistics], by: str) -> Layer:
     """Set the ranges that a layer's scheme asks for, from statistics of its inputs and last of its output."""
-    spec, output = layer.scheme.activation, layer.scheme.output
-    if spec is not None and spec.when != "dynamic":
-        found = torch.tensor([_ranges(each, spec, by) for each in statistics[:-1]])
+    specs, output = [layer.scheme.of_input(at) for at in range(len(statistics) - 1)], layer.scheme.output
+    if any(spec is not None and spec.when != "dynamic" for spec in specs):
+        found = torch.tensor([_ranges(each, spec, by) for each, spec in zip(statistics, specs, strict=False)])
         layer = replace(layer, low=found[..., 0], high=found[..., 1])
     if output is not None:
         layer = replace(layer, bounds=activation_range(statistics[-1].all(), output, by))
     return layer
 
 
-def _ranges(statistics: Statistics, spec: Spec, by: str) -> list[tuple[float, float]]:
-    """Give a range, or one for each step; a step that no sample shows has that of all."""
+def _ranges(statistics: Statistics, spec: Spec | None, by: str) -> list[tuple[float, float]]:
+    """Give a range, or one for each step; a step that no sample shows has that of all, what stays in float its own."""
     whole = statistics.all()
+    if spec is None:
+        return [(whole.low, whole.high)]
     if spec.when != "step":
         return [activation_range(whole, spec, by)]
     return [activation_range(each if each.limit else whole, spec, by) for each in statistics.histograms]

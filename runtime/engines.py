@@ -39,10 +39,14 @@ LARGE = 1 << 29
 EXTERNAL = "session.model_external_initializers_file_folder_path"
 WEIGHTS_ONLY = "session.qdq_matmulnbits_accuracy_level"  # 0: where only weights are quantized, compute in float
 ONE_ARENA = "session.use_env_allocators"
+IN_FLOAT = "session.disable_quant_qdq"  # 1: what Q/DQ says is computed in float, on rounded numbers
 NATIVE_FP8 = ("onnx-fp8", "trt-fp8")
 """Targets whose codes are of 8-bit floats, which ONNX Runtime's optimizer takes for integers (seen in 1.31.1)."""
+X86 = ("x86_64", "AMD64")
 WIDE = "avx512f"
 """What /proc/cpuinfo calls the instructions with which OpenVINO was measured to be faster."""
+VNNI = {"avx512_vnni", "avx_vnni"}
+"""What it calls those that sum products of bytes in 32 bits."""
 
 COMPUTES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"} | dict.fromkeys(
     ("w8a8", "w4a16", "w4a8", "w4a4", "fp8", "fp4"), "bf16"
@@ -77,6 +81,7 @@ def _onnx_runtime(bundle: Bundle, graph: str, threads: int) -> Session:
     options.intra_op_num_threads = threads
     options.add_session_config_entry(EXTERNAL, str(bundle.root))
     options.add_session_config_entry(WEIGHTS_ONLY, "0")
+    options.add_session_config_entry(IN_FLOAT, "0" if multiplies_bytes() else "1")
     if bundle.manifest.target.startswith(NATIVE_FP8):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     _share_memory()
@@ -111,6 +116,7 @@ def _openvino(bundle: Bundle, graph: str, threads: int) -> Session:
     options = {"INFERENCE_PRECISION_HINT": computes(precision) if component else "f32"}
     options |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
     options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}  # the graph says which activations have few bits
+    options |= {} if multiplies_bytes() else {"LP_TRANSFORMS_MODE": "NO"}
     options |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
     options |= {"SNIPPETS_MODE": "DISABLE"} if _overwrites_queries(model) else {}
     compiled = core.compile_model(model, "CPU", options)
@@ -296,7 +302,17 @@ def reason(error: Exception) -> str:
 
 def recommended() -> str:
     """Name the backend whose engine is the faster one on this CPU, be it installed or not."""
-    return "ov" if platform.machine() in ("x86_64", "AMD64") and _cpu_flags() >= {WIDE} else "ort"
+    return "ov" if platform.machine() in X86 and _cpu_flags() >= {WIDE} else "ort"
+
+
+@cache
+def multiplies_bytes() -> bool:
+    """Say whether engines multiply 8-bit integers exactly on this CPU.
+
+    Without VNNI, ONNX Runtime and oneDNN sum two products of bytes in 16 bits on x86, and cut large sums off. What is
+    not known to be exact is computed in float, on the same rounded numbers.
+    """
+    return platform.machine() not in X86 or bool(_cpu_flags() & VNNI)
 
 
 def advice(target: str, size: int) -> str | None:

@@ -62,6 +62,8 @@ class Onnx:
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
         """Let activations have symmetric, static scales, and groups scales of their own: what TensorRT reads."""
         weight, activation = scheme.weight, scheme.activation
+        if kind == "attention":
+            return attention_with_signs(scheme), ""
         if weight is not None and weight.scale == "uint4":
             weight = replace(weight, scale="float32")
         if activation is not None and activation.format.is_integer:
@@ -91,6 +93,16 @@ class Onnx:
     ) -> dict[str, Built]:
         """Build none: engines that read ONNX compile it when they open it."""
         return {}
+
+
+def attention_with_signs(scheme: Scheme) -> Scheme:
+    """Give integers a sign in all that attention reads, and so no zero points."""
+
+    def signed(spec: Spec | None) -> Spec | None:
+        return spec and replace(spec, format=FORMATS[spec.format.name.removeprefix("u")])
+
+    read = signed(scheme.activation), signed(scheme.probabilities), signed(scheme.values)
+    return Scheme(activation=read[0], probabilities=read[1], values=read[2])
 
 
 @dataclass(frozen=True)

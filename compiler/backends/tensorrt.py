@@ -16,7 +16,7 @@ from typing import ClassVar
 from diffc.compiler.backends.batches import merge_files
 from diffc.compiler.backends.culprit import culprit
 from diffc.compiler.backends.engine import Built, Wanted, build_engines
-from diffc.compiler.backends.onnx import Onnx
+from diffc.compiler.backends.onnx import Onnx, attention_with_signs
 from diffc.compiler.formats import FORMATS, Scheme, Spec
 from diffc.compiler.ir import Graph
 from diffc.compiler.target import Progress
@@ -74,6 +74,8 @@ class TensorRT(Onnx):
         weight, activation = scheme.weight, scheme.activation
         if kind == "embedding":
             return Scheme(), "TensorRT looks tables up in float" if weight else ""
+        if kind == "attention":
+            return attention_with_signs(scheme), ""
         weight = weight and _weight(weight)
         if activation is not None:
             activation = _activation(kind, activation)

@@ -59,14 +59,16 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
 class Recipe:
     """Say how weights and activations of each kind of layer are quantized, and by which techniques.
 
-    ``linear`` and ``conv`` are a weight's and an activation's specs, in the denoiser; ``other`` are those of the
-    weights of linears and convolutions elsewhere, whose activations stay in float: they run once for each picture.
+    ``linear`` and ``conv`` are a weight's and an activation's specs, in the denoiser, and ``attention`` those of what
+    its two products read; ``other`` are those of the weights of linears and convolutions elsewhere, whose activations
+    stay in float: they run once for each picture.
     """
 
     linear: tuple[str, str]
     conv: tuple[str, str]
     other: tuple[str, str] = ("int8:group=128:scale=float16", "int8:channel:scale=float16")
     methods: str = "round_to_nearest"
+    attention: tuple[str, str] = ("float", "float")
 
 
 OTHER_W4 = ("int4:group=32:scale=float16", "int8:channel:scale=float16")

@@ -27,5 +27,6 @@ def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
 
 
 def _needs_range(layer: Layer) -> bool:
-    spec = layer.scheme.activation
-    return layer.scheme.output is not None or (spec is not None and spec.when != "dynamic" and spec.per != "group")
+    specs = (layer.scheme.activation, layer.scheme.values)
+    ranged_ = any(spec is not None and spec.when != "dynamic" and spec.per != "group" for spec in specs)
+    return layer.scheme.output is not None or ranged_

@@ -214,6 +214,50 @@ def test_so_is_a_setting(program: Program, tmp_path: Path) -> None:
     assert refused.value.where == "[quantize]"
 
 
+@pytest.fixture(scope="module")
+def attending() -> Program:
+    """Compile a call of a denoiser that attends."""
+    torch.manual_seed(0)
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 48)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.linear(x).chunk(3, dim=-1)
+            return x + nn.functional.scaled_dot_product_attention(q, k, v)
+
+    denoiser = Attending().requires_grad_(False)
+    return run(capture(lambda: denoiser(denoiser(torch.randn(1, 1, 9, 16))), {"denoiser": denoiser}), NORMAL_FORM)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("", ("-", "-", "-")),
+        ('attention = ["int8:tensor", "float"]', ("int8:tensor", "-", "-")),
+        ('attention = ["float", "int8:tensor"]', ("-", "int8:tensor", "uint8:tensor")),
+    ],
+)
+def test_products_of_attention_are_quantized_where_a_file_says_so(
+    attending: Program, said: str, wanted: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = quantized([attending], asked(recipe=f"[quantize]\n{said}", folder=tmp_path, quant="round_to_nearest"))
+    (scheme,) = (layer.scheme for layer in found.plan.layers if layer.kind == "attention")
+    made = scheme.activation, scheme.values, scheme.probabilities
+    assert tuple(str(spec or "-") for spec in made) == wanted
+
+
+@pytest.mark.parametrize(
+    "said", ['["int8:token", "float"]', '["float", "int8:tensor:step"]', '["int8:tensor:dynamic", "float"]']
+)
+def test_attention_has_static_scales(attending: Program, said: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="what attention reads has one static scale") as refused:
+        quantized([attending], asked(recipe=f"[quantize]\nattention = {said}", folder=tmp_path))
+    assert refused.value.where == "[quantize]"
+
+
 def test_what_is_done_otherwise_than_the_precision_says_is_noted(program: Program) -> None:
     found = quantized([program], asked("ort-fp8", quant="round_to_nearest"), "ort-fp8")
     assert found.notes == ("3 layers: ONNX Runtime computes e4m3 in float32, on rounded numbers",)

@@ -221,12 +221,28 @@ class Attention(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
 
 
-def test_what_attention_reads_is_quantized_with_a_range_for_each() -> None:
+@pytest.mark.parametrize(
+    ("first", "probabilities", "values"),
+    [
+        ("int8:tensor", "float", "float"),
+        ("float", "float", "int8:tensor"),
+        ("int8:tensor", "float", "int8:tensor"),
+        ("float", "uint8:tensor", "int8:tensor"),
+        ("int8:tensor", "uint8:tensor", "int8:tensor"),
+    ],
+)
+def test_each_product_of_attention_has_formats_of_its_own(first: str, probabilities: str, values: str) -> None:
     torch.manual_seed(0)
     given = [(torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8) * 3, torch.rand(1, 2, 5, 8))]
-    plan = plan_of(Attention(), given, "float", "int8:tensor")
+    scheme = Scheme(activation=parse_spec(first), probabilities=parse_spec(probabilities), values=parse_spec(values))
+    plan = plan_of(Attention(), given, "float").mapped(lambda layer: replace(layer, scheme=scheme))
     plan = calibrate_ranges(plan, by="minmax")
-    wanted = nn.functional.scaled_dot_product_attention(*(symmetric(x, x.abs().max() / 127) for x in given[0]))
+    formats = (first, first, values)
+    q, k, v = (
+        x if form == "float" else symmetric(x, x.abs().max() / 127) for x, form in zip(given[0], formats, strict=True)
+    )
+    weights = (q @ k.transpose(-2, -1) * 8**-0.5).softmax(-1)
+    wanted = (weights if probabilities == "float" else (weights * 255).round() / 255) @ v
     (made,) = run(applied(plan), given)
     assert (made - wanted).abs().max() <= GRAPH * wanted.abs().max()
 

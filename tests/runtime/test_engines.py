@@ -17,11 +17,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from diffc.compiler import capture, write_bundle
+from diffc.compiler.fidelity import sqnr
 from diffc.runtime import BundleError, DiffcWarning, engines, load
 from diffc.runtime.bundle import Bundle, open_bundle
 from diffc.runtime.engines import (
     advice,
     check_engine,
+    multiplies_bytes,
     open_graph,
     open_tensorrt,
     openvino_core,
@@ -29,7 +32,7 @@ from diffc.runtime.engines import (
     recommended,
 )
 from tests.runtime.fake_gpu import machine, plan
-from tests.tolerances import HALF, PICTURE_OF_NUMPY
+from tests.tolerances import HALF, LARGE_BYTES_SQNR, PICTURE_OF_NUMPY
 
 RED, NOTHING = [0, 3, 5, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1]
 PLACE = "{}.onnx"
@@ -404,6 +407,52 @@ def test_openvino_is_recommended_where_it_was_measured(
         "build for ov-bf16 (pip install 'diffc[openvino]')"
     )
     assert advice("ov-bf16", 1 << 30) is advice("ort-bf16", 1 << 20) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "exact"),
+    [
+        ("avx2 avx512f avx512_vnni", "x86_64", True),
+        ("avx2 avx_vnni", "AMD64", True),
+        ("avx2 avx512f", "x86_64", False),
+        ("", "AMD64", False),
+        ("asimd", "aarch64", True),
+    ],
+)
+def test_bytes_are_multiplied_where_their_sums_have_room(
+    monkeypatch: pytest.MonkeyPatch, flags: str, machine: str, exact: bool
+) -> None:
+    monkeypatch.setattr(engines, "_cpu_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(engines.platform, "machine", lambda: machine)
+    assert multiplies_bytes.__wrapped__() is exact
+
+
+class Signs(torch.nn.Module):
+    """Have a layer in the middle whose weight and input are as large as eight bits can say, everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(256, 256, bias=False) for _ in range(3))
+        for layer in self.layers:
+            layer.weight.data = layer.weight.data.sign() * 0.1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, middle, last = self.layers
+        made: torch.Tensor = last(torch.tanh(middle(torch.tanh(1e3 * first(x)))))
+        return made
+
+
+@pytest.mark.parametrize("backend", ["ort", "ov"])
+def test_sums_of_large_products_of_bytes_are_not_cut_off(backend: str, tmp_path: Path) -> None:
+    if backend == "ov":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'diffc[openvino]'")
+    model = Signs().requires_grad_(False)
+    program = capture(lambda: model(torch.randn(1, 1, 4, 256)), {"model": model})
+    found = load(write_bundle([program], tmp_path / "x.diffc", f"{backend}-w8a8"))(seed=0, output="np")
+    x = torch.randn(1, 1, 4, 256, generator=torch.Generator("cpu").manual_seed(0))
+    wanted = model(x).movedim(1, -1).numpy()  # as pictures are given
+    assert sqnr(np.asarray(found), wanted) > LARGE_BYTES_SQNR
 
 
 def test_each_target_has_its_engine() -> None:

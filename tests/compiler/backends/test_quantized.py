@@ -26,7 +26,7 @@ from diffc.compiler.stored import settle
 from diffc.compiler.target import Backend, find_backend
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
-from diffc.runtime.engines import openvino_core, openvino_version
+from diffc.runtime.engines import IN_FLOAT, multiplies_bytes, openvino_core, openvino_version
 from tests.one_graph import Tensors, plan_of
 from tests.tolerances import ENGINE_SQNR, OPENVINO_SQNR
 
@@ -137,7 +137,8 @@ def computed(backend: str, file: Path, folder: Path, feeds: dict[str, Array]) ->
     """Run a graph with the back end's engine; for the portable one, with ONNX's reference."""
     if backend == "ov":
         core = openvino_core()
-        compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        options = {"INFERENCE_PRECISION_HINT": "f32"} | ({} if multiplies_bytes() else {"LP_TRANSFORMS_MODE": "NO"})
+        compiled = core.compile_model(core.read_model(file), "CPU", options)
         made = compiled(feeds)
         return [np.asarray(made[at]) for at in range(len(compiled.outputs))]
     if backend == "onnx":
@@ -154,8 +155,10 @@ def session(file: Path, folder: Path, optimised: Path | None = None) -> onnxrunt
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    if optimised is not None:
+    if optimised is not None:  # which kernels there are is the same on every CPU
         options.optimized_model_filepath = str(optimised)
+    else:
+        options.add_session_config_entry(IN_FLOAT, "0" if multiplies_bytes() else "1")
     return onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
@@ -234,3 +237,44 @@ def test_onnx_runtime_computes_in_few_bits(
     assert found & PRODUCTS == {kernel}
     if kernel in ("MatMulIntegerToFloat", "MatMulNBits"):
         assert "DequantizeLinear" not in found
+
+
+class Attends(nn.Module):
+    """Attend once for each of `PRODUCTS_OF_ATTENTION`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Attend."""
+        attend = nn.functional.scaled_dot_product_attention
+        return tuple(attend(q, k, v) * self.weight for _ in PRODUCTS_OF_ATTENTION)
+
+
+PRODUCTS_OF_ATTENTION = (("int8:tensor", "float", "float"), ("float", "uint8:tensor", "uint8:tensor"))
+"""What queries and keys, what probabilities, and what values are."""
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_both_products_of_attention_are_computed_as_simulated(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    feeds: list[Tensors] = [tuple(torch.randn(1, 2, 16, 32) for _ in range(3))]
+    backend, plan = find_backend(name), plan_of(Attends(), feeds, "float")
+    kinds = [dict(zip(("activation", "probabilities", "values"), each, strict=True)) for each in PRODUCTS_OF_ATTENTION]
+    schemes = [Scheme(**{kind: parse_spec(text) for kind, text in each.items()}) for each in kinds]
+    adapted = [backend.adapted("attention", scheme)[0] for scheme in schemes]
+    plan = replace(plan, layers=tuple(replace(x, scheme=s) for x, s in zip(plan.layers, adapted, strict=True)))
+    (program,) = plan.programs
+    graph = replace(program.graphs[0], outputs=tuple(Value(f"y{at}") for at in range(len(schemes))))
+    plan = replace(plan, programs=(replace(program, graphs=(graph,)),))
+    (graph,) = applied(calibrate_ranges(plan, by="minmax"))[0].graphs
+    file = tmp_path / backend().lower([graph], "w8a8", tmp_path, lambda _: None)[graph.name]
+    module = body_of(graph)
+    settle(module)
+    found = computed(name, file, tmp_path, {f"x{at}": x.numpy() for at, x in enumerate(feeds[0])})
+    for made, wanted in zip(found, module(*feeds[0]), strict=True):
+        assert sqnr(made, wanted.numpy()) > ENGINE_SQNR
+    kinds_of_nodes = Counter(node.op_type for node in onnx.load(file, load_external_data=False).graph.node)
+    assert kinds_of_nodes["Attention"] == 1, "one is left whole for engines that fuse it"
+    assert kinds_of_nodes["Softmax"] == 1 and kinds_of_nodes["QuantizeLinear"] == 4

@@ -87,10 +87,12 @@ class Attention(nn.Module):
 def test_attention_has_a_range_for_each_input() -> None:
     torch.manual_seed(0)
     given = [(torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8) * 3, torch.rand(1, 2, 5, 8))]
-    found = layer_of(calibrate_ranges(plan_of(Attention(), given, "float", "int8:tensor"), by="minmax"))
-    assert found.low is not None and found.high is not None
-    assert found.low[:, 0].tolist() == [float(x.min()) for x in given[0]]
-    assert found.high[:, 0].tolist() == [float(x.max()) for x in given[0]]
+    for scheme in (Scheme(activation=parse_spec("int8:tensor")), Scheme(values=parse_spec("uint8:tensor"))):
+        plan = plan_of(Attention(), given, "float").mapped(lambda layer, scheme=scheme: replace(layer, scheme=scheme))
+        found = layer_of(calibrate_ranges(plan, by="minmax"))
+        assert found.low is not None and found.high is not None
+        assert found.low[:, 0].tolist() == [float(x.min()) for x in given[0]]
+        assert found.high[:, 0].tolist() == [float(x.max()) for x in given[0]]
 
 
 @pytest.mark.parametrize("activation", ["int8:token", "int8:tensor:dynamic", "int4:group=16:dynamic", "float"])
