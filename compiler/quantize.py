@@ -245,8 +245,10 @@ def _impossible(kind: str, scheme: Scheme) -> str:
 def _attention(products: tuple[str, str]) -> Scheme:
     """Give the scheme of attention whose products each read one format; what a softmax gives has no sign."""
     first, second = map(parse_spec, products)
-    form = second and FORMATS.get(f"u{second.format.name}", second.format)
-    return Scheme(activation=first, values=second, probabilities=second and form and replace(second, format=form))
+    if second is None:
+        return Scheme(activation=first)
+    form = FORMATS.get(f"u{second.format.name}", second.format)
+    return Scheme(activation=first, values=second, probabilities=replace(second, format=form))
 
 
 def _can_be_looked_up(weight: Spec | None) -> bool:
