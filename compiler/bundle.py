@@ -36,8 +36,8 @@ from diffc.compiler.tables import fill_tables
 from diffc.compiler.target import Progress, Target, find_backend, parse_target
 from diffc.compiler.verify import verify
 from diffc.passes import NORMAL_FORM, stage
+from diffc.runtime.manifest import SCHEMA
 
-SCHEMA = 1
 IP_ADAPTER_IMAGE = "ip_adapter_image"
 VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 

@@ -213,8 +213,7 @@ def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
     with _timed("done") as progress:
         path = build_engines(bundle, progress=progress, **options)
     engines = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["engines"]
-    for name, engine in engines.items():
-        _say(f"{name}: {engine['builder']}, {', '.join(engine['archs'])}")
+    _say_engines(engines)
     return {"bundle": str(path), "engines": engines, "seconds": time.monotonic() - start, "peak_bytes": peak_bytes()}
 
 
@@ -284,6 +283,11 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     return {"image": str(output), "seed": seed, "engines": list(sampler.engines), **measured}
 
 
+def _say_engines(engines: Mapping[str, Any]) -> None:
+    for name, engine in engines.items():
+        _say(f"{name}: {engine['builder']}, {', '.join(engine['archs'])}")
+
+
 def _save(drawn: Any, output: Path) -> None:
     """Save the numbers of an array, or one picture or film, or several side by side."""
     from diffc.runtime.images import grid, save, save_array
@@ -340,6 +344,7 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
     for path, file in manifest["files"].items():
         _say(f"{file['bytes']:>14,} B  {path}")
     _say(f"{sampler.bytes:>14,} B  in total, for {sampler.target}")
+    _say_engines(engines := manifest.get("engines", {}))
     for what, counts in (("parameters", manifest["stages"]), ("multiply-adds", manifest["multiply_adds"])):
         total = sum(counts.values()) or 1
         _say(f"denoiser's {what}: " + ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in counts.items()))
@@ -350,7 +355,7 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
             _say(f"{layer['sqnr']:7.1f}  {layer['name']}  {layer['weight']}  {layer['activation']}")
         _say(f"worst picture of the build: {quantized['psnr']:.1f} dB; report.html shows the rest")
     shown = ("target", "files", "graphs", "tokenizers", "stages", "multiply_adds", "provenance")
-    rest = {key: manifest[key] for key in shown} | {"quantization": quantized}
+    rest = {key: manifest[key] for key in shown} | {"engines": engines, "quantization": quantized}
     return {"programs": programs, "bytes": sampler.bytes, **rest}
 
 

@@ -6,21 +6,27 @@ and taken over the next time. TensorRT for RTX builds for any GPU that is named.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from diffc.compiler.backends.engine import FOLDER, Built, build_engines, wanted_engines
 from diffc.compiler.errors import BuildError
 from diffc.compiler.folder import changed_folder, check_room, file_entry, new_folder, write_manifest
+from diffc.compiler.report import SECTIONS, page
 from diffc.compiler.target import Progress
 from diffc.runtime.bundle import MANIFEST, Bundle, open_bundle
 from diffc.runtime.cuda import find_gpu
 from diffc.runtime.errors import BundleError
+from diffc.runtime.manifest import parse_json
 from diffc.runtime.tensorrt import CLASSIC, INSTALL, RTX, architectures, find_library, installed
 
 Builder = Callable[..., dict[str, Built]]
+
+ENGINES, REPORT = "engines.json", "report.html"
 
 
 def finalize(
@@ -68,7 +74,7 @@ def _aim(archs: Sequence[str]) -> tuple[str, Sequence[str]]:
 def _write(opened: Bundle, folder: Path, kind: str, archs: Sequence[str], progress: Progress, build: Builder) -> None:
     """Fill a folder with all that a bundle has but for its engines, and with new ones."""
     manifest, root = opened.manifest, opened.root
-    stale = {MANIFEST, *(engine.file for engine in manifest.engines.values())}
+    stale = {MANIFEST, ENGINES, REPORT, *(engine.file for engine in manifest.engines.values())}
     check_room(sum(file.bytes for name, file in manifest.files.items() if name not in stale), folder)
     (folder / FOLDER).mkdir()
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -79,10 +85,25 @@ def _write(opened: Bundle, folder: Path, kind: str, archs: Sequence[str], progre
     graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs.values()}
     wanted = wanted_engines(graphs.values(), manifest.graphs, manifest.component)
     built = build(folder, wanted, archs, progress, kind=kind)
+    _report(opened, folder, built.values())
     files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}
-    files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in (folder / FOLDER).iterdir()}
+    written = [*(folder / FOLDER).iterdir(), folder / ENGINES, folder / REPORT]
+    files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in written}
     engines = {name: engine.entry for name, engine in built.items()}
     write_manifest(folder, {**manifest.raw, "files": dict(sorted(files.items())), "engines": engines})
+
+
+def _report(opened: Bundle, folder: Path, built: Iterable[Built]) -> None:
+    """Lay the bundle's reports out anew, with one of the new engines."""
+    held = {f"{name}.json": name for name in SECTIONS if f"{name}.json" in opened.manifest.files}
+    reports = {name: parse_json((opened.root / file).read_bytes(), file) for file, name in held.items()}
+    reports["engines"] = {Path(engine.file).stem: asdict(engine) for engine in built}
+    (folder / ENGINES).write_text(json.dumps(reports["engines"]) + "\n", encoding="utf-8")
+    try:
+        text = page(reports)
+    except (LookupError, TypeError, ValueError, AttributeError):  # what another diffc reported has another form
+        text = page({"engines": reports["engines"]})
+    (folder / REPORT).write_text(text, encoding="utf-8")
 
 
 def _share(file: Path, name: Path) -> None:

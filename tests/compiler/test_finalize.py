@@ -18,6 +18,7 @@ from diffc.compiler import finalize as module
 from diffc.compiler.backends.engine import Built, Wanted
 from diffc.compiler.errors import BackendError, BuildError
 from diffc.compiler.finalize import finalize
+from diffc.compiler.folder import file_entry
 from diffc.runtime import BundleError, load
 from diffc.runtime.bundle import open_bundle
 from diffc.runtime.cuda import Gpu, find_gpu
@@ -27,6 +28,7 @@ from tests.test_cli import diffc, succeeded
 from tests.tolerances import PICTURE_OF_NUMPY
 
 GRAPHS = ["decoder", "text_encoder", "unet"]
+PRECISION = json.dumps({"dtype": "float16", "limit": 32752.0, "wide": [], "prompts": []})
 needs_rtx = pytest.mark.skipif(RTX not in installed(), reason=f"TensorRT for RTX is not installed: {INSTALL[RTX]}")
 
 
@@ -158,6 +160,34 @@ def test_a_finalized_bundle_is_still_drawn_without_a_gpu(bundle: Path, tmp_path:
     assert result.exit_code == 0
     assert f"warning: {bundle} is drawn by ONNX Runtime, on the CPU: " in result.stderr
     assert result.stderr.splitlines()[-1].endswith(" s, ONNX Runtime")
+
+
+# Reports
+
+
+def test_the_report_is_of_the_new_engines(bundle: Path, ada: None) -> None:
+    before = contents(bundle)
+    manifest, old = json.loads(before["manifest.json"]), {"unet": {"builder": "another"}}
+    for name, content in (("engines.json", json.dumps(old)), ("report.html", "old"), ("precision.json", PRECISION)):
+        (bundle / name).write_text(content)
+        manifest["files"][name] = file_entry(bundle / name)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    other = finalize(bundle, bundle.with_name("other.diffc"), build=stand_in)
+    assert (bundle / "report.html").read_text() == "old", "a file with two names is not written to"
+    report = (other / "report.html").read_text()
+    assert "By tensorrt 10.13.2.6." in report and "What computes in float16" in report
+    assert sorted(json.loads((other / "engines.json").read_text())) == GRAPHS
+    open_bundle(other)
+
+
+def test_a_report_of_another_form_is_left_out(bundle: Path, ada: None) -> None:
+    (bundle / "precision.json").write_text("[]")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["precision.json"] = file_entry(bundle / "precision.json")
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    finalize(bundle, build=stand_in)
+    assert "By tensorrt 10.13.2.6." in (bundle / "report.html").read_text()
+    assert (bundle / "precision.json").read_text() == "[]"
 
 
 # What fails
