@@ -198,6 +198,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Leave BUNDLE as it is, and write another.")
 @click.option("--arch", "archs", type=_Names(), default=(), help="GPUs, as sm86,sm89.  [default: this machine's]")
+@click.option("--strip", is_flag=True, help="Build engines without weights, which take the graphs'. Needs the GPU.")
 def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
     """Build the TensorRT engines of BUNDLE, which was built for trt-…, on the machine that runs it.
 
@@ -206,6 +207,7 @@ def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
     \b
     diffc finalize model.diffc
     diffc finalize model.diffc --arch sm86,sm89 -o elsewhere.diffc
+    diffc finalize model.diffc --strip
     """
     from diffc.compiler.finalize import finalize as build_engines
 
@@ -285,7 +287,8 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
 
 def _say_engines(engines: Mapping[str, Any]) -> None:
     for name, engine in engines.items():
-        _say(f"{name}: {engine['builder']}, {', '.join(engine['archs'])}")
+        without = ", without weights" if engine.get("stripped") else ""
+        _say(f"{name}: {engine['builder']}, {', '.join(engine['archs'])}{without}")
 
 
 def _save(drawn: Any, output: Path) -> None:

@@ -1,7 +1,8 @@
 """Build the engines of a bundle's own graphs on the machine that runs them.
 
 The classic TensorRT builds for the GPU that it finds, and measures on it; what it measured is kept beside the engines
-and taken over the next time. TensorRT for RTX builds for any GPU that is named.
+and taken over the next time. TensorRT for RTX builds for any GPU that is named. Either can leave the weights out of the
+engines, which then take those of the graphs whenever they are opened: that takes a GPU to build, and to try.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from diffc.compiler.backends.engine import FOLDER, Built, build_engines, wanted_engines
@@ -21,7 +22,7 @@ from diffc.compiler.target import Progress
 from diffc.runtime.bundle import MANIFEST, Bundle, open_bundle
 from diffc.runtime.cuda import find_gpu
 from diffc.runtime.errors import BundleError
-from diffc.runtime.manifest import parse_json
+from diffc.runtime.manifest import SCHEMA, STRIPPED, parse_json
 from diffc.runtime.tensorrt import CLASSIC, INSTALL, RTX, architectures, find_library, installed
 
 Builder = Callable[..., dict[str, Built]]
@@ -29,18 +30,29 @@ Builder = Callable[..., dict[str, Built]]
 ENGINES, REPORT = "engines.json", "report.html"
 
 
+@dataclass(frozen=True)
+class Aim:
+    """Say which of the two libraries builds, for which GPUs, and whether engines leave their weights out."""
+
+    kind: str
+    archs: Sequence[str]
+    strip: bool
+
+
 def finalize(
     bundle: Path | str,
     output: Path | str | None = None,
     *,
     archs: Sequence[str] = (),
+    strip: bool = False,
     progress: Progress = lambda _: None,
     build: Builder = build_engines,
 ) -> Path:
     """Build engines for this machine's GPU, or those named, and give the path of the bundle that holds them.
 
     Without ``output`` the bundle itself gets them in the place of those that it has; whatever fails, it stays as it
-    was. The graphs stay, which any machine can run. Raises `DiffcError`.
+    was. The graphs stay, which any machine can run. Where it is to ``strip`` the engines, they hold no weights, which
+    needs this machine to have one of the GPUs. Raises `DiffcError`.
     """
     opened = open_bundle(Path(bundle))
     if not opened.manifest.target.startswith("trt-"):
@@ -48,30 +60,42 @@ def finalize(
         raise BuildError(what, fix="build it for a target trt-…, such as trt-fp16")
     if output is None and not opened.path.is_dir():
         raise BuildError(f"{bundle} is a tar file", fix="unpack it, or name the folder to write with -o")
-    kind, archs = _aim(archs)
+    aim = _aim(archs, strip=strip)
     place = opened.root if output is None else Path(output)
     with changed_folder(place) if output is None else new_folder(place) as folder:
-        _write(opened, folder, kind, archs, progress, build)
+        _write(opened, folder, aim, progress, build)
     return opened.path if output is None else place
 
 
-def _aim(archs: Sequence[str]) -> tuple[str, Sequence[str]]:
+def _aim(archs: Sequence[str], *, strip: bool) -> Aim:
     """Choose the library, and the architecture where none is named. Raises `DiffcError` where that cannot be."""
     kind = RTX if archs or CLASSIC not in installed() else CLASSIC
     library = find_library(kind)
-    try:
-        archs = archs or (find_gpu().arch,)
-    except BundleError as error:
-        fix = "finalize the bundle on the machine that runs it, or name its GPU, as --arch sm89 does"
-        raise BuildError(error.what, fix=fix) from error
+    if strip or not archs:
+        here = _here(strip=strip)
+        archs = archs or (here,)
+        if here not in archs:
+            what = f"engines without weights are tried on this machine's GPU, which is {here}"
+            raise BuildError(what, where=f"--strip --arch {','.join(archs)}", fix=f"name {here} too, or no GPU")
     known = architectures(library)
     if unknown := [arch for arch in archs if known and arch not in known]:
         fix = f"choose among {', '.join(known)}, or install TensorRT where that GPU is: {INSTALL[CLASSIC]}"
         raise BuildError(f"TensorRT for RTX does not build for {unknown[0]}", fix=fix)
-    return kind, archs
+    return Aim(kind, archs, strip)
 
 
-def _write(opened: Bundle, folder: Path, kind: str, archs: Sequence[str], progress: Progress, build: Builder) -> None:
+def _here(*, strip: bool) -> str:
+    """Name the architecture of this machine's GPU. Raises `BuildError` where it has none."""
+    try:
+        return find_gpu().arch
+    except BundleError as error:
+        what = f"engines without weights are built where a GPU is: {error.what}" if strip else error.what
+        way = "leave out --strip" if strip else "name its GPU, as --arch sm89 does"
+        fix = f"finalize the bundle on the machine that runs it, or {way}"
+        raise BuildError(what, where=error.where, fix=fix) from error
+
+
+def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Builder) -> None:
     """Fill a folder with all that a bundle has but for its engines, and with new ones."""
     manifest, root = opened.manifest, opened.root
     stale = {MANIFEST, ENGINES, REPORT, *(engine.file for engine in manifest.engines.values())}
@@ -84,13 +108,15 @@ def _write(opened: Bundle, folder: Path, kind: str, archs: Sequence[str], progre
             (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
     graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs.values()}
     wanted = wanted_engines(graphs.values(), manifest.graphs, manifest.component)
-    built = build(folder, wanted, archs, progress, kind=kind)
+    built = build(folder, [replace(each, strip=aim.strip) for each in wanted], aim.archs, progress, kind=aim.kind)
     _report(opened, folder, built.values())
     files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}
     written = [*(folder / FOLDER).iterdir(), folder / ENGINES, folder / REPORT]
     files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in written}
     engines = {name: engine.entry for name, engine in built.items()}
-    write_manifest(folder, {**manifest.raw, "files": dict(sorted(files.items())), "engines": engines})
+    schema = STRIPPED if any(engine.stripped for engine in built.values()) else SCHEMA
+    changed = {"schema": schema, "files": dict(sorted(files.items())), "engines": engines}
+    write_manifest(folder, {**manifest.raw, **changed})
 
 
 def _report(opened: Bundle, folder: Path, built: Iterable[Built]) -> None:

@@ -62,7 +62,8 @@ def engines(found: Mapping[str, Any]) -> str:
     """Show what engines hold, by the types of the values inside, and what building them took."""
     rows = [
         f"<tr><td>{escape(name)}</td><td>{' '.join(each['archs'])}</td><td>{each['bytes'] / 1e6:.1f}</td>"
-        f"<td>{each['weights'] / 1e6:.1f}</td><td>{each['seconds']:.1f}</td><td>{each['peak_bytes'] / 1e6:.0f}</td>"
+        f"<td>{each['weights'] / 1e6:.1f}{', in the graph alone' if each['stripped'] else ''}</td>"
+        f"<td>{each['seconds']:.1f}</td><td>{each['peak_bytes'] / 1e6:.0f}</td>"
         f"<td>{', '.join(f'{kind} {count}' for kind, count in sorted(each['types'].items()))}</td></tr>"
         for name, each in found.items()
     ]

@@ -26,7 +26,7 @@ from diffc.runtime.bundle import Bundle
 from diffc.runtime.cache import Cache
 from diffc.runtime.cuda import Device, Gpu, find_cuda, find_gpu
 from diffc.runtime.errors import BundleError, DiffcWarning
-from diffc.runtime.external import output_names
+from diffc.runtime.external import external_files, output_names
 from diffc.runtime.tensorrt import Execution, Library, Plan, find_library
 
 Array = NDArray[Any]
@@ -184,15 +184,15 @@ class Machine:
     cuda: Callable[[Gpu], Any] = find_cuda
 
 
-PLANS: weakref.WeakValueDictionary[tuple[str, Library, Gpu], Plan] = weakref.WeakValueDictionary()
-"""The engines that are open in this process: graphs that differ in their batch alone share one."""
+PLANS: weakref.WeakValueDictionary[tuple[object, ...], Plan] = weakref.WeakValueDictionary()
+"""The engines that are open in this process: graphs that differ in their batch alone share one, with its weights."""
 
 
 def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = Machine()) -> Session:
     """Run a graph's engine on the GPU, or the graph in ONNX Runtime where this machine cannot run the engine.
 
     Arithmetic between components has no engine, nor has what computes in float64. Raises `BundleError` where the engine
-    is damaged, or where ONNX Runtime cannot compute on the CPU what the graph says.
+    is damaged or does not get its weights, or where ONNX Runtime cannot compute on the CPU what the graph says.
     """
     if not bundle.manifest.component(graph) or (bundle.manifest.engines and graph not in bundle.manifest.engines):
         return _onnx_runtime(bundle, graph, threads)
@@ -230,11 +230,11 @@ def _needed(bundle: Bundle, graph: str, machine: Machine) -> tuple[Gpu, Library,
 
 def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any) -> Session:
     file = bundle.manifest.engines[graph].file
-    key = bundle.manifest.files[file].sha256, library, gpu
+    key = (*_made_of(bundle, graph), library, gpu)
     called = next(program.graphs[graph] for program in bundle.programs.values() if graph in program.graphs)
     shapes = {port.name: port.type.shape for port in called.inputs}
     try:
-        plan = PLANS.get(key) or PLANS.setdefault(key, _read(bundle.root / file, library))
+        plan = PLANS.get(key) or PLANS.setdefault(key, _read(bundle, graph, library))
         name = hashlib.sha256(" ".join(map(str, (*key, shapes))).encode()).hexdigest()
         execution = Execution(plan, Device(cuda), shapes, Cache.default(), name)
     except ValueError as error:
@@ -252,9 +252,23 @@ def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any)
     return Session([frozenset({name}) for name in execution.inputs], len(order), run, f"{library} on {gpu.name}")
 
 
-def _read(file: Path, library: Library) -> Plan:
+def _made_of(bundle: Bundle, graph: str) -> list[str]:
+    """Give the digests of a graph's engine and of the weights that it takes: those of two models may share a plan."""
+    engine, files = bundle.manifest.engines[graph], [bundle.manifest.engines[graph].file]
+    if engine.stripped:
+        files += [bundle.manifest.graphs[graph], *sorted(external_files(bundle.graph(graph)))]
+    return [bundle.manifest.files[file].sha256 for file in files]
+
+
+def _read(bundle: Bundle, graph: str, library: Library) -> Plan:
+    """Put a graph's engine on the GPU, and its weights into it where it has none."""
+    engine = bundle.manifest.engines[graph]
+    file = bundle.root / engine.file
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return Plan(library, content)
+        plan = Plan(library, content)
+    if engine.stripped:
+        plan.refit(bundle.root / bundle.manifest.graphs[graph])
+    return plan
 
 
 @cache

@@ -13,7 +13,11 @@ from diffc.runtime.errors import BundleError
 
 T = TypeVar("T")
 
-SCHEMA = 1
+SCHEMA, STRIPPED = 1, 2
+"""The schema of a manifest, and that of one with engines that hold no weights.
+
+A diffc that knows the first alone would run such an engine on zeros: it must refuse the bundle, and does so by this.
+"""
 BYTES = 2**26
 
 BUILDER = re.compile(r"tensorrt(-rtx)? \d[0-9a-z.]*")
@@ -30,11 +34,15 @@ class File:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """Say where a graph's engine lies, what built it (``tensorrt-rtx 1.7.1.116``), and for which GPU architectures."""
+    """Say where a graph's engine lies, what built it (``tensorrt-rtx 1.7.1.116``), and for which GPU architectures.
+
+    One that is ``stripped`` holds no weights, and takes those of the graph's file.
+    """
 
     file: str
     builder: str
     archs: tuple[str, ...]
+    stripped: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,12 @@ def read_manifest(data: bytes) -> Manifest:
     """Read the manifest. Raises `BundleError` for another schema, a missing key or a path that leaves the bundle."""
     raw = typed(parse_json(data, "manifest.json"), dict, "manifest.json")
     schema = typed(raw.get("schema"), int, "schema")
-    if schema > SCHEMA:
+    reads = f"this diffc reads {SCHEMA} and {STRIPPED}"
+    if schema > STRIPPED:
         made = f", written by diffc {str(raw.get('diffc'))[:40]}"
-        raise BundleError(f"the bundle has schema {schema}{made}; this diffc reads {SCHEMA}", fix="upgrade diffc")
+        raise BundleError(f"the bundle has schema {schema}{made}; {reads}", fix="upgrade diffc")
     if schema < SCHEMA:
-        raise BundleError(f"the bundle has schema {schema}; this diffc reads {SCHEMA}", fix="build it again")
+        raise BundleError(f"the bundle has schema {schema}; {reads}", fix="build it again")
     files = {inside(path): _file(path, entry) for path, entry in _mapping(raw, "files").items()}
     graphs = {name: _entry(name, entry, "file") for name, entry in _mapping(raw, "graphs").items()}
     tokenizers = {name: typed(path, str, f"tokenizers, {name}") for name, path in _mapping(raw, "tokenizers").items()}
@@ -94,8 +103,9 @@ def parse_json(data: bytes, where: str) -> Any:
 
 def typed(value: Any, kind: type[T], where: str) -> T:
     """Give the value back if it has the type; a truth value is no integer. Raises `BundleError`."""
-    if not isinstance(value, kind) or isinstance(value, bool):
-        wanted = {dict: "an object", list: "a list", str: "a string", int: "an integer"}.get(kind, kind.__name__)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = {dict: "an object", list: "a list", str: "a string", int: "an integer", bool: "true or false"}
+        wanted = names.get(kind, kind.__name__)
         raise BundleError(f"{str(value)[:80]} is not {wanted}", where=where[:200], fix="build the bundle again")
     return value
 
@@ -133,7 +143,11 @@ def _engine(name: str, entry: Any, graphs: Mapping[str, str]) -> BuiltEngine:
     if not BUILDER.fullmatch(builder) or not archs or not all(map(ARCH.fullmatch, archs)):
         what = f"{builder[:40]!r} for {', '.join(archs)[:80]!r} is no engine"
         raise BundleError(what, where=where[:200], fix="build the bundle again")
-    return BuiltEngine(file, builder, archs)
+    stripped = typed(entry.get("stripped", False), bool, where)
+    if stripped and "/" in graphs[name]:  # beside which TensorRT looks for the weights, where nothing is checked
+        what = f"an engine without weights is of {graphs[name][:200]}, which does not lie beside the manifest"
+        raise BundleError(what, where=where[:200], fix="build the bundle again")
+    return BuiltEngine(file, builder, archs, stripped)
 
 
 def _file(path: str, entry: Any) -> File:

@@ -135,9 +135,9 @@ class Plan:
 
     def __init__(self, library: Library, content: Any) -> None:
         self.library = library
-        log, self.complaints = _log(library.module)
+        self._log, self.complaints = _log(library.module)
         self.complaints.clear()
-        self._runtime = library.module.Runtime(log)  # the engine needs it
+        self._runtime = library.module.Runtime(self._log)  # the engine needs it
         self.engine = self._runtime.deserialize_cuda_engine(content)
         if self.engine is None:
             raise ValueError(self.complaint or f"{library} refuses it")
@@ -146,6 +146,24 @@ class Plan:
     def complaint(self) -> str:
         """Say what the library said first of what went wrong."""
         return self.complaints[0] if self.complaints else ""
+
+    def refit(self, graph: Path) -> None:
+        """Give an engine that holds no weights those of the ONNX file that it was built from, and of those beside it.
+
+        Until then it computes with zeros. Raises `ValueError` where weights are missing, or the library refuses them.
+        """
+        if not self.engine.refittable:
+            raise ValueError("it was built with its weights, and takes no others")
+        self.complaints.clear()
+        refitter = self.library.module.Refitter(self.engine, self._log)
+        parser = self.library.module.OnnxParserRefitter(refitter, self._log)
+        is_read = parser.refit_from_file(str(graph))
+        said = parser.get_error(0).desc() if parser.num_errors else ""
+        if missing := refitter.get_missing_weights():
+            lacks = f"{graph.name} lacks {len(missing)} of its {len(refitter.get_all_weights())} weights"
+            raise ValueError(f"{lacks}, {missing[0] or 'one without a name'} first{said and f': {said}'}")
+        if not is_read or not refitter.refit_cuda_engine():
+            raise ValueError(said or self.complaint or f"{self.library} does not take the weights of {graph.name}")
 
 
 class Execution:

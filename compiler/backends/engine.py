@@ -32,22 +32,28 @@ OFTEN = 5.0
 
 LAST_WORDS = 300
 FIX = "build for ort-fp16, which runs everywhere, and report this with the model's configuration"
+FIX_STRIP = "finalize without --strip, and report this with the model's configuration"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Ask for an engine of an ONNX file: the graphs that it serves, and the shapes of each input in their calls."""
+    """Ask for an engine of an ONNX file: the graphs that it serves, and the shapes of each input in their calls.
+
+    One to ``strip`` leaves its weights out, which takes a GPU to build.
+    """
 
     file: str
     graphs: tuple[str, ...]
     shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+    strip: bool = False
 
 
 @dataclass(frozen=True)
 class Built:
     """Describe an engine: its file in the bundle, who built it for which GPUs, and what that took.
 
-    ``types`` counts the values inside by their type; ``weights`` are the bytes of the graph's own.
+    ``types`` counts the values inside by their type; ``weights`` are the bytes of the graph's own, which an engine that
+    is ``stripped`` does not hold.
     """
 
     file: str
@@ -59,11 +65,13 @@ class Built:
     layers: int
     types: Mapping[str, int]
     weights: int
+    stripped: bool = False
 
     @property
     def entry(self) -> dict[str, Any]:
         """Give what the manifest says of it."""
-        return {"file": self.file, "builder": self.builder, "archs": list(self.archs)}
+        stripped = {"stripped": True} if self.stripped else {}
+        return {"file": self.file, "builder": self.builder, "archs": list(self.archs), **stripped}
 
 
 class Failure(Exception):
@@ -155,7 +163,7 @@ def _built(
 ) -> Built:
     name, file = wanted.graphs[0], root / wanted.file
     engine = f"{FOLDER}/{name}.engine"
-    asked = {"archs": list(archs), "kind": kind, "shapes": wanted.shapes}
+    asked = {"archs": list(archs), "kind": kind, "shapes": wanted.shapes, "strip": wanted.strip}
 
     def run(graph: Path, target: Path, tell: Progress) -> dict[str, Any]:
         return _child({**asked, "graph": str(graph), "engine": str(target)}, tell, patience)
@@ -168,9 +176,10 @@ def _built(
             progress(f"engine {name}: look for the node at fault")
             node = culprit(file, lambda smaller: _fails(run, smaller))
         where = f"{node}, in {name}" if node else name
-        raise BackendError(f"no engine for {name}: {failure.what}", where=where, fix=FIX) from failure
+        fix = FIX_STRIP if wanted.strip else FIX
+        raise BackendError(f"no engine for {name}: {failure.what}", where=where, fix=fix) from failure
     size = (root / engine).stat().st_size
-    return Built(engine, made.pop("builder"), tuple(archs), size, **made, weights=weights)
+    return Built(engine, made.pop("builder"), tuple(archs), size, **made, weights=weights, stripped=wanted.strip)
 
 
 def _fails(run: Callable[[Path, Path, Progress], Any], graph: Path) -> bool:

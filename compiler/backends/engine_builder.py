@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from diffc.runtime.memory import peak_bytes
-from diffc.runtime.tensorrt import CLASSIC, RTX, Library, find_library
+from diffc.runtime.tensorrt import CLASSIC, RTX, Library, Plan, find_library
 
 TIMING_CACHE = "timing.cache"
 """Where classic TensorRT keeps what it measured, beside the engines."""
@@ -41,7 +41,8 @@ def main() -> None:
 def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Build the engine of ``graph``, an ONNX file, for ``archs`` and write it to ``engine``.
 
-    Sizes that the file leaves open may be what they are in ``shapes``, which lists some for each input.
+    Sizes that the file leaves open may be what they are in ``shapes``, which lists some for each input. Where it is to
+    ``strip`` the weights, the engine is opened, and takes them back, before it counts as built.
     """
     start, library = time.monotonic(), find_library(request["kind"])
     trt = library.module
@@ -61,16 +62,16 @@ def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     config, cache = builder.create_builder_config(), engine_file.with_name(TIMING_CACHE)
     config.progress_monitor = _monitor(trt, tell)
     _aim(config, library, request["archs"], cache)
-    inputs = [network.get_input(at) for at in range(network.num_inputs)]
-    if any(-1 in tensor.shape for tensor in inputs):
-        profile = builder.create_optimization_profile()
-        for tensor in inputs:
-            shapes = sorted(map(tuple, request["shapes"][tensor.name]), key=math.prod)
-            profile.set_shape(tensor.name, shapes[0], shapes[-1], shapes[-1])  # best for the largest
-        config.add_optimization_profile(profile)
+    _open_sizes(builder, network, config, request["shapes"])
+    if request["strip"]:
+        strip(config, trt)
     built = builder.build_serialized_network(network, config)
-    if built is None:
-        return {"failed": logger.last, "node": "", "operator": ""}
+    failed = logger.last if built is None else ""
+    if built is not None and request["strip"]:
+        tell({"phase": "take the weights back"})
+        failed = not_refitted(library, memoryview(built), Path(request["graph"]))
+    if failed:
+        return {"failed": failed, "node": "", "operator": ""}
     engine_file.write_bytes(memoryview(built))
     if library.kind == CLASSIC:
         cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
@@ -95,6 +96,32 @@ def _aim(config: Any, library: Library, archs: list[str], cache: Path) -> None:
     else:
         known = cache.read_bytes() if cache.exists() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+
+
+def _open_sizes(builder: Any, network: Any, config: Any, listed: dict[str, list[list[int]]]) -> None:
+    """Say between which shapes the inputs of a network may vary, where it leaves any open."""
+    inputs = [network.get_input(at) for at in range(network.num_inputs)]
+    if any(-1 in tensor.shape for tensor in inputs):
+        profile = builder.create_optimization_profile()
+        for tensor in inputs:
+            shapes = sorted(map(tuple, listed[tensor.name]), key=math.prod)
+            profile.set_shape(tensor.name, shapes[0], shapes[-1], shapes[-1])  # best for the largest
+        config.add_optimization_profile(profile)
+
+
+def strip(config: Any, trt: Any) -> None:
+    """Leave the weights out of an engine that will be given the very same: it may be optimized for what they are."""
+    config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+
+
+def not_refitted(library: Library, plan: Any, graph: Path) -> str:
+    """Say why an engine does not take the weights of its graph; nothing where it does."""
+    try:
+        Plan(library, plan).refit(graph)
+    except ValueError as error:
+        return f"without weights it is built, but {error}"
+    return ""
 
 
 def _layers(network: Any) -> Iterator[Any]:

@@ -53,10 +53,21 @@ def stand_in(root: Path, wanted: Sequence[Wanted], archs: Sequence[str], *_: Any
     graphs = [name for each in wanted for name in each.graphs]
     with (root / "engines/timing.cache").open("ab") as cache:
         cache.write(b"measured\n")
+    strip = any(each.strip for each in wanted)
     for name in graphs:
-        (root / f"engines/{name}.engine").write_bytes(f"{name} {archs}".encode())
+        (root / f"engines/{name}.engine").write_bytes(f"{name} {archs} {'' if strip else 'weights'}".encode())
     made = {name: f"engines/{name}.engine" for name in graphs}
-    return {name: Built(file, "tensorrt 10.13.2.6", tuple(archs), 1, 1.0, 1, 1, {}, 1) for name, file in made.items()}
+    about = ("tensorrt 10.13.2.6", tuple(archs), 1, 1.0, 1, 1, {}, 1, strip)
+    return {name: Built(file, *about) for name, file in made.items()}
+
+
+def without_a_driver() -> None:
+    """Skip a test where there is a GPU."""
+    try:
+        find_gpu()
+    except BundleError:
+        return
+    pytest.skip("there is a GPU")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -162,6 +173,88 @@ def test_a_finalized_bundle_is_still_drawn_without_a_gpu(bundle: Path, tmp_path:
     assert result.stderr.splitlines()[-1].endswith(" s, ONNX Runtime")
 
 
+# Engines without weights
+
+
+def test_engines_without_weights_are_asked_for_and_said_to_be_so(bundle: Path, ada: None) -> None:
+    finalize(bundle, strip=True, build=stand_in)
+    manifest = open_bundle(bundle).manifest
+    assert manifest.raw["schema"] == 2, "which an older diffc refuses"
+    assert {name: engine.stripped for name, engine in manifest.engines.items()} == dict.fromkeys(GRAPHS, True)
+    assert not (bundle / "engines/unet.engine").read_bytes().endswith(b"weights")
+    assert json.loads((bundle / "engines.json").read_text())["unet"]["stripped"]
+    assert "in the graph alone" in (bundle / "report.html").read_text()
+
+
+def test_a_bundle_gets_whole_engines_again(bundle: Path, ada: None) -> None:
+    finalize(bundle, build=stand_in)
+    whole = contents(bundle)
+    finalize(bundle, strip=True, build=stand_in)
+    finalize(bundle, build=stand_in)
+    again = contents(bundle)
+    assert {name for name in whole if again[name] != whole[name]} == {"engines/timing.cache", "manifest.json"}
+    manifest = json.loads(again["manifest.json"])
+    assert manifest["schema"] == 1 and not any("stripped" in engine for engine in manifest["engines"].values())
+
+
+def test_commands_say_which_engines_hold_no_weights(bundle: Path, ada: None) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest |= {"stages": {}, "multiply_adds": {}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    finalize(bundle, strip=True, build=stand_in)
+    result = diffc("inspect", bundle)
+    assert "unet: tensorrt 10.13.2.6, sm89, without weights" in result.stderr.splitlines()
+    assert succeeded("inspect", bundle)["engines"]["unet"]["stripped"] is True
+
+
+def test_the_command_asks_for_engines_without_weights(bundle: Path, ada: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.finalize, "__kwdefaults__", {**module.finalize.__kwdefaults__, "build": stand_in})
+    result = diffc("finalize", bundle, "--strip")
+    assert result.exit_code == 0, result.output
+    assert "unet: tensorrt 10.13.2.6, sm89, without weights" in result.stderr.splitlines()
+
+
+def test_engines_without_weights_need_a_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Gpu:
+        raise BundleError("no NVIDIA driver is installed", where="libcuda.so.1", fix="install the driver of the GPU")
+
+    monkeypatch.setattr(module, "find_gpu", nowhere)
+    monkeypatch.setattr(module, "find_library", lambda kind: Library(None, kind, "1.0"))
+    before = contents(bundle.parent)
+    for archs in ([], ["sm89"]):
+        with pytest.raises(BuildError) as raised:
+            finalize(bundle, archs=archs, strip=True, build=broken)
+        assert str(raised.value).splitlines() == [
+            "engines without weights are built where a GPU is: no NVIDIA driver is installed",
+            "  at:  libcuda.so.1",
+            "  fix: finalize the bundle on the machine that runs it, or leave out --strip",
+        ]
+    assert contents(bundle.parent) == before
+
+
+@needs_rtx
+def test_engines_without_weights_are_for_the_gpu_that_is_here(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_gpu", lambda: Gpu("NVIDIA GeForce RTX 4090", "sm89", "13.0"))
+    with pytest.raises(BuildError, match="tried on this machine's GPU, which is sm89") as raised:
+        finalize(bundle, archs=["sm86", "sm120"], strip=True, build=broken)
+    assert (raised.value.where, raised.value.fix) == ("--strip --arch sm86,sm120", "name sm89 too, or no GPU")
+
+
+@needs_rtx
+def test_the_real_library_builds_none_without_a_driver(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_a_driver()
+    monkeypatch.setattr(module, "find_gpu", lambda: Gpu("NVIDIA GeForce RTX 4090", "sm89", "13.0"))
+    monkeypatch.setattr(module, "installed", lambda: {RTX: installed()[RTX]})
+    finalize(bundle)
+    before = contents(bundle.parent)
+    with pytest.raises(BackendError) as raised:
+        finalize(bundle, strip=True)
+    assert contents(bundle.parent) == before
+    what, where, fix = str(raised.value).splitlines()
+    assert what.startswith("no engine for ") and "CUDA_SUCCESS" in what and where.startswith("  at:  ")
+    assert fix == "  fix: finalize without --strip, and report this with the model's configuration"
+
+
 # Reports
 
 
@@ -216,12 +309,7 @@ def test_too_little_disk_is_said_before_anything_is_built(
 
 
 def test_a_machine_without_a_gpu_is_told_to_name_one(bundle: Path) -> None:
-    try:
-        find_gpu()
-    except BundleError:
-        pass
-    else:
-        pytest.skip("there is a GPU")
+    without_a_driver()
     if RTX not in installed():
         pytest.skip("TensorRT for RTX is not installed")
     with pytest.raises(BuildError, match="no NVIDIA driver is installed|shows no GPU") as raised:

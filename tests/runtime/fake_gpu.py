@@ -7,9 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from diffc.runtime.cuda import Gpu
 from diffc.runtime.engines import Machine
@@ -107,12 +111,14 @@ class FakeCuda:
         return (Error.cudaSuccess,)
 
 
-def plan(shape: list[int], *, dtype: str = "float32", outputs: tuple[str, ...] = ("image",)) -> bytes:
+def plan(
+    shape: list[int], *, dtype: str = "float32", outputs: tuple[str, ...] = ("image",), lacks: tuple[str, ...] = ()
+) -> bytes:
     """Write an engine that gives, for its input z, sigmoid(z), and 1 more for each output after the first.
 
-    A size of -1 is left open: it may be anything up to 4.
+    A size of -1 is left open: it may be anything up to 4. One that ``lacks`` weights multiplies sigmoid(z) by them.
     """
-    return json.dumps({"shape": shape, "dtype": dtype, "outputs": outputs}).encode()
+    return json.dumps({"shape": shape, "dtype": dtype, "outputs": outputs, "lacks": lacks}).encode()
 
 
 class FakeEngine:
@@ -122,6 +128,8 @@ class FakeEngine:
         self.trt, self.told = trt, told
         self.names = ["z", *reversed(told["outputs"])]
         self.num_io_tensors = len(self.names)
+        self.refittable = bool(told["lacks"])
+        told["factor"] = 0.0 if told["lacks"] else 1.0  # an engine computes with zeros until it has its weights
 
     def get_tensor_name(self, at: int) -> str:
         return self.names[at]
@@ -195,11 +203,61 @@ class FakeContext:
         memory, dtype = self.trt.cuda.memory, self.told["dtype"]
         z = np.frombuffer(bytes(memory[self.addresses["z"]]), dtype).astype(np.float64)
         for at, name in enumerate(self.told["outputs"]):
-            memory[self.addresses[name]][:] = (at + 1 / (1 + np.exp(-z))).astype(dtype).tobytes()
+            memory[self.addresses[name]][:] = (at + self.told["factor"] / (1 + np.exp(-z))).astype(dtype).tobytes()
+
+
+class FakeRefitter:
+    """Collect the weights of an engine that lacks some, and put them into it; one of -1 is refused."""
+
+    def __init__(self, trt: FakeTensorRT, engine: FakeEngine) -> None:
+        self.trt, self.engine, self.given = trt, engine, dict[str, np.ndarray]()
+
+    def get_all_weights(self) -> list[str]:
+        return list(self.engine.told["lacks"])
+
+    def get_missing_weights(self) -> list[str]:
+        return [name for name in self.get_all_weights() if name not in self.given]
+
+    def refit_cuda_engine(self) -> bool:
+        assert not self.get_missing_weights()
+        factor = float(np.prod([array.prod() for array in self.given.values()]))
+        if factor == -1:
+            self.trt.log.log(self.trt.ILogger.ERROR, "out of memory")
+            return False
+        self.engine.told["factor"] = factor
+        return True
+
+
+class FakeOnnxParserRefitter:
+    """Read the weights of an ONNX file, and those that lie beside it."""
+
+    def __init__(self, refitter: FakeRefitter) -> None:
+        self.refitter, self.errors = refitter, list[str]()
+
+    @property
+    def num_errors(self) -> int:
+        return len(self.errors)
+
+    def get_error(self, at: int) -> SimpleNamespace:
+        return SimpleNamespace(desc=lambda: self.errors[at])
+
+    def refit_from_file(self, path: str) -> bool:
+        self.refitter.trt.refitted.append(path)
+        held = {tensor.name: tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer}
+        known = self.refitter.get_all_weights()
+        for name in known:
+            if name in held:
+                self.refitter.given[name] = numpy_helper.to_array(held[name], str(Path(path).parent))
+        if missing := self.refitter.get_missing_weights():
+            self.errors.append(f"refitted {len(known) - len(missing)} weights out of {len(known)}")
+        return not self.errors
 
 
 class FakeTensorRT:
-    """The module: it computes in the memory of a `FakeCuda`, and counts how often it compiled and computed."""
+    """The module: it computes in the memory of a `FakeCuda`.
+
+    It counts how often it compiled and computed, and lists the files that weights were read from.
+    """
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING = range(3)
@@ -215,6 +273,7 @@ class FakeTensorRT:
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda, self.compiled, self.computed = cuda, 0, 0
+        self.refitted = list[str]()
 
     def nptype(self, dtype: str) -> str:
         return dtype
@@ -222,6 +281,14 @@ class FakeTensorRT:
     def Runtime(self, log: Any) -> FakeTensorRT:
         self.log = log
         return self
+
+    def Refitter(self, engine: FakeEngine, log: Any) -> FakeRefitter:
+        assert log is self.log
+        return FakeRefitter(self, engine)
+
+    def OnnxParserRefitter(self, refitter: FakeRefitter, log: Any) -> FakeOnnxParserRefitter:
+        assert log is self.log
+        return FakeOnnxParserRefitter(refitter)
 
     def deserialize_cuda_engine(self, buffer: Any) -> FakeEngine | None:
         try:

@@ -72,8 +72,8 @@ def test_refuses_a_changed_byte_a_truncated_file_and_a_missing_one(bundle: Path,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=2, diffc="9.9"), "schema 2, written by diffc 9.9; this diffc reads 1"),
-        (lambda m: m.update(schema=0), "schema 0; this diffc reads 1"),
+        (lambda m: m.update(schema=3, diffc="9.9"), "schema 3, written by diffc 9.9; this diffc reads 1 and 2"),
+        (lambda m: m.update(schema=0), "schema 0; this diffc reads 1 and 2"),
         (lambda m: m.update(schema=True), "True is not an integer"),
         (lambda m: m.pop("schema"), "None is not an integer"),
         (lambda m: m.update(target=5), "5 is not a string"),
@@ -112,6 +112,14 @@ def test_refuses_a_changed_byte_a_truncated_file_and_a_missing_one(bundle: Path,
         (lambda m: m.update(engines={"unet": ENGINE | {"archs": []}}), "for '' is no engine"),
         (lambda m: m.update(engines={"unet": ENGINE | {"archs": [89]}}), "89 is not a string"),
         (lambda m: m.update(engines={"unet": ENGINE | {"archs": ["sm89", "x"]}}), "for 'sm89, x' is no engine"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"stripped": None}}), "None is not true or false"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"stripped": 1}}), "1 is not true or false"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"stripped": "false"}}), "false is not true or false"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"stripped": []}}), r"\[\] is not true or false"),
+        (
+            lambda m: m.update(engines={"unet": ENGINE | {"stripped": True}}),
+            "without weights is of graphs/unet.onnx, which does not lie beside the manifest",
+        ),
     ],
 )
 def test_refuses_a_manifest(bundle: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -126,10 +134,19 @@ def test_reads_engines(bundle: Path) -> None:
     engine = read_manifest((bundle / "manifest.json").read_bytes()).engines["unet"]
     assert engine == BuiltEngine("graphs/unet.onnx", "tensorrt-rtx 1.7.1.116", ("sm86", "sm89"))
     assert list(load(bundle).programs) == ["draw", "plain"]
+    edit(bundle, lambda m: m["engines"]["unet"].update(stripped=False))
+    assert read_manifest((bundle / "manifest.json").read_bytes()).engines["unet"] == engine
+
+
+def test_reads_engines_without_weights(tiny: Any, tmp_path: Path) -> None:
+    engines = {"unet": ENGINE | {"file": "unet.onnx", "stripped": True}}
+    made = tiny.write(tmp_path / "x.diffc", place="{}.onnx", engines=engines, schema=2)
+    assert read_manifest((made / "manifest.json").read_bytes()).engines["unet"].stripped
+    assert list(load(made).programs) == ["draw"]
 
 
 def test_a_newer_bundle_asks_for_an_upgrade(bundle: Path) -> None:
-    edit(bundle, lambda m: m.update(schema=2))
+    edit(bundle, lambda m: m.update(schema=3))
     with pytest.raises(BundleError) as raised:
         load(bundle)
     assert raised.value.fix == "upgrade diffc" and raised.value.inside == f"opening {bundle}"
@@ -428,7 +445,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-KEYS = ["schema", "target", "programs", "graphs", "files", "tokenizers", "engines", 0, 1]
+KEYS = ["schema", "target", "programs", "graphs", "files", "tokenizers", "engines", "g", "stripped", 0, 1]
 PATHS = st.lists(st.sampled_from(KEYS), max_size=3)
 
 
@@ -444,7 +461,7 @@ def test_mutated_manifests_are_read_or_refused(
         "graphs": {"g": {"file": "g.onnx"}},
         "files": {"g.onnx": {"bytes": 1, "sha256": "0" * 64}},
         "tokenizers": {},
-        "engines": {"g": {"file": "g.onnx", "builder": "tensorrt 10.3", "archs": ["sm89"]}},
+        "engines": {"g": {"file": "g.onnx", "builder": "tensorrt 10.3", "archs": ["sm89"], "stripped": True}},
     }
     text = json.dumps(good).encode()
     place: Any = good

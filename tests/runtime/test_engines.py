@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import subprocess
@@ -323,6 +324,102 @@ def test_too_little_memory_of_the_gpu_is_said(tiny: Any, tmp_path: Path) -> None
     ) as raised:
         open_tensorrt(for_tensorrt(tiny, tmp_path), "decoder", 1, here)
     assert str(raised.value.fix).startswith("free the GPU's memory")
+
+
+# Engines without weights
+
+
+def stripped(tiny: Any, folder: Path, *, factor: float = 3, lacks: str = "w") -> Bundle:
+    """Write and open a bundle whose decoders, two of one file and engine, multiply by a number that lies beside it."""
+    nodes = [helper.make_node("Sigmoid", ["z"], ["s"]), helper.make_node("Mul", ["s", "w"], ["image"])]
+    ports = {"z": ("float32", SHAPE)}, {"image": ("float32", SHAPE)}
+    number = np.full(1, factor, np.float32)
+    graph = tiny.graph(nodes, *ports, [tiny.external("w", "weights/decoder.bin", number)])
+    more = {BUILT["file"]: plan(SHAPE, lacks=(lacks,)), "weights/decoder.bin": number.tobytes()}
+    programs = {"draw": tiny.program(1), "plain": tiny.program(1, "plain").replace("decoder", "decoder_2")}
+    engines = dict.fromkeys(("decoder", "decoder_2"), BUILT | {"stripped": True})
+    made = tiny.write(
+        folder,
+        place=PLACE,
+        graphs={"decoder": graph, "decoder_2": graph},
+        more=more,
+        programs=programs,
+        target="trt-fp16",
+        engines=engines,
+    )
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["graphs"]["decoder_2"]["file"] = "decoder.onnx"
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    return open_bundle(made)
+
+
+def test_an_engine_without_weights_takes_those_of_its_graph_once(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFC_CACHE", str(tmp_path / "cache"))
+    bundle, (here, _, trt) = stripped(tiny, tmp_path / "x.diffc"), machine()
+    sessions = [open_tensorrt(bundle, graph, 1, here) for graph in ("decoder", "decoder_2")]
+    assert trt.refitted == [str(bundle.root / "decoder.onnx")]
+    for session in sessions:
+        [image] = session.run({"z": numbers()})
+        np.testing.assert_allclose(image, 3 / (1 + np.exp(-numbers())), rtol=0, atol=PICTURE_OF_NUMPY)
+    del session, sessions
+    gc.collect()
+    open_tensorrt(bundle, "decoder", 1, here)
+    assert len(trt.refitted) == 2, "it is held no longer than it is used"
+
+
+def test_models_that_share_a_plan_keep_their_own_weights(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFC_CACHE", str(tmp_path / "cache"))
+    here, _, trt = machine()
+    bundles = [stripped(tiny, tmp_path / f"{factor}.diffc", factor=factor) for factor in (2, 5)]
+    assert len({bundle.manifest.files[BUILT["file"]].sha256 for bundle in bundles}) == 1
+    assert len({bundle.graph("decoder") for bundle in bundles}) == 1
+    sessions = [open_tensorrt(bundle, "decoder", 1, here) for bundle in bundles]
+    for session, factor in zip(sessions, (2, 5), strict=True):
+        [image] = session.run({"z": numbers()})
+        np.testing.assert_allclose(image, factor / (1 + np.exp(-numbers())), rtol=0, atol=PICTURE_OF_NUMPY)
+    assert len(trt.refitted) == 2
+
+
+def test_missing_weights_are_said_with_the_command(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(BundleError) as raised:
+        open_tensorrt(stripped(tiny, tmp_path, lacks="other"), "decoder", 1, machine()[0])
+    assert str(raised.value).splitlines() == [
+        "tensorrt-rtx 1.7.1.116 refuses engines/decoder.engine: decoder.onnx lacks 1 of its 1 weights, other first:"
+        " refitted 0 weights out of 1",
+        "  at:  engines/decoder.engine",
+        f"  fix: diffc finalize {tmp_path}",
+    ]
+
+
+def test_an_engine_with_weights_that_is_said_to_have_none_is_refused(tiny: Any, tmp_path: Path) -> None:
+    made = stripped(tiny, tmp_path).root
+    (made / BUILT["file"]).write_bytes(plan(SHAPE))
+    manifest = json.loads((made / "manifest.json").read_text())
+    digest = hashlib.sha256(plan(SHAPE)).hexdigest()
+    manifest["files"][BUILT["file"]] = {"bytes": len(plan(SHAPE)), "sha256": digest}
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="refuses engines/decoder.engine: it was built with its weights"):
+        open_tensorrt(open_bundle(made), "decoder", 1, machine()[0])
+
+
+def test_changed_weights_are_refused_before_an_engine_takes_them(tiny: Any, tmp_path: Path) -> None:
+    made = stripped(tiny, tmp_path).root
+    (made / "weights/decoder.bin").write_bytes(np.full(1, 4, np.float32).tobytes())
+    with pytest.raises(BundleError, match=r"weights/decoder.bin was changed"):
+        open_bundle(made)
+
+
+def test_onnx_runtime_stands_in_for_an_engine_without_weights(tiny: Any, tmp_path: Path) -> None:
+    here, _, trt = machine(version="1.8")
+    with pytest.warns(DiffcWarning, match="built by tensorrt-rtx 1.7.1.116, and here is tensorrt-rtx 1.8"):
+        session = open_tensorrt(stripped(tiny, tmp_path), "decoder", 1, here)
+    [image] = session.run({"z": numbers()})
+    np.testing.assert_allclose(image, 3 / (1 + np.exp(-numbers())), rtol=0, atol=PICTURE_OF_NUMPY)
+    assert (session.engine, trt.refitted) == ("ONNX Runtime", [])
 
 
 # Bundles that mean harm

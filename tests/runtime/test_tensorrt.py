@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from diffc.runtime import BundleError, tensorrt
 from diffc.runtime.cache import Cache
@@ -26,7 +28,7 @@ from diffc.runtime.tensorrt import (
     find_library,
     installed,
 )
-from tests.runtime.fake_gpu import FakeCuda, FakeTensorRT, plan
+from tests.runtime.fake_gpu import FakeCuda, FakeOnnxParserRefitter, FakeTensorRT, plan
 from tests.tolerances import PICTURE_OF_NUMPY
 
 KEY = "0" * 64
@@ -98,6 +100,10 @@ def test_the_real_library_refuses_what_is_no_engine(broken: bytes) -> None:
         ("IRuntimeCache", "serialize deserialize"),
         ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
         ("TensorIOMode", "INPUT"),
+        ("ICudaEngine", "refittable"),
+        ("Refitter", "get_all_weights get_missing_weights refit_cuda_engine"),
+        ("OnnxParserRefitter", "refit_from_file num_errors get_error"),
+        ("BuilderFlag", "STRIP_PLAN REFIT_IDENTICAL"),
     ],
 )
 def test_the_real_library_has_what_the_stand_in_has(kind: str, names: str) -> None:
@@ -250,3 +256,55 @@ def test_executions_of_one_engine_have_each_their_batch(cache: Cache) -> None:
         executions[0].run({"z": drawn[:1]})
     with pytest.raises(ValueError, match=r"z cannot be \[5, 3\]"):
         Execution(held, Device(cuda), {"z": (5, 3)}, cache, KEY)
+
+
+# Engines without weights
+
+
+def weights(folder: Path, **arrays: float) -> Path:
+    """Write a graph that holds numbers, each by its name."""
+    held = [numpy_helper.from_array(np.float32(value), name) for name, value in arrays.items()]
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], [], held)), folder / "g.onnx")
+    return folder / "g.onnx"
+
+
+def without_weights(*names: str) -> Plan:
+    return Plan(Library(FakeTensorRT(FakeCuda()), CLASSIC, "1.0"), plan([2, 3], lacks=names))
+
+
+def test_an_engine_without_weights_takes_those_of_a_graph(cache: Cache, tmp_path: Path) -> None:
+    held = without_weights("a", "b")
+    cuda = held.library.module.cuda
+    z = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    execution = Execution(held, Device(cuda), {"z": (2, 3)}, cache, KEY)
+    assert not execution.run({"z": z})["image"].any()
+    held.refit(weights(tmp_path, a=2, b=3, other=5))
+    np.testing.assert_allclose(execution.run({"z": z})["image"], 6 * sigmoid(z), rtol=0, atol=PICTURE_OF_NUMPY)
+    assert held.library.module.refitted == [str(tmp_path / "g.onnx")]
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^g.onnx lacks 2 of its 3 weights, b first: refitted 1 weights out of 3$"):
+        without_weights("a", "b", "c").refit(weights(tmp_path, a=2))
+    with pytest.raises(ValueError, match=r"^g.onnx lacks 1 of its 1 weights, one without a name first"):
+        without_weights("").refit(weights(tmp_path, a=2))
+
+
+def test_weights_that_are_refused_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^out of memory$"):
+        without_weights("a").refit(weights(tmp_path, a=-1))
+    whole = Plan(Library(FakeTensorRT(FakeCuda()), CLASSIC, "1.0"), plan([2, 3]))
+    with pytest.raises(ValueError, match="it was built with its weights, and takes no others"):
+        whole.refit(weights(tmp_path, a=2))
+
+
+def test_a_parser_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, read = without_weights("a"), FakeOnnxParserRefitter.refit_from_file
+
+    def fail(self: FakeOnnxParserRefitter, path: str) -> bool:
+        self.errors.append("the file ends too early")
+        return read(self, path)
+
+    monkeypatch.setattr(FakeOnnxParserRefitter, "refit_from_file", fail)
+    with pytest.raises(ValueError, match=r"^the file ends too early$"):
+        held.refit(weights(tmp_path, a=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compiler.backends import engine
 from diffc.compiler.backends.engine import Wanted, build_engines, free_memory, weight_bytes
+from diffc.compiler.backends.engine_builder import not_refitted, strip
 from diffc.compiler.errors import BackendError, BuildError
-from diffc.runtime.tensorrt import INSTALL, RTX, installed
+from diffc.runtime.tensorrt import INSTALL, RTX, Library, find_library, installed
+from tests.runtime.fake_gpu import FakeCuda, FakeTensorRT, plan
 
 needs_rtx = pytest.mark.skipif(RTX not in installed(), reason=f"TensorRT for RTX is not installed: {INSTALL[RTX]}")
 
@@ -98,6 +101,43 @@ def test_what_the_parser_refuses_names_the_node(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="no engine for g") as caught:
         build_engines(tmp_path, write(tmp_path, "Relu", "Det"), ["sm89"], lambda _: None)
     assert "Det" in str(caught.value)
+
+
+def test_a_builder_is_told_to_leave_the_weights_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stand_in_builder.py").write_text(
+        "import json, pathlib, sys\n"
+        "asked = json.load(sys.stdin)\n"
+        "pathlib.Path(asked['engine']).write_text('strip' if asked['strip'] else 'whole')\n"
+        "about = {'builder': 'tensorrt 1.0', 'seconds': 1, 'peak_bytes': 1, 'layers': 1, 'types': {}}\n"
+        "print(json.dumps({'built': about}))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "BUILDER", "stand_in_builder")
+    [asked] = write(tmp_path, "Relu")
+    for wanted, text, more in ((asked, "whole", {}), (replace(asked, strip=True), "strip", {"stripped": True})):
+        [made] = build_engines(tmp_path, [wanted], ["sm89"], lambda _: None).values()
+        assert (tmp_path / made.file).read_text() == text
+        assert made.entry == {"file": made.file, "builder": "tensorrt 1.0", "archs": ["sm89"]} | more
+
+
+@needs_rtx
+def test_the_real_builder_takes_the_flags() -> None:
+    trt = find_library(RTX).module
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    strip(config, trt)
+    flags = {name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)}
+    assert {"STRIP_PLAN", "REFIT_IDENTICAL"} <= flags and not {"REFIT", "REFIT_INDIVIDUAL"} & flags
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"), [("w", ""), ("v", "without weights it is built, but g.onnx lacks 1 of its")]
+)
+def test_an_engine_that_does_not_take_its_weights_back_is_not_built(tmp_path: Path, lacks: str, said: str) -> None:
+    weight = numpy_helper.from_array(np.zeros(1, np.float32), "w")
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [weight])), tmp_path / "g.onnx")
+    library = Library(FakeTensorRT(FakeCuda()), RTX, "1.0")
+    found = not_refitted(library, plan([1], lacks=(lacks,)), tmp_path / "g.onnx")
+    assert found.startswith(said) and bool(found) == bool(said)
 
 
 @needs_rtx
