@@ -198,11 +198,14 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Leave BUNDLE as it is, and write another.")
 @click.option("--arch", "archs", type=_Names(), default=(), help="GPUs, as sm86,sm89.  [default: this machine's]")
-@click.option("--strip", is_flag=True, help="Build engines without weights, which take the graphs'. Needs the GPU.")
+@click.option(
+    "--strip", is_flag=True, help="Leave the weights out of the engines, which take the graphs'. Needs a GPU."
+)
 def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
     """Build the TensorRT engines of BUNDLE, which was built for trt-…, on the machine that runs it.
 
     The classic TensorRT builds them where it is installed, and TensorRT for RTX elsewhere, or for the GPUs of --arch.
+    With --strip BUNDLE holds its weights once: engines read them from the graphs whenever they are opened.
 
     \b
     diffc finalize model.diffc

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.compiler.backends import engine
+from diffc.compiler.backends import engine, engine_builder
 from diffc.compiler.backends.engine import Wanted, build_engines, free_memory, weight_bytes
 from diffc.compiler.backends.engine_builder import not_refitted, strip
 from diffc.compiler.errors import BackendError, BuildError
@@ -138,6 +140,40 @@ def test_an_engine_that_does_not_take_its_weights_back_is_not_built(tmp_path: Pa
     library = Library(FakeTensorRT(FakeCuda()), RTX, "1.0")
     found = not_refitted(library, plan([1], lacks=(lacks,)), tmp_path / "g.onnx")
     assert found.startswith(said) and bool(found) == bool(said)
+
+
+@needs_rtx
+@pytest.mark.parametrize(("lacks", "answer"), [("w", "built"), ("v", "failed")])
+def test_an_engine_without_weights_takes_them_back_before_it_counts_as_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str, answer: str
+) -> None:
+    """The real library parses; what it builds only where a driver is, and opens, is a stand-in's."""
+    real, fake = find_library(RTX).module, FakeTensorRT(FakeCuda())
+
+    class Builder:
+        def __init__(self, log: object) -> None:
+            self.real = real.Builder(log)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def build_serialized_network(self, network: object, config: Any) -> bytes:
+            assert config.get_flag(real.BuilderFlag.STRIP_PLAN)
+            return plan([2, 3], lacks=(lacks,))
+
+    half = ModuleType("half")
+    vars(half).update(vars(real), Builder=Builder, Runtime=fake.Runtime)
+    vars(half).update(Refitter=fake.Refitter, OnnxParserRefitter=fake.OnnxParserRefitter)
+    monkeypatch.setattr(engine_builder, "find_library", lambda kind: Library(half, kind, "1.0"))
+    weight = numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "zy"]
+    graph = helper.make_graph([helper.make_node("Mul", ["z", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(graph), tmp_path / "g.onnx")
+    asked = {"graph": str(tmp_path / "g.onnx"), "engine": str(tmp_path / "g.engine"), "shapes": {}}
+    asked |= {"kind": RTX, "archs": ["sm89"], "strip": True}
+    assert answer in engine_builder.build(asked, lambda _: None)
+    assert (tmp_path / "g.engine").exists() == (answer == "built")
+    assert fake.refitted == [str(tmp_path / "g.onnx")]
 
 
 @needs_rtx
