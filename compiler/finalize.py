@@ -76,7 +76,8 @@ def _aim(archs: Sequence[str], *, strip: bool) -> Aim:
         archs = archs or (here,)
         if here not in archs:
             what = f"engines without weights are tried on this machine's GPU, which is {here}"
-            raise BuildError(what, where=f"--strip --arch {','.join(archs)}", fix=f"name {here} too, or leave out --arch")
+            where, fix = f"--strip --arch {','.join(archs)}", f"name {here} too, or leave out --arch"
+            raise BuildError(what, where=where, fix=fix)
     known = architectures(library)
     if unknown := [arch for arch in archs if known and arch not in known]:
         fix = f"choose among {', '.join(known)}, or install TensorRT where that GPU is: {INSTALL[CLASSIC]}"

@@ -16,23 +16,34 @@ from diffc.compiler.errors import BuildError
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder that takes the output's name when all went well, and vanishes otherwise."""
-    if output.exists():
-        raise BuildError(f"{output} exists", fix="remove it or choose another name with -o")
+    """Give a folder that takes the output's name when all went well, and vanishes otherwise.
+
+    Of two at once, the first to be done gets the name.
+    """
+    _check_free(output)
     with _beside(output) as folder:
         yield folder
+        _check_free(output)
         folder.rename(output)
+
+
+def _check_free(output: Path) -> None:
+    if output.exists():
+        raise BuildError(f"{output} exists", fix="remove it or choose another name with -o")
 
 
 @contextmanager
 def changed_folder(path: Path) -> Iterator[Path]:
-    """Give a folder that takes the place of another when all went well, and vanishes otherwise."""
+    """Give a folder that takes the place of another when all went well, and vanishes otherwise.
+
+    Of two at once, the last to be done keeps it.
+    """
     with _beside(path) as folder, _beside(path) as aside:
         yield folder
         before = path.rename(aside / path.name)
         try:
             folder.rename(path)
-        except OSError:
+        except BaseException:
             before.rename(path)
             raise
 

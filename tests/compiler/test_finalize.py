@@ -300,6 +300,16 @@ def test_a_failed_finalize_leaves_the_bundle_as_it_was(bundle: Path, ada: None) 
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
+def test_of_two_at_once_the_last_to_be_done_stays(bundle: Path, ada: None) -> None:
+    def slow(*asked: Any, kind: str) -> dict[str, Built]:
+        finalize(bundle, strip=True, build=stand_in)
+        return stand_in(*asked, kind=kind)
+
+    finalize(bundle, build=slow)
+    assert not any(engine.stripped for engine in open_bundle(bundle).manifest.engines.values())
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
 def test_too_little_disk_is_said_before_anything_is_built(
     bundle: Path, ada: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,16 @@ def test_a_new_folder_appears_when_all_went_well(tmp_path: Path) -> None:
         pytest.fail("it must not start")
 
 
+def test_of_two_new_folders_at_once_the_first_gets_the_name(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="x exists") as raised, new_folder(tmp_path / "x") as late:
+        (late / "a").write_bytes(b"late")
+        with new_folder(tmp_path / "x") as early:
+            (early / "a").write_bytes(b"early")
+    assert (tmp_path / "x" / "a").read_bytes() == b"early"
+    assert raised.value.fix == "remove it or choose another name with -o"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no")], ids=repr)
 def test_what_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), new_folder(tmp_path / "x"):
@@ -57,16 +67,48 @@ def test_a_change_that_fails_leaves_the_old(before: Path, error: BaseException) 
     assert list(before.parent.iterdir()) == [before]
 
 
-def test_a_change_that_cannot_take_the_place_leaves_the_old(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_changes_at_once_the_last_stays_whole(before: Path) -> None:
+    with changed_folder(before) as late:
+        (late / "a").write_bytes(b"late")
+        with changed_folder(before) as early:
+            (early / "a").write_bytes(b"early")
+            (early / "b").write_bytes(b"early")
+        assert (before / "b").read_bytes() == b"early"
+    assert {path.name: path.read_bytes() for path in before.iterdir()} == {"a": b"late"}
+    assert list(before.parent.iterdir()) == [before]
+
+
+def test_a_change_in_the_moment_of_another_is_refused(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename, moved = Path.rename, list[Path]()
+
+    def meanwhile(path: Path, to: Path) -> Path:
+        if path == before and not moved:
+            moved.append(rename(path, to))
+            with pytest.raises(BuildError, match="cannot be written: No such file"), changed_folder(before):
+                pass
+            return moved[0]
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", meanwhile)
+    with changed_folder(before) as folder:
+        (folder / "a").write_bytes(b"new")
+    assert (before / "a").read_bytes() == b"new"
+    assert list(before.parent.iterdir()) == [before]
+
+
+@pytest.mark.parametrize("error", [OSError(13, "Permission denied"), KeyboardInterrupt()], ids=repr)
+def test_a_change_that_cannot_take_the_place_leaves_the_old(
+    before: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     rename = Path.rename
 
     def refused(path: Path, to: Path) -> Path:
         if to == before and path.name.endswith(".partial"):
-            raise OSError(13, "Permission denied")
+            raise error
         return rename(path, to)
 
     monkeypatch.setattr(Path, "rename", refused)
-    with pytest.raises(BuildError, match="Permission denied"), changed_folder(before) as folder:
+    with pytest.raises((BuildError, KeyboardInterrupt)), changed_folder(before) as folder:
         (folder / "a").write_bytes(b"new")
     assert (before / "a").read_bytes() == b"old"
     assert list(before.parent.iterdir()) == [before]
