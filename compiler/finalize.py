@@ -55,7 +55,7 @@ def finalize(
     needs this machine to have one of the GPUs. Raises `DiffcError`.
     """
     opened = open_bundle(Path(bundle))
-    if not opened.manifest.target.startswith("trt-"):
+    if not opened.manifest.target.startswith(("trt-", "torchtrt-")):
         what = f"{bundle} was built for {opened.manifest.target}, which has no engines"
         raise BuildError(what, fix="build it for a target trt-…, such as trt-fp16")
     if output is None and not opened.path.is_dir():

@@ -281,6 +281,7 @@ ENGINES: dict[str, Engine] = {
     "ort": _onnx_runtime,
     "ov": _openvino,
     "trt": open_tensorrt,
+    "torchtrt": open_tensorrt,
 }
 
 

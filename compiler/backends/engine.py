@@ -27,25 +27,31 @@ PATIENCE = 1800.0
 MEMORY = (4, 600 << 20)
 """What a builder holds at most: so many times the graph's weights, and so many bytes more (docs/engines.md: 3.7)."""
 
+PROGRAM_MEMORY = (6, 700 << 20)
+"""The same of a builder that converts a program: 5.2 times 200 MB of weights in float16, and PyTorch."""
+
 OFTEN = 5.0
 """Seconds between two lines of progress."""
 
 LAST_WORDS = 300
 FIX = "build for ort-fp16, which runs everywhere, and report this with the model's configuration"
 FIX_STRIP = "finalize without --strip, and report this with the model's configuration"
+FIX_PROGRAM = "build for trt-fp16, which takes ONNX instead, and report this with the model's configuration"
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Ask for an engine of an ONNX file: the graphs that it serves, and the shapes of each input in their calls.
 
-    One to ``strip`` leaves its weights out, which takes a GPU to build.
+    One to ``strip`` leaves its weights out, which takes a GPU to build. A ``program`` is the file of what the graph was
+    exported as, of which the engine is then built instead.
     """
 
     file: str
     graphs: tuple[str, ...]
     shapes: Mapping[str, tuple[tuple[int, ...], ...]]
     strip: bool = False
+    program: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def build_engines(
     last, and the node at fault where it or ``culprit`` finds it; and `BuildError` at once for want of memory.
     """
     weights = [weight_bytes(root / each.file) for each in wanted]
-    check_memory(max(weights, default=0))
+    check_memory(max(weights, default=0), PROGRAM_MEMORY if any(each.program for each in wanted) else MEMORY)
     (root / FOLDER).mkdir(exist_ok=True)
     found: dict[str, Built] = {}
     for each, size in zip(wanted, weights, strict=True):
@@ -134,9 +140,9 @@ def weight_bytes(file: Path) -> int:
     return len(model) + external_bytes(model)
 
 
-def check_memory(weights: int) -> None:
+def check_memory(weights: int, taken: tuple[int, int] = MEMORY) -> None:
     """Raise `BuildError` where a builder of so many bytes of weights has not the memory that it takes."""
-    needed, free = MEMORY[0] * weights + MEMORY[1], free_memory()
+    needed, free = taken[0] * weights + taken[1], free_memory()
     if free is not None and free < needed:
         what = f"TensorRT's builder needs up to {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
         raise BuildError(what, fix="end other programs, add swap, or take a target that stores less, such as trt-w4a16")
@@ -164,6 +170,7 @@ def _built(
     name, file = wanted.graphs[0], root / wanted.file
     engine = f"{FOLDER}/{name}.engine"
     asked = {"archs": list(archs), "kind": kind, "shapes": wanted.shapes, "strip": wanted.strip}
+    asked |= {"program": wanted.program}
 
     def run(graph: Path, target: Path, tell: Progress) -> dict[str, Any]:
         return _child({**asked, "graph": str(graph), "engine": str(target)}, tell, patience)
@@ -176,7 +183,7 @@ def _built(
             progress(f"engine {name}: look for the node at fault")
             node = culprit(file, lambda smaller: _fails(run, smaller))
         where = f"{node}, in {name}" if node else name
-        fix = FIX_STRIP if wanted.strip else FIX
+        fix = FIX_STRIP if wanted.strip else FIX_PROGRAM if wanted.program else FIX
         raise BackendError(f"no engine for {name}: {failure.what}", where=where, fix=fix) from failure
     size = (root / engine).stat().st_size
     return Built(engine, made.pop("builder"), tuple(archs), size, **made, weights=weights, stripped=wanted.strip)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from diffc.runtime.external import output_names
 from diffc.runtime.memory import peak_bytes
 from diffc.runtime.tensorrt import CLASSIC, RTX, Library, Plan, find_library
 
@@ -49,11 +50,10 @@ def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
     tell({"phase": "parse"})
-    if not parser.parse_from_file(request["graph"]):
-        error = parser.get_error(0)
-        return {"failed": error.desc(), "node": error.node_name(), "operator": error.node_operator()}
+    held, refused = (_converted if request["program"] else _parsed)(network, logger, library, request)
+    if refused:
+        return refused
     for layer in _layers(network):
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer
@@ -84,6 +84,27 @@ def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
             "types": Counter(dtype for layer in _layers(network) for dtype in _types(layer)),
         }
     }
+
+
+def _parsed(network: Any, logger: Any, library: Library, request: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """Fill a network with an ONNX file; give what holds its weights and, where it is refused, why."""
+    parser = library.module.OnnxParser(network, logger)
+    if parser.parse_from_file(request["graph"]):
+        return parser, {}
+    error = parser.get_error(0)
+    return None, {"failed": error.desc(), "node": error.node_name(), "operator": error.node_operator()}
+
+
+def _converted(network: Any, logger: Any, library: Library, request: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """Fill a network with an exported program in the same way, and call its ports as the ONNX file does."""
+    from diffc.compiler.backends.torch_tensorrt import convert
+
+    held, refused = convert(network, library, request["program"], request["archs"][0])
+    for at, name in enumerate(request["shapes"] if not refused else ()):
+        network.get_input(at).name = name
+    for at, name in enumerate(output_names(Path(request["graph"]).read_bytes()) if not refused else ()):
+        network.get_output(at).name = name
+    return held, refused
 
 
 def _aim(config: Any, library: Library, archs: list[str], cache: Path) -> None:
