@@ -5,6 +5,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := compiler passes runtime tests examples benchmarks
+LINUX   := sys_platform == 'linux' and platform_machine == 'x86_64'
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 MODEL   := examples/models/shapes-unet.safetensors
@@ -88,9 +89,11 @@ $(VENV)/compiler.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	$(PIP) --editable '.[compiler]'
 	touch $@
 
+# What torch-tensorrt-rtx requires is gigabytes, and an older TensorRT for RTX; the tests do without.
 $(VENV)/dev.stamp: $(VENV)/compiler.stamp
 	@echo "Installing what the tests and checks need into $(VENV)"
 	$(PIP) --editable '.[compiler,tensorrt,dev]'
+	$(PIP) --no-deps dllist "torch-tensorrt-rtx; $(LINUX)"
 	touch $@
 
 # mypy cannot see through setuptools' package-dir: show it the packages under their import names.

@@ -1,8 +1,8 @@
 """Lower graphs with torch_tensorrt: engines of TensorRT for RTX from the exported programs, rather than from ONNX.
 
-The bundle is that of `diffc.compiler.backends.tensorrt`, with the same ONNX beside the engines, so that all else is done
-as there. What differs is who tells TensorRT of the network: torch_tensorrt's converters of ATen, or TensorRT's parser of
-ONNX. `lower` and `engines` run in the compiler, `convert` in the builder's process.
+The bundle is that of `diffc.compiler.backends.tensorrt`, with the same ONNX beside the engines, so that all else is
+done as there. What differs is who tells TensorRT of the network: torch_tensorrt's converters of ATen, or TensorRT's
+parser of ONNX. `lower` and `engines` run in the compiler, `convert` in the builder's process.
 
 Source: https://docs.pytorch.org/TensorRT (its pages on the dynamo frontend: lowering passes and converters)
 """

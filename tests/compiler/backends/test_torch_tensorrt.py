@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -23,9 +24,14 @@ from diffc.compiler.graphs import export, type_of
 from diffc.compiler.ir import Graph, Value
 from diffc.compiler.target import Target, find_backend, parse_target
 from diffc.passes.mixed_precision import mixed_precision
+from diffc.runtime import load
+from diffc.runtime.errors import DiffcWarning
 from tests.compiler.backends.test_tensorrt import MORE, Wide
 from tests.compiler.backends.test_typed import transformer, unet
 from tests.compiler.backends.torch_tensorrt_builder import PORTS
+from tests.test_cli import succeeded
+from tests.test_quantized_bundles import Source
+from tests.tolerances import PICTURE
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[3]
@@ -151,6 +157,25 @@ def test_what_is_not_converted_is_an_error_with_the_node(tmp_path: Path) -> None
     assert caught.value.where.startswith("aten.scaled_dot_product_attention.default scaled_dot_product_attention_")
     assert "build for trt-fp16" in str(caught.value.fix)
     assert not list(tmp_path.rglob("*.engine"))
+
+
+@needs_package
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchtrt")
+def test_a_bundle_draws_without_a_gpu_too_and_is_finalized_from_its_graphs(tmp_path: Path) -> None:
+    source, bundle, other = Source("DDPMPipeline", tmp_path), tmp_path / "x.diffc", tmp_path / "y.diffc"
+    succeeded("build", source.path, "--target", "torchtrt-fp32@sm89", *source.options, "-o", bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert set(manifest["engines"]) == {name for name, graph in manifest["graphs"].items() if graph["component"]}
+    assert len({engine["file"] for engine in manifest["engines"].values()}) == len(manifest["engines"])
+    succeeded("build", source.path, *source.options, "-o", tmp_path / "float.diffc")
+    with pytest.warns(DiffcWarning, match="ort-fp32"):
+        picture = np.asarray(load(bundle)(seed=1, output="np"))
+    wanted = np.asarray(load(tmp_path / "float.diffc")(seed=1, output="np"))
+    assert np.abs(picture - wanted).max() < PICTURE
+    succeeded("finalize", bundle, "--arch", "sm86", "-o", other)
+    finalized = json.loads((other / "manifest.json").read_text())["engines"]
+    assert {name: each["archs"] for name, each in finalized.items()} == dict.fromkeys(manifest["engines"], ["sm86"])
 
 
 @needs_package
