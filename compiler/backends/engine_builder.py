@@ -52,7 +52,7 @@ def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     tell({"phase": "parse"})
     # what is held has the weights, and lives until the engine is built
-    held, refused = (_converted if request["program"] else _parsed)(network, logger, library, request)
+    held, refused = (_converted if request.get("program") else _parsed)(network, logger, library, request)
     if refused:
         return refused
     for layer in _layers(network):
