@@ -82,7 +82,8 @@ def sd3() -> tuple[type, dict[str, Any], torch.dtype]:
 MODELS = {"sd15": sd15, "sdxl": sdxl, "sd3": sd3}
 
 SIZE = "256x256"
-"""What is built for, so that calibrating does not take longer than building."""
+"""What is built for, so that calibrating does not take longer than building. Engines do not grow with it: the UNet of
+SD 1.5 in fp16 had 1644.2 MB, and 1644.4 MB for 512x512."""
 
 
 def measured(source: Path, precision: str, work: Path) -> dict[str, Any]:
@@ -148,7 +149,11 @@ HEAD = """# What engines take
 
 TensorRT for RTX, on two cores without a GPU, each engine for all architectures that have the precision (`make
 engines`). The weights are those of the ONNX file that the builder reads, as it stores them; memory is that of the
-builder's process. Models have random weights. What is computed otherwise than asked for is said below a table.
+builder's process. Models have random weights, and are built for pictures of 256×256, so that calibrating them does not
+take longer than building: for 512×512 the UNet of SD 1.5 had 1644.4 MB in fp16 instead of 1644.2 MB. What is computed
+otherwise than asked for is said below a table.
+
+Measured on a CPU with AVX2, busy with other work.
 
 """
 
