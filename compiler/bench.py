@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffc.compiler.errors import BuildError, DiffcError
-from diffc.compiler.provenance import arguments_of, steps_of
+from diffc.compiler.provenance import arguments_of
 from diffc.compiler.target import Progress
 from diffc.runtime.bundle import Bundle, open_bundle
 from diffc.runtime.request import Request, make_request
@@ -162,8 +162,8 @@ def _check_rivals(against: Sequence[str], source: Path | str | None) -> None:
 
 def _asked_of_pipeline(bundle: Bundle, request: Request) -> dict[str, Any]:
     """Say what the pipeline draws where the bundle answers the request."""
-    steps, recipe = steps_of(request.program.name), bundle.manifest.raw["provenance"]["recipe"]
-    arguments = arguments_of(recipe) | dict(request.scalars) | {"num_inference_steps": steps}
+    recipe = bundle.manifest.raw["provenance"]["recipe"]
+    arguments = arguments_of(request.program.name, recipe) | dict(request.scalars)
     arguments |= {item.name: [""] * request.program.batch for item in request.program.texts if item.name != "prompt"}
     return {"sampler": recipe["sampler"], "task": recipe["task"], "arguments": arguments}
 

@@ -19,18 +19,18 @@ from torch import nn
 from diffc import passes
 from diffc.compiler.backends.engine import wanted_engines
 from diffc.compiler.caching import AskedCache, asked_cache
-from diffc.compiler.errors import CaptureError
+from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.folder import check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.graphs import Capture
 from diffc.compiler.half_precision import Half, asked_half
-from diffc.compiler.inputs import PREPARED
+from diffc.compiler.inputs import PREPARED, Size
 from diffc.compiler.ir import Program
 from diffc.compiler.load import load
 from diffc.compiler.pipeline import Pass, run
 from diffc.compiler.quantize import Asked, asked_quantization, quantize
 from diffc.compiler.report import page
 from diffc.compiler.room import bytes_needed
-from diffc.compiler.sampling import Sampling, default_steps, trace_pipeline
+from diffc.compiler.sampling import Sampling, asked_sizes, default_steps, trace_pipeline
 from diffc.compiler.stages import work_by_stage
 from diffc.compiler.tables import fill_tables
 from diffc.compiler.target import Progress, Target, find_backend, parse_target
@@ -51,7 +51,7 @@ def build(
     sampler: str | None = None,
     guidance: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | Sequence[Size] | None = None,
     batch: int = 1,
     task: str = "text-to-image",
     strength: float | None = None,
@@ -69,12 +69,12 @@ def build(
 ) -> Path:
     """Compile a checkpoint and give the bundle's path (default: the source's name with ``.diffc``, in this folder).
 
-    ``steps`` gives one program for each count (default: the pipeline's own), ``size`` is width and height in pixels,
-    ``guidance`` the default scale, which stays a number of the request, ``guidance_interval`` the fractions of the
-    steps from and to which there is guidance, ``strength`` how much of a given picture is drawn anew, ``options`` other
-    arguments of the pipeline's call, such as ``num_frames``, and ``inputs`` those that are pictures and tensors of the
-    request, as ``{"image_embeds": "1280"}``: see `diffc.compiler.inputs`. ``ip_adapter`` is the file of an IP-Adapter,
-    whose picture is then an input too.
+    ``steps`` gives one program for each count (default: the pipeline's own), ``size`` is width and height in pixels, or
+    a list of such, of which the first is the default, ``guidance`` the default scale, which stays a number of the
+    request, ``guidance_interval`` the fractions of the steps from and to which there is guidance, ``strength`` how much
+    of a given picture is drawn anew, ``options`` other arguments of the pipeline's call, such as ``num_frames``, and
+    ``inputs`` those that are pictures and tensors of the request, as ``{"image_embeds": "1280"}``: see
+    `diffc.compiler.inputs`. ``ip_adapter`` is the file of an IP-Adapter, whose picture is then an input too.
 
     ``cache`` lets most steps reuse features of earlier ones, as ``"deepcache:interval=3,branch=0"`` does; the systems
     are those of `diffc.passes.cache`.
@@ -90,6 +90,7 @@ def build(
     half = asked_half(wanted, calibration, seed)
     calibrates = any(each is not None and each.is_calibrated for each in (features, half))
     asked = asked_quantization(wanted, quant, recipe, calibration, seed, min_psnr, calibrates=calibrates)
+    sizes = asked_sizes(size)
     source = Path(source)
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
     with new_folder(output) as folder:
@@ -100,14 +101,17 @@ def build(
         progress(f"make at most {needed / 1e9:.2f} GB")
         inputs = ({IP_ADAPTER_IMAGE: PREPARED} if ip_adapter else {}) | dict(inputs)
         capture, programs = Capture(), list[Program]()
-        fixed = Sampling(task=task, guidance=guidance, size=size, batch=batch, strength=strength)
+        fixed = Sampling(task=task, guidance=guidance, says_size=len(sizes) > 1, batch=batch, strength=strength)
         fixed = replace(fixed, options=dict(options), inputs=inputs)
-        for count in dict.fromkeys(steps) or (default_steps(pipeline),):
-            progress(f"trace {count} steps")
-            programs += trace_pipeline(pipeline, replace(fixed, steps=count), capture)
+        for one in sizes or (None,):
+            for count in dict.fromkeys(steps) or (default_steps(pipeline),):
+                progress(f"trace {count} steps" + (f" of {one[0]}x{one[1]}" if one else ""))
+                programs += trace_pipeline(pipeline, replace(fixed, steps=count, size=one), capture)
+        _check_sizes(sizes, programs)
         if features is not None and features.is_compared:
             progress("trace twice as many steps")
-            programs += trace_pipeline(pipeline, replace(fixed, steps=2 * _first(steps, pipeline)), capture)[:1]
+            finer_steps = replace(fixed, steps=2 * _first(steps, pipeline), size=next(iter(sizes), None))
+            programs += trace_pipeline(pipeline, finer_steps, capture)[:1]
         progress("capture")
         captured = capture.graphs(programs)
         recipes = _recipes(captured, capture.parts(), guidance_interval)
@@ -115,7 +119,7 @@ def build(
         finer = made.pop() if features is not None and features.is_compared else None
         tokenizers = {name: component for name, component in pipeline.components.items() if _is_called(name, made)}
         told: dict[str, Any] = {"task": task, "sampler": sampler, "steps": list(steps), "guidance": guidance}
-        told |= {"size": size, "batch": batch, "strength": strength, "options": dict(options), "inputs": inputs}
+        told |= {"sizes": sizes, "batch": batch, "strength": strength, "options": dict(options), "inputs": inputs}
         told |= {"guidance_interval": guidance_interval, "quantization": None if asked is None else asked.described}
         told |= {"ip_adapter": Path(ip_adapter).name if ip_adapter else None}
         told |= {"cache": None if features is None else features.described}
@@ -125,6 +129,15 @@ def build(
 
 def _first(steps: Sequence[int], pipeline: Any) -> int:
     return steps[0] if steps else default_steps(pipeline)
+
+
+def _check_sizes(sizes: Sequence[Size], programs: Sequence[Program]) -> None:
+    """Raise `BuildError` where the pipeline draws two of the sizes alike."""
+    drawn = {program.types()[program.outputs[0]] for program in programs}
+    if len(drawn) < len(sizes):
+        where = "--size " + ",".join(f"{width}x{height}" for width, height in sizes)
+        fix = "ask for one, or for sizes that the pipeline neither rounds to the same nor leaves alone"
+        raise BuildError(f"the pipeline draws {len(drawn)} of these {len(sizes)} sizes", where=where, fix=fix)
 
 
 def _recipes(

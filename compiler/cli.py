@@ -37,6 +37,13 @@ class _Size(click.ParamType[tuple[int, int]]):
         return int(width), int(height)
 
 
+class _Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
+    name = "WxH[,WxH…]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[tuple[int, int], ...]:
+        return tuple(_Size().convert(size, param, ctx) for size in str(value).split(","))
+
+
 class _Counts(click.ParamType[tuple[int, ...]]):
     name = "N[,N…]"
 
@@ -159,7 +166,7 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--sampler", help="Another sampler: ddim, dpmpp-2m, euler, … or a diffusers scheduler class.")
 @click.option("--guidance", type=float, help="Default guidance scale; --guidance of run changes it.")
 @click.option("--guidance-interval", type=_Interval(), help="Fractions of the steps between which there is guidance.")
-@click.option("--size", type=_Size(), help="Width and height in pixels.  [default: the model's]")
+@click.option("--size", type=_Sizes(), help="Width and height in pixels; programs for each.  [default: the model's]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What to draw from.")
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of a given picture is drawn anew.")
@@ -179,6 +186,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
     \b
     diffc build model.safetensors
     diffc build ./stable-diffusion-3 --target ort-fp16 --steps 10,20 --sampler flow-euler -o sd3.diffc
+    diffc build model.safetensors --size 512x512,768x512
     diffc build model.safetensors --steps 50 --cache deepcache:interval=5,branch=0
     diffc build model.safetensors --target ort-w4a8 --quant gptq --calibration prompts.txt --min-psnr 25
     """
@@ -240,6 +248,7 @@ def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
 @click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is drawn anew.")
 @click.option("--input", "inputs", type=_Named("image_embeds=x.npy"), multiple=True, help="NAME=FILE, .npy or picture.")
 @click.option("--set", "settings", type=_Setting(), multiple=True, help="NAME=VALUE for another number of the request.")
+@click.option("--size", type=_Size(), help="Which of the bundle's sizes, in pixels.  [default: the first]")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures, drawn as a grid.")
 @click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
 def run(output: Path, **options: Any) -> dict[str, Any]:
@@ -248,6 +257,7 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     \b
     diffc run shapes.diffc "a red circle left of a blue square" -o out.png
     diffc run shapes.diffc "a green star" --seed 7 --guidance 5 --images 4 -o grid.png
+    diffc run shapes.diffc "a blue circle above a red star" --size 96x64 -o wide.png
     """
     from diffc.runtime import load
     from diffc.runtime.engines import advice
@@ -274,6 +284,7 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
             seed=seed,
             latents=None if options["latents"] is None else _array(options["latents"]),
             num_images=options["images"],
+            size=options["size"],
             program=options["program"],
             callback=show,
             **_numbers(sampler.scalars, options["guidance"], options["settings"]),

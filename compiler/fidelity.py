@@ -20,7 +20,7 @@ from diffc.compiler.errors import BuildError
 from diffc.compiler.graphs import ENTRY_POINTS, bind, returned_tensors, tensor_ports, with_tensors
 from diffc.compiler.inputs import DENOISERS, as_arguments, asked_arrays
 from diffc.compiler.load import load
-from diffc.compiler.provenance import arguments_of, steps_of
+from diffc.compiler.provenance import arguments_of, size_of
 from diffc.compiler.sampling import CALLBACK, GUIDANCE, NEGATIVE, TEXTS
 from diffc.compiler.target import Progress
 from diffc.compiler.text import parse
@@ -120,7 +120,7 @@ def compare(
     sampler = Sampler(bundle)
     recipe = sampler.manifest["provenance"]["recipe"]
     name, text = _program(sampler, program)
-    steps = steps_of(name)
+    size = size_of(name, recipe)
     progress("load")
     if recipe["ip_adapter"] and ip_adapter is None:
         what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
@@ -132,7 +132,7 @@ def compare(
     reads_negative = program is not None and any(item.name == NEGATIVE for item in parse(text).inputs)
     negative = {NEGATIVE: ""} if reads_negative else {}
     scale = guidance if guidance is not None else _default(text)
-    asked = asked_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=recipe["size"])
+    asked = asked_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=size)
     arrays = _test_arrays(asked, seed)
     marks = sum(op.operator == "step" for op in parse(text).ops)
     calls = list[Call]()
@@ -141,7 +141,7 @@ def compare(
         progress(f"draw {at + 1}/{len(prompts)}: {prompt}")
         texts = {TEXTS[0]: prompt, **negative}
         with _recorded(pipeline, calls), _guided_inside(pipeline, recipe, marks) as limited:
-            wanted = _reference(pipeline, texts, limited, steps, scale, seed + at, arrays)
+            wanted = _reference(pipeline, texts, limited, name, scale, seed + at, arrays)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
         options |= negative | _for_the_bundle(sampler, asked, arrays)
         got = sampler(
@@ -203,15 +203,15 @@ def _default(text: str) -> float | None:
 
 
 def _reference(
-    pipeline: Any, texts: Mapping[str, Any], recipe: Any, steps: int, guidance: float | None, seed: int, given: Any
+    pipeline: Any, texts: Mapping[str, Any], recipe: Any, program: str, guidance: float | None, seed: int, given: Any
 ) -> Array:
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
     options |= as_arguments(pipeline, recipe["inputs"], {key: torch.from_numpy(a) for key, a in given.items()})
     takes = inspect.signature(type(pipeline).__call__).parameters
-    options |= {key: value for key, value in arguments_of(recipe).items() if key in takes}
+    options |= {key: value for key, value in arguments_of(program, recipe).items() if key in takes}
     generator = torch.Generator("cpu").manual_seed(seed)
     texts = {name: [text] * recipe["batch"] for name, text in texts.items() if name in takes}
-    drawn = pipeline(**texts, **options, num_inference_steps=steps, generator=generator, output_type="np")
+    drawn = pipeline(**texts, **options, generator=generator, output_type="np")
     return np.asarray(drawn[0])
 
 

@@ -94,7 +94,7 @@ def half_precision(
 
 
 def _overflows(programs: Sequence[Program], calibrated: Calibrate, progress: Progress) -> dict[str, Sequence[Overflow]]:
-    """Look at each graph in the first program that calls it; one that differs by its batch alone is as the other is."""
+    """Look at each graph in the first program that calls it; one of other shapes alone is as the other is."""
     found, alike = dict[str, Sequence[Overflow]](), dict[object, str]()
     for program in programs:
         for graph in (graph for graph in program.graphs if size(graph) and graph.name not in found):

@@ -26,6 +26,7 @@ KIND = re.compile(r"prepared|picture(?::(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*)
 
 Parameters = Mapping[str, inspect.Parameter]
 Size = tuple[int, int]
+"""A width and a height in pixels."""
 
 
 def asked_arrays(

@@ -8,17 +8,38 @@ from typing import Any
 
 from diffc.compiler.errors import BuildError
 
+NAME = re.compile(r"_(?P<steps>\d+)(?:_(?P<width>\d+)x(?P<height>\d+))?(?:_no_negative|_unguided)?$")
+"""How the names of programs end that were built from a pipeline."""
 
-def steps_of(program: str) -> int:
-    """Give the number of steps that the pipeline was asked for when a program was traced; its name says it."""
-    found = re.search(r"_(\d+)(_no_negative|_unguided)?$", program)
+
+def program_name(task: str, steps: int, size: tuple[int, int] | None = None) -> str:
+    """Name the program of a task; the size is said where a bundle draws several.
+
+    >>> program_name("text-to-image", 20, (768, 512))
+    'text_to_image_20_768x512'
+    """
+    name = f"{task.replace('-', '_')}_{steps}"
+    return name if size is None else f"{name}_{size[0]}x{size[1]}"
+
+
+def size_of(program: str, recipe: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Give the size that the pipeline was asked for when a program was traced; None where nobody said one."""
+    found = _said(program)
+    if found["width"]:
+        return int(found["width"]), int(found["height"])
+    return next((tuple(size) for size in recipe["sizes"]), None)
+
+
+def arguments_of(program: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what was fixed of the pipeline's call when a program was traced; a pipeline need not take all of it."""
+    width, height = size_of(program, recipe) or (None, None)
+    fixed = {"width": width, "height": height, "strength": recipe["strength"]}
+    said = {key: value for key, value in fixed.items() if value is not None}
+    return {"num_inference_steps": int(_said(program)["steps"]), **said, **recipe["options"]}
+
+
+def _said(program: str) -> re.Match[str]:
+    found = NAME.search(program)
     if found is None:
         raise BuildError(f"{program} was not built from a pipeline", fix="compare it in the code that made it")
-    return int(found[1])
-
-
-def arguments_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what a recipe fixed of the pipeline's call; a pipeline need not take all of it."""
-    width, height = recipe["size"] or (None, None)
-    fixed = {"width": width, "height": height, "strength": recipe["strength"]}
-    return {**{key: value for key, value in fixed.items() if value is not None}, **recipe["options"]}
+    return found

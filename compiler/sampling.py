@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,8 +15,9 @@ import transformers
 
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.graphs import Capture
-from diffc.compiler.inputs import as_arguments, asked_arrays
+from diffc.compiler.inputs import Size, as_arguments, asked_arrays
 from diffc.compiler.ir import Program
+from diffc.compiler.provenance import program_name
 from diffc.compiler.scalars import COMPARISONS
 from diffc.compiler.trace import Asked, Number, Text, trace
 
@@ -35,17 +36,28 @@ class Sampling:
     """State what is fixed at build: task, steps, size in pixels, batch, strength, default guidance.
 
     None stands for what the pipeline does when nobody says. ``options`` are other arguments of its call, by name, and
-    ``inputs`` says what those are that the request gives.
+    ``inputs`` says what those are that the request gives. A bundle of several sizes says them in its programs' names.
     """
 
     task: str = "text-to-image"
     steps: int | None = None
     guidance: float | None = None
-    size: tuple[int, int] | None = None
+    size: Size | None = None
+    says_size: bool = False
     batch: int = 1
     strength: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+def asked_sizes(size: Size | Sequence[Size] | None) -> tuple[Size, ...]:
+    """List each size once; none where nobody says one. Raises `BuildError` for what is no size."""
+    several = size is not None and not any(isinstance(each, int) for each in size)
+    sizes: Any = size if several else () if size is None else (size,)
+    for each in sizes:
+        if len(each) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in each):
+            raise BuildError(f"{each!r} is no size", fix="give width and height in pixels, such as (512, 512)")
+    return tuple(dict.fromkeys((width, height) for width, height in sizes))
 
 
 def default_steps(pipeline: Any) -> int:
@@ -63,7 +75,7 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[
     steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
     if steps < 1:
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
-    name = f"{sampling.task.replace('-', '_')}_{steps}"
+    name = program_name(sampling.task, steps, sampling.size if sampling.says_size else None)
     scales = _scales(pipeline, _parameters(pipeline), sampling)
     first = _trace(pipeline, sampling, steps, scales, name, capture)
     ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]

@@ -185,7 +185,7 @@ class Machine:
 
 
 PLANS: weakref.WeakValueDictionary[tuple[object, ...], Plan] = weakref.WeakValueDictionary()
-"""The engines that are open in this process: graphs that differ in their batch alone share one, with its weights."""
+"""The engines that are open in this process: graphs that differ in shapes alone share one, with its weights."""
 
 
 def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = Machine()) -> Session:

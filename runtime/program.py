@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffc.runtime.errors import BundleError
+from diffc.runtime.images import is_picture
 
 BUILTINS = ("tokenize", "noise", "linear", "split", "concat", "step")
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -157,6 +158,12 @@ class Program:
     def batch(self) -> int:
         """Count the pictures of one execution."""
         return self.types[self.outputs[0]].shape[0]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Give the width and height of what is drawn; None where that is no picture."""
+        shape = self.types[self.outputs[0]].shape
+        return (shape[-1], shape[-2]) if is_picture(shape) else None
 
 
 def constant(literal: Literal, type_: Type) -> NDArray[Any]:

@@ -46,6 +46,7 @@ def make_request(
     programs: Mapping[str, Program],
     *,
     program: str | None,
+    size: Any = None,
     inputs: Mapping[str, Any],
     num_images: int,
     seed: Seed | None,
@@ -62,7 +63,7 @@ def make_request(
             )
     scalars = {n: _scalar(n, v) for n, v in inputs.items() if known.get(n) == "scalar" and v is not None}
     prompts = {n: _texts(n, v) for n, v in inputs.items() if known.get(n) == "text" and v is not None}
-    chosen, used_scalars = _choose(programs, program, scalars, prompts.keys())
+    chosen, used_scalars = _choose(_candidates(programs, program, size), scalars, prompts.keys())
     given = {item.name: _rows(item, inputs.get(item.name)) for item in chosen.arrays}
     counts = [len(texts) for texts in prompts.values()] + [len(rows) for rows in given.values()]
     count = max(counts, default=1)
@@ -73,13 +74,31 @@ def make_request(
     return Request(chosen, texts, arrays, used_scalars, _noises(chosen, count, used, latents), count, used)
 
 
-def _choose(
-    programs: Mapping[str, Program], name: str | None, given: Mapping[str, float], texts: Collection[str]
-) -> tuple[Program, Mapping[str, float]]:
-    """Choose the first program that serves the request; those that read the texts that are given come first."""
+def _candidates(programs: Mapping[str, Program], name: str | None, size: Any) -> list[Program]:
+    """List the programs that a request may mean: of all, or the one that is named, those that draw the size."""
     if name is not None and name not in programs:
         raise RequestError(f"the bundle has no program {name}", fix=f"use one of {', '.join(programs)}")
-    candidates = list(programs.values()) if name is None else [programs[name]]
+    named = list(programs.values()) if name is None else [programs[name]]
+    wanted = None if size is None else _size(size)
+    found = [program for program in named if wanted in (None, program.size)]
+    if not found:
+        sizes = dict.fromkeys("{}x{}".format(*program.size) for program in named if program.size)
+        what = "{} draws no {}x{}".format(name or "this bundle", *size)
+        fix = f"it draws {', '.join(sizes)}; diffc build --size takes others" if sizes else "leave the size out"
+        raise RequestError(what, fix=fix)
+    return found
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if not isinstance(value, tuple | list) or [type(edge) for edge in value] != [int, int]:
+        raise RequestError(f"size is {value!r}", fix="give a width and a height in pixels, such as (512, 512)")
+    return value[0], value[1]
+
+
+def _choose(
+    candidates: Sequence[Program], given: Mapping[str, float], texts: Collection[str]
+) -> tuple[Program, Mapping[str, float]]:
+    """Choose the first program that serves the request; those that read the texts that are given come first."""
     defaults = {key: value for key, value in candidates[0].scalars.items() if value is not None}
     for program in sorted(
         candidates, key=lambda each: len({item.name for item in each.texts}.symmetric_difference(texts))

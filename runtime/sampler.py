@@ -121,6 +121,7 @@ class Sampler:
         seed: Seed | None = None,
         latents: ArrayLike | None = None,
         num_images: int = 1,
+        size: tuple[int, int] | None = None,
         program: str | None = None,
         callback: Callback | None = None,
         output: Literal["pil", "np"] = "pil",
@@ -137,7 +138,8 @@ class Sampler:
         float[…, H, W, C]; and its other tensors, such as ``image_embeds``: numbers for one picture, or an array with a
         row for each.
 
-        The program is the one named, or else the first whose guards hold; ``guidance_scale`` is by default that of the
+        The program is the one named, or else the first whose guards hold, of those that draw ``size``, a width and a
+        height in pixels; ``guidance_scale`` is by default that of the
         first. ``callback`` is called after each step; if it returns True the request ends in `Cancelled`.
 
         Returns PIL images (for a film a list of them), or with ``output="np"`` float32[N, H, W, C] in [0, 1] or
@@ -147,9 +149,8 @@ class Sampler:
         if output not in ("pil", "np"):
             raise RequestError(f"output is {output!r}", fix='use "pil" or "np"')
         given = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance_scale, **inputs}
-        request = make_request(
-            self._bundle.programs, program=program, inputs=given, num_images=num_images, seed=seed, latents=latents
-        )
+        asked: dict[str, Any] = {"program": program, "size": size, "seed": seed, "latents": latents}
+        request = make_request(self._bundle.programs, inputs=given, num_images=num_images, **asked)
         if output == "pil":
             self._needs_pictures(request.program)
         arrays = self._draw(request, callback)

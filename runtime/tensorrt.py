@@ -15,7 +15,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -197,6 +197,8 @@ class Execution:
             raise ValueError(plan.complaint or f"{library} cannot execute it")
         names = [engine.get_tensor_name(at) for at in range(engine.num_io_tensors)]
         self.inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        if engine.num_optimization_profiles > 1:
+            self._context.set_optimization_profile_async(_profile(engine, self.inputs, shapes), device.stream)
         for name in self.inputs:
             if not self._context.set_input_shape(name, shapes[name]):
                 raise ValueError(plan.complaint or f"{name} cannot be {list(shapes[name])}")
@@ -240,6 +242,20 @@ class Execution:
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._device.stream):
             raise RuntimeError("TensorRT could not launch the engine")
+
+
+def _profile(engine: Any, inputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Find the range of shapes that inputs are in, of those that an engine was built for; 0 where they are in none."""
+
+    def holds(at: int) -> bool:
+        ends = ((shapes[name], engine.get_tensor_profile_shape(name, at)) for name in inputs)
+        return all(
+            low <= size <= high
+            for shape, (least, _, most) in ends
+            for low, size, high in zip(least, shape, most, strict=True)
+        )
+
+    return next(filter(holds, range(engine.num_optimization_profiles)), 0)
 
 
 def _keep_compiled(config: Any, cache: Cache, key: str) -> Callable[[], None] | None:

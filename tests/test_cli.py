@@ -298,7 +298,16 @@ def test_options_that_make_no_sense(tmp_path: Path, options: tuple[str, ...], sa
 
 @pytest.mark.parametrize(
     "options",
-    [("--steps", "0"), ("--steps", "ten"), ("--size", "64"), ("--batch", "0"), ("--what",), ("--set", "clip_skip")],
+    [
+        ("--steps", "0"),
+        ("--steps", "ten"),
+        ("--size", "64"),
+        ("--size", "64x64,"),
+        ("--size", "64x64,96"),
+        ("--batch", "0"),
+        ("--what",),
+        ("--set", "clip_skip"),
+    ],
 )
 def test_usage_errors_exit_with_2(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert diffc("build", UNET, *options, "-o", tmp_path / "x.diffc").exit_code == 2

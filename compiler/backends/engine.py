@@ -41,7 +41,7 @@ FIX_PROGRAM = "build for trt-fp16, which takes ONNX instead, and report this wit
 
 @dataclass(frozen=True)
 class Wanted:
-    """Ask for an engine of an ONNX file: the graphs that it serves, and the shapes of each input in their calls.
+    """Ask for an engine of an ONNX file: the graphs that it serves, and the shapes of each input, graph by graph.
 
     One to ``strip`` leaves its weights out, which takes a GPU to build. A ``program`` is the file of what the graph was
     exported as, of which the engine is then built instead.
@@ -103,7 +103,7 @@ def wanted_engines(graphs: Iterable[Any], files: Mapping[str, str], component: C
 
 
 def _shapes(graphs: Sequence[Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """List what shapes each input has; graphs of one file name their inputs alike."""
+    """List what shape each input has in each graph; graphs of one file name their inputs alike."""
     return {
         ports[0].name: tuple(tuple(port.type.shape) for port in ports if port.type is not None)
         for ports in zip(*(graph.inputs for graph in graphs), strict=True)

@@ -9,12 +9,11 @@ Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-libra
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,9 @@ TIMING_CACHE = "timing.cache"
 """Where classic TensorRT keeps what it measured, beside the engines."""
 
 Tell = Callable[[dict[str, Any]], None]
+
+Shapes = dict[str, tuple[int, ...]]
+"""The shape of each input in one call."""
 
 
 def main() -> None:
@@ -42,8 +44,8 @@ def main() -> None:
 def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Build the engine of ``graph``, an ONNX file, for ``archs`` and write it to ``engine``.
 
-    Sizes that the file leaves open may be what they are in ``shapes``, which lists some for each input. Where it is to
-    ``strip`` the weights, the engine is opened, and takes them back, before it counts as built.
+    Sizes that the file leaves open may be what they are in ``shapes``, which lists those of each input, call by
+    call. Where it is to ``strip`` the weights, the engine is opened, and takes them back, before it counts as built.
     """
     start, library = time.monotonic(), find_library(request["kind"])
     trt = library.module
@@ -108,6 +110,32 @@ def _converted(network: Any, logger: Any, library: Library, request: dict[str, A
     return held, refused
 
 
+def ranges(shapes: Mapping[str, Sequence[Sequence[int]]]) -> list[tuple[Shapes, Shapes]]:
+    """Share calls out among ranges of shapes, and give the least and the largest shapes of each.
+
+    Both are those of a call: what a graph computes of sizes was seen to be right for these, and for no others.
+
+    >>> ranges({"x": [(2, 8, 8), (1, 8, 8), (1, 8, 12)]})
+    [({'x': (1, 8, 8)}, {'x': (2, 8, 8)}), ({'x': (1, 8, 12)}, {'x': (1, 8, 12)})]
+    """
+    calls = [dict(zip(shapes, map(tuple, each), strict=True)) for each in zip(*shapes.values(), strict=True)]
+    groups = list[list[Shapes]]()
+    for call in calls:
+        fits = (group for group in groups if all(end in [*group, call] for end in _ends([*group, call])))
+        if (group := next(fits, None)) is not None:
+            group.append(call)
+        else:
+            groups.append([call])
+    return list(map(_ends, groups))
+
+
+def _ends(calls: Sequence[Shapes]) -> tuple[Shapes, Shapes]:
+    """Give the least and the largest that each size is."""
+    sizes = {name: list(zip(*(call[name] for call in calls), strict=True)) for name in calls[0]}
+    least, most = ({name: tuple(map(of, each)) for name, each in sizes.items()} for of in (min, max))
+    return least, most
+
+
 def _aim(config: Any, library: Library, archs: list[str], cache: Path) -> None:
     """Say which GPUs the engine is for; classic TensorRT builds for the one that is there, and measures on it."""
     trt = library.module
@@ -121,14 +149,14 @@ def _aim(config: Any, library: Library, archs: list[str], cache: Path) -> None:
 
 
 def _open_sizes(builder: Any, network: Any, config: Any, listed: dict[str, list[list[int]]]) -> None:
-    """Say between which shapes the inputs of a network may vary, where it leaves any open."""
+    """Say in which ranges the shapes of a network's inputs are, where it leaves any open."""
     inputs = [network.get_input(at) for at in range(network.num_inputs)]
     if any(-1 in tensor.shape for tensor in inputs):
-        profile = builder.create_optimization_profile()
-        for tensor in inputs:
-            shapes = sorted(map(tuple, listed[tensor.name]), key=math.prod)
-            profile.set_shape(tensor.name, shapes[0], shapes[-1], shapes[-1])  # best for the largest
-        config.add_optimization_profile(profile)
+        for least, most in ranges(listed):
+            profile = builder.create_optimization_profile()
+            for name in (tensor.name for tensor in inputs):
+                profile.set_shape(name, least[name], most[name], most[name])  # best for the largest
+            config.add_optimization_profile(profile)
 
 
 def strip(config: Any, trt: Any) -> None:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from diffc.compiler.backends.batches import merge_files
 from diffc.compiler.backends.culprit import culprit
 from diffc.compiler.backends.engine import Built, Wanted, build_engines
 from diffc.compiler.backends.onnx import Onnx, attention_with_signs
+from diffc.compiler.backends.open_shapes import merge_files
 from diffc.compiler.formats import FORMATS, Scheme, Spec
 from diffc.compiler.ir import Graph
 from diffc.compiler.target import Progress
@@ -58,7 +58,7 @@ class TensorRT(Onnx):
     file: ClassVar[str] = "{}.onnx"
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
-        """Write graphs that differ in their batch alone as one: an engine of it holds the weights once."""
+        """Write graphs that differ in the shapes of their inputs alone as one: its engine holds the weights once."""
         files = super().lower(graphs, precision, folder, progress)
         components: dict[str, list[str]] = {}
         for graph in graphs:

@@ -5,23 +5,34 @@ from __future__ import annotations
 import pytest
 
 from diffc.compiler.errors import BuildError
-from diffc.compiler.provenance import arguments_of, steps_of
+from diffc.compiler.provenance import arguments_of, program_name, size_of
+
+RECIPE = {"sizes": [], "strength": None, "options": {"num_frames": 16}, "task": "text-to-image"}
 
 
-@pytest.mark.parametrize("name", ["text_to_image_20", "inpaint_20_unguided", "text_to_image_20_no_negative"])
-def test_a_program_s_name_says_its_steps(name: str) -> None:
-    assert steps_of(name) == 20
+@pytest.mark.parametrize("ending", ["", "_unguided", "_no_negative"])
+@pytest.mark.parametrize("task", ["text-to-image", "inpaint"])
+def test_a_program_s_name_says_its_steps(task: str, ending: str) -> None:
+    assert arguments_of(program_name(task, 20) + ending, RECIPE) == {"num_inference_steps": 20, "num_frames": 16}
 
 
-def test_a_program_of_one_s_own_says_none() -> None:
+@pytest.mark.parametrize("ending", ["", "_unguided"])
+def test_where_there_are_several_sizes_it_says_its_own(ending: str) -> None:
+    recipe = RECIPE | {"sizes": [[64, 32], [96, 64]]}
+    for size in ((64, 32), (96, 64)):
+        assert size_of(program_name("text-to-image", 20, size) + ending, recipe) == size
+    assert size_of(f"text_to_image_20{ending}", RECIPE | {"sizes": [[64, 32]]}) == (64, 32)
+    assert size_of(f"text_to_image_20{ending}", RECIPE) is None
+
+
+def test_a_program_of_one_s_own_says_nothing() -> None:
     with pytest.raises(BuildError, match="main was not built from a pipeline"):
-        steps_of("main")
+        arguments_of("main", RECIPE)
 
 
 def test_arguments_are_what_was_fixed() -> None:
-    recipe = {"size": None, "strength": None, "options": {"num_frames": 16}, "task": "text-to-image"}
-    assert arguments_of(recipe) == {"num_frames": 16}
-    assert arguments_of(recipe | {"size": [64, 32], "strength": 0.5}) == {
+    assert arguments_of("inpaint_4_unguided", RECIPE | {"sizes": [[64, 32]], "strength": 0.5}) == {
+        "num_inference_steps": 4,
         "width": 64,
         "height": 32,
         "strength": 0.5,

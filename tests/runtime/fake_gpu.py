@@ -112,13 +112,22 @@ class FakeCuda:
 
 
 def plan(
-    shape: list[int], *, dtype: str = "float32", outputs: tuple[str, ...] = ("image",), lacks: tuple[str, ...] = ()
+    shape: list[int],
+    *,
+    dtype: str = "float32",
+    outputs: tuple[str, ...] = ("image",),
+    lacks: tuple[str, ...] = (),
+    ranges: list[tuple[list[int], list[int]]] | None = None,
 ) -> bytes:
     """Write an engine that gives, for its input z, sigmoid(z), and 1 more for each output after the first.
 
-    A size of -1 is left open: it may be anything up to 4. One that ``lacks`` weights multiplies sigmoid(z) by them.
+    A size of -1 is left open: it may be what it is in ``ranges``, or else anything up to 4. One that ``lacks`` weights
+    multiplies sigmoid(z) by them.
     """
-    return json.dumps({"shape": shape, "dtype": dtype, "outputs": outputs, "lacks": lacks}).encode()
+    ends = [(abs(size), 4 if size == -1 else size) for size in shape]
+    promised = ranges or [tuple(zip(*ends, strict=True))]
+    told = {"shape": shape, "dtype": dtype, "outputs": outputs, "lacks": lacks, "ranges": promised}
+    return json.dumps(told).encode()
 
 
 class FakeEngine:
@@ -127,7 +136,7 @@ class FakeEngine:
     def __init__(self, trt: FakeTensorRT, told: dict[str, Any]) -> None:
         self.trt, self.told = trt, told
         self.names = ["z", *reversed(told["outputs"])]
-        self.num_io_tensors = len(self.names)
+        self.num_io_tensors, self.num_optimization_profiles = len(self.names), len(told["ranges"])
         self.refittable = bool(told["lacks"])
         told["factor"] = 0.0 if told["lacks"] else 1.0  # an engine computes with zeros until it has its weights
 
@@ -139,6 +148,10 @@ class FakeEngine:
 
     def get_tensor_dtype(self, name: str) -> str:
         return str(self.told["dtype"])
+
+    def get_tensor_profile_shape(self, name: str, at: int) -> list[list[int]]:
+        least, most = self.told["ranges"][at]
+        return [least, most, most]
 
     def create_execution_context(self, config: FakeConfig | None = None) -> FakeContext:
         assert config is None or (config.cuda_graph_strategy, config.dynamic_shapes_kernel_specialization_strategy) == (
@@ -179,10 +192,16 @@ class FakeContext:
     def __init__(self, trt: FakeTensorRT, told: dict[str, Any]) -> None:
         self.trt, self.told, self.shape = trt, told, tuple(told["shape"])
         self.addresses: dict[str, int] = {}
+        self.range = told["ranges"][0]
+
+    def set_optimization_profile_async(self, at: int, stream: int) -> bool:
+        assert stream == 7
+        self.range = self.told["ranges"][at]
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         taken = len(shape) == len(self.shape) and all(
-            size == have or (have == -1 and size <= 4) for size, have in zip(shape, self.shape, strict=True)
+            least <= size <= most for size, least, most in zip(shape, *self.range, strict=True)
         )
         self.shape = tuple(shape) if taken else self.shape
         return taken

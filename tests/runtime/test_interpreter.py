@@ -304,6 +304,10 @@ def test_linear_broadcasts_casts_and_adds_a_constant(tiny: Any, tmp_path: Path) 
         ({"guidance_scale": True}, "guidance_scale is True"),
         ({"guidance_scale": 0.5, "program": "draw"}, r"draw takes guidance_scale > 1\.0"),
         ({"program": "other"}, "the bundle has no program other"),
+        ({"size": (8, 4)}, "this bundle draws no 8x4"),
+        ({"size": (4, 4, 4)}, r"size is \(4, 4, 4\)"),
+        ({"size": "4x4"}, "size is '4x4'"),
+        ({"size": 4}, "size is 4"),
         ({"eta": 0.5}, "no program of this bundle takes eta"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"seed": "1"}, "seed is '1'"),
@@ -317,6 +321,27 @@ def test_linear_broadcasts_casts_and_adds_a_constant(tiny: Any, tmp_path: Path) 
 def test_refuses_what_it_cannot_serve(sampler: Sampler, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         sampler(**{"prompt": "red circle", **options})
+
+
+def drawing(name: str, *shape: int) -> str:
+    """Write a program that draws noise of a shape."""
+    return f"program {name}() {{ n: float32{list(shape)} = noise() return n }}"
+
+
+def test_a_size_chooses_among_programs(tiny: Any, tmp_path: Path) -> None:
+    shapes = {"square": (1, 3, 2, 2), "wide": (1, 3, 2, 4), "film": (1, 5, 3, 6, 4), "sound": (1, 2, 9)}
+    sampler = load(tiny.write(tmp_path / "x.diffc", programs={n: drawing(n, *shape) for n, shape in shapes.items()}))
+    assert sampler(seed=0, output="np").shape == (1, 2, 2, 3), "the first is the default"
+    assert sampler(seed=0, output="np", size=(4, 2)).shape == (1, 2, 4, 3)
+    assert sampler(seed=0, output="np", size=[4, 6]).shape == (1, 5, 6, 4, 3)
+    with pytest.raises(RequestError, match="this bundle draws no 2x4") as raised:
+        sampler(seed=0, size=(2, 4))
+    assert "it draws 2x2, 4x2, 4x6;" in str(raised.value.fix)
+    with pytest.raises(RequestError, match="wide draws no 2x2"):
+        sampler(seed=0, size=(2, 2), program="wide")
+    with pytest.raises(RequestError, match="sound draws no 9x2") as raised:
+        sampler(seed=0, size=(9, 2), program="sound")
+    assert raised.value.fix == "leave the size out"
 
 
 def test_names_the_guards_when_none_holds(tiny: Any, tmp_path: Path) -> None:

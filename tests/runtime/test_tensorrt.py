@@ -93,7 +93,9 @@ def test_the_real_library_refuses_what_is_no_engine(broken: bytes) -> None:
         ("Runtime", "deserialize_cuda_engine"),
         ("ICudaEngine", "num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype"),
         ("ICudaEngine", "create_runtime_config create_execution_context"),
+        ("ICudaEngine", "num_optimization_profiles get_tensor_profile_shape"),
         ("IExecutionContext", "set_input_shape get_tensor_shape set_tensor_address execute_async_v3"),
+        ("IExecutionContext", "set_optimization_profile_async"),
         ("IRuntimeConfig", "cuda_graph_strategy create_runtime_cache set_runtime_cache"),
         ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
         ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
@@ -256,6 +258,18 @@ def test_executions_of_one_engine_have_each_their_batch(cache: Cache) -> None:
         executions[0].run({"z": drawn[:1]})
     with pytest.raises(ValueError, match=r"z cannot be \[5, 3\]"):
         Execution(held, Device(cuda), {"z": (5, 3)}, cache, KEY)
+
+
+def test_an_execution_takes_the_range_that_its_shapes_are_in(cache: Cache) -> None:
+    ranges = [([1, 3], [2, 3]), ([1, 2], [1, 2]), ([3, 3], [3, 3])]
+    cuda = FakeCuda()
+    held = Plan(Library(FakeTensorRT(cuda), RTX, "1.0"), plan([-1, -1], ranges=ranges))
+    for shape in [(2, 3), (1, 2), (3, 3)]:
+        z = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        execution = Execution(held, Device(cuda), {"z": shape}, cache, KEY)
+        np.testing.assert_allclose(execution.run({"z": z})["image"], sigmoid(z), rtol=0, atol=PICTURE_OF_NUMPY)
+    with pytest.raises(ValueError, match=r"z cannot be \[2, 2\]"):
+        Execution(held, Device(cuda), {"z": (2, 2)}, cache, KEY)
 
 
 # Engines without weights

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compiler.backends import engine, engine_builder
 from diffc.compiler.backends.engine import Wanted, build_engines, free_memory, weight_bytes
-from diffc.compiler.backends.engine_builder import not_refitted, strip
+from diffc.compiler.backends.engine_builder import not_refitted, ranges, strip
 from diffc.compiler.errors import BackendError, BuildError
 from diffc.runtime.tensorrt import INSTALL, RTX, Library, find_library, installed
 from tests.runtime.fake_gpu import FakeCuda, FakeTensorRT, plan
@@ -184,3 +184,42 @@ def test_an_engine_is_built_and_described(tmp_path: Path) -> None:
     assert made.builder.startswith("tensorrt-rtx 1.")
     assert made.bytes == (tmp_path / made.file).stat().st_size > 0
     assert made.layers == 2 and made.types == {"FLOAT": 2} and made.peak_bytes > 1e7
+
+
+@pytest.mark.parametrize(
+    ("shapes", "ends"),
+    [
+        ([(2, 8, 8), (1, 8, 8)], [((1, 8, 8), (2, 8, 8))]),
+        ([(2, 8, 8), (1, 8, 8), (2, 8, 12), (1, 8, 12)], [((1, 8, 8), (2, 8, 12))]),
+        (
+            [(2, 8, 12), (1, 8, 12), (2, 12, 8), (1, 12, 8)],
+            [((1, 8, 12), (2, 8, 12)), ((1, 12, 8), (2, 12, 8))],
+        ),
+        ([(8, 8), (12, 8), (8, 12), (12, 12)], [((8, 8), (12, 12)), ((8, 12), (8, 12))]),
+    ],
+)
+def test_ranges_end_in_shapes_that_are_there(
+    shapes: list[tuple[int, ...]], ends: list[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> None:
+    given = {"x": shapes, "y": [(1, 4 * shape[0]) for shape in shapes]}
+    found = ranges(given)
+    assert [(least["x"], most["x"]) for least, most in found] == ends
+    assert [(least["y"][1], most["y"][1]) for least, most in found] == [(4 * low[0], 4 * high[0]) for low, high in ends]
+
+
+@needs_rtx
+def test_one_engine_is_built_of_a_graph_that_is_open_in_two_sizes(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 23]>
+        g (float[batch, 4, height, width] x) => (float[batch, 4, area] y) <int64[1] four = {4}> {
+            batch = Shape <start = 0, end = 1> (x)
+            height = Shape <start = 2, end = 3> (x)
+            width = Shape <start = 3, end = 4> (x)
+            area = Mul (height, width)
+            sizes = Concat <axis = 0> (batch, four, area)
+            y = Reshape (x, sizes)
+        }""")
+    onnx.save(model, tmp_path / "g.onnx")
+    shapes = ((2, 4, 8, 12), (1, 4, 8, 12), (2, 4, 12, 8), (1, 4, 12, 8))
+    wanted = [Wanted("g.onnx", ("g", "h"), {"x": shapes})]
+    made = build_engines(tmp_path, wanted, ["sm89"], lambda _: None, kind=RTX)
+    assert made["g"] is made["h"] and made["g"].bytes > 0

@@ -1,40 +1,50 @@
-"""Make one ONNX graph of several that differ in their batch alone, as a denoiser's with and without guidance do.
+"""Make one ONNX graph of several that differ in the shapes of their inputs alone: in their batch, as a denoiser's with
+and without guidance do, or in the size of pictures.
 
-An engine of it holds the weights once. Node by node the graphs are the same; a list of sizes that is [2, 32, 64] in the
-one and [1, 32, 64] in the other is computed, from the batch that an input has.
+An engine of it holds the weights once. Node by node the graphs are the same; what differs in a list of sizes is
+computed from those of the inputs: a product of some of them, times a constant.
 
 Before:
-    h = reshape(sample, [2, 32, 64])              h = reshape(sample, [1, 32, 64])
+    h = reshape(sample, [2, 256, 64])             h = reshape(sample, [1, 384, 64])
 
-After:
-    batch = shape(sample)[0]
-    h = reshape(sample, [1, 0, 0] * batch + [0, 32, 64])
+After, where the samples are [2, 4, 16, 16] and [1, 4, 16, 24]:
+    batch, width = shape(sample)[0], shape(sample)[3]
+    h = reshape(sample, concat(batch, width * 16, 64))
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from fractions import Fraction
+from functools import cached_property, reduce
+from itertools import combinations_with_replacement, count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-BATCH, CONSTANT = "batches.batch", "batches.constant_{}"
+ADDED = "open_shapes.{}"
 """What is added is called so: names that no exported value has."""
+
+DEGREE = 3
+"""How many sizes of inputs are multiplied at most: a batch, a height and a width."""
 
 BROADCASTING = ("Add", "Sub", "Mul", "Div")
 """Operators that take one row of a constant for all of a batch."""
 
 T = TypeVar("T")
 
+Sizes = tuple[int, ...]
+"""What one size is in each of the graphs."""
+
 
 class Different(Exception):
-    """Say that graphs differ in more than their batch."""
+    """Say that graphs differ in more than the shapes of their inputs."""
 
 
 def merge_files(folder: Path, files: Sequence[str]) -> dict[str, str]:
@@ -57,7 +67,7 @@ def merge_files(folder: Path, files: Sequence[str]) -> dict[str, str]:
 
 
 def merge(models: Sequence[onnx.ModelProto], folder: Path) -> onnx.ModelProto:
-    """Give a graph for the batches of all, whose weights lie below ``folder``.
+    """Give a graph for the shapes of all, whose weights lie below ``folder``.
 
     What differs of the sizes of inputs and outputs is left open. Raises `Different` where there is no such graph.
     """
@@ -77,41 +87,49 @@ class _Merged:
         self.constants = [{tensor.name: tensor for tensor in graph.initializer} for graph in graphs]
         self.names: dict[str, tuple[str, ...]] = {"": ("",) * len(graphs)}
         self.read: dict[tuple[str, ...], str] = {}
+        self.sizes: dict[Sizes, str] = {}
+        self.open: dict[Sizes, str] = {}
+        self.added = map(ADDED.format, count())
         self.graph = onnx.GraphProto(name=graphs[0].name)
         self.graph.input.extend(map(self._port, _side_by_side(graph.input for graph in graphs)))
-        self.batches = self._batches()
+        if any(len(set(names)) > 1 for names in self.names.values()):  # by which programs call them
+            raise Different
+        self.products = self._products()
         self._walk()
         for ports in _side_by_side(graph.output for graph in graphs):
             self._known(tuple(port.name for port in ports))
             self.graph.output.append(self._port(ports))
 
     def _port(self, ports: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
-        """Leave open the sizes that differ."""
+        """Leave open the sizes that differ; those that are always the same have one name."""
         made, types = onnx.ValueInfoProto(), [port.type.tensor_type for port in ports]
         if len({kind.elem_type for kind in types}) > 1:
             raise Different
         made.CopyFrom(ports[0])
         self.names[made.name] = tuple(port.name for port in ports)
         for axis, dims in enumerate(_side_by_side(kind.shape.dim for kind in types)):
-            if len({dim.dim_value for dim in dims}) > 1:
-                made.type.tensor_type.shape.dim[axis].dim_param = f"{made.name}_{axis}"
+            sizes = tuple(dim.dim_value for dim in dims)
+            if len(set(sizes)) > 1:
+                made.type.tensor_type.shape.dim[axis].dim_param = self.open.setdefault(sizes, f"{made.name}_{axis}")
         return made
 
-    def _batches(self) -> NDArray[np.int64]:
-        """Read the batch from the least size of an input that differs, and give what it is in each graph."""
-        open_sizes = [
-            ([graph.input[at].type.tensor_type.shape.dim[axis].dim_value for graph in self.graphs], port.name, axis)
+    def _products(self) -> list[tuple[Sizes, ...]]:
+        """Read the sizes of inputs that differ, and list what may be multiplied, the fewest and least first.
+
+        Sizes that are others times a constant are left out.
+        """
+        found = sorted(
+            (tuple(graph.input[at].type.tensor_type.shape.dim[axis].dim_value for graph in self.graphs), at, axis)
             for at, port in enumerate(self.graph.input)
             for axis, dim in enumerate(port.type.tensor_type.shape.dim)
             if dim.dim_param
-        ]
-        if not open_sizes:
-            raise Different
-        sizes, name, axis = min(open_sizes)
-        if any(of[0] * sizes[at] != of[at] * sizes[0] for of, _, _ in open_sizes for at in range(len(sizes))):
-            raise Different
-        self.graph.node.append(helper.make_node("Shape", [name], [BATCH], start=axis, end=axis + 1))
-        return np.array(sizes)
+        )
+        factors = list[Sizes]()
+        for sizes, at, axis in found:
+            if not any(_ratio(sizes, each) for each in factors):
+                factors.append(sizes)
+                self.sizes[sizes] = self._node("Shape", [self.graph.input[at].name], start=axis, end=axis + 1)
+        return [each for degree in range(1, DEGREE + 1) for each in combinations_with_replacement(factors, degree)]
 
     def _walk(self) -> None:
         left = [deque(graph.node) for graph in self.graphs]
@@ -173,8 +191,7 @@ class _Merged:
         if len(tensors) < len(names):
             raise Different
         if names not in self.read:
-            self.read[names] = CONSTANT.format(len(self.read))
-            self._constant(self.read[names], operator, tensors)
+            self.read[names] = self._constant(operator, tensors)
         return self.read[names]
 
     def _known(self, names: tuple[str, ...]) -> str:
@@ -182,35 +199,55 @@ class _Merged:
             raise Different
         return names[0]
 
-    def _constant(self, name: str, operator: str, tensors: Sequence[onnx.TensorProto]) -> None:
+    def _constant(self, operator: str, tensors: Sequence[onnx.TensorProto]) -> str:
         """Keep what is the same, compute sizes, and take one row where all rows of a batch are the same."""
         if len({_content(tensor) for tensor in tensors}) == 1:
-            return self._keep(name, tensors[0])
+            return self._keep(tensors[0])
         arrays = [numpy_helper.to_array(tensor, str(self.folder)) for tensor in tensors]
         row = min(range(len(arrays)), key=lambda at: arrays[at].size)
-        if arrays[0].dtype == np.int64 and len({array.shape for array in arrays}) == 1:
-            return self._compute(name, np.stack(arrays))
+        if arrays[0].dtype == np.int64 and len({array.shape for array in arrays}) == 1 and arrays[0].ndim == 1:
+            return self._node("Concat", [self._size(tuple(sizes)) for sizes in np.stack(arrays, 1).tolist()], axis=0)
         if operator in BROADCASTING and len(arrays[row]) == 1 and all(_repeats(each, arrays[row]) for each in arrays):
-            return self._keep(name, tensors[row])
+            return self._keep(tensors[row])
         raise Different
 
-    def _keep(self, name: str, tensor: onnx.TensorProto) -> None:
-        made = self.graph.initializer.add()
+    def _keep(self, tensor: onnx.TensorProto) -> str:
+        made, name = self.graph.initializer.add(), next(self.added)
         made.CopyFrom(tensor)
         made.name = name
+        return name
 
-    def _compute(self, name: str, sizes: NDArray[np.int64]) -> None:
-        """Compute sizes, [graphs, sizes], which are as many times the batch in all, or the same."""
-        low, high = self.batches.argmin(), self.batches.argmax()
-        slope = (sizes[high] - sizes[low]) // (self.batches[high] - self.batches[low])
-        base = np.where(slope, 0, sizes[0])
-        if not np.array_equal(sizes, base + self.batches[:, None] * slope):
-            raise Different
-        self.graph.initializer.extend(
-            numpy_helper.from_array(of, f"{name}_{what}") for what, of in (("slope", slope), ("base", base))
-        )
-        self.graph.node.append(helper.make_node("Mul", [BATCH, f"{name}_slope"], [f"{name}_grown"]))
-        self.graph.node.append(helper.make_node("Add", [f"{name}_grown", f"{name}_base"], [name]))
+    def _size(self, sizes: Sizes) -> str:
+        """Name the list of one size, which is computed when it is first asked for."""
+        if sizes not in self.sizes:
+            self.sizes[sizes] = self._computed(sizes) if len(set(sizes)) > 1 else self._keep(_list(sizes[0]))
+        return self.sizes[sizes]
+
+    def _computed(self, sizes: Sizes) -> str:
+        for factors in self.products:
+            ratio = _ratio(sizes, tuple(map(math.prod, zip(*factors, strict=True))))
+            if ratio is None:
+                continue
+            name = reduce(lambda one, other: self._node("Mul", [one, other]), map(self._size, factors))
+            for operator, by in (("Mul", ratio.numerator), ("Div", ratio.denominator)):
+                name = name if by == 1 else self._node(operator, [name, self._size((by,) * len(sizes))])
+            return name
+        raise Different
+
+    def _node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        name = next(self.added)
+        self.graph.node.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+
+def _ratio(sizes: Sizes, of: Sizes) -> Fraction | None:
+    """Say how many times as large sizes are as others, where that is the same in all graphs."""
+    ratios = {Fraction(one, other) if other else None for one, other in zip(sizes, of, strict=True)}
+    return ratios.pop() if len(ratios) == 1 else None
+
+
+def _list(size: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array([size], np.int64))
 
 
 def _side_by_side(sequences: Iterable[Sequence[T]]) -> Iterator[tuple[T, ...]]:

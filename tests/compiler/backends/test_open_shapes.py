@@ -1,4 +1,4 @@
-"""Graphs that differ in their batch alone become one; ONNX Runtime computes with it what it does with each."""
+"""Graphs that differ in the shapes of inputs alone become one; ONNX Runtime computes with it what it does with each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from diffc.compiler.backends.batches import Different, merge, merge_files
 from diffc.compiler.backends.onnx import Onnx
+from diffc.compiler.backends.open_shapes import Different, merge, merge_files
 from diffc.compiler.graphs import export, type_of
 from diffc.compiler.ir import Graph, Value
 from tests.tolerances import GRAPH
@@ -50,9 +51,9 @@ def transformer() -> nn.Module:
     return Denoiser("DiTPipeline", "transformer")
 
 
-def feeds_of(batch: int, size: int = 8, *, labelled: bool = False) -> Feeds:
+def feeds_of(batch: int, height: int = 8, width: int = 8, *, labelled: bool = False) -> Feeds:
     random = np.random.default_rng(batch)
-    sample = random.standard_normal((batch, 4, size, size)).astype(np.float32)
+    sample = random.standard_normal((batch, 4, height, width)).astype(np.float32)
     text = random.standard_normal((batch, 16, 32)).astype(np.float32)
     condition = np.arange(batch) if labelled else text
     return {"sample": sample, "timestep": np.full(batch, 601.0, np.float32), "condition": condition}
@@ -95,7 +96,7 @@ def test_one_graph_computes_what_each_did(lowered_twice: tuple[Path, list[Feeds]
         np.testing.assert_allclose(computed(folder, "net_0.onnx", each), wanted, rtol=0, atol=GRAPH)
     graph = onnx.load(folder / "net_0.onnx", load_external_data=False).graph
     sizes = [[dim.dim_param or dim.dim_value for dim in port.type.tensor_type.shape.dim] for port in graph.input]
-    assert sizes[:2] == [["sample_0", 4, 8, 8], ["timestep_0"]]
+    assert sizes[:2] == [["sample_0", 4, 8, 8], ["sample_0"]]
 
 
 def test_a_reshape_that_changes_nothing_in_a_batch_of_one_may_be_left_out(tmp_path: Path) -> None:
@@ -135,6 +136,62 @@ def test_graphs_of_other_weights_stay_apart(lowered_twice: tuple[Path, list[Feed
         merge([first, second], folder)
 
 
-def test_pictures_of_another_size_stay_apart(tmp_path: Path) -> None:
-    files = lowered(unet(), [feeds_of(2), feeds_of(2, 16)], tmp_path)
+def test_pictures_of_several_sizes_with_and_without_guidance(tmp_path: Path) -> None:
+    feeds = [feeds_of(2, 8, 12), feeds_of(1, 8, 12), feeds_of(2, 12, 8)]
+    files = lowered(unet(), feeds, tmp_path)
+    wanted = [computed(tmp_path, file, each) for file, each in zip(files, feeds, strict=True)]
+    assert merge_files(tmp_path, files) == dict.fromkeys(files, "net_0.onnx")
+    for each, by in zip(feeds, wanted, strict=True):
+        np.testing.assert_allclose(computed(tmp_path, "net_0.onnx", each), by, rtol=0, atol=GRAPH)
+    port = onnx.load(tmp_path / "net_0.onnx", load_external_data=False).graph.input[0]
+    sizes = [dim.dim_param or dim.dim_value for dim in port.type.tensor_type.shape.dim]
+    assert sizes == ["sample_0", 4, "sample_2", "sample_3"]
+
+
+def test_positions_that_were_folded_into_constants_stay_apart(tmp_path: Path) -> None:
+    files = lowered(transformer(), [feeds_of(2, labelled=True), feeds_of(2, 16, 16, labelled=True)], tmp_path)
     assert merge_files(tmp_path, files) == {file: file for file in files}
+
+
+def reshaped(height: int, width: int, *to: int) -> onnx.ModelProto:
+    """Reshape a sample of channels, a height and a width."""
+    return onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 23]>
+        g (float[4, {height}, {width}] x) => (float[{", ".join("abc"[: len(to)])}] y)
+        <int64[{len(to)}] to = {{{", ".join(map(str, to))}}}> {{ y = Reshape (x, to) }}""")
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        [(8, 8, 4, 64), (6, 4, 4, 24)],  # a product
+        [(8, 8, 16, 16), (6, 4, 16, 6)],  # a quarter of one
+        [(8, 8, 2, 2, 64), (6, 4, 2, 2, 24)],  # beside what stays
+        [(8, 6, 32, 6), (8, 4, 32, 4)],  # one of two
+        [(8, 8, 4, 64), (6, 4, 4, 24), (2, 2, 4, 4)],
+        [(8, 4, 4, 32), (4, 8, 4, 32)],  # the same in both
+    ],
+)
+def test_sizes_are_products_of_those_of_inputs(several: list[tuple[int, ...]], tmp_path: Path) -> None:
+    merged = ReferenceEvaluator(merge([reshaped(*each) for each in several], tmp_path))  # which computes every size
+    for height, width, *to in several:
+        given = {"x": np.arange(4 * height * width, dtype=np.float32).reshape(4, height, width)}
+        np.testing.assert_array_equal(merged.run(None, given)[0], given["x"].reshape(to))  # type: ignore[arg-type]
+
+
+def test_sizes_that_are_no_products_stay_apart(tmp_path: Path) -> None:
+    with pytest.raises(Different):
+        merge([reshaped(9, 8, 12, 24), reshaped(7, 8, 7, 32)], tmp_path)
+
+
+def test_graphs_whose_inputs_have_other_names_stay_apart(tmp_path: Path) -> None:
+    first, second = reshaped(8, 8, 4, 64), reshaped(6, 4, 4, 24)
+    second.graph.input[0].name = second.graph.node[0].input[0] = "z"
+    with pytest.raises(Different):
+        merge([first, second], tmp_path)
+
+
+def test_graphs_that_are_the_same_are_one(tmp_path: Path) -> None:
+    for at in range(2):
+        (tmp_path / f"{at}.onnx").write_bytes(reshaped(8, 8, 4, 64).SerializeToString())
+    assert merge_files(tmp_path, ["0.onnx", "1.onnx"]) == {"0.onnx": "0.onnx", "1.onnx": "0.onnx"}
+    assert [path.name for path in tmp_path.iterdir()] == ["0.onnx"]
