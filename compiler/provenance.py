@@ -23,10 +23,15 @@ def program_name(task: str, steps: int, size: tuple[int, int] | None = None) -> 
 
 
 def size_of(program: str, recipe: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Give the size that the pipeline was asked for when a program was traced; None where nobody said one."""
+    """Give the size that the pipeline was asked for when a program was traced; None where nobody said one.
+
+    Raises `BuildError` for bundles that do not know.
+    """
     found = _said(program)
     if found["width"]:
         return int(found["width"]), int(found["height"])
+    if "sizes" not in recipe:
+        raise BuildError("an older diffc built this bundle, and does not say of which sizes", fix="build it again")
     return next((tuple(size) for size in recipe["sizes"]), None)
 
 

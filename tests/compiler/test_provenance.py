@@ -38,3 +38,9 @@ def test_arguments_are_what_was_fixed() -> None:
         "strength": 0.5,
         "num_frames": 16,
     }
+
+
+def test_a_bundle_that_does_not_know_its_sizes_is_built_again() -> None:
+    with pytest.raises(BuildError, match="an older diffc built this bundle") as refused:
+        size_of("text_to_image_20", {"size": None})
+    assert refused.value.fix == "build it again"
