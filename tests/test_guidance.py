@@ -105,7 +105,10 @@ def test_no_negative_prompt_is_what_the_pipeline_takes_it_for(tmp_path: Path) ->
 # Intervals
 
 
-@pytest.mark.parametrize(("model", "sampler"), [(UNET, "dpmpp-2m"), (UNET, "heun"), (DIT, "flow-heun")])
+LONG = [pytest.param(model, sampler, marks=pytest.mark.slow) for model, sampler in ((UNET, "heun"), (DIT, "flow-heun"))]
+
+
+@pytest.mark.parametrize(("model", "sampler"), [(UNET, "dpmpp-2m"), *LONG])
 def test_guidance_inside_an_interval_draws_what_the_pipeline_draws_with_equal_branches(
     model: Path, sampler: str, tmp_path: Path
 ) -> None:
@@ -128,8 +131,8 @@ def test_guidance_inside_an_interval_draws_what_the_pipeline_draws_with_equal_br
     "name",
     [
         "StableDiffusionPipeline",
-        "StableDiffusionInpaintPipeline (9 channels)",
-        "StableDiffusionControlNetPipeline",
+        pytest.param("StableDiffusionInpaintPipeline (9 channels)", marks=pytest.mark.slow),
+        pytest.param("StableDiffusionControlNetPipeline", marks=pytest.mark.slow),
         "StableDiffusion3Pipeline",
     ],
 )

@@ -107,6 +107,7 @@ def test_rivals_draw_the_program_s_size(bundle: Path, source: Source, monkeypatc
         assert (arguments["width"], arguments["height"], arguments["num_inference_steps"]) == (width, height, 2)
 
 
+@pytest.mark.slow
 def test_few_bits_and_a_cache_serve_every_size(bundle: Path, source: Source, tmp_path: Path) -> None:
     own = ("--cache", "deepcache:interval=1", *ASKED)
     succeeded(*source.command(tmp_path / "x.diffc", "ort-w8a8"), *own)
@@ -117,6 +118,7 @@ def test_few_bits_and_a_cache_serve_every_size(bundle: Path, source: Source, tmp
             assert psnr(few(PROMPT, **given), whole(PROMPT, **given)) > QUANTIZED_PSNR
 
 
+@pytest.mark.slow
 def test_a_cache_cuts_the_graphs_of_every_size(source: Source, tmp_path: Path) -> None:
     cache = ("--cache", "deepcache:interval=2", "--steps", "2", *ASKED)
     succeeded("build", source.path, *source.options, *cache, "-o", tmp_path / "x.diffc")
@@ -126,6 +128,7 @@ def test_a_cache_cuts_the_graphs_of_every_size(source: Source, tmp_path: Path) -
         assert "_piece_1(" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(RTX not in installed(), reason=f"TensorRT for RTX is not installed: {INSTALL[RTX]}")
 @pytest.mark.filterwarnings("ignore::diffc.runtime.errors.DiffcWarning")
 def test_one_engine_serves_both_sizes_with_and_without_guidance(bundle: Path, source: Source, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_what_a_decoder_cannot_hold_is_kept_and_reported(large: Path, tmp_path: 
     assert sizes[0] < 0.55 * sizes[1]
 
 
+@pytest.mark.slow
 def test_a_quantized_target_is_looked_at_once(source: Path, tmp_path: Path) -> None:
     said = list[str]()
     prompts = tmp_path / "prompts.txt"

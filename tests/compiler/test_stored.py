@@ -130,7 +130,8 @@ def test_a_pipeline_may_be_loaded_with_stand_ins(saved_pipeline: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("StableDiffusionPipeline", torch.float16), ("FluxPipeline", torch.bfloat16)]
+    ("name", "dtype"),
+    [("StableDiffusionPipeline", torch.float16), pytest.param("FluxPipeline", torch.bfloat16, marks=pytest.mark.slow)],
 )
 def test_sixteen_bits_in_the_checkpoint_make_the_bundle_of_the_same_numbers(
     name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -69,7 +69,9 @@ def hooked(traced: Traced, keys: Sequence[int], guidance: float, noise: float = 
     ("spec", "keys", "guidance", "noise"),
     [
         ("faster-diffusion", KEYS, 5.0, 0.0),
-        ("faster-diffusion:interval=3,noise=0.003,batched=true", (0, 3, 6, 9), 1.0, 0.003),
+        pytest.param(
+            "faster-diffusion:interval=3,noise=0.003,batched=true", (0, 3, 6, 9), 1.0, 0.003, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_bundle_draws_what_a_hooked_pipeline_draws(
