@@ -73,7 +73,9 @@ def sd3() -> tuple[type, dict[str, Any], torch.dtype]:
         pos_embed_max_size=192,
     )
     components = {"transformer": transformer, "scheduler": d.FlowMatchEulerDiscreteScheduler(shift=3.0)}
-    components |= {"vae": autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)}
+    scales = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
+    decoder = autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **scales)
+    components |= {"vae": decoder}
     components |= {"text_encoder": text_encoder(768), "text_encoder_2": text_encoder(1280)}
     components |= {"tokenizer": tokenizer(), "tokenizer_2": tokenizer(), "text_encoder_3": None, "tokenizer_3": None}
     return d.StableDiffusion3Pipeline, components, torch.bfloat16
