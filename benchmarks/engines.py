@@ -32,11 +32,11 @@ QUANTIZED = ("w8a8", "w4a16", "w4a8", "fp8", "fp4")
 PRECISIONS = ("fp16", *QUANTIZED)
 
 
-def text_encoder(width: int) -> t.CLIPTextModelWithProjection:
+def text_encoder(width: int, kind: type = t.CLIPTextModelWithProjection) -> Any:
     """Make one layer of a text encoder: the denoisers are what is large."""
     sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "num_attention_heads": 8}
     special = {"bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513, "projection_dim": width}
-    return t.CLIPTextModelWithProjection(t.CLIPTextConfig(vocab_size=514, **sizes, **special))
+    return kind(t.CLIPTextConfig(vocab_size=514, **sizes, **special))
 
 
 def sdxl() -> tuple[type, dict[str, Any], torch.dtype]:
@@ -55,7 +55,7 @@ def sdxl() -> tuple[type, dict[str, Any], torch.dtype]:
         projection_class_embeddings_input_dim=2816,
     )
     components = {"vae": autoencoder(), "unet": unet, "scheduler": d.EulerDiscreteScheduler()}
-    components |= {"text_encoder": text_encoder(768), "text_encoder_2": text_encoder(1280)}
+    components |= {"text_encoder": text_encoder(768, t.CLIPTextModel), "text_encoder_2": text_encoder(1280)}
     components |= {"tokenizer": tokenizer(), "tokenizer_2": tokenizer(), "force_zeros_for_empty_prompt": True}
     return d.StableDiffusionXLPipeline, components, torch.bfloat16
 
