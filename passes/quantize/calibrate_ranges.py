@@ -28,5 +28,5 @@ def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
 
 def _needs_range(layer: Layer) -> bool:
     specs = (layer.scheme.activation, layer.scheme.values)
-    ranged_ = any(spec is not None and spec.when != "dynamic" and spec.per != "group" for spec in specs)
-    return layer.scheme.output is not None or ranged_
+    known = [spec for spec in specs if spec is not None and spec.when != "dynamic" and spec.per != "group"]
+    return layer.scheme.output is not None or bool(known)

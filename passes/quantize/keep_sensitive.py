@@ -54,7 +54,7 @@ def keep_sensitive(plan: Plan, *, in_float: bool = False) -> Plan:
         ends |= _first(graph, plan) | _last(graph)
 
     def is_kept(layer: Layer) -> bool:
-        return not layer.asked and not ends.isdisjoint(layer.sites)
+        return layer.kind != "attention" and not layer.asked and not ends.isdisjoint(layer.sites)
 
     return plan.mapped(lambda layer: _kept(layer, in_float), is_kept)
 

@@ -243,7 +243,7 @@ def attending() -> Program:
 def test_products_of_attention_are_quantized_where_a_file_says_so(
     attending: Program, said: str, wanted: tuple[str, ...], tmp_path: Path
 ) -> None:
-    found = quantized([attending], asked(recipe=f"[quantize]\n{said}", folder=tmp_path, quant="round_to_nearest"))
+    found = quantized([attending], asked(recipe=f"[quantize]\n{said}", folder=tmp_path))
     (scheme,) = (layer.scheme for layer in found.plan.layers if layer.kind == "attention")
     made = scheme.activation, scheme.values, scheme.probabilities
     assert tuple(str(spec or "-") for spec in made) == wanted
