@@ -2,15 +2,17 @@
 
 A picture may take another turn after an error that is small; the error of a call cannot. Each row runs its techniques
 on a plan of an example model, and then the quantized denoiser, in PyTorch, on what its calls are given in trajectories
-of other prompts and seeds than those that it was calibrated with.
+of other prompts and seeds than those that it was calibrated with. Rows that are measured are kept, so that a run that
+was interrupted goes on.
 
-    make techniques                         # writes docs/techniques.md
+    make techniques                         # all rows of docs/techniques.md
     python -m benchmarks.techniques --model shapes-dit --precision w4a4
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,25 +147,39 @@ def _outputs(graph: Graph, held_out: Calibration, scaled: Sequence[Program]) -> 
             yield module(*sample.feeds, *scales)[0]
 
 
+def table(model: str, found: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]:
+    """Write the rows of one model, in the order of `TECHNIQUES`."""
+    yield from (f"## {model}", "", "| target | `--quant` | mean | worst call |", "|---|---|---|---|")
+    for precision, compared in TECHNIQUES.items():
+        for techniques in compared:
+            if techniques in found.get(precision, {}):
+                mean, worst = found[precision][techniques]
+                yield f"| {precision} | `{techniques}` | {mean:.1f} dB | {worst:.1f} dB |"
+    yield ""
+
+
 def main() -> None:
-    """Print the rows, and write the page where all are asked for."""
+    """Measure what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--precision", choices=TECHNIQUES, action="append")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where rows are kept")
     options = parser.parse_args()
-    lines = list[str]()
+    options.work.mkdir(parents=True, exist_ok=True)
+    kept = options.work / "techniques.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for name in options.model or MODELS:
-        model = Model.of(MODELS[name])
-        lines += [f"## {name}", "", "| target | `--quant` | mean | worst call |", "|---|---|---|---|"]
-        for precision in options.precision or TECHNIQUES:
-            for techniques in TECHNIQUES[precision]:
-                errors = model.errors(precision, techniques)
-                ratios = f"{np.mean(errors):.1f} dB | {min(errors):.1f} dB"
-                lines.append(f"| {precision} | `{techniques}` | {ratios} |")
-                print(name, lines[-1], flush=True)
-        lines.append("")
-    if options.model is None and options.precision is None:
-        PAGE.write_text(HEAD + "\n".join(lines))
+        rows = found.setdefault(name, {})
+        asked = [(each, how) for each in options.precision or TECHNIQUES for how in TECHNIQUES[each]]
+        missing = [(each, how) for each, how in asked if how not in rows.get(each, {})]
+        model = Model.of(MODELS[name]) if missing else None
+        for precision, techniques in missing:
+            assert model is not None
+            errors = model.errors(precision, techniques)
+            rows.setdefault(precision, {})[techniques] = float(np.mean(errors)), min(errors)
+            print(name, precision, techniques, *rows[precision][techniques], flush=True)
+            kept.write_text(json.dumps(found, indent=1))
+    PAGE.write_text(HEAD + "\n".join(line for name, rows in found.items() for line in table(name, rows)))
 
 
 HEAD = """# What each technique wins
@@ -172,6 +188,9 @@ The error of one call of the denoiser against float32, as ratio of signal to err
 held-out prompts (`make techniques`): 20 steps, guidance 5. What a row does not name is done by `calibrate_ranges` and
 `round_to_nearest`. The recipe of each target is the best row that keeps the bundle small and runs on integers:
 `svdquant` wins most at four bits, but its branches are of the size of the weights in models as small as these.
+
+`static` is what most papers begin with: one scale for each channel of a weight, and one scale and zero point for all
+of an activation.
 
 """
 

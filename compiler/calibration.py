@@ -11,6 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from diffc.compiler.errors import BuildError, CalibrationError, DiffcWarning
 from diffc.compiler.evaluate import apply
 from diffc.compiler.ir import Graph, Input, Literal, Op, Program, Ref, Value
 from diffc.compiler.stages import body_of, calls, multiply_adds, size
-from diffc.compiler.stored import settle
+from diffc.compiler.stored import settled
 from diffc.compiler.target import Progress
 from diffc.runtime.cache import Cache
 from diffc.runtime.rng import Generator
@@ -162,19 +163,20 @@ def calibrate(
     run = _Run(program, tokenizers)
     texts = tuple(prompts or PROMPTS[: max(1, math.ceil(WORK / max(1, run.work)))])
     drawings, digest = list[Drawing](), hashlib.sha256(f"{program}{seed}{source}".encode())
-    for at, prompt in enumerate(texts):
-        key = hashlib.sha256(json.dumps([str(program), source, prompt, seed + at]).encode()).hexdigest()
-        found = _read(cache.get(key), prompt, seed + at, at) if cache and source else None
-        if found is None:
-            progress(f"calibrate {at + 1}: {prompt}")
-            with warnings.catch_warnings():
-                if not prompts:  # nobody wrote them for this model
-                    warnings.simplefilter("ignore", DiffcWarning)
-                found = run.draw(prompt, seed + at, at)
-            if cache and source:
-                cache.put(key, _written(found))
-        drawings.append(found)
-        digest.update(prompt.encode() + b"\0")
+    with run.ready:
+        for at, prompt in enumerate(texts):
+            key = hashlib.sha256(json.dumps([str(program), source, prompt, seed + at]).encode()).hexdigest()
+            found = _read(cache.get(key), prompt, seed + at, at) if cache and source else None
+            if found is None:
+                progress(f"calibrate {at + 1}: {prompt}")
+                with warnings.catch_warnings():
+                    if not prompts:  # nobody wrote them for this model
+                        warnings.simplefilter("ignore", DiffcWarning)
+                    found = run.draw(prompt, seed + at, at)
+                if cache and source:
+                    cache.put(key, _written(found))
+            drawings.append(found)
+            digest.update(prompt.encode() + b"\0")
     samples = tuple(sample for drawing in drawings for sample in drawing.samples)
     return Calibration(program, samples, tuple(drawings), seed, digest.hexdigest(), tokenizers)
 
@@ -192,7 +194,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 class _Run:
-    """Execute a program in PyTorch. Each graph is made ready when it is first called."""
+    """Execute a program in PyTorch. Each graph is made ready when it is first called, until ``ready`` is closed."""
 
     def __init__(self, program: Program, tokenizers: Mapping[str, bytes]) -> None:
         self.program = program
@@ -200,6 +202,7 @@ class _Run:
         self.tokenizers = {name: Tokenizer(data, name) for name, data in tokenizers.items()}
         self.graphs = {graph.name: graph for graph in program.graphs}
         self.modules: dict[str, fx.GraphModule] = {}
+        self.ready = ExitStack()
         self.scalars = {i.name: i.default for i in program.inputs if i.default is not None}
         self.calls = {name: len(calls(program, graph)) for name, graph in self.graphs.items()}
 
@@ -247,7 +250,7 @@ class _Run:
     def _module(self, graph: Graph) -> fx.GraphModule:
         if graph.name not in self.modules:
             self.modules[graph.name] = module = body_of(graph)
-            settle(module)
+            self.ready.enter_context(settled(module))
         return self.modules[graph.name]
 
 
@@ -332,9 +335,8 @@ Visit = Callable[[fx.Node, tuple[Any, ...], Any, Sample], None]
 def watch(graph: Graph, samples: Sequence[Sample], nodes: Mapping[str, Sequence[int]], visit: Visit) -> None:
     """Run the samples of a graph again, and show what reaches some of its nodes; nothing else is kept."""
     module = body_of(graph)
-    settle(module)
     watcher = _Watcher(module, nodes, visit)
-    with torch.no_grad():
+    with settled(module), torch.no_grad():
         for sample in samples:
             watcher.sample = sample
             watcher.run(*sample.feeds)

@@ -215,6 +215,20 @@ def settle(module: nn.Module) -> None:
             table[key] = made[id(tensor)]
 
 
+@contextmanager
+def settled(module: nn.Module) -> Iterator[None]:
+    """Let a module run in this block: whole in memory, which takes it back afterwards, whoever still holds the module."""
+    lent = [(table, key, tensor) for table, key, tensor in _tensors(module) if isinstance(tensor, StandIn)]
+    settle(module)
+    try:
+        yield
+    finally:
+        for table, key, tensor in lent:
+            table[key] = tensor
+        if _TRIM is not None:
+            _TRIM(0)
+
+
 def _tensors(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
     for part in module.modules():
         for table in (part._parameters, part._buffers):
@@ -242,4 +256,7 @@ def _release(tensor: torch.Tensor) -> None:
     _MADVISE(ctypes.c_void_p(start), ctypes.c_size_t(length), PAGEOUT)
 
 
-_MADVISE = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_MADVISE = getattr(_LIBC, "madvise", None)
+_TRIM = getattr(_LIBC, "malloc_trim", None)
+"""Gives free memory back to the system, which glibc keeps between pieces that are in use."""

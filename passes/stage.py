@@ -29,7 +29,7 @@ from diffc.compiler.cut import Cut, Row, needed
 from diffc.compiler.graphs import export, type_of
 from diffc.compiler.ir import Graph, Literal, Names, Op, Program, Ref, Table, Type, Value
 from diffc.compiler.stages import REQUEST, STEP, calls, known, size
-from diffc.compiler.stored import settle
+from diffc.compiler.stored import settled
 
 aten = torch.ops.aten
 
@@ -168,8 +168,7 @@ class _Split:
         _copy(cut.body.graph, made, nodes, env)
         made.output(tuple(env[node] for node in nodes))
         region = fx.GraphModule(cut.body, made)
-        settle(region)
-        with torch.no_grad():
+        with settled(region), torch.no_grad():
             given = [[self._tensor((self.literals | dict(row))[p.name], p) for p in ports] for row in rows]
             return [[value.detach().clone() for value in region(*tensors)] for tensors in given]
 

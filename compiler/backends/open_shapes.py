@@ -35,7 +35,11 @@ DEGREE = 3
 """How many sizes of inputs are multiplied at most: a batch, a height and a width."""
 
 BROADCASTING = ("Add", "Sub", "Mul", "Div")
-"""Operators that take one row of a constant for all of a batch."""
+"""Operators that take one row of a constant for all of a batch, which is the first axis, or the one after the steps."""
+
+ROUNDING = {onnx.TensorProto.FLOAT: 1e-5, onnx.TensorProto.FLOAT16: 2.0**-10, onnx.TensorProto.BFLOAT16: 2.0**-7}
+"""By what part rows may differ: what was computed at build for another batch was summed up in another order, and
+rounded."""
 
 T = TypeVar("T")
 
@@ -207,7 +211,8 @@ class _Merged:
         row = min(range(len(arrays)), key=lambda at: arrays[at].size)
         if arrays[0].dtype == np.int64 and len({array.shape for array in arrays}) == 1 and arrays[0].ndim == 1:
             return self._node("Concat", [self._size(tuple(sizes)) for sizes in np.stack(arrays, 1).tolist()], axis=0)
-        if operator in BROADCASTING and len(arrays[row]) == 1 and all(_repeats(each, arrays[row]) for each in arrays):
+        rounding = ROUNDING.get(tensors[row].data_type, 0.0)
+        if operator in BROADCASTING and all(_repeats(each, arrays[row], rounding) for each in arrays):
             return self._keep(tensors[row])
         raise Different
 
@@ -277,5 +282,11 @@ def _content(tensor: onnx.TensorProto) -> bytes:
     return bytes(copy.SerializeToString(deterministic=True))
 
 
-def _repeats(whole: NDArray[np.generic], row: NDArray[np.generic]) -> bool:
-    return whole.shape[1:] == row.shape[1:] and whole.tobytes() == row.tobytes() * len(whole)
+def _repeats(whole: NDArray[np.generic], row: NDArray[np.generic], rounding: float) -> bool:
+    """Say whether an array is a smaller one, repeated along axes where that has one row."""
+    if whole.ndim != row.ndim or any(size not in (1, of) for size, of in zip(row.shape, whole.shape, strict=True)):
+        return False
+    whole, row = whole.astype(np.float64), row.astype(np.float64)
+    finite = np.abs(row[np.isfinite(row)])
+    usual = float(np.median(finite)) if finite.size else 0.0
+    return bool(np.isclose(whole, row, rtol=rounding, atol=rounding * usual, equal_nan=True).all())

@@ -15,7 +15,7 @@ from torch import nn
 from diffc.compiler import build
 from diffc.compiler.errors import LoadError
 from diffc.compiler.load import load
-from diffc.compiler.stored import SLICE, SMALL, StandIn, Weight, lend, postponed, read, settle, weight_of
+from diffc.compiler.stored import SLICE, SMALL, StandIn, Weight, lend, postponed, read, settle, settled, weight_of
 from tests.zoo import ZOO, unet
 
 WIDE = 128
@@ -105,6 +105,17 @@ def test_only_large_weights_are_lent_and_tied_ones_stay_tied() -> None:
     settle(module)
     assert module[1].weight is module[0].weight
     assert all(torch.equal(kept[key], tensor) for key, tensor in module.state_dict().items())
+
+
+def test_a_module_is_in_memory_for_as_long_as_it_runs() -> None:
+    module = nn.Linear(WIDE, WIDE).requires_grad_(False)
+    wanted, x = module.weight.clone(), torch.ones(1, WIDE)
+    lend("model", module, "here")
+    with pytest.raises(ValueError, match="in the block"), settled(module):
+        assert type(module.weight) is nn.Parameter and torch.equal(module.weight, wanted)
+        torch.testing.assert_close(module(x), x @ wanted.T + module.bias)
+        raise ValueError("in the block")
+    assert isinstance(module.weight, StandIn) and torch.equal(read(module.weight), wanted)
 
 
 def test_numbers_are_checked_when_they_are_read() -> None:

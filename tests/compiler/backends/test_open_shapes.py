@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
@@ -151,6 +152,36 @@ def test_pictures_of_several_sizes_with_and_without_guidance(tmp_path: Path) -> 
 def test_positions_that_were_folded_into_constants_stay_apart(tmp_path: Path) -> None:
     files = lowered(transformer(), [feeds_of(2, labelled=True), feeds_of(2, 16, 16, labelled=True)], tmp_path)
     assert merge_files(tmp_path, files) == {file: file for file in files}
+
+
+def shifted(steps: int, rows: list[list[float]]) -> onnx.ModelProto:
+    """Add to each row of a batch what was computed for it at build, for so many steps at once."""
+    batch, values = len(rows), [number for _ in range(steps) for row in rows for number in row]
+    return onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 23]>
+        g (float[{batch}, 3] x) => (float[{steps}, {batch}, 3] y)
+        <float[{steps}, {batch}, 3] known = {{{", ".join(map(str, values))}}}> {{ y = Add (known, x) }}""")
+
+
+def test_a_batch_that_was_computed_at_build_is_one_row_but_for_rounding(tmp_path: Path) -> None:
+    exact, rounded = [1.0, -2.0, 0.0], [1.000001, -2.000001, 0.0000001]
+    merged = merge([shifted(2, [rounded, rounded]), shifted(2, [exact])], tmp_path)
+    (tmp_path / "merged.onnx").write_bytes(merged.SerializeToString())
+    for batch in (1, 2):
+        x = np.arange(3 * batch, dtype=np.float32).reshape(batch, 3)
+        wanted = np.broadcast_to(x + np.array(exact, np.float32), (2, batch, 3))
+        np.testing.assert_array_equal(computed(tmp_path, "merged.onnx", {"x": x}), wanted)
+
+
+@pytest.mark.parametrize("other", [[1.001, -2.0, 0.0], [1.0, -2.0, 0.001], [1.0, -np.inf, 0.0]])
+def test_rows_of_a_batch_that_differ_stay_apart(other: list[float], tmp_path: Path) -> None:
+    exact = [1.0, -2.0, 0.0]
+    given = shifted(2, [exact, exact])
+    (tensor,) = given.graph.initializer
+    values = numpy_helper.to_array(tensor).copy()
+    values[1, 1] = other
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(Different):
+        merge([given, shifted(2, [exact])], tmp_path)
 
 
 def reshaped(height: int, width: int, *to: int) -> onnx.ModelProto:
