@@ -217,7 +217,7 @@ def settle(module: nn.Module) -> None:
 
 @contextmanager
 def settled(module: nn.Module) -> Iterator[None]:
-    """Let a module run in this block: whole in memory, which takes it back at the end, whoever holds the module then."""
+    """Let a module run in this block: whole in memory, which takes it back at the end, whoever holds the module."""
     lent = [(table, key, tensor) for table, key, tensor in _tensors(module) if isinstance(tensor, StandIn)]
     settle(module)
     try:
