@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property, reduce
 from itertools import combinations_with_replacement, count
@@ -37,7 +37,11 @@ DEGREE = 3
 BROADCASTING = ("Add", "Sub", "Mul", "Div")
 """Operators that take one row of a constant for all of a batch, which is the first axis, or the one after the steps."""
 
-ROUNDING = {onnx.TensorProto.FLOAT: 1e-5, onnx.TensorProto.FLOAT16: 2.0**-10, onnx.TensorProto.BFLOAT16: 2.0**-7}
+ROUNDING: Mapping[int, float] = {
+    onnx.TensorProto.FLOAT: 1e-5,
+    onnx.TensorProto.FLOAT16: 2.0**-10,
+    onnx.TensorProto.BFLOAT16: 2.0**-7,
+}
 """By what part rows may differ: what was computed at build for another batch was summed up in another order, and
 rounded."""
 
