@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
+from onnxscript.values import TracedOnnxFunction
 
 from diffc.compiler.backends.engine import Built, Wanted
 from diffc.compiler.backends.exported import TYPES, StoredTensor, StoredTensors, exported
@@ -210,7 +212,7 @@ def _may_be_sizes(tensor: onnx_ir.TensorProtocol) -> bool:
 def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
     """Translate a graph; ports keep their names, and nothing of this machine or its paths remains in the file."""
     try:
-        with _quiet(), one_layout():
+        with _quiet(), _parsed_once(), one_layout():
             program = torch.onnx.export(
                 graph.body,
                 dynamo=True,
@@ -349,6 +351,21 @@ def _failure(graph: Graph, error: Exception) -> BackendError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     fix = "report it with the model's configuration; no other target can compile it either"
     return BackendError(f"{graph.name} has no ONNX form: {first}", where=f"component {graph.component}", fix=fix)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let onnxscript parse each of its functions once: the exporter asks for the domain of all for every graph."""
+    before = _TRACED.function_ir
+    _TRACED.function_ir = _SIGNATURE
+    try:
+        yield
+    finally:
+        _TRACED.function_ir = before
+
+
+_TRACED: Any = TracedOnnxFunction
+_SIGNATURE = property(cache(_TRACED.function_ir.fget))
 
 
 @contextmanager
