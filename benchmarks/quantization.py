@@ -58,6 +58,7 @@ class Row:
 
 ROWS = (
     Row("ort-w8a8"),
+    Row("ov-w8a8"),
     Row("ort-w4a8"),
     Row("ort-w4a8", "round_to_nearest"),
     Row("ort-w4a4"),

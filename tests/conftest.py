@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,11 @@ PROMPT = "a red circle left of a blue square"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let the builds of a session share a cache, and none with the user."""
+    """Let the builds of a session share a cache, those of all its processes, and none with the user."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIFFC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DIFFC_CACHE", str(shared / "cache"))
         yield
 
 
