@@ -28,8 +28,9 @@ from torch import fx
 from diffc.compiler.errors import BuildError, CalibrationError, DiffcWarning
 from diffc.compiler.evaluate import apply
 from diffc.compiler.ir import Graph, Input, Literal, Op, Program, Ref, Value
+from diffc.compiler.room import free_memory
 from diffc.compiler.stages import body_of, calls, multiply_adds, size
-from diffc.compiler.stored import settled
+from diffc.compiler.stored import bytes_to_settle, settled
 from diffc.compiler.target import Progress
 from diffc.runtime.cache import Cache
 from diffc.runtime.rng import Generator
@@ -249,8 +250,10 @@ class _Run:
 
     def _module(self, graph: Graph) -> fx.GraphModule:
         if graph.name not in self.modules:
-            self.modules[graph.name] = module = body_of(graph)
+            module = body_of(graph)
+            _check_memory(graph, bytes_to_settle(module))
             self.ready.enter_context(settled(module))
+            self.modules[graph.name] = module
         return self.modules[graph.name]
 
 
@@ -293,6 +296,14 @@ def _check_finite(graph: Graph, made: Sequence[torch.Tensor], where: str) -> Non
         if tensor.is_floating_point() and not tensor.isfinite().all():
             what = f"{graph.name} gives NaN or infinity for {port.name} during calibration"
             raise CalibrationError(what, where=where, fix="build for fp32, or calibrate with other prompts")
+
+
+def _check_memory(graph: Graph, needed: int) -> None:
+    free = free_memory()
+    if free is not None and free < needed:
+        what = f"calibrating {graph.name} needs {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
+        fix = "end other programs, add swap, or take a target that is not calibrated, such as ort-bf16"
+        raise BuildError(what, where=f"component {graph.component}", fix=fix)
 
 
 def _work(graph: Graph) -> int:

@@ -215,6 +215,12 @@ def settle(module: nn.Module) -> None:
             table[key] = made[id(tensor)]
 
 
+def bytes_to_settle(module: nn.Module) -> int:
+    """Say how much memory `settle` takes: what is stored in the type that it stands for stays in the file."""
+    lent = {id(t): t for _, _, t in _tensors(module) if isinstance(t, StandIn) and t.stored.source.dtype != t.dtype}
+    return sum(tensor.numel() * tensor.itemsize for tensor in lent.values())
+
+
 @contextmanager
 def settled(module: nn.Module) -> Iterator[None]:
     """Let a module run in this block: whole in memory, which takes it back at the end, whoever holds the module."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffc.compiler.errors import BackendError, BuildError
+from diffc.compiler.room import free_memory
 from diffc.compiler.target import Progress
 from diffc.runtime.external import external_bytes
 
@@ -146,15 +147,6 @@ def check_memory(weights: int, taken: tuple[int, int] = MEMORY) -> None:
     if free is not None and free < needed:
         what = f"TensorRT's builder needs up to {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
         raise BuildError(what, fix="end other programs, add swap, or take a target that stores less, such as trt-w4a16")
-
-
-def free_memory(info: Path = Path("/proc/meminfo")) -> int | None:
-    """Say how many bytes programs may still take, swap among them; None where the system does not say."""
-    if not info.exists():
-        return None
-    lines = (line.split() for line in info.read_text(encoding="utf-8").splitlines())
-    sizes = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines}
-    return sizes["MemAvailable"] + sizes.get("SwapFree", 0)
 
 
 def _built(

@@ -1,4 +1,4 @@
-"""A build says how much disk it needs, and does not start where there is less."""
+"""A build says how much disk and memory it needs, and takes none where there is less."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
-from diffc.compiler import build
+from diffc.compiler import build, calibration
 from diffc.compiler.errors import BuildError
 from diffc.compiler.folder import check_room
 from diffc.compiler.load import load
-from diffc.compiler.room import OVERHEAD, bytes_needed
+from diffc.compiler.room import OVERHEAD, bytes_needed, free_memory
 from tests.zoo import ZOO
 
 
@@ -46,3 +47,22 @@ def test_too_little_disk_is_said_before_anything_is_traced(
         build(saved_pipeline, output=tmp_path / "x.diffc", progress=said.append)
     assert said == ["load"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_what_the_system_says(tmp_path: Path) -> None:
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 100 kB\nMemAvailable:   20 kB\nSwapFree:  3 kB\n")
+    assert free_memory(info) == 23 * 1024
+    assert free_memory(tmp_path / "none") is None
+
+
+def test_too_little_memory_is_said_before_weights_are_read_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = ZOO["StableDiffusionPipeline"]().pipeline
+    pipeline.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(calibration, "free_memory", lambda: 50_000)
+    said = r"calibrating text_encoder needs 0.\d GB of memory, and there are 0.0 GB\n  at:  .*text_encoder\n  fix: "
+    with pytest.raises(BuildError, match=said):
+        build(tmp_path / "model", "ort-w8a8", tmp_path / "x.diffc", steps=[1], size=(16, 16))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compiler.backends import engine, engine_builder
-from diffc.compiler.backends.engine import Wanted, build_engines, free_memory, weight_bytes
+from diffc.compiler.backends.engine import Wanted, build_engines, weight_bytes
 from diffc.compiler.backends.engine_builder import not_refitted, ranges, strip
 from diffc.compiler.errors import BackendError, BuildError
 from diffc.runtime.tensorrt import INSTALL, RTX, Library, find_library, installed
@@ -78,13 +78,6 @@ def test_a_builder_that_would_not_have_enough_memory_is_not_started(
     with pytest.raises(BuildError, match="needs up to 0.6 GB of memory, and there are 0.1 GB"):
         build_engines(tmp_path, write(tmp_path, "Relu"), ["sm89"], lambda _: None)
     assert not (tmp_path / "engines").exists()
-
-
-def test_memory_is_what_the_system_says(tmp_path: Path) -> None:
-    info = tmp_path / "meminfo"
-    info.write_text("MemTotal: 100 kB\nMemAvailable:   20 kB\nSwapFree:  3 kB\n")
-    assert free_memory(info) == 23 * 1024
-    assert free_memory(tmp_path / "none") is None
 
 
 def test_weights_outside_a_file_are_counted(tmp_path: Path) -> None:
