@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from diffc.compiler.arguments import Counts, Interval, Named, Names, Setting, Size, Sizes
 from diffc.runtime.errors import DiffcError, DiffcWarning
 from diffc.runtime.memory import peak_bytes
 
@@ -25,77 +26,6 @@ TASKS = ("text-to-image", "image-to-image", "inpaint")
 INPUT = "NAME=SHAPE for each picture, as image_embeds=1280; NAME=picture,picture for a list."
 IP_ADAPTER = "An IP-Adapter's .safetensors file; its picture is asked for as ip_adapter_image."
 EXTRA = "this command needs the compiler: pip install 'diffc[compiler]'"
-
-
-class _Size(click.ParamType[tuple[int, int]]):
-    name = "WxH"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        width, _, height = str(value).partition("x")
-        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 512x512", param, ctx)
-        return int(width), int(height)
-
-
-class _Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
-    name = "WxH[,WxH…]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[tuple[int, int], ...]:
-        return tuple(_Size().convert(size, param, ctx) for size in str(value).split(","))
-
-
-class _Counts(click.ParamType[tuple[int, ...]]):
-    name = "N[,N…]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        counts = str(value).split(",")
-        if not all(count.isdecimal() and int(count) > 0 for count in counts):
-            self.fail(f"{value!r} is not a list of positive numbers, such as 10,20", param, ctx)
-        return tuple(map(int, counts))
-
-
-class _Named(click.ParamType[tuple[str, str]]):
-    name = "NAME=VALUE"
-
-    def __init__(self, example: str) -> None:
-        self.example = example
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
-        name, equals, text = str(value).partition("=")
-        if not equals or not name.isidentifier():
-            self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
-        return name, text
-
-
-class _Interval(click.ParamType[tuple[float, float]]):
-    name = "START,STOP"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
-        try:
-            start, stop = map(float, str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not two fractions of the steps, such as 0.2,0.8", param, ctx)
-        return start, stop
-
-
-class _Names(click.ParamType[tuple[str, ...]]):
-    name = "NAME[,NAME…]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
-
-
-class _Setting(click.ParamType[tuple[str, Any]]):
-    name = "NAME=VALUE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
-        name, equals, text = str(value).partition("=")
-        if not equals or not name.isidentifier():
-            self.fail(f"{value!r} is not NAME=VALUE, such as num_frames=16", param, ctx)
-        try:
-            return name, json.loads(text)
-        except ValueError:
-            return name, text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -162,16 +92,22 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--target", default="ort-fp32", show_default=True, help="BACKEND-PRECISION, such as ort-fp16.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle  [default: SOURCE's name.diffc]")
-@click.option("--steps", type=_Counts(), help="Steps of the sampler; one program for each.  [default: the pipeline's]")
+@click.option("--steps", type=Counts(), help="Steps of the sampler; one program for each.  [default: the pipeline's]")
 @click.option("--sampler", help="Another sampler: ddim, dpmpp-2m, euler, … or a diffusers scheduler class.")
 @click.option("--guidance", type=float, help="Default guidance scale; --guidance of run changes it.")
-@click.option("--guidance-interval", type=_Interval(), help="Fractions of the steps between which there is guidance.")
-@click.option("--size", type=_Sizes(), help="Width and height in pixels; programs for each.  [default: the model's]")
+@click.option("--guidance-interval", type=Interval(), help="Fractions of the steps between which there is guidance.")
+@click.option("--size", type=Sizes(), help="Width and height in pixels; programs for each.  [default: the model's]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What to draw from.")
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of a given picture is drawn anew.")
-@click.option("--set", "options", type=_Setting(), multiple=True, help="NAME=VALUE for the pipeline, as num_frames=16.")
-@click.option("--input", "inputs", type=_Named("image_embeds=1280"), multiple=True, help=INPUT)
+@click.option(
+    "--set",
+    "options",
+    type=Setting("num_frames=16"),
+    multiple=True,
+    help="NAME=VALUE for the pipeline, as num_frames=16.",
+)
+@click.option("--input", "inputs", type=Named("image_embeds=1280"), multiple=True, help=INPUT)
 @click.option("--ip-adapter", type=click.Path(path_type=Path), help=IP_ADAPTER)
 @click.option("--cache", help="Which features steps reuse, as deepcache:interval=3,branch=0.  [default: none]")
 @click.option("--quant", help="How a target of few bits is quantized, as smoothquant:alpha=0.5+gptq.")
@@ -205,7 +141,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
 @_command
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Leave BUNDLE as it is, and write another.")
-@click.option("--arch", "archs", type=_Names(), default=(), help="GPUs, as sm86,sm89.  [default: this machine's]")
+@click.option("--arch", "archs", type=Names(), default=(), help="GPUs, as sm86,sm89.  [default: this machine's]")
 @click.option(
     "--strip", is_flag=True, help="Leave the weights out of the engines, which take the graphs'. Needs a GPU."
 )
@@ -246,9 +182,15 @@ def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
 @click.option("--latents", type=click.Path(path_type=Path), help="A .npy file that stands for the first noise.")
 @click.option("--image", type=click.Path(path_type=Path), help="The picture to start from, or to be guided by.")
 @click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is drawn anew.")
-@click.option("--input", "inputs", type=_Named("image_embeds=x.npy"), multiple=True, help="NAME=FILE, .npy or picture.")
-@click.option("--set", "settings", type=_Setting(), multiple=True, help="NAME=VALUE for another number of the request.")
-@click.option("--size", type=_Size(), help="Which of the bundle's sizes, in pixels.  [default: the first]")
+@click.option("--input", "inputs", type=Named("image_embeds=x.npy"), multiple=True, help="NAME=FILE, .npy or picture.")
+@click.option(
+    "--set",
+    "settings",
+    type=Setting("num_frames=16"),
+    multiple=True,
+    help="NAME=VALUE for another number of the request.",
+)
+@click.option("--size", type=Size(), help="Which of the bundle's sizes, in pixels.  [default: the first]")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures, drawn as a grid.")
 @click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
 def run(output: Path, **options: Any) -> dict[str, Any]:
@@ -409,7 +351,7 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
 
 @_command
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--against", type=_Names(), default=(), help="Rivals. torch: the pipeline that it was built from, eager.")
+@click.option("--against", type=Names(), default=(), help="Rivals. torch: the pipeline that it was built from, eager.")
 @click.option("--source", type=click.Path(path_type=Path), help="What the bundle was built from, for the rivals.")
 @click.option("--prompt", default="a red circle left of a blue square", show_default=True, help="What to draw.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The seed of every picture.")

@@ -1,0 +1,96 @@
+"""Read what a command line says in one word: sizes, lists, settings. What is none is refused with an example."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """Read a width and a height."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Give both, in pixels."""
+        width, _, height = str(value).partition("x")
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 512x512", param, ctx)
+        return int(width), int(height)
+
+
+class Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
+    """Read a list of sizes."""
+
+    name = "WxH[,WxH…]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[tuple[int, int], ...]:
+        """Give them in order."""
+        return tuple(Size().convert(size, param, ctx) for size in str(value).split(","))
+
+
+class Counts(click.ParamType[tuple[int, ...]]):
+    """Read a list of positive numbers."""
+
+    name = "N[,N…]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Give them in order."""
+        counts = str(value).split(",")
+        if not all(count.isdecimal() and int(count) > 0 for count in counts):
+            self.fail(f"{value!r} is not a list of positive numbers, such as 10,20", param, ctx)
+        return tuple(map(int, counts))
+
+
+class Interval(click.ParamType[tuple[float, float]]):
+    """Read two fractions."""
+
+    name = "START,STOP"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
+        """Give both; whether there is such an interval is for who uses it to say."""
+        try:
+            start, stop = map(float, str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not two fractions of the steps, such as 0.2,0.8", param, ctx)
+        return start, stop
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Read a list of names."""
+
+    name = "NAME[,NAME…]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Give each once, in order."""
+        return tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
+
+
+class Named(click.ParamType[tuple[str, Any]]):
+    """Read a text with a name."""
+
+    name = "NAME=VALUE"
+
+    def __init__(self, example: str) -> None:
+        self.example = example
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        """Give the name and the text."""
+        name, equals, text = str(value).partition("=")
+        if not equals or not name.isidentifier():
+            self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
+        return name, text
+
+
+class Setting(Named):
+    """Read a value with a name: JSON, or a text where it is none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        """Give the name and the value."""
+        name, text = super().convert(value, param, ctx)
+        try:
+            return name, json.loads(text)
+        except ValueError:
+            return name, text
