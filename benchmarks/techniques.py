@@ -74,6 +74,7 @@ TECHNIQUES: Mapping[str, Sequence[str]] = {
         "keep_sensitive+smoothquant+calibrate_ranges+gptq",
         "keep_sensitive+svdquant+calibrate_ranges+gptq",
     ),
+    "fp8": ("round_to_nearest", "fp_quant"),
     "fp4": ("round_to_nearest", "keep_sensitive+gptq", "keep_sensitive+svdquant+calibrate_ranges+gptq"),
     "w8a8 static": (
         "calibrate_ranges:by=minmax+round_to_nearest:by=minmax",

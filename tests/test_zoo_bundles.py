@@ -33,9 +33,7 @@ FIRST = (
     "StableDiffusionControlNetPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusion3Pipeline",
-    "FluxPipeline",
     "PixArtAlphaPipeline",
-    "AnimateDiffPipeline",
     "KandinskyV22Pipeline",
 )
 """Pipelines of every kind; the others are built by ``make test-slow``."""
