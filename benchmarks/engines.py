@@ -155,9 +155,9 @@ builder's process. Models have random weights, and are built for pictures of 256
 take longer than building: for 512×512 the UNet of SD 1.5 had 1644.4 MB in fp16 instead of 1644.2 MB. What is computed
 otherwise than asked for is said below a table.
 
-Measured on a CPU with AVX2, busy with other work, in several runs. The whole build had 13.3 GB in memory at its peak for
-`sd3` in `w8a8`, and 22.2 GB for `sdxl`, when it drew pictures for its report: without VNNI, ONNX Runtime computes 8-bit
-integers in float32, and has the weights so.
+Measured on a CPU with AVX2, busy with other work, in several runs. The whole build had 13.3 GB in memory at its peak
+for `sd3` in `w8a8`, and 22.2 GB for `sdxl`, when it drew pictures for its report: without VNNI, ONNX Runtime computes
+8-bit integers in float32, and has the weights so.
 
 """
 
