@@ -28,11 +28,11 @@ from torch import fx
 from diffc.compiler.errors import BuildError, CalibrationError, DiffcWarning
 from diffc.compiler.evaluate import apply
 from diffc.compiler.ir import Graph, Input, Literal, Op, Program, Ref, Value
-from diffc.compiler.room import free_memory
 from diffc.compiler.stages import body_of, calls, multiply_adds, size
 from diffc.compiler.stored import bytes_to_settle, settled
 from diffc.compiler.target import Progress
 from diffc.runtime.cache import Cache
+from diffc.runtime.memory import free_memory
 from diffc.runtime.rng import Generator
 from diffc.runtime.tokenizer import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Say how much memory this process has held."""
+"""Say how much memory this process has held, and how much there is."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def peak_bytes() -> int:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory(info: Path = Path("/proc/meminfo")) -> int | None:
+    """Say how many bytes programs may still take, swap among them; None where the system does not say."""
+    if not info.exists():
+        return None
+    lines = (line.split() for line in info.read_text(encoding="utf-8").splitlines())
+    sizes = {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines}
+    return sizes["MemAvailable"] + sizes.get("SwapFree", 0)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffc.compiler.errors import BackendError, BuildError
-from diffc.compiler.room import free_memory
 from diffc.compiler.target import Progress
 from diffc.runtime.external import external_bytes
+from diffc.runtime.memory import free_memory
 
 FOLDER = "engines"
 BUILDER = "diffc.compiler.backends.engine_builder"

@@ -14,7 +14,8 @@ from diffc.compiler import build, calibration
 from diffc.compiler.errors import BuildError
 from diffc.compiler.folder import check_room
 from diffc.compiler.load import load
-from diffc.compiler.room import OVERHEAD, bytes_needed, free_memory
+from diffc.compiler.room import OVERHEAD, bytes_needed
+from diffc.runtime.memory import free_memory
 from tests.zoo import ZOO
 
 
