@@ -172,42 +172,57 @@ class _Merged:
     def shapes(self) -> list[dict[str, list[int]]]:
         """Map the values of each graph to their shapes, as far as they can be inferred."""
         try:
-            inferred = [onnx.shape_inference.infer_shapes(model).graph.value_info for model in self.models]
+            inferred = [onnx.shape_inference.infer_shapes(model).graph for model in self.models]
         except onnx.shape_inference.InferenceError as error:
             raise Different from error
         return [
             {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
-            for values in inferred
+            for values in ([*graph.input, *graph.value_info] for graph in inferred)
         ]
 
     def _add(self, nodes: Sequence[onnx.NodeProto]) -> None:
         first = nodes[0]
         if len({_operation(node) for node in nodes}) > 1:
             raise Different
-        inputs = [self._input(first.op_type, names) for names in _side_by_side(map(_inputs, nodes))]
+        inputs = [self._input(nodes, names) for names in _side_by_side(map(_inputs, nodes))]
         outputs = list(_side_by_side(node.output for node in nodes))
         self.names |= {names[0]: names for names in outputs}
         made = onnx.NodeProto(op_type=first.op_type, domain=first.domain, input=inputs, output=first.output)
         made.attribute.extend(first.attribute)
         self.graph.node.append(made)
 
-    def _input(self, operator: str, names: tuple[str, ...]) -> str:
+    def _input(self, nodes: Sequence[onnx.NodeProto], names: tuple[str, ...]) -> str:
         """Name what a node reads: a value, or a constant that is made when it is first read."""
         tensors = [held[name] for name, held in zip(names, self.constants, strict=True) if name in held]
         if not tensors:
             return self._known(names)
         if len(tensors) < len(names):
             raise Different
+        self._check_rows(nodes, names, [tuple(tensor.dims) for tensor in tensors])
         if names not in self.read:
-            self.read[names] = self._constant(operator, tensors)
+            self.read[names] = self._constant(tensors)
         return self.read[names]
+
+    def _check_rows(self, nodes: Sequence[onnx.NodeProto], names: tuple[str, ...], sizes: Sequence[Sizes]) -> None:
+        """Raise `Different` where the rows of a constant do not meet as many of another value, which repeats one."""
+        if len(set(sizes)) == 1:
+            return
+        if nodes[0].op_type not in BROADCASTING:
+            raise Different
+        fewest = min(sizes, key=math.prod)
+        for at, (node, name, of) in enumerate(zip(nodes, names, sizes, strict=True)):
+            (other,) = [each for each in node.input if each != name] or [""]
+            meets = self.shapes[at].get(other, [])
+            met = [0] * (len(of) - len(meets)) + meets[-len(of) :]
+            if any(one != rows and rows != value for one, rows, value in zip(fewest, of, met, strict=False)):
+                raise Different
 
     def _known(self, names: tuple[str, ...]) -> str:
         if self.names[names[0]] != names:
             raise Different
         return names[0]
 
-    def _constant(self, operator: str, tensors: Sequence[onnx.TensorProto]) -> str:
+    def _constant(self, tensors: Sequence[onnx.TensorProto]) -> str:
         """Keep what is the same, compute sizes, and take one row where all rows of a batch are the same."""
         if len({_content(tensor) for tensor in tensors}) == 1:
             return self._keep(tensors[0])
@@ -216,7 +231,7 @@ class _Merged:
         if arrays[0].dtype == np.int64 and len({array.shape for array in arrays}) == 1 and arrays[0].ndim == 1:
             return self._node("Concat", [self._size(tuple(sizes)) for sizes in np.stack(arrays, 1).tolist()], axis=0)
         rounding = ROUNDING.get(tensors[row].data_type, 0.0)
-        if operator in BROADCASTING and all(_repeats(each, arrays[row], rounding) for each in arrays):
+        if len({array.shape for array in arrays}) > 1 and all(_repeats(each, arrays[row], rounding) for each in arrays):
             return self._keep(tensors[row])
         raise Different
 

@@ -184,6 +184,24 @@ def test_rows_of_a_batch_that_differ_stay_apart(other: list[float], tmp_path: Pa
         merge([given, shifted(2, [exact])], tmp_path)
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "y = Add (known, t)",  # t has one row, and would get one
+        "a = Add (known, x)  y = Concat <axis = 1> (known, a)",  # the first may take one row, the second may not
+    ],
+)
+def test_one_row_is_kept_only_where_all_are_met(nodes: str, tmp_path: Path) -> None:
+    def graph(batch: int) -> onnx.ModelProto:
+        values = ", ".join(["1, 2, 3"] * batch)
+        return onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 23]>
+            g (float[{batch}, 3] x, float[1, 3] t) => (float[a, b] y)
+            <float[{batch}, 3] known = {{{values}}}> {{ {nodes} }}""")
+
+    with pytest.raises(Different):
+        merge([graph(2), graph(1)], tmp_path)
+
+
 def reshaped(height: int, width: int, *to: int) -> onnx.ModelProto:
     """Reshape a sample of channels, a height and a width."""
     return onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 23]>
