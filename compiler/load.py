@@ -357,6 +357,14 @@ def _neural_components(folder: Path, index: Mapping[str, Any], named: str | None
     return found
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
 def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Modules) -> Any:
     """Let diffusers load what has no weights, and put the pipeline together."""
     parameters = inspect.signature(_pipeline_class(index, str(source)).__init__).parameters
@@ -370,7 +378,8 @@ def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Mod
     except LIBRARY_ERRORS as error:
         fix = "restore the folder as diffusers saved it"
         what = f"the pipeline cannot be put together: {first_line(error)}"
-        raise LoadError(what, where=str(source), fix=fix) from error
+        damaged = (path for path in sorted(source.glob("*/*.json")) if not _is_json(path))
+        raise LoadError(what, where=str(next(damaged, source)), fix=fix) from error
     for name, component in pipeline.components.items():
         if isinstance(component, transformers.PreTrainedTokenizerBase):
             _check_vocabulary(name, component, folder, str(source))
