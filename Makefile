@@ -36,6 +36,7 @@ bench: $(VENV)/compiler.stamp
 
 # Slow: builds both example models in every precision, and writes docs/quantization.md.
 quantization: $(VENV)/compiler.stamp
+	$(PIP) --editable '.[compiler,openvino]'
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quantization
 
 # Slow: builds both example models with every cache, and writes docs/caching.md.
