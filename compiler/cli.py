@@ -25,6 +25,7 @@ Command = Callable[..., Any]
 TASKS = ("text-to-image", "image-to-image", "inpaint")
 INPUT = "NAME=SHAPE for each picture, as image_embeds=1280; NAME=picture,picture for a list."
 IP_ADAPTER = "An IP-Adapter's .safetensors file; its picture is asked for as ip_adapter_image."
+SETTING = Setting("num_frames=16")
 EXTRA = "this command needs the compiler: pip install 'diffc[compiler]'"
 
 
@@ -100,13 +101,7 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What to draw from.")
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of a given picture is drawn anew.")
-@click.option(
-    "--set",
-    "options",
-    type=Setting("num_frames=16"),
-    multiple=True,
-    help="NAME=VALUE for the pipeline, as num_frames=16.",
-)
+@click.option("--set", "options", type=SETTING, multiple=True, help="NAME=VALUE for the pipeline, as num_frames=16.")
 @click.option("--input", "inputs", type=Named("image_embeds=1280"), multiple=True, help=INPUT)
 @click.option("--ip-adapter", type=click.Path(path_type=Path), help=IP_ADAPTER)
 @click.option("--cache", help="Which features steps reuse, as deepcache:interval=3,branch=0.  [default: none]")
@@ -183,13 +178,7 @@ def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
 @click.option("--image", type=click.Path(path_type=Path), help="The picture to start from, or to be guided by.")
 @click.option("--mask", type=click.Path(path_type=Path), help="White where the picture is drawn anew.")
 @click.option("--input", "inputs", type=Named("image_embeds=x.npy"), multiple=True, help="NAME=FILE, .npy or picture.")
-@click.option(
-    "--set",
-    "settings",
-    type=Setting("num_frames=16"),
-    multiple=True,
-    help="NAME=VALUE for another number of the request.",
-)
+@click.option("--set", "settings", type=SETTING, multiple=True, help="NAME=VALUE for another number of the request.")
 @click.option("--size", type=Size(), help="Which of the bundle's sizes, in pixels.  [default: the first]")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures, drawn as a grid.")
 @click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
