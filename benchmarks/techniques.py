@@ -85,11 +85,16 @@ TECHNIQUES: Mapping[str, Sequence[str]] = {
         "smoothquant+round_to_nearest:by=minmax",
     ),
     "w4a8 static": ("round_to_nearest", "adaround", "adaround:by=block", "eda_dm"),
+    "fp4 static": ("round_to_nearest", "fp_quant", "adaround", "fp_quant+adaround"),
 }
 """The techniques that are compared for each precision; ``static`` is what most papers begin with, as `STATIC` says."""
 
-STATIC = {"linear": '["{weight}:channel", "uint8:tensor"]', "conv": '["{weight}:channel", "uint8:tensor"]'}
-"""A recipe of one scale for each channel of a weight, and one for all of an activation."""
+STATIC = {
+    "w8a8": ("int8:channel", "uint8:tensor"),
+    "w4a8": ("int4:channel", "uint8:tensor"),
+    "fp4": ("e2m1:channel", "e4m3:tensor"),
+}
+"""Schemes with one scale for each channel of a weight, and one for all of an activation."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,7 @@ class Model:
         precision, _, static = precision.partition(" ")
         target = parse_target(f"ort-{precision}")
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as recipe:
-            weight = "int8" if precision == "w8a8" else "int4"
-            settings = [f"{kind} = {specs.format(weight=weight)}" for kind, specs in STATIC.items()] if static else []
+            settings = [f"{kind} = {list(STATIC[precision])}" for kind in ("linear", "conv")] if static else []
             recipe.write("\n".join(["[quantize]", *settings]))
             recipe.flush()
             asked = asked_quantization(target, techniques, recipe.name)
@@ -191,7 +195,7 @@ held-out prompts (`make techniques`): 20 steps, guidance 5. What a row does not 
 `svdquant` wins most at four bits, but its branches are of the size of the weights in models as small as these.
 
 `static` is what most papers begin with: one scale for each channel of a weight, and one scale and zero point for all
-of an activation.
+of an activation; of `fp4` these are weights of e2m1 and activations of eight bits, as FP-quant has them.
 
 """
 

@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -96,6 +96,9 @@ class Drawing:
 Call = Callable[[int, tuple[torch.Tensor, ...]], Sequence[torch.Tensor]]
 """Gives the outputs of a graph, of the count of its calls before and what it is given."""
 
+Draw = Callable[[int, Mapping[str, Call]], list[Drawing]]
+"""Draws the first prompts, with something else instead of some graphs."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -121,9 +124,11 @@ class Calibration:
         self, program: Program, prompts: int, instead: Mapping[str, Call] = MappingProxyType({})
     ) -> list[Drawing]:
         """Draw the first prompts, from the same noise, with another program, or with ``instead`` of some graphs."""
-        return self.drawing(program)(prompts, instead)
+        with self.drawing(program) as draw:
+            return draw(prompts, instead)
 
-    def drawing(self, program: Program) -> Callable[[int, Mapping[str, Call]], list[Drawing]]:
+    @contextmanager
+    def drawing(self, program: Program) -> Iterator[Draw]:
         """Give what draws with another program as `drawn` does, however often: its graphs are made ready once."""
         run = _Run(program, self.tokenizers)
 
@@ -131,7 +136,8 @@ class Calibration:
             run.instead = instead
             return [run.draw(each.prompt, each.seed, at) for at, each in enumerate(self.drawings[:prompts])]
 
-        return draw
+        with run.ready:
+            yield draw
 
     def few(self, count: int) -> Calibration:
         """Keep ``count`` samples of each graph, or all it has, drawn from all steps and prompts alike."""

@@ -26,6 +26,7 @@ from diffc.compiler.checkpoint import (
     write_config,
 )
 from diffc.compiler.errors import DiffcWarning, LoadError
+from diffc.compiler.model_index import INDEX, UNUSED, components_of, neural_components, pipeline_class, read_index
 from diffc.compiler.sampler import new_scheduler
 from diffc.compiler.single_file import component_of_file, config_of_file, unused_tensors
 from diffc.compiler.stored import Weight, lend, postponed, settle, stand_in
@@ -38,10 +39,7 @@ from diffc.compiler.weights import (
     wrong_shape,
 )
 
-INDEX = "model_index.json"
 ENCODER = "image_encoder"
-# Judges pictures after they are drawn; no part of the sampler.
-UNUSED = ("safety_checker",)
 TASKS = {
     "text-to-image": None,
     "image-to-image": "AutoPipelineForImage2Image",
@@ -120,10 +118,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _load_folder(folder: Path) -> tuple[Any, list[str]]:
-    index = _read_index(folder)
+    index = read_index(folder)
     modules: Modules = {}
     unused: list[str] = []
-    for name, component in _neural_components(folder, index).items():
+    for name, component in neural_components(folder, index).items():
         modules[name], more = _module_of_folder(name, component, folder)
         unused += more
     return _assemble(folder, folder, index, modules), unused
@@ -207,8 +205,8 @@ def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
     with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
         folder = Path(temporary)
         write_config(config_of_file(header, tensors, online=online), folder)
-        index = _read_index(folder, named=str(path))
-        components = _neural_components(folder, index, named=str(path))
+        index = read_index(folder, named=str(path))
+        components = neural_components(folder, index, named=str(path))
         modules = {name: component_of_file(name, components[name], tensors, folder, path) for name in components}
         pipeline = _assemble(folder, path, index, modules)
         loaded = sum(tensor.numel() for module in modules.values() for tensor in module.state_dict().values())
@@ -263,100 +261,6 @@ def _module_class(annotation: Any) -> type[Any]:
 # What both share
 
 
-def _read_index(folder: Path, named: str | None = None) -> dict[str, Any]:
-    """Read ``model_index.json``; refuse foreign code and unknown classes. Errors call the folder ``named``."""
-    where = named or str(folder)
-    if not (folder / INDEX).is_file():
-        is_component = (folder / "config.json").exists()
-        fix = "give its parent, which holds model_index.json" if is_component else "give a folder that diffusers saved"
-        raise LoadError(f"{Path(where).name} has no {INDEX}", where=where, fix=fix)
-    try:
-        index = loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        fix = "restore the file as diffusers saved it"
-        raise LoadError(f"{INDEX} cannot be read: {error}", where=where, fix=fix) from error
-    if not isinstance(index, dict) or "_class_name" not in index:
-        raise LoadError(f"{INDEX} names no pipeline class", where=where, fix="restore the file as diffusers saved it")
-    _pipeline_class(index, where)
-    _check_components(folder, index, where)
-    return index
-
-
-def _pipeline_class(index: Mapping[str, Any], where: str) -> Any:
-    named = index["_class_name"]
-    if not isinstance(named, str):
-        raise _own_code(f"the pipeline {named}", where)
-    found = getattr(diffusers, named, None)
-    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
-        what = f"diffusers {diffusers.__version__} has no pipeline {named!r}"
-        raise LoadError(what, where=f"{where}, {INDEX}", fix="install a version of diffusers that has it")
-    return found
-
-
-def _check_components(folder: Path, index: Mapping[str, Any], where: str) -> None:
-    pipeline_class = _pipeline_class(index, where)
-    for name, (library, _) in _components(index).items():
-        if not re.fullmatch(r"\w+", name):
-            raise LoadError(f"{INDEX} names a component {name!r}", where=where, fix="use letters, digits and _")
-        if _library(library) is None and _annotated(index, name) is None:
-            raise _own_code(f"{name} of {library!r}", where)
-        if not (folder / name).is_dir():
-            fix = "restore the folder that is missing, or give the whole checkpoint"
-            raise LoadError(f"component {name} is missing", where=f"{where}, {name}/", fix=fix)
-    required = {
-        name
-        for name, parameter in inspect.signature(pipeline_class.__init__).parameters.items()
-        if parameter.default is inspect.Parameter.empty
-        and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-        and name not in ("self", *UNUSED, *pipeline_class._optional_components)
-    }
-    if absent := sorted(required - set(index)):
-        what = f"component {absent[0]} is missing: {pipeline_class.__name__} needs {', '.join(sorted(required))}"
-        raise LoadError(what, where=f"{where}, {INDEX}", fix="restore the file as diffusers saved it")
-
-
-def _components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Give library and class of each component that is present and used."""
-    pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
-    named = {name: (str(pair[0]), str(pair[1])) for name, pair in pairs.items() if pair[0] is not None}
-    return {name: pair for name, pair in named.items() if name not in UNUSED and not name.startswith("_")}
-
-
-def _library(name: str) -> Any:
-    """Find diffusers, transformers or one of diffusers' pipeline modules; None for anything else."""
-    if name in ("diffusers", "transformers"):
-        return diffusers if name == "diffusers" else transformers
-    module = getattr(diffusers.pipelines, name, None)
-    return module if inspect.ismodule(module) and module.__name__.startswith("diffusers.pipelines.") else None
-
-
-def _annotated(index: Mapping[str, Any], name: str) -> Any:
-    """Find a component's class in the pipeline's signature: a library need not show every class that it has."""
-    parameter = inspect.signature(getattr(diffusers, index["_class_name"]).__init__).parameters.get(name)
-    found = parameter.annotation if parameter else None
-    is_its_own = getattr(found, "__module__", "").startswith("diffusers.")
-    return found if is_its_own and getattr(found, "__name__", "") == index[name][1] else None
-
-
-def _neural_components(folder: Path, index: Mapping[str, Any], named: str | None = None) -> dict[str, type[Any]]:
-    """Find the classes of the components that hold weights; tokenizers and schedulers are left to diffusers."""
-    found: dict[str, type[Any]] = {}
-    for name, (library, class_name) in _components(index).items():
-        try:
-            component = getattr(_library(library), class_name, None) or _annotated(index, name)
-        except ImportError as error:
-            fix = f"install what it asks for: {first_line(error)}"
-            raise LoadError(f"{name} needs a missing package", where=class_name, fix=fix) from error
-        has_weights = (folder / name / "config.json").exists()
-        if isinstance(component, type) and issubclass(component, nn.Module):
-            found[name] = component
-        elif component is None and has_weights:
-            what = f"{library} has no class {class_name!r}, which {name} asks for"
-            fix = f"install a version of {library} that has it"
-            raise LoadError(what, where=f"{named or folder}, {INDEX}", fix=fix)
-    return found
-
-
 def _is_json(path: Path) -> bool:
     try:
         loads(path.read_bytes())
@@ -367,7 +271,7 @@ def _is_json(path: Path) -> bool:
 
 def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Modules) -> Any:
     """Let diffusers load what has no weights, and put the pipeline together."""
-    parameters = inspect.signature(_pipeline_class(index, str(source)).__init__).parameters
+    parameters = inspect.signature(pipeline_class(index, str(source)).__init__).parameters
     null = {name for name, value in index.items() if value == [None, None]}
     absent: dict[str, None] = {name: None for name in sorted(null.union(UNUSED)) if name in parameters}
     try:
@@ -394,7 +298,7 @@ def _without_weights(folder: Path, index: Mapping[str, Any], modules: Modules) -
     with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
         shown = {name: value for name, value in index.items() if name not in modules}
         (Path(temporary) / INDEX).write_text(dumps(shown), encoding="utf-8")
-        for name in _components(shown):
+        for name in components_of(shown):
             (Path(temporary) / name).symlink_to((folder / name).absolute())
         yield Path(temporary)
 
@@ -427,8 +331,3 @@ def _scheduler_of(pipeline: Any, path: Path) -> Any:
             f"{type(pipeline).__name__} has no scheduler to replace", where=str(path), fix="leave out --sampler"
         )
     return scheduler
-
-
-def _own_code(what: str, where: str) -> LoadError:
-    fix = "diffc runs no code that a checkpoint brings: use classes of diffusers and transformers"
-    return LoadError(f"{what} is code of its own", where=f"{where}, {INDEX}", fix=fix)

@@ -30,7 +30,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diffc.compiler.calibration import Calibration, Drawing
+from diffc.compiler.calibration import Calibration, Draw, Drawing
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached
 from diffc.compiler.feature_drift import Calls, Drift, Option, measure
@@ -83,8 +83,11 @@ def auto(
     if finer is None and not min_psnr:
         what = "auto: twice as many steps draw other noise, and so another picture"
         raise PassError(what, where=program.name, fix="say what matters with auto:min-psnr=35")
-    search = _Search(program, graph, options, calibrated(program), finer)
-    tried = search.tried(max_drop, min_psnr)
+    calibration = calibrated(program)
+    calibration = replace(calibration, drawings=calibration.drawings[:PROMPTS])
+    with calibration.drawing(program) as draw:
+        search = _Search(program, graph, options, calibration, draw, finer)
+        tried = search.tried(max_drop, min_psnr)
     kept = [each for each in tried if each.keeps(max_drop, min_psnr) and any(each.way)]
     if not kept:
         wanted = f"{min_psnr:g} dB" if min_psnr else f"a drop of at most {max_drop:g} dB"
@@ -120,12 +123,16 @@ class _Search:
     """Know what one program's schedules cost."""
 
     def __init__(
-        self, program: Program, graph: Graph, options: Sequence[Option], calibration: Calibration, finer: Program | None
+        self,
+        program: Program,
+        graph: Graph,
+        options: Sequence[Option],
+        calibration: Calibration,
+        draw: Draw,
+        finer: Program | None,
     ) -> None:
-        self.program, self.graph, self.options = program, graph, options
-        few = calibration.drawings[:PROMPTS]
-        self.calibration = replace(calibration, drawings=few)
-        self.calls, self.draw = Calls(graph, options), self.calibration.drawing(program)
+        self.program, self.options = program, options
+        self.calibration, self.draw, self.calls = calibration, draw, Calls(graph, options)
         self.drift = measure(program, self.calls, self.calibration)
         self.count = self.drift.errors.shape[1]
         self.gains = self._gains(self.drift)

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from diffc.compiler import calibration as module
+from diffc.compiler import stored
 from diffc.compiler.calibration import PROMPTS, Calibration, Sample, calibrate, given, read_prompts, watch
 from diffc.compiler.errors import BuildError, CalibrationError
 from diffc.compiler.ir import Input, Op, Program, Type, Value
 from diffc.compiler.pipeline import run
+from diffc.compiler.stages import body_of
 from diffc.compiler.trace import capture
 from diffc.passes import NORMAL_FORM
 from diffc.runtime.cache import Cache
@@ -230,6 +232,23 @@ def test_infinity_is_reported_with_its_graph_and_call() -> None:
         calibrate(overflowing(), {}, prompts=("a b",))
     assert "scales gives NaN or infinity for" in refused.value.what
     assert refused.value.where == "call 2 of 2, for the prompt 'a b'"
+
+
+def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "SMALL", 0)
+    sampler, bodies = Sampler(), list[nn.Module]()
+    stored.lend("denoiser", sampler.denoiser, "here")
+    calibration = calibrate(sampler.program(), tokenizers, prompts=("a red circle",))
+    monkeypatch.setattr(module, "body_of", lambda graph: bodies.append(body_of(graph)) or bodies[-1])
+
+    def lent() -> list[bool]:
+        (body,) = [body for body in bodies if any("conv" in name for name, _ in body.named_parameters())]
+        return [isinstance(tensor, stored.StandIn) for tensor in body.parameters()]
+
+    with calibration.drawing(calibration.program) as draw:
+        assert np.array_equal(draw(1, {})[0].output, calibration.drawings[0].output)
+        assert not any(lent())
+    assert lent() == [True] * 6
 
 
 def test_built_in_prompts_end_when_much_work_was_done(
