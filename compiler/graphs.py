@@ -35,6 +35,8 @@ PRODUCTS = (aten.matmul.default, aten.mm.default, aten.addmm.default)
 CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 """Convolutions by the number of their strides."""
 
+CONVERSIONS = (aten.to, aten.type_as, aten._to_copy)
+
 ENTRY_POINTS = ("forward", "encode", "decode")
 """The methods by which a pipeline calls a component."""
 
@@ -248,6 +250,7 @@ def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Exp
         if not all(map(_is_function, body.graph.nodes)):
             body = _strideless(body.run_decompositions({}))
     _recompose(body.graph)
+    _convert_only(body.graph)
     body.graph.eliminate_dead_code()
     body.graph_module.recompile()
     return body
@@ -261,6 +264,22 @@ def _recompose(graph: fx.Graph) -> None:
         *bias, x, weight = node.args if node.target in PRODUCTS and not node.kwargs else (None, None)
         if isinstance(weight, fx.Node) and weight.target is aten.t.default:
             node.target, node.args = aten.linear.default, (x, weight.args[0], *bias)
+
+
+def _convert_only(graph: fx.Graph) -> None:
+    """Spell conversions alike, and leave out those to the same type, and dropout, which does nothing here."""
+    for node in list(graph.nodes):
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet in CONVERSIONS:
+            node.target, node.args = aten._to_copy.default, node.args[:1]
+            node.kwargs = {"dtype": node.meta["val"].dtype}
+        converts = node.target is aten._to_copy.default and node.args[0].meta["val"].dtype != node.meta["val"].dtype
+        idle = packet in CONVERSIONS and not converts or packet is aten.dropout and not node.args[2]
+        if packet is aten._assert_tensor_metadata:  # of what a conversion was given
+            graph.erase_node(node)
+        elif idle and all(user.op != "output" for user in node.users):  # outputs keep their names
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def one_layout() -> AbstractContextManager[None]:

@@ -74,7 +74,7 @@ def _becomes_integers(node: fx.Node) -> bool:
     """Say whether numbers are cut off to integers, where a little less is one less."""
     given = node.all_input_nodes
     return (
-        _kind(node) in (aten.to, aten._to_copy)
+        _kind(node) is aten._to_copy
         and not _floats(node)
         and any(_floats(source) for source in given)
         and node.meta["val"].dtype != torch.bool

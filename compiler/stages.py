@@ -72,9 +72,6 @@ def known(op: Op, ports: Mapping[str, Stage]) -> tuple[tuple[str, Literal], ...]
 def body_of(graph: Graph) -> fx.GraphModule:
     """Give a captured graph as a module whose nodes are ports, weights and operators only."""
     module: fx.GraphModule = graph.body.module(check_guards=False)
-    for node in list(module.graph.nodes):
-        if node.op == "call_function" and node.target is torch.ops.aten._assert_tensor_metadata.default:
-            module.graph.erase_node(node)
     return module
 
 

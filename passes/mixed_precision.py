@@ -173,7 +173,7 @@ def _order(node: fx.Node) -> list[int]:
 
 def _only_converts(node: fx.Node) -> bool:
     """Say whether a node gives the same floating-point numbers in another type."""
-    if getattr(node.target, "overloadpacket", None) not in (aten.to, aten._to_copy, aten.type_as):
+    if node.target is not aten._to_copy.default:
         return False
     return all(each.meta["val"].dtype in FLOATS for each in (node, node.all_input_nodes[0]))
 

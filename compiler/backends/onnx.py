@@ -19,6 +19,8 @@ import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from onnxscript.values import TracedOnnxFunction
+from torch import fx
+from torch.export import ExportedProgram
 
 from diffc.compiler.backends.engine import Built, Wanted
 from diffc.compiler.backends.exported import TYPES, StoredTensor, StoredTensors, exported
@@ -33,6 +35,16 @@ from diffc.runtime.cache import Cache
 
 OPSET = 23
 """The first opset in which attention is one node; engines fuse it best when they see it whole."""
+
+aten = torch.ops.aten
+VIEWS = (
+    aten.reshape.default,
+    aten.contiguous.default,
+    aten.chunk.default,
+    aten.flatten.using_ints,
+    aten.narrow.default,
+)
+"""Composite views that the exporter knows as they are."""
 
 INLINE = 128
 """Tensors of fewer bytes than this stay in the ONNX file, and lists of sizes."""
@@ -214,7 +226,7 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
     try:
         with _quiet(), _parsed_once(), one_layout():
             program = torch.onnx.export(
-                graph.body,
+                _Whole.of(graph.body),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[port.name for port in graph.inputs],
@@ -237,6 +249,39 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
         part.doc_string = None
     model.producer_name, model.producer_version = "diffc", None
     return model
+
+
+class _Whole(ExportedProgram):
+    """A copy of a captured graph for the exporter, traced anew only where an operator is known by its parts."""
+
+    @staticmethod
+    def of(body: ExportedProgram) -> _Whole:
+        """Copy a captured graph; weights are shared."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(body.graph, {}))
+        return _Whole(
+            root=body.graph_module,
+            graph=graph,
+            graph_signature=body.graph_signature,
+            state_dict=body.state_dict,
+            range_constraints=body.range_constraints,
+            module_call_graph=body.module_call_graph,
+            constants=body.constants,
+        )
+
+    def run_decompositions(
+        self, decomp_table: Any = None, decompose_custom_triton_ops: bool = False
+    ) -> ExportedProgram:
+        """Take apart the operators of a table and composite ones; `graphs.export` left nothing else to do."""
+        operators = {node.target for node in self.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+        known = all(op not in decomp_table and (op in VIEWS or not _is_composite_view(op)) for op in operators)
+        return self if known else super().run_decompositions(decomp_table, decompose_custom_triton_ops)
+
+
+def _is_composite_view(op: torch._ops.OpOverload) -> bool:
+    """Say whether PyTorch takes an operator apart whoever knows it: such stand in no table."""
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    return composite and any(output.alias_info for output in op._schema.returns)
 
 
 def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:

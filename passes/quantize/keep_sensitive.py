@@ -40,7 +40,6 @@ SHAPING: tuple[object, ...] = (
     aten.cat.default,
     aten.clone.default,
     aten.constant_pad_nd.default,
-    aten.dropout.default,
     aten.pad.default,
     aten.pixel_shuffle.default,
 )

@@ -36,7 +36,7 @@ from diffc.compiler.stored import channels
 
 aten = torch.ops.aten
 
-NORMS = (aten.group_norm.default, aten.layer_norm.default, aten.rms_norm.default, aten.dropout.default)
+NORMS = (aten.group_norm.default, aten.layer_norm.default, aten.rms_norm.default)
 """Operators that are not elementwise, and yet leave each channel where it is."""
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graphs import Capture, type_of
+from diffc.compiler.graphs import Capture, export, type_of
 from diffc.compiler.ir import Program, Type
 from diffc.compiler.trace import capture, trace
 from diffc.compiler.verify import verify
@@ -74,6 +74,20 @@ def test_an_output_that_one_call_reads_is_computed_for_all() -> None:
     program = verify(capture(sample, {"three": three}))
     assert [port.name for port in program.graphs[0].outputs] == ["out", "out_1"]
     assert difference(numbers(program, draws(program)), [2 * (draws(program)[0] + 1)]) == 0.0
+
+
+def test_conversions_are_spelled_alike_and_only_where_they_convert() -> None:
+    class Converts(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            same = nn.functional.dropout(x.to("cpu", torch.float32).to(torch.float32), training=False)
+            return same.to(torch.float64).exp().type_as(x), x.float()
+
+    body = export("model", Converts(), (torch.zeros(2, 3),))
+    kinds = [str(node.target) for node in body.graph.nodes if node.op == "call_function"]
+    assert kinds == ["aten._to_copy.default", "aten.exp.default", "aten._to_copy.default", "aten._to_copy.default"]
+    found, x = body.module()(torch.ones(2, 3)), torch.ones(2, 3)
+    assert [tensor.dtype for tensor in found] == [torch.float32] * 2
+    assert torch.equal(found[0], x.double().exp().float()) and torch.equal(found[1], x)
 
 
 def test_calls_alike_share_a_graph() -> None:

@@ -64,7 +64,22 @@ class Splits(nn.Module):
         return torch.cat(x.repeat(1, 1, 38)[..., :300].split_with_sizes(sizes, 2)[::-1], 2)
 
 
-@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes, Splits])
+class Moves(nn.Module):
+    """Use operators that the exporter knows by their parts only: a composite view, and one that has a decomposition."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.hardtanh(torch.addcdiv(x.movedim(1, 2), x.mT, x.mT.exp())).movedim(1, 2)
+
+
+class Halves(nn.Module):
+    """Know all operators whole: views that PyTorch takes apart, conversions that are needed and those that are not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = nn.functional.dropout(x, training=False).float().flatten(1).chunk(2, dim=1)
+        return (one.type_as(two) + two.half().float().contiguous()).narrow(1, 3, 6)
+
+
+@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes, Splits, Moves, Halves])
 def test_a_graph_computes_what_torch_computes(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = kind()
 
