@@ -280,7 +280,8 @@ class _Whole(ExportedProgram):
 
 def _is_composite_view(op: torch._ops.OpOverload) -> bool:
     """Say whether PyTorch takes an operator apart whoever knows it: such stand in no table."""
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    key = "CompositeImplicitAutograd"
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # type: ignore[no-untyped-call]
     return composite and any(output.alias_info for output in op._schema.returns)
 
 
