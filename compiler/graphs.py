@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir import BUILTINS, Graph, Program, Type, Value
+from diffc.compiler.lift import lift
 from diffc.compiler.stored import FAKES
 from diffc.compiler.weights import first_line
 
@@ -242,11 +243,14 @@ class _Call(nn.Module):
 def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> ExportedProgram:
     """Capture a module with ``torch.export`` as operators that write into nothing and do not ask for strides.
 
-    Raises `CaptureError` that says the name.
+    A module of operators is lifted, which takes half of the time. Raises `CaptureError` that says the name.
     """
     with _named_failure(name), one_layout(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
-        body = _strideless(torch.export.export(module, tuple(example), strict=False))
+        if isinstance(module, fx.GraphModule):
+            body = _strideless(lift(module, example))
+        else:
+            body = _strideless(torch.export.export(module, tuple(example), strict=False))
         if not all(map(_is_function, body.graph.nodes)):
             body = _strideless(body.run_decompositions({}))
     _recompose(body.graph)
