@@ -139,8 +139,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_loaded(
     ("source", "cache", "said"),
     [
         (UNET, "deepcache:interval=3", "the interval is 3, and there are 2 evaluations"),
-        (UNET, "deepcache:interval=2,branch=9", "branch 9 of 6 skip connections"),
-        (DIT, "deepcache:interval=2", "choose delta-dit"),
+        pytest.param(UNET, "deepcache:interval=2,branch=9", "branch 9 of 6 skip connections", marks=pytest.mark.slow),
+        pytest.param(DIT, "deepcache:interval=2", "choose delta-dit", marks=pytest.mark.slow),
     ],
 )
 def test_what_a_model_does_not_admit_leaves_nothing(source: Path, cache: str, said: str, tmp_path: Path) -> None:

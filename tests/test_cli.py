@@ -194,7 +194,11 @@ def test_half_precision_storage_computes_in_float32(tmp_path: Path, bundle: Path
 
 
 @pytest.mark.parametrize(
-    ("task", "given"), [("image-to-image", ("--image",)), ("inpaint", ("--image", "--mask"))], ids=["image", "inpaint"]
+    ("task", "given"),
+    [
+        pytest.param("image-to-image", ("--image",), marks=pytest.mark.slow, id="image"),
+        pytest.param("inpaint", ("--image", "--mask"), id="inpaint"),
+    ],
 )
 def test_pictures_are_inputs_too(tmp_path: Path, task: str, given: tuple[str, ...]) -> None:
     options = ("--task", task, "--steps", "4", "--strength", "0.75", "-o", tmp_path / "x.diffc")

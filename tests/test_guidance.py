@@ -71,7 +71,10 @@ def test_an_embedded_scale_that_is_no_polynomial_is_fixed(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "interval"),
-    [("StableDiffusionPipeline", ("--guidance-interval", "0.3,0.7")), ("StableDiffusionXLPipeline", ())],
+    [
+        ("StableDiffusionPipeline", ("--guidance-interval", "0.3,0.7")),
+        pytest.param("StableDiffusionXLPipeline", (), marks=pytest.mark.slow),
+    ],
 )
 def test_guidance_is_rescaled(name: str, interval: tuple[str, ...], tmp_path: Path) -> None:
     model, options = saved(name, tmp_path, steps=3)

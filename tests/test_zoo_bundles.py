@@ -33,10 +33,8 @@ FIRST = (
     "StableDiffusionControlNetPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusion3Pipeline",
-    "PixArtAlphaPipeline",
-    "KandinskyV22Pipeline",
 )
-"""Pipelines of every kind; the others are built by ``make test-slow``."""
+"""A UNet, one with more inputs, and a transformer; the others are built by ``make test-slow``."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
