@@ -28,6 +28,7 @@ from diffc.compiler.ir import Program
 from diffc.compiler.load import load
 from diffc.compiler.pipeline import Pass, run
 from diffc.compiler.quantize import Asked, asked_quantization, quantize
+from diffc.compiler.reduced_range import has_reduced_range
 from diffc.compiler.report import page
 from diffc.compiler.room import bytes_needed
 from diffc.compiler.sampling import Sampling, asked_sizes, default_steps, trace_pipeline
@@ -226,7 +227,12 @@ def _write(
         "target": str(target),
         "programs": {program.name: str(program) for program in programs},
         "graphs": {
-            name: {"file": files[name], "component": graph.component, "stage": graph.stage}
+            name: {
+                "file": files[name],
+                "component": graph.component,
+                "stage": graph.stage,
+                "reduced_range": has_reduced_range(graph),
+            }
             for name, graph in graphs.items()
         },
         "engines": {name: engine.entry for name, engine in engines.items()},

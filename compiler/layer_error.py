@@ -14,6 +14,7 @@ import torch
 from diffc.compiler.calibration import Sample
 from diffc.compiler.quantization import Layer, Plan, Tensors, shared_out, smoothed
 from diffc.compiler.rounding import quantized_activation, weight_scales
+from diffc.compiler.statistics import largest_of_channels
 
 aten = torch.ops.aten
 
@@ -41,7 +42,7 @@ class Seen:
 
     def add(self, layer: Layer, x: torch.Tensor, sample: Sample, random: torch.Generator) -> None:
         """Take in one call."""
-        channels = x.abs().movedim(layer.axis, -1).reshape(-1, x.shape[layer.axis]).amax(0).float()
+        channels = largest_of_channels(x, layer.axis)
         if self.largest is None:
             self.largest = torch.zeros(self.steps, len(channels))
         step = self.largest[sample.nearest(self.steps)]
@@ -113,7 +114,7 @@ def _weights(layer: Layer) -> Tensors | tuple[torch.Tensor, None]:
         matrix = (
             matrix
             if spec is None
-            else weight_scales(matrix, spec, "mse" if spec.format.bits < 8 else "minmax").value(spec)
+            else weight_scales(matrix, spec, "mse" if spec.format.bits < 7 else "minmax").value(spec)
         )
     else:
         matrix = layer.rounded.value(spec)[:: _every(layer)]

@@ -162,7 +162,7 @@ class Plan:
 
             def seen(node: fx.Node, inputs: Tensors, output: torch.Tensor, sample: Sample, at: Any = at) -> None:
                 layer = at[node.name]
-                if not all(x.isfinite().all() for x in inputs if x.is_floating_point()):
+                if not all(_is_finite(x) for x in inputs if x.is_floating_point()):
                     where = f"step {sample.step + 1} of {sample.of}"
                     fix = "keep the layer in float in a recipe, or calibrate with other prompts"
                     raise CalibrationError(f"NaN or infinity reaches {layer.name}", where=where, fix=fix)
@@ -171,17 +171,22 @@ class Plan:
             watch(graph, chosen, {name: _inputs(layer) for name, layer in at.items()}, seen)
 
     def statistics(self, layers: Sequence[Layer]) -> dict[str, list[Statistics]]:
-        """Gather statistics of every input of layers, and last of their output, by their names."""
+        """Gather statistics of every input of layers, and last of an output that is quantized, by their names."""
         made: dict[str, list[Statistics]] = {}
 
         def visit(layer: Layer, inputs: Tensors, output: torch.Tensor, sample: Sample) -> None:
+            tensors = inputs if layer.scheme.output is None else (*inputs, output)
             if layer.name not in made:
-                made[layer.name] = [Statistics(self.steps(layer), layer.axis) for _ in range(len(inputs) + 1)]
-            for statistics, x in zip(made[layer.name], (*inputs, output), strict=True):
+                made[layer.name] = [Statistics(self.steps(layer), layer.axis) for _ in tensors]
+            for statistics, x in zip(made[layer.name], tensors, strict=True):
                 statistics.add(x, sample.nearest(statistics.steps))
 
         self.watch(layers, visit)
         return made
+
+
+def _is_finite(x: torch.Tensor) -> bool:
+    return all(bool(end.isfinite()) for end in x.aminmax())
 
 
 def _inputs(layer: Layer) -> Sequence[int]:

@@ -53,8 +53,8 @@ def layer_errors(plan: Plan) -> list[LayerError]:
         def seen(node: fx.Node, inputs: tuple[Any, ...], output: torch.Tensor, sample: Sample, at: Any = at) -> None:
             layer = at[node.name]
             made = _output(layer, node, inputs[0], inputs[1], sample)
-            signal[layer.name] = signal.get(layer.name, 0.0) + float((output.double() ** 2).sum())
-            noise[layer.name] = noise.get(layer.name, 0.0) + float(((made - output).double() ** 2).sum())
+            signal[layer.name] = signal.get(layer.name, 0.0) + _power(output)
+            noise[layer.name] = noise.get(layer.name, 0.0) + _power(made - output)
 
         if samples and at:
             watch(graph, samples[:: math.ceil(len(samples) / CALLS)], dict.fromkeys(at, (0, 2)), seen)
@@ -69,6 +69,10 @@ def layer_errors(plan: Plan) -> list[LayerError]:
         for name in signal
     ]
     return sorted(found, key=lambda error: error.sqnr)
+
+
+def _power(x: torch.Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))
 
 
 def _output(layer: Layer, node: Any, x: torch.Tensor, bias: Any, sample: Sample) -> torch.Tensor:

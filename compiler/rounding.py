@@ -30,10 +30,12 @@ METHODS = ("minmax", "percentile", "mse", "kl")
 
 
 def ranged(layer: Layer, statistics: Sequence[Statistics], by: str) -> Layer:
-    """Set the ranges that a layer's scheme asks for, from statistics of its inputs and last of its output."""
-    specs, output = [layer.scheme.of_input(at) for at in range(len(statistics) - 1)], layer.scheme.output
+    """Set the ranges that a layer's scheme asks for, from what `Plan.statistics` gives."""
+    output = layer.scheme.output
+    inputs = statistics if output is None else statistics[:-1]
+    specs = [layer.scheme.of_input(at) for at in range(len(inputs))]
     if any(spec is not None and spec.when != "dynamic" for spec in specs):
-        found = torch.tensor([_ranges(each, spec, by) for each, spec in zip(statistics, specs, strict=False)])
+        found = torch.tensor([_ranges(each, spec, by) for each, spec in zip(inputs, specs, strict=True)])
         layer = replace(layer, low=found[..., 0], high=found[..., 1])
     if output is not None:
         layer = replace(layer, bounds=activation_range(statistics[-1].all(), output, by))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -9,13 +10,19 @@ import torch
 BINS = 4096
 """How finely a histogram divides its range."""
 
+COUNTED = 2**18
+"""How many numbers of a large tensor are counted."""
+
 CONSTANT = 1e-9
 """What varies by less than this part of its mean square is constant."""
 
 
 @dataclass
 class Histogram:
-    """Count numbers in equal bins over [-limit, limit]; the limit doubles when a larger number comes."""
+    """Count numbers in equal bins over [-limit, limit]; the limit doubles when a larger number comes.
+
+    ``low`` and ``high`` are the ends of all numbers, also of those that are not counted.
+    """
 
     limit: float = 0.0
     counts: torch.Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
@@ -23,7 +30,7 @@ class Histogram:
     high: float = float("-inf")
 
     def add(self, x: torch.Tensor) -> None:
-        """Count the numbers of a tensor."""
+        """Count the numbers of a tensor, or some of them, which lie evenly in it."""
         low, high = (float(bound) for bound in x.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high, 1e-30)
@@ -33,7 +40,7 @@ class Histogram:
             pairs = self.counts.reshape(-1, 2).sum(1)
             self.counts = torch.nn.functional.pad(pairs, (BINS // 4, BINS // 4))
             self.limit *= 2
-        self.counts += torch.histc(x.float(), BINS, -self.limit, self.limit)
+        self.counts += torch.histc(_some(x).float(), BINS, -self.limit, self.limit)
 
     def merged(self, other: Histogram) -> Histogram:
         """Count the numbers of both."""
@@ -47,6 +54,20 @@ class Histogram:
     def centres(self) -> torch.Tensor:
         """Give the middle of each bin, [bins]."""
         return ((torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS * 2 - 1) * self.limit
+
+
+def _some(x: torch.Tensor) -> torch.Tensor:
+    """Give every so many-th number of a large tensor; the stride divides no axis, so that all channels are seen."""
+    stride = max(1, x.numel() // COUNTED)
+    while math.gcd(stride, x.numel()) > 1:
+        stride += 1
+    return x.reshape(-1)[::stride]
+
+
+def largest_of_channels(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Give the largest magnitude of each channel, [channels]; ``axis`` is the channels'."""
+    others = [each for each in range(x.dim()) if each != axis % x.dim()]
+    return torch.maximum(-x.amin(others), x.amax(others)).float()
 
 
 @dataclass
@@ -68,10 +89,10 @@ class Statistics:
     def add(self, x: torch.Tensor, step: int) -> None:
         """Take in the numbers of one call in a step."""
         self.histograms[step].add(x)
-        rows = x.detach().abs().movedim(self.axis, -1).reshape(-1, x.shape[self.axis]).amax(0).float()
+        largest = largest_of_channels(x, self.axis)
         if self.largest is None:
-            self.largest = torch.zeros(self.steps, len(rows))
-        torch.maximum(self.largest[step], rows, out=self.largest[step])
+            self.largest = torch.zeros(self.steps, len(largest))
+        torch.maximum(self.largest[step], largest, out=self.largest[step])
         self.count += 1
 
     def all(self) -> Histogram:

@@ -81,7 +81,7 @@ def _onnx_runtime(bundle: Bundle, graph: str, threads: int) -> Session:
     options.intra_op_num_threads = threads
     options.add_session_config_entry(EXTERNAL, str(bundle.root))
     options.add_session_config_entry(WEIGHTS_ONLY, "0")
-    options.add_session_config_entry(IN_FLOAT, "0" if multiplies_bytes() else "1")
+    options.add_session_config_entry(IN_FLOAT, "0" if _in_bytes(bundle, graph) else "1")
     if bundle.manifest.target.startswith(NATIVE_FP8):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     _share_memory()
@@ -116,7 +116,7 @@ def _openvino(bundle: Bundle, graph: str, threads: int) -> Session:
     options = {"INFERENCE_PRECISION_HINT": computes(precision) if component else "f32"}
     options |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
     options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}  # the graph says which activations have few bits
-    options |= {} if multiplies_bytes() else {"LP_TRANSFORMS_MODE": "NO"}
+    options |= {} if _in_bytes(bundle, graph) else {"LP_TRANSFORMS_MODE": "NO"}
     options |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
     options |= {"SNIPPETS_MODE": "DISABLE"} if _overwrites_queries(model) else {}
     compiled = core.compile_model(model, "CPU", options)
@@ -322,12 +322,16 @@ def recommended() -> str:
 
 @cache
 def multiplies_bytes() -> bool:
-    """Say whether engines multiply 8-bit integers exactly on this CPU.
+    """Say whether engines multiply 8-bit integers exactly on this CPU, however large they are.
 
-    Without VNNI, ONNX Runtime and oneDNN sum two products of bytes in 16 bits on x86, and cut large sums off. What is
-    not known to be exact is computed in float, on the same rounded numbers.
+    Without VNNI, ONNX Runtime and oneDNN sum two products of bytes in 16 bits on x86, and cut large sums off.
     """
     return platform.machine() not in X86 or bool(_cpu_flags() & VNNI)
+
+
+def _in_bytes(bundle: Bundle, graph: str) -> bool:
+    """Let a graph be computed in bytes where that is exact; elsewhere it is in float, on the same rounded numbers."""
+    return multiplies_bytes() or bundle.manifest.has_reduced_range(graph)
 
 
 def advice(target: str, size: int) -> str | None:

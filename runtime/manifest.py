@@ -61,6 +61,10 @@ class Manifest:
         """Name the component of the pipeline that a graph belongs to; empty for arithmetic between them."""
         return str(self.raw["graphs"][graph].get("component") or "")
 
+    def has_reduced_range(self, graph: str) -> bool:
+        """Say whether no two products of bytes in a graph can be too large for 16 bits."""
+        return self.raw["graphs"][graph].get("reduced_range") is True
+
     def stage(self, graph: str) -> str:
         """Say for which stage of a component a graph was split off; empty where it was not."""
         return str(self.raw["graphs"][graph].get("stage", ""))

@@ -107,9 +107,17 @@ RECIPES: Mapping[str, Recipe] = {
 }
 """What each precision of a target means."""
 
+REDUCED = replace(
+    RECIPES["w8a8"],
+    linear=("int7:channel:scale=float16", "int8:token"),
+    conv=("int7:channel:scale=float16", "uint8:tensor"),
+)
+"""Weights of seven bits, stored in eight: CPUs of x86 multiply them exactly, with VNNI or without (decision 8)."""
+
 OF_TARGETS: Mapping[str, Recipe] = {
+    "ort-w8a8": REDUCED,
     "ov-w8a8": replace(
-        RECIPES["w8a8"],
+        REDUCED,
         methods="keep_sensitive:in_float=true+smoothquant:samples=8+static_scales+calibrate_ranges"
         "+round_to_nearest:by=minmax",
     ),

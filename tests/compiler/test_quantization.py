@@ -138,7 +138,8 @@ def feeds(count: int = 3) -> list[Tensors]:
 def test_statistics_are_of_what_reaches_a_layer_after_smoothing_and_of_its_output() -> None:
     given, module = feeds(), Two()
     smoothing = torch.linspace(0.5, 2, 24)
-    plan = plan_of(module, given, SCHEME).mapped(lambda layer: replace(layer, smoothing=smoothing))
+    scheme = Scheme(parse_spec(SCHEME), output=parse_spec("uint8:tensor"))
+    plan = plan_of(module, given, SCHEME).mapped(lambda layer: replace(layer, smoothing=smoothing, scheme=scheme))
     (second,) = (layer for layer in plan.layers if layer.name == "net.second")
     inputs, output = plan.statistics([second])["net.second"]
     hidden = [module.first(x).relu() for (x,) in given]
@@ -167,9 +168,10 @@ def test_statistics_of_a_layer_that_graphs_call_at_different_counts() -> None:
     assert statistics.count == 6
 
 
-def test_infinity_names_the_layer_and_the_step() -> None:
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_infinity_names_the_layer_and_the_step(bad: float) -> None:
     given = feeds()
-    given[1][0][0, 0] = float("inf")
+    given[1][0][0, 0] = bad
     plan = plan_of(Two(), given, SCHEME)
     with pytest.raises(CalibrationError, match=r"NaN or infinity reaches net\.first") as refused:
         plan.statistics(plan.layers)

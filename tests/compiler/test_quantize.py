@@ -45,7 +45,7 @@ def asked(target: str = "ort-w8a8", recipe: str = "", folder: Path | None = None
 
 @pytest.mark.parametrize("precision", RECIPES)
 def test_a_precision_has_a_recipe_whose_words_are_known(precision: str) -> None:
-    found = asked(f"ort-{precision}")
+    found = asked(f"onnx-{precision}")
     assert found.recipe == RECIPES[precision] and found.methods
     assert all(parse_spec(text) or text == "float" for text in (*found.recipe.linear, *found.recipe.conv))
 
@@ -61,7 +61,7 @@ def test_a_file_says_methods_and_an_option_says_others(tmp_path: Path) -> None:
     said = '[quantize]\nmethods = "smoothquant:alpha=0.5+gptq"\nconv = ["int8:channel", "float"]'
     found = asked("ort-w8a8", said, tmp_path)
     assert found.methods == (("smoothquant", {"alpha": 0.5}), ("gptq", {}))
-    assert found.recipe.conv == ("int8:channel", "float") and found.recipe.linear == RECIPES["w8a8"].linear
+    assert found.recipe.conv == ("int8:channel", "float") and found.recipe.linear == OF_TARGETS["ort-w8a8"].linear
     assert asked("ort-w8a8", said, tmp_path, "round_to_nearest").methods == (("round_to_nearest", {}),)
 
 
@@ -161,10 +161,10 @@ def schemes(found: Quantized) -> dict[str, str]:
 
 def test_layers_have_the_scheme_of_their_kind_and_component(program: Program) -> None:
     assert schemes(quantized([program], asked(quant="round_to_nearest:by=minmax"))) == {
-        "denoiser.conv": "int8:channel:scale=float16 uint8:tensor uint8:tensor",
+        "denoiser.conv": "int7:channel:scale=float16 uint8:tensor uint8:tensor",
         "denoiser.depthwise": "int8:channel:scale=float16 - -",
-        "denoiser.linear": "int8:channel:scale=float16 int8:token -",
-        "denoiser.out": "int8:channel:scale=float16 int8:token -",
+        "denoiser.linear": "int7:channel:scale=float16 int8:token -",
+        "denoiser.out": "int7:channel:scale=float16 int8:token -",
         "decoder.conv": "int8:channel:scale=float16 - -",
         "decoder.table": "int8:channel - -",
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffc.compiler.statistics import BINS, Histogram, Lines, Statistics
+from diffc.compiler.statistics import BINS, COUNTED, Histogram, Lines, Statistics
 
 
 def drawn(*scales: float) -> list[torch.Tensor]:
@@ -39,6 +39,19 @@ def test_zeros_before_all_else_are_counted_in_the_middle() -> None:
     found = counted([torch.zeros(10), torch.ones(3)])
     middle = found.counts[BINS // 2 - 1 : BINS // 2 + 1].sum()
     assert (float(middle), float(found.counts.sum()), found.low, found.high) == (10, 13, 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 320, 30, 64), (2, 4096, 1280), (1, 5 * 7 * 11 * 13, 256)], ids=str)
+@pytest.mark.parametrize("axis", [1, -1])
+def test_of_a_large_tensor_all_channels_are_counted_alike(shape: tuple[int, ...], axis: int) -> None:
+    channels = shape[axis]
+    signs = (torch.arange(channels) % 4 - 1.5) / 1.5
+    x = signs.reshape(-1, *[1] * (len(shape) - 2) if axis == 1 else []).expand(shape).clone()
+    x.view(-1)[-1] = 3.0
+    found = counted([x])
+    assert COUNTED / 2 <= found.counts.sum() <= 2 * COUNTED and (found.low, found.high) == (-1, 3)
+    parts = [found.counts[(found.centres() - sign).abs() < 0.01].sum() / found.counts.sum() for sign in signs[:4]]
+    assert torch.allclose(torch.stack(parts), torch.tensor(0.25, dtype=torch.float64), atol=0.01)
 
 
 def test_merged_counts_are_within_a_bin_of_those_together() -> None:
