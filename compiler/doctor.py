@@ -57,7 +57,7 @@ def _engine() -> dict[str, Any]:
     """Say which engine this CPU is faster with, and whether it is there."""
     found = openvino_version()
     here = f"openvino {found}" if found else f"openvino is missing: {INSTALL}"
-    bytes_ = "" if multiplies_bytes() else "; 8-bit integers are computed in float, for this CPU has no VNNI"
+    bytes_ = "" if multiplies_bytes() else "; weights of 8 bits are multiplied in float, for this CPU has no VNNI"
     if recommended() == "ov":
         said = f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models"
         return _check(bool(found), said + bytes_)

@@ -118,8 +118,7 @@ OF_TARGETS: Mapping[str, Recipe] = {
     "ort-w8a8": REDUCED,
     "ov-w8a8": replace(
         REDUCED,
-        methods="keep_sensitive:in_float=true+smoothquant:samples=8+static_scales+calibrate_ranges"
-        "+round_to_nearest:by=minmax",
+        methods="keep_sensitive:in_float=true+smoothquant:samples=8+static_scales+round_to_nearest:by=minmax",
     ),
 }
 """What a precision means for one engine, where that was measured to be better (README: what NNCF makes of a graph)."""

@@ -21,12 +21,13 @@ def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
     """Set the ranges of inputs and outputs that need one and have none."""
     if by not in METHODS:
         raise PassError(f"calibrate_ranges: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
-    wanted = [layer for layer in plan.layers if _needs_range(layer) and layer.low is None]
+    wanted = [layer for layer in plan.layers if needs_range(layer)]
     statistics = plan.statistics(wanted)
     return plan.mapped(lambda layer: ranged(layer, statistics[layer.name], by), lambda each: each.name in statistics)
 
 
-def _needs_range(layer: Layer) -> bool:
+def needs_range(layer: Layer) -> bool:
+    """Say whether inputs or the output of a layer need a range, and have none."""
     specs = (layer.scheme.activation, layer.scheme.values)
     known = [spec for spec in specs if spec is not None and spec.when != "dynamic" and spec.per != "group"]
-    return layer.scheme.output is not None or bool(known)
+    return layer.low is None and (layer.scheme.output is not None or bool(known))

@@ -22,23 +22,25 @@ from diffc.compiler.formats import FORMATS, Spec
 from diffc.compiler.layer_error import seen
 from diffc.compiler.quantization import Layer, Plan
 from diffc.compiler.rounding import METHODS, ranged
+from diffc.passes.quantize.calibrate_ranges import needs_range
 
 
 def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: int = 8) -> Plan:
-    """Choose among linear layers with a scale for each token, and set the ranges of those that are chosen.
+    """Choose among linear layers with a scale for each token, and set all ranges: the trajectory is run once for both.
 
     ``loss`` is by how many dB the output may be worse. Ranges are chosen by all samples, and the error is measured on
     ``samples`` of each graph.
     """
     if by not in METHODS:
         raise PassError(f"static_scales: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
-    wanted = [layer for layer in plan.layers if _has_token_scales(layer)]
-    statistics = plan.statistics([_static(layer) for layer in wanted])
-    chosen: dict[str, Layer] = {}
-    for layer, given in seen(plan, [layer for layer in wanted if layer.name in statistics], samples=samples):
-        candidate = ranged(_static(layer), statistics[layer.name], by)
-        if given.error(layer, candidate) <= given.error(layer, layer) * math.pow(10, loss / 10):
-            chosen[layer.name] = candidate
+    by_token = [layer for layer in plan.layers if _has_token_scales(layer)]
+    others = [layer for layer in plan.layers if needs_range(layer) and not _has_token_scales(layer)]
+    wanted = [*map(_static, by_token), *others]
+    statistics = plan.statistics(wanted)
+    chosen = {layer.name: ranged(layer, statistics[layer.name], by) for layer in wanted if layer.name in statistics}
+    for layer, given in seen(plan, [layer for layer in by_token if layer.name in chosen], samples=samples):
+        if given.error(layer, chosen[layer.name]) > given.error(layer, layer) * math.pow(10, loss / 10):
+            chosen[layer.name] = layer
     return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
 
 

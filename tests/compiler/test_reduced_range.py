@@ -16,6 +16,8 @@ from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from tests.one_graph import Tensors, plan_of
 
+FLOAT = Scheme()
+
 
 class Attention(nn.Module):
     """Let tokens attend to each other, by an operator or by two products."""
@@ -35,7 +37,7 @@ def drawn(*shape: int) -> list[Tensors]:
     return [(torch.randn(*shape, generator=random),) for _ in range(2)]
 
 
-def made(module: nn.Module, given: list[Tensors], weight: str, activation: str, attention: Scheme = Scheme()) -> Graph:
+def made(module: nn.Module, given: list[Tensors], weight: str, activation: str, attention: Scheme = FLOAT) -> Graph:
     plan = plan_of(module, given, weight, activation)
     plan = plan.mapped(lambda layer: replace(layer, scheme=attention), lambda layer: layer.kind == "attention")
     (program,) = applied(round_to_nearest(calibrate_ranges(plan)))

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compiler import capture, write_bundle
 from diffc.compiler.fidelity import sqnr
+from diffc.passes.quantize import OF_TARGETS, RECIPES
 from diffc.runtime import BundleError, DiffcWarning, engines, load
 from diffc.runtime.bundle import Bundle, open_bundle
 from diffc.runtime.engines import (
@@ -540,16 +541,49 @@ class Signs(torch.nn.Module):
         return made
 
 
-@pytest.mark.parametrize("backend", ["ort", "ov"])
-def test_sums_of_large_products_of_bytes_are_not_cut_off(backend: str, tmp_path: Path) -> None:
+def signs(folder: Path, backend: str) -> tuple[Path, np.ndarray]:
+    """Build `Signs` for 8 bits, and give what it makes of the noise of seed 0 as well."""
     if backend == "ov":
         pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'diffc[openvino]'")
     model = Signs().requires_grad_(False)
     program = capture(lambda: model(torch.randn(1, 1, 4, 256)), {"model": model})
-    found = load(write_bundle([program], tmp_path / "x.diffc", f"{backend}-w8a8"))(seed=0, output="np")
     x = torch.randn(1, 1, 4, 256, generator=torch.Generator("cpu").manual_seed(0))
-    wanted = model(x).movedim(1, -1).numpy()  # as pictures are given
-    assert sqnr(np.asarray(found), wanted) > LARGE_BYTES_SQNR
+    wanted: np.ndarray = model(x).movedim(1, -1).numpy()  # as pictures are given
+    return write_bundle([program], folder / "x.diffc", f"{backend}-w8a8"), wanted
+
+
+def drawn(bundle: Path) -> np.ndarray:
+    return np.asarray(load(bundle)(seed=0, output="np"))
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("backend", ["ort", "ov"])
+def test_sums_of_large_products_of_bytes_are_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch, backend: str, bits: int, tmp_path: Path
+) -> None:
+    if bits == 8:
+        monkeypatch.setitem(OF_TARGETS, f"{backend}-w8a8", RECIPES["w8a8"])
+    bundle, wanted = signs(tmp_path, backend)
+    manifest = open_bundle(bundle).manifest
+    (graph,) = (name for name in manifest.graphs if manifest.component(name))
+    assert manifest.has_reduced_range(graph) is (bits == 7)
+    assert sqnr(drawn(bundle), wanted) > LARGE_BYTES_SQNR
+
+
+@pytest.mark.parametrize("backend", ["ort", "ov"])
+def test_without_vnni_bytes_are_multiplied_where_the_manifest_says_that_they_fit(
+    monkeypatch: pytest.MonkeyPatch, backend: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engines, "multiplies_bytes", lambda: False)
+    bundle, wanted = signs(tmp_path, backend)
+    in_bytes = drawn(bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for graph in manifest["graphs"].values():
+        del graph["reduced_range"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    in_float = drawn(bundle)
+    assert not np.array_equal(in_bytes, in_float), "sums of floats are rounded"
+    assert min(sqnr(in_bytes, wanted), sqnr(in_float, wanted)) > LARGE_BYTES_SQNR
 
 
 def test_each_target_has_its_engine() -> None:

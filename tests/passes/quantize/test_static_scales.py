@@ -42,8 +42,12 @@ def test_how_much_may_be_lost_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("spec", ["float", "uint8:tensor", "int8:tensor:step", "e4m3:token"])
-def test_other_layers_are_left_alone(spec: str) -> None:
+def test_other_layers_keep_their_scheme_and_have_their_range(spec: str) -> None:
     assert activation(1.0, spec) == ("None" if spec == "float" else spec)
+    plan = plan_of(nn.Linear(32, 16), tokens(1.0), "int8:channel", spec)
+    layer, wanted = layer_of(static_scales(plan, by="minmax")), layer_of(calibrate_ranges(plan, by="minmax"))
+    assert str((layer.low, layer.high)) == str((wanted.low, wanted.high))
+    assert (layer.low is None) is (spec in ("float", "e4m3:token"))
 
 
 def test_an_unknown_way_to_choose_a_range_is_refused() -> None:
