@@ -163,6 +163,6 @@ rounded to nearest. backends/test_tensorrt.py: at least 119, 54.4, 37.5, 28.8, 1
 FOUR_BIT_PSNR = 24
 """A picture of a tiny UNet rounded to nearest in four bits against float32, in dB. test_engine_bundles.py: 27.6."""
 
-LARGE_BYTES_SQNR = 15.0
-"""A call of layers of 8 bits at the ends of their grids, in dB.
-runtime/test_engines.py: 21.4, and 4.2 where sums of two products are cut off at 16 bits."""
+LARGE_BYTES_SQNR = 12.0
+"""A call of layers of 7 and 8 bits at the ends of their grids, in dB.
+runtime/test_engines.py: at least 16.1, and 4.2 where sums of two products are cut off at 16 bits."""
