@@ -29,6 +29,13 @@ LEVELS = 128
 METHODS = ("minmax", "percentile", "mse", "kl")
 
 
+def needs_range(layer: Layer) -> bool:
+    """Say whether inputs or the output of a layer need a range, and have none."""
+    specs = (layer.scheme.activation, layer.scheme.values)
+    known = [spec for spec in specs if spec is not None and spec.when != "dynamic" and spec.per != "group"]
+    return layer.low is None and (layer.scheme.output is not None or bool(known))
+
+
 def ranged(layer: Layer, statistics: Sequence[Statistics], by: str) -> Layer:
     """Set the ranges that a layer's scheme asks for, from what `Plan.statistics` gives."""
     output = layer.scheme.output

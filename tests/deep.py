@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -28,6 +29,10 @@ DEPTHS: dict[str, dict[str, int]] = {
     "WanPipeline": {"num_layers": 4},
 }
 """Pipelines by how blocks follow each other: one stream, two, two and then one; four blocks in each."""
+
+FILMS = ("CogVideoXPipeline", "WanPipeline")
+EACH = [pytest.param(name, marks=pytest.mark.slow if name in FILMS else ()) for name in DEPTHS]
+"""Their names as parameters of a test, films among the slow ones."""
 
 PICTURE_FIRST = ("CogVideoXPipeline",)
 """Whose blocks give the picture's stream and then the text's; others do so the other way round."""

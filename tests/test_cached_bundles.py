@@ -77,6 +77,7 @@ def test_interval_1_changes_no_byte_of_graphs_and_weights(bundle: Path, tmp_path
     assert load(tmp_path / "x.diffc").programs == load(bundle).programs
 
 
+@pytest.mark.slow
 def test_batches_pictures_and_solvers_of_second_order(tmp_path: Path) -> None:
     """All at once: heun from a picture, two at a time, with guidance."""
     task = ("--task", "image-to-image", "--strength", "0.75", "--batch", "2", "--sampler", "heun", "--steps", "4")

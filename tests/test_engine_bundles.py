@@ -62,6 +62,7 @@ def test_without_a_gpu_it_draws_the_same_on_the_cpu_and_says_so(bundle: Path, un
     assert 10 * np.log10(1 / float(np.mean((picture - wanted) ** 2))) > FOUR_BIT_PSNR
 
 
+@pytest.mark.slow
 def test_with_and_without_guidance_one_engine_serves(tmp_path: Path) -> None:
     guided = Source("StableDiffusionPipeline", tmp_path)
     succeeded("build", guided.path, "--target", "trt-fp16@sm89", *guided.options, "-o", tmp_path / "x.diffc")

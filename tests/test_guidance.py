@@ -136,7 +136,7 @@ def test_guidance_inside_an_interval_draws_what_the_pipeline_draws_with_equal_br
         "StableDiffusionPipeline",
         pytest.param("StableDiffusionInpaintPipeline (9 channels)", marks=pytest.mark.slow),
         pytest.param("StableDiffusionControlNetPipeline", marks=pytest.mark.slow),
-        "StableDiffusion3Pipeline",
+        pytest.param("StableDiffusion3Pipeline", marks=pytest.mark.slow),
     ],
 )
 def test_intervals_of_pipelines_of_the_zoo(name: str, tmp_path: Path) -> None:

@@ -27,7 +27,11 @@ SAMPLERS = {
     UNET: ("ddim", "dpmpp-2m", "unipc", "euler", "euler-ancestral"),
     DIT: ("flow-euler", "flow-heun"),
 }
-CASES = [(model, sampler) for model, samplers in SAMPLERS.items() for sampler in samplers]
+CASES = [
+    pytest.param(model, name, marks=pytest.mark.slow if name == "flow-heun" else (), id=f"{model.stem}-{name}")
+    for model, names in SAMPLERS.items()
+    for name in names
+]
 PROMPTS = ["a red circle left of a blue square", "a small green triangle", "a large yellow star above a red square"]
 
 Compiled = tuple[Sampler, Callable[..., Any]]
@@ -66,7 +70,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Compi
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-@pytest.mark.parametrize(("model", "sampler"), CASES, ids=[f"{m.stem}-{s}" for m, s in CASES])
+@pytest.mark.parametrize(("model", "sampler"), CASES)
 def test_the_picture_of_a_seed_is_that_of_diffusers(
     compiled: Callable[[Path], Compiled], model: Path, sampler: str, guidance: float
 ) -> None:

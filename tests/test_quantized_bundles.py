@@ -82,9 +82,11 @@ def test_it_runs_and_says_how_it_was_made(unet: Source, bundle: Path, tmp_path: 
     assert provenance["calibration"] == report["calibration"]["digest"] and len(provenance["calibration"]) == 64
     quantization = provenance["recipe"]["quantization"]
     assert [name for name, _ in quantization["methods"]] == ["calibrate_ranges", "round_to_nearest"]
-    assert quantization["conv"] == ["int8:channel:scale=float16", "uint8:tensor"]
+    assert quantization["conv"] == ["int7:channel:scale=float16", "uint8:tensor"]
     layers = {each["name"]: each for each in report["layers"]}
-    assert layers["unet.down_blocks.0.resnets.0.conv1"]["weight"] == "int8:channel:scale=float16"
+    assert layers["unet.down_blocks.0.resnets.0.conv1"]["weight"] == "int7:channel:scale=float16"
+    graphs = json.loads((bundle / "manifest.json").read_text())["graphs"]
+    assert all(graph["reduced_range"] for graph in graphs.values()), "bytes that every CPU of x86 multiplies exactly"
     assert report["psnr"] == report["drift"][0]["psnr"] > QUANTIZED_PSNR
 
 

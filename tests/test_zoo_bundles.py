@@ -29,12 +29,8 @@ SAID = ("prompt", "negative_prompt", "output_type", "num_inference_steps", "widt
 
 BUILT = [name for name in ZOO if name not in REFUSED]
 
-FIRST = (
-    "StableDiffusionControlNetPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusion3Pipeline",
-)
-"""A UNet, one with more inputs, and a transformer; the others are built by ``make test-slow``."""
+FIRST = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+"""A UNet, and a transformer; the others are built by ``make test-slow``."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
@@ -98,7 +94,13 @@ def test_a_saved_pipeline_is_built_drawn_and_verified(name: str, tmp_path: Path)
     assert row in PAGE.read_text(encoding="utf-8").splitlines(), "write it again: python -m tests.test_zoo_bundles"
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("AnimateDiffPipeline", ".gif"), ("StableCascadePriorPipeline", ".npy")])
+FILES = [
+    pytest.param("AnimateDiffPipeline", ".gif", marks=pytest.mark.slow),
+    ("StableCascadePriorPipeline", ".npy"),
+]
+
+
+@pytest.mark.parametrize(("name", "suffix"), FILES)
 def test_films_and_numbers_are_saved(name: str, suffix: str, tmp_path: Path) -> None:
     entry = ZOO[name]()
     entry.pipeline.save_pretrained(tmp_path / "model")

@@ -13,8 +13,8 @@ After:
 from __future__ import annotations
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.rounding import METHODS, ranged
+from diffc.compiler.quantization import Plan
+from diffc.compiler.rounding import METHODS, needs_range, ranged
 
 
 def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
@@ -24,10 +24,3 @@ def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
     wanted = [layer for layer in plan.layers if needs_range(layer)]
     statistics = plan.statistics(wanted)
     return plan.mapped(lambda layer: ranged(layer, statistics[layer.name], by), lambda each: each.name in statistics)
-
-
-def needs_range(layer: Layer) -> bool:
-    """Say whether inputs or the output of a layer need a range, and have none."""
-    specs = (layer.scheme.activation, layer.scheme.values)
-    known = [spec for spec in specs if spec is not None and spec.when != "dynamic" and spec.per != "group"]
-    return layer.low is None and (layer.scheme.output is not None or bool(known))

@@ -21,8 +21,7 @@ from diffc.compiler.errors import PassError
 from diffc.compiler.formats import FORMATS, Spec
 from diffc.compiler.layer_error import seen
 from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.rounding import METHODS, ranged
-from diffc.passes.quantize.calibrate_ranges import needs_range
+from diffc.compiler.rounding import METHODS, needs_range, ranged
 
 
 def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: int = 8) -> Plan:

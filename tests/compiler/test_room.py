@@ -27,7 +27,7 @@ def test_counts_each_weight_as_it_is_stored_and_tied_ones_once() -> None:
     assert bytes_needed([one, other], 0.5) == 128 * 128 // 2 + small + OVERHEAD
 
 
-@pytest.mark.parametrize(("target", "each"), [("ort-fp32", 4), ("ort-fp16", 2)])
+@pytest.mark.parametrize(("target", "each"), [("ort-fp32", 4), pytest.param("ort-fp16", 2, marks=pytest.mark.slow)])
 def test_a_bundle_takes_no_more_than_was_said(target: str, each: int, tmp_path: Path) -> None:
     ZOO["StableDiffusionPipeline"]().pipeline.save_pretrained(tmp_path / "model")
     said: list[str] = []

@@ -19,7 +19,7 @@ from diffc.compiler.stages import denoisers
 from diffc.passes import NORMAL_FORM
 from diffc.passes.stage import stage
 from tests.conftest import DIT
-from tests.deep import DEPTHS, Given, deep
+from tests.deep import EACH, Given, deep
 from tests.test_zoo_programs import traced
 from tests.tolerances import STAGED
 from tests.zoo import ZOO
@@ -33,7 +33,7 @@ def found(name: str) -> Transformer:
     return transformer(denoisers([program])[0], [program])
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+@pytest.mark.parametrize("name", EACH)
 def test_blocks_are_those_of_diffusers(name: str) -> None:
     """What a stream is before and after each block is what the module is given and gives, or parts of it in a row."""
     called = list[tuple[Given, Given]]()
@@ -60,7 +60,7 @@ def is_one_of(value: torch.Tensor, streams: Mapping[str, torch.Tensor | None]) -
     return any(w.shape == value.shape and (w - value).abs().max() <= STAGED * w.abs().max() for w in wanted)
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+@pytest.mark.parametrize("name", EACH)
 def test_blocks_are_most_of_a_transformer(name: str) -> None:
     assert 0.75 < found(name).share < 1
     assert all(len(block.products) == 1 for block in found(name).blocks), "attention to the text is no such product"

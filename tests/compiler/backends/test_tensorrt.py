@@ -92,8 +92,12 @@ class TRT_FP4DynamicQuantize(OpRun):  # the evaluator knows it by its class
         )
 
 
-@pytest.mark.parametrize("make", [unet, transformer])
-@pytest.mark.parametrize("precision", PRECISIONS)
+LONG = [
+    pytest.param(unet, name, marks=() if name in ("fp16", "w8a8", "fp4") else pytest.mark.slow) for name in PRECISIONS
+]
+
+
+@pytest.mark.parametrize(("make", "precision"), LONG + [(transformer, name) for name in PRECISIONS])
 def test_each_precision_builds_for_each_gpu_that_has_it_and_says_what_the_model_says(
     tmp_path: Path, make: Callable[[], nn.Module], precision: str
 ) -> None:

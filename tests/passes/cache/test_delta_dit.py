@@ -12,7 +12,7 @@ from diffc.compiler.stages import calls
 from diffc.compiler.verify import verify
 from diffc.passes.cache.delta_dit import delta_dit
 from diffc.passes.stage import stage
-from tests.deep import DEPTHS, Skips, deep, deviation
+from tests.deep import EACH, Skips, deep, deviation
 from tests.test_zoo_programs import traced
 from tests.tolerances import CACHED
 from tests.zoo import ZOO
@@ -31,10 +31,7 @@ def cached(name: str, **options: Any) -> Program:
     return verify(found)
 
 
-FILMS = ("WanPipeline", "CogVideoXPipeline")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in FILMS else n for n in DEPTHS])
+@pytest.mark.parametrize("name", EACH)
 def test_a_program_draws_what_diffusers_draws_with_blocks_skipped_by_hand(name: str) -> None:
     wanted, whole = deep(name).draw(HALVES), deep(name).draw()
     found = deep(name).drawn(cached(name))
