@@ -11,7 +11,7 @@ BINS = 4096
 """How finely a histogram divides its range."""
 
 COUNTED = 2**18
-"""How many numbers of a large tensor are counted."""
+"""About how many numbers of a large tensor are counted: fewer than twice that."""
 
 CONSTANT = 1e-9
 """What varies by less than this part of its mean square is constant."""
