@@ -33,7 +33,7 @@ SLICE = 1 << 24
 MEASURED = """
 import importlib, json, sys, time
 from pathlib import Path
-from diffc.compiler import bundle
+from diffc.compiler.driver import build
 from diffc.compiler.backends import ort
 def megabytes(field):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -48,7 +48,7 @@ print(json.dumps({{"imports": before, "peak": megabytes("VmHWM:"), "seconds": ti
 """
 
 DIFFC = """
-bundle.build(sys.argv[1], sys.argv[3], sys.argv[2], steps=[2], progress=lambda what: print(what, file=sys.stderr))
+build.build(sys.argv[1], sys.argv[3], sys.argv[2], steps=[2], progress=lambda what: print(what, file=sys.stderr))
 """
 
 RIVAL = """

@@ -1,6 +1,6 @@
 """Measure a bundle of each example model against the diffusers pipeline: time to the first picture, then warm, memory.
 
-`diffc.compiler.bench` says how. Prints medians and their ratio as a table, or with ``--json`` as an object.
+`diffc.compiler.commands.bench` says how. Prints medians and their ratio as a table, or with ``--json`` as an object.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffc.compiler import build
-from diffc.compiler.bench import bench
+from diffc.compiler.commands.bench import bench
 
 ROOT = Path(__file__).parent.parent
 MODELS = {"shapes-unet": "shapes-unet.safetensors", "shapes-dit": "shapes-dit"}

@@ -19,10 +19,10 @@ import diffusers
 import torch
 from torch import nn
 
-from diffc.compiler.cut import Cut, needed
-from diffc.compiler.graphs import export, type_of
-from diffc.compiler.ir import Graph, Input, Literal, Op, Program, Ref, Value
-from diffc.compiler.stages import NAMES, work_of_graph
+from diffc.compiler.analysis.hoisting import Cut, needed
+from diffc.compiler.analysis.stages import NAMES, work_of_graph
+from diffc.compiler.graph.export import export, type_of
+from diffc.compiler.ir.program import Graph, Input, Literal, Op, Program, Ref, Value
 
 STEPS = 20
 PAGE = Path(__file__).parent.parent / "docs" / "stages.md"

@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import Any
 
 EXPORTED = {
-    "build": "diffc.compiler.bundle",
-    "write_bundle": "diffc.compiler.bundle",
-    "capture": "diffc.compiler.trace",
-    "parse": "diffc.compiler.text",
+    "build": "diffc.compiler.driver.build",
+    "write_bundle": "diffc.compiler.driver.build",
+    "capture": "diffc.compiler.tracing.trace",
+    "parse": "diffc.compiler.ir.parse",
 }
 
 __all__ = ["build", "capture", "parse", "write_bundle"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from diffc.compiler import capture, write_bundle
-from diffc.compiler.load import load as load_pipeline
+from diffc.compiler.checkpoint.load import load as load_pipeline
 from diffc.runtime import load
 from diffc.runtime.images import save
 

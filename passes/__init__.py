@@ -1,16 +1,16 @@
 """Rewrite programs. One technique per file; a recipe is a list of them, read from top to bottom."""
 
 from diffc.passes.common_subexpressions import common_subexpressions
+from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.guidance_interval import guidance_interval
 from diffc.passes.outline import outline
 from diffc.passes.recognize_linear import recognize_linear
 from diffc.passes.stage import stage
-from diffc.passes.unroll import unroll
 
 UNROLLED = (
     # Across time: from the pipeline's arithmetic to one linear for each step
     recognize_linear,
-    unroll,
+    fuse_linear,
 )
 """Leave what is linear as ``linear``: the form in which guidance can be read off."""
 

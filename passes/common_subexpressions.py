@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffc.compiler.ir import Op, Program
-from diffc.compiler.text import print_op
+from diffc.compiler.ir.parse import print_op
+from diffc.compiler.ir.program import Op, Program
 
 
 def common_subexpressions(program: Program) -> Program:

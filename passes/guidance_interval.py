@@ -41,9 +41,9 @@ from dataclasses import replace
 from itertools import count
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir import BUILTINS, Graph, Literal, Op, Polynomial, Program, Ref, Type, Value
-from diffc.compiler.text import print_op
-from diffc.passes.unroll import ROUNDING
+from diffc.compiler.ir.parse import print_op
+from diffc.compiler.ir.program import BUILTINS, Graph, Literal, Op, Polynomial, Program, Ref, Type, Value
+from diffc.passes.fuse_linear import ROUNDING
 
 
 def guidance_interval(

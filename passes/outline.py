@@ -28,10 +28,10 @@ import numpy as np
 import torch
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.evaluate import apply
-from diffc.compiler.graphs import export
-from diffc.compiler.ir import Graph, Op, Polynomial, Program, Ref, Table, Type, Value
-from diffc.compiler.text import print_op
+from diffc.compiler.graph.export import export
+from diffc.compiler.ir.evaluate import apply
+from diffc.compiler.ir.parse import print_op
+from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Table, Type, Value
 
 FACTORS = "factors"
 

@@ -27,8 +27,8 @@ from dataclasses import replace
 
 import torch
 
-from diffc.compiler.evaluate import apply
-from diffc.compiler.ir import Literal, Op, Polynomial, Program, Ref, Type
+from diffc.compiler.ir.evaluate import apply
+from diffc.compiler.ir.program import Literal, Op, Polynomial, Program, Ref, Type
 
 MOVING = (
     *("stack", "cat", "unsqueeze", "squeeze", "permute", "transpose", "view", "reshape", "_unsafe_view"),

@@ -25,11 +25,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
-from diffc.compiler.cut import Cut, Row, needed
-from diffc.compiler.graphs import export, type_of
-from diffc.compiler.ir import Graph, Literal, Names, Op, Program, Ref, Table, Type, Value
-from diffc.compiler.stages import REQUEST, STEP, calls, known, size
-from diffc.compiler.stored import settled
+from diffc.compiler.analysis.hoisting import Cut, Row, needed
+from diffc.compiler.analysis.stages import REQUEST, STEP, calls, known, size
+from diffc.compiler.graph.export import export, type_of
+from diffc.compiler.graph.lazy_weights import settled
+from diffc.compiler.ir.program import Graph, Literal, Names, Op, Program, Ref, Table, Type, Value
 
 aten = torch.ops.aten
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from diffc.runtime.bundle import Bundle
-from diffc.runtime.engines import Array, Session, open_graph, reason
+from diffc.runtime.bundle.open import Bundle
+from diffc.runtime.engines.registry import Array, Session, open_graph, reason
 from diffc.runtime.errors import BundleError, RequestError
-from diffc.runtime.program import Graph, Op, Program, Ref, Value, constant
+from diffc.runtime.program.program import Graph, Op, Program, Ref, Value, constant
 from diffc.runtime.prompt_cache import PromptCache
 
 Values = dict[str, Any]  # name -> tensor, or the texts of the request

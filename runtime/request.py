@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
 
+from diffc.runtime.bundle.tokenizer import check_text
 from diffc.runtime.errors import RequestError
 from diffc.runtime.images import arrays_from_pictures
-from diffc.runtime.program import Input, Program
+from diffc.runtime.program.program import Input, Program
 from diffc.runtime.rng import Generator
-from diffc.runtime.tokenizer import check_text
 
 Texts = str | Sequence[str]
 Seed = int | Sequence[int]

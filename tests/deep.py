@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.bundle import tokenizer_text
-from diffc.compiler.calibration import Calibration, calibrate
-from diffc.compiler.ir import Program
+from diffc.compiler.calibration.calibrate import Calibration, calibrate
+from diffc.compiler.driver.build import tokenizer_text
+from diffc.compiler.ir.program import Program
 from diffc.passes.stage import stage
 from tests.test_zoo_programs import traced
 from tests.zoo import ZOO, wake

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from diffc.compiler.calibration import Calibration, Sample
-from diffc.compiler.formats import parse_spec
-from diffc.compiler.graphs import export, type_of
-from diffc.compiler.ir import Graph, Op, Program, Value
-from diffc.compiler.quantization import Layer, Plan, Scheme
-from diffc.compiler.stages import body_of
-from diffc.compiler.stored import settle
+from diffc.compiler.analysis.stages import body_of
+from diffc.compiler.calibration.calibrate import Calibration, Sample
+from diffc.compiler.graph.export import export, type_of
+from diffc.compiler.graph.lazy_weights import settle
+from diffc.compiler.ir.program import Graph, Op, Program, Value
+from diffc.compiler.quantization.formats import parse_spec
+from diffc.compiler.quantization.plan import Layer, Plan, Scheme
 
 Tensors = tuple[torch.Tensor, ...]
 

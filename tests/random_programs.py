@@ -9,8 +9,8 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from diffc.compiler.evaluate import evaluate
-from diffc.compiler.ir import Graph, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
+from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.ir.program import Graph, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
 
 PLAIN = Type("float64", (2, 3))
 JOINED = Type("float64", (4, 3))

@@ -22,19 +22,19 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from diffc.compiler import capture, write_bundle
-from diffc.compiler.cli import main
+from diffc.compiler.backends.target import find_backend
+from diffc.compiler.checkpoint.load import load
+from diffc.compiler.commands.cli import main
 from diffc.compiler.errors import TargetError
-from diffc.compiler.load import load
-from diffc.compiler.target import find_backend
-from diffc.compiler.text import parse
+from diffc.compiler.ir.parse import parse
 from diffc.runtime import BundleError
-from diffc.runtime.cuda import find_gpu
-from diffc.runtime.tensorrt import installed
+from diffc.runtime.engines.cuda import find_gpu
+from diffc.runtime.engines.tensorrt_library import installed
 from tests.conftest import PROMPT, UNET
 from tests.tolerances import PICTURE_8BIT, VERIFIED_PSNR
 from tests.zoo import ZOO
 
-DIFFC = (sys.executable, "-c", "from diffc.compiler.cli import main; main()")
+DIFFC = (sys.executable, "-c", "from diffc.compiler.commands.cli import main; main()")
 
 
 def diffc(*arguments: str | Path) -> Result:
@@ -169,7 +169,7 @@ def test_doctor_names_a_backend_that_cannot_be_imported(monkeypatch: pytest.Monk
             raise TargetError("backend 'onnx' cannot be imported", fix="install it")
         return find_backend(name)
 
-    monkeypatch.setattr("diffc.compiler.doctor.find_backend", broken)
+    monkeypatch.setattr("diffc.compiler.commands.doctor.find_backend", broken)
     found = succeeded("doctor")
     assert found["checks"]["backend onnx"] == {"ok": False, "detail": "backend 'onnx' cannot be imported: install it"}
     assert not any(target.startswith("onnx-") for target in found["targets"]) and "ort-fp32" in found["targets"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffc.compiler.backends import engine
+from diffc.compiler.backends.tensorrt.backend import build
 from diffc.runtime import load
+from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, installed
 from diffc.runtime.errors import DiffcWarning
-from diffc.runtime.tensorrt import INSTALL, RTX, installed
 from tests.test_cli import refused, succeeded
 from tests.test_quantized_bundles import PIPELINES, Source, in_float
 from tests.tolerances import FOUR_BIT_PSNR, HALF_PSNR
@@ -83,7 +83,7 @@ def test_with_and_without_guidance_one_engine_serves(tmp_path: Path) -> None:
 def test_a_builder_that_crashes_leaves_no_bundle(unet: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_builder.py").write_text("import os\nos.abort()\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "BUILDER", "broken_builder")
+    monkeypatch.setattr(build, "BUILDER", "broken_builder")
     said = refused("build", unet.path, "--target", "trt-fp16@sm89", *unet.options, "-o", "x.diffc")
     assert "the builder crashed (SIGABRT)" in said
     assert not [path for path in tmp_path.iterdir() if "diffc" in path.name]

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from diffc.compiler import write_bundle
-from diffc.compiler.graphs import Capture
-from diffc.compiler.ir import Program
-from diffc.compiler.load import load
-from diffc.compiler.sampler import new_scheduler
-from diffc.compiler.sampling import Sampling, trace_pipeline
+from diffc.compiler.checkpoint.load import load
+from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
+from diffc.compiler.graph.export import Capture
+from diffc.compiler.ir.program import Program
+from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.runtime import Sampler
 from tests.conftest import DIT, UNET
 from tests.tolerances import PICTURE

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffc.compiler import capture, schedulers
+from diffc.compiler import capture
+from diffc.compiler.checkpoint import schedulers
+from diffc.compiler.checkpoint.scheduler_choice import scheduler_class
+from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.evaluate import evaluate
-from diffc.compiler.pipeline import run
-from diffc.compiler.sampler import scheduler_class
+from diffc.compiler.ir.evaluate import evaluate
 from diffc.passes import NORMAL_FORM
 from tests.conftest import ROOT
 from tests.tolerances import SCHEDULERS

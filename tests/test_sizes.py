@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffc.compiler.bench import Turn, bench
+from diffc.compiler.checkpoint.load import load as load_pipeline
+from diffc.compiler.commands.bench import Turn, bench
 from diffc.compiler.errors import BuildError
-from diffc.compiler.load import load as load_pipeline
-from diffc.compiler.sampling import asked_sizes
+from diffc.compiler.tracing.pipeline import asked_sizes
 from diffc.runtime import load
-from diffc.runtime.tensorrt import INSTALL, RTX, installed
+from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, installed
 from tests.test_cli import digests, refused, succeeded
 from tests.test_quantized_bundles import PIPELINES, QUICK, Source
 from tests.tolerances import PICTURE, QUANTIZED_PSNR, VERIFIED_PSNR
@@ -100,7 +100,7 @@ def test_rivals_draw_the_program_s_size(bundle: Path, source: Source, monkeypatc
         asked[name] = request
         return Turn(1.0, (1.0,), (1.0,), 1)
 
-    monkeypatch.setattr("diffc.compiler.bench.take_turn", taken)
+    monkeypatch.setattr("diffc.compiler.commands.bench.take_turn", taken)
     for name, (width, height) in zip(NAMES[::2], SIZES, strict=True):
         bench(bundle, against=("torch",), source=source.path, program=name, repeat=1)
         arguments = asked["torch"]["arguments"]

@@ -10,11 +10,11 @@ import pytest
 import transformers
 from torch import nn
 
+from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graphs import Capture
-from diffc.compiler.ir import Program
-from diffc.compiler.pipeline import run
-from diffc.compiler.trace import Asked, Number, Text, trace
+from diffc.compiler.graph.export import Capture
+from diffc.compiler.ir.program import Program
+from diffc.compiler.tracing.trace import Asked, Number, Text, trace
 from diffc.passes import NORMAL_FORM
 from tests.zoo import ZOO, Entry
 

@@ -16,7 +16,7 @@ PICTURE = 1e-3
 """A picture on [0, 1] against diffusers', at the same seed, 20 steps. test_parity.py: at worst 7e-5 before training."""
 
 PICTURE_OF_NUMPY = 2e-6
-"""A tiny program on [0, 1] against NumPy, sums in another order. runtime/test_engines.py: at worst 2e-7."""
+"""A tiny program on [0, 1] against NumPy, sums in another order. runtime/engines/test_registry.py: at worst 2e-7."""
 
 PICTURE_8BIT = 1
 """The same in steps of 8 bits: one step is where rounding falls to the other side."""
@@ -32,7 +32,9 @@ SCALARS = 5e-7
 """A polynomial that was fitted to float32 constants, far from where it was fitted. test_scalars.py: none differed."""
 
 GRAPH = 1e-5
-"""One graph in ONNX Runtime against torch, relative to the largest value. backends/test_onnx.py: at worst 2e-6."""
+"""One graph in ONNX Runtime against torch, relative to the largest value.
+
+backends/onnx/test_export.py: at worst 2e-6."""
 
 STAGED = 1e-5
 """A staged program against what it was captured from, relative. 32 pipelines of the zoo: at worst 4.7e-6."""
@@ -95,11 +97,12 @@ ADAROUND_GAIN = 3.0
 """What learned rounding must win over rounding to nearest, in dB of the output. test_adaround.py: 4.4 to 6.9."""
 
 ENGINE_SQNR = 120.0
-"""A quantized layer in an engine against PyTorch, in dB. backends/test_quantized.py: at least 126, float32 itself."""
+"""A quantized layer in an engine against PyTorch, in dB. backends/onnx/test_quantized_ops.py: at least 126, float32
+itself."""
 
 OPENVINO_SQNR = 25.0
 """The same where OpenVINO quantizes what it multiplies by itself, or rounds a scale in two steps.
-backends/test_quantized.py: at least 32.2."""
+backends/onnx/test_quantized_ops.py: at least 32.2."""
 
 QUANTIZED_PSNR = 35.0
 """A picture in 8 bits against float32, in dB, two steps of a tiny UNet of random weights.
@@ -130,21 +133,23 @@ cache/test_auto.py: at most 0.01."""
 
 FLOAT16_SQNR = 55.0
 """A graph that computes in float16 against float32, in dB; numbers rounded to eleven bits are 66 dB from themselves.
-passes/test_mixed_precision.py: at least 65.9; backends/test_typed.py: at least 61.8."""
+passes/test_mixed_precision.py: at least 65.9; backends/onnx/test_typed.py: at least 61.8."""
 
 BFLOAT16_SQNR = 35.0
 """The same in bfloat16, which has eight bits.
-passes/test_mixed_precision.py: at least 48.5; backends/test_typed.py: 43.6."""
+passes/test_mixed_precision.py: at least 48.5; backends/onnx/test_typed.py: 43.6."""
 
 ROUNDED_SQNR = {"int8": 30.0, "e4m3": 24.0, "nvfp4": 14.0}
 """The same where activations are rounded to few bits: what 16 bits change may fall to the other side of a rounding.
-backends/test_typed.py: at least 33.6, 27.8 and 17.1 in bfloat16; 36.7, 32.5 and 25.2 in float16."""
+backends/onnx/test_typed.py: at least 33.6, 27.8 and 17.1 in bfloat16; 36.7, 32.5 and 25.2 in float16."""
 
 HALF_PSNR = 50.0
 """A picture of graphs in float16 against float32, in dB, two steps of a tiny pipeline. test_half_precision.py: 60."""
 
 HALF_LOSS = 1.0
-"""What a quantized denoiser in float16 may lose to itself in float32, in dB. backends/test_typed.py: at most 0.58."""
+"""What a quantized denoiser in float16 may lose to itself in float32, in dB.
+
+backends/onnx/test_typed.py: at most 0.58."""
 
 
 TENSORRT_SQNR = {
@@ -158,11 +163,12 @@ TENSORRT_SQNR = {
     "fp4": 11,
 }
 """What TensorRT's builder is given, run by ONNX's reference, against float32, in dB: tiny denoisers whose layers are
-rounded to nearest. backends/test_tensorrt.py: at least 119, 54.4, 37.5, 28.8, 15.5, 15.5, 19.4 and 12.6 in order."""
+rounded to nearest. backends/tensorrt/test_backend.py: at least 119, 54.4, 37.5, 28.8, 15.5, 15.5, 19.4 and 12.6 in
+order."""
 
 FOUR_BIT_PSNR = 24
 """A picture of a tiny UNet rounded to nearest in four bits against float32, in dB. test_engine_bundles.py: 27.6."""
 
 LARGE_BYTES_SQNR = 12.0
 """A call of layers of 7 and 8 bits at the ends of their grids, in dB.
-runtime/test_engines.py: at least 16.1, and 4.2 where sums of two products are cut off at 16 bits."""
+runtime/engines/test_registry.py: at least 16.1, and 4.2 where sums of two products are cut off at 16 bits."""

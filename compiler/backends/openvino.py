@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from diffc.compiler.backends.onnx import Onnx
+from diffc.compiler.backends.onnx.export import Onnx
+from diffc.compiler.backends.target import Progress
 from diffc.compiler.errors import BackendError
-from diffc.compiler.formats import Scheme
-from diffc.compiler.ir import Graph
-from diffc.compiler.target import Progress
-from diffc.runtime.engines import COMPUTES, openvino_core, openvino_version, reason
+from diffc.compiler.ir.program import Graph
+from diffc.compiler.quantization.formats import Scheme
+from diffc.runtime.engines.registry import COMPUTES, openvino_core, openvino_version, reason
 
 if openvino_version() is None:
     raise ModuleNotFoundError("No module named 'openvino'", name="openvino")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import onnxruntime
 
-from diffc.compiler.backends.onnx import Onnx
+from diffc.compiler.backends.onnx.export import Onnx
+from diffc.compiler.backends.target import Progress
 from diffc.compiler.errors import BackendError
-from diffc.compiler.formats import FORMATS, Scheme, Spec
-from diffc.compiler.ir import Graph
-from diffc.compiler.target import Progress
+from diffc.compiler.ir.program import Graph
+from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 
 
 class Ort(Onnx):

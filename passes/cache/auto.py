@@ -1,9 +1,9 @@
 """Measure what reusing each feature costs in each step, on the program's own trajectory, and choose the best schedule.
 
-Source: diffc, decision 0010. Errors of single reuses are measured (`diffc.compiler.feature_drift`), as are times; the
-        schedules of least error for every time follow by dynamic programming (`diffc.compiler.schedules`), and those
-        near the budget are drawn with, beside schedules with fixed intervals: what is built is the fastest that keeps
-        the budget in the pictures themselves.
+Source: diffc, decision 0010. Errors of single reuses are measured (`diffc.compiler.feature_cache.cost`), as are
+        times; the schedules of least error for every time follow by dynamic programming
+        (`diffc.compiler.feature_cache.search`), and those near the budget are drawn with, beside schedules with fixed
+        intervals: what is built is the fastest that keeps the budget in the pictures themselves.
 
 Before (inside a graph):
     y0 = unet(sample=x0)
@@ -30,16 +30,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diffc.compiler.calibration import Calibration, Draw, Drawing
+from diffc.compiler.analysis.skip_connections import skips
+from diffc.compiler.analysis.stages import denoiser
+from diffc.compiler.analysis.transformer_blocks import transformer
+from diffc.compiler.calibration.calibrate import Calibration, Draw, Drawing
+from diffc.compiler.commands.compare import psnr
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached
-from diffc.compiler.feature_drift import Calls, Drift, Option, measure
-from diffc.compiler.fidelity import psnr
-from diffc.compiler.ir import Graph, Program
-from diffc.compiler.schedules import Found, Searched, Tried, Way, frontier
-from diffc.compiler.skips import skips
-from diffc.compiler.spans import transformer
-from diffc.compiler.stages import denoiser
+from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached
+from diffc.compiler.feature_cache.cost import Calls, Drift, Option, measure
+from diffc.compiler.feature_cache.search import Found, Searched, Tried, Way, frontier
+from diffc.compiler.ir.program import Graph, Program
 
 OPTIONS = 4
 """How many features are tried: skip connections, or spans of blocks."""

@@ -31,14 +31,14 @@ from functools import cache
 import torch
 from torch import fx
 
-from diffc.compiler.calibration import Calibrate, Calibration, Sample, watch
+from diffc.compiler.analysis.skip_connections import skips
+from diffc.compiler.analysis.stages import denoisers
+from diffc.compiler.analysis.transformer_blocks import isotropic
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration, Sample, watch
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, check_interval, evaluations
-from diffc.compiler.ir import Graph, Program, Table
-from diffc.compiler.skips import skips
-from diffc.compiler.spans import isotropic
-from diffc.compiler.stages import denoisers
-from diffc.compiler.statistics import Lines
+from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached, check_interval, evaluations
+from diffc.compiler.ir.program import Graph, Program, Table
+from diffc.compiler.quantization.observers import Lines
 
 
 def cachequant(

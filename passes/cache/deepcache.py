@@ -24,10 +24,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Feature, Reuse, Schedule, cached, check_interval, since
-from diffc.compiler.ir import Graph, Program
-from diffc.compiler.skips import skips
+from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached, check_interval, since
+from diffc.compiler.ir.program import Graph, Program
 
 CENTER = 0.3
 """Where the quadratic schedule is dense unless told, as a part of all steps: the paper's 15 of 50."""

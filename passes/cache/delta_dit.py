@@ -24,10 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from diffc.compiler.analysis.transformer_blocks import isotropic
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Reuse, Schedule, cached, check_interval
-from diffc.compiler.ir import Graph, Program
-from diffc.compiler.spans import isotropic
+from diffc.compiler.feature_cache.apply_schedule import Reuse, Schedule, cached, check_interval
+from diffc.compiler.ir.program import Graph, Program
 
 
 def delta_dit(

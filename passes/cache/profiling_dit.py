@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from diffc.compiler.calibration import Calibrate, Calibration, Sample, watch
+from diffc.compiler.analysis.stages import LATENT, stages_of_ports
+from diffc.compiler.analysis.transformer_blocks import Transformer, isotropic
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration, Sample, watch
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache import Reuse, Schedule, cached, check_interval
-from diffc.compiler.ir import Graph, Program
-from diffc.compiler.spans import Transformer, isotropic
-from diffc.compiler.stages import LATENT, stages_of_ports
+from diffc.compiler.feature_cache.apply_schedule import Reuse, Schedule, cached, check_interval
+from diffc.compiler.ir.program import Graph, Program
 
 aten = torch.ops.aten
 

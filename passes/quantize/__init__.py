@@ -7,7 +7,7 @@ order. What an engine cannot compute so, its back end adapts.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from diffc.compiler.quantization import Plan
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.adaround import adaround
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.decoupled_error_correction import decoupled_error_correction

@@ -20,8 +20,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Plan
-from diffc.compiler.reconstruction import Learning, reconstruct
+from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.reconstruction import Learning, reconstruct
 
 
 def adaround(

@@ -22,12 +22,12 @@ from dataclasses import replace
 
 import torch
 
-from diffc.compiler.blocks import find_blocks
-from diffc.compiler.calibration import Sample, watch
+from diffc.compiler.calibration.calibrate import Sample, watch
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir import Graph
-from diffc.compiler.quantization import Plan, for_all_steps
-from diffc.compiler.reconstruction import Learning, reconstruct
+from diffc.compiler.ir.program import Graph
+from diffc.compiler.quantization.blocks import find_blocks
+from diffc.compiler.quantization.plan import Plan, for_all_steps
+from diffc.compiler.quantization.reconstruction import Learning, reconstruct
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 
 

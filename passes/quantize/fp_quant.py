@@ -19,11 +19,11 @@ from dataclasses import replace
 from itertools import product
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.formats import FORMATS, Scheme, Spec
-from diffc.compiler.layer_error import seen
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.rounding import METHODS, ranged
-from diffc.compiler.statistics import Statistics
+from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
+from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.observers import Statistics
+from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.scales import METHODS, ranged
 
 EIGHT_BITS = ("e4m3", "e5m2")
 """What is tried; of equals the first is taken."""

@@ -22,10 +22,10 @@ from dataclasses import replace
 import torch
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.formats import Spec, spread
-from diffc.compiler.gram import by_block, from_blocks, grams
-from diffc.compiler.quantization import Layer, Plan, Rounded
-from diffc.compiler.rounding import weight_scales
+from diffc.compiler.quantization.formats import Spec, spread
+from diffc.compiler.quantization.hessians import by_block, from_blocks, grams
+from diffc.compiler.quantization.plan import Layer, Plan, Rounded
+from diffc.compiler.quantization.scales import weight_scales
 
 LAZY = 128
 """How many columns are rounded before the rest is updated, in one product."""

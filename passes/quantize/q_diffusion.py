@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.errors import PassError
-from diffc.compiler.graphs import export
-from diffc.compiler.ir import Graph
-from diffc.compiler.quantization import Layer, Plan, find_layers
-from diffc.compiler.stages import body_of
-from diffc.compiler.stored import channels
+from diffc.compiler.graph.export import export
+from diffc.compiler.graph.lazy_weights import channels
+from diffc.compiler.ir.program import Graph
+from diffc.compiler.quantization.plan import Layer, Plan, find_layers
 
 aten = torch.ops.aten
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.rounding import weight_scales
+from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.scales import weight_scales
 
 
 def round_to_nearest(plan: Plan, *, by: str = "mse") -> Plan:

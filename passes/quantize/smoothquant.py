@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.layer_error import seen
-from diffc.compiler.quantization import Plan
-from diffc.compiler.smoothing import can_be_balanced, factors, searched
+from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.smoothing import can_be_balanced, factors, searched
 
 
 def smoothquant(plan: Plan, *, alpha: float | None = None, samples: int = 16) -> Plan:

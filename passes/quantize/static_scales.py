@@ -18,10 +18,10 @@ import math
 from dataclasses import replace
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.formats import FORMATS, Spec
-from diffc.compiler.layer_error import seen
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.rounding import METHODS, needs_range, ranged
+from diffc.compiler.quantization.formats import FORMATS, Spec
+from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.scales import METHODS, needs_range, ranged
 
 
 def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: int = 8) -> Plan:

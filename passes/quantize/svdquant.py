@@ -18,10 +18,10 @@ from dataclasses import replace
 import torch
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.layer_error import seen
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.rounding import weight_scales
-from diffc.compiler.smoothing import can_be_balanced, searched
+from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.scales import weight_scales
+from diffc.compiler.quantization.smoothing import can_be_balanced, searched
 
 SHARE = 4
 """The rank is no more than this part of a weight's rows or columns."""

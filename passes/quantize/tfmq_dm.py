@@ -19,12 +19,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from diffc.compiler.analysis.stages import STEP, body_of, stages_of_nodes, stages_of_ports
 from diffc.compiler.errors import PassError
-from diffc.compiler.formats import FORMATS, Spec
-from diffc.compiler.layer_error import seen
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.rounding import METHODS, ranged
-from diffc.compiler.stages import STEP, body_of, stages_of_nodes, stages_of_ports
+from diffc.compiler.quantization.formats import FORMATS, Spec
+from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.scales import METHODS, ranged
 
 
 def tfmq_dm(plan: Plan, *, by: str = "mse", gain: float = 1.0, samples: int = 16) -> Plan:

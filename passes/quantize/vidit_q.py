@@ -22,12 +22,12 @@ from dataclasses import replace
 
 from torch import fx
 
+from diffc.compiler.analysis.stages import body_of, denoisers
 from diffc.compiler.errors import PassError
-from diffc.compiler.formats import FORMATS, Spec
-from diffc.compiler.ir import Graph, Program
-from diffc.compiler.layer_error import seen
-from diffc.compiler.quantization import KINDS, Layer, Plan, Site, aten
-from diffc.compiler.stages import body_of, denoisers
+from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.quantization.formats import FORMATS, Spec
+from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.plan import KINDS, Layer, Plan, Site, aten
 from diffc.passes.quantize.smoothquant import smoothquant
 
 PRODUCTS = (aten.bmm.default, aten.baddbmm.default, aten.matmul.default)

@@ -14,7 +14,7 @@ from original_layout import original_tensors
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffc.compiler.checkpoint import CONFIG_KEY, config_of_folder
+from diffc.compiler.checkpoint.safetensors_header import CONFIG_KEY, config_of_folder
 
 Copy = Callable[[], Path]
 Tensors = dict[str, torch.Tensor]

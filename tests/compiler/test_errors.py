@@ -15,9 +15,11 @@ KINDS = [getattr(errors, name) for name in errors.__all__ if name != "DiffcWarni
 
 
 def test_prints_what_where_and_fix() -> None:
-    error = PassError("deepcache: a call to deep has no step", where="d = deep(x)", fix="run unroll before deepcache")
+    error = PassError(
+        "deepcache: a call to deep has no step", where="d = deep(x)", fix="run fuse_linear before deepcache"
+    )
     assert str(error) == (
-        "deepcache: a call to deep has no step\n  at:  d = deep(x)\n  fix: run unroll before deepcache"
+        "deepcache: a call to deep has no step\n  at:  d = deep(x)\n  fix: run fuse_linear before deepcache"
     )
 
 

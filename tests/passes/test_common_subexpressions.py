@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 
-from diffc.compiler.ir import Program
-from diffc.compiler.text import parse
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.parse import parse
+from diffc.compiler.ir.program import Program
+from diffc.compiler.ir.verify import verify
 from diffc.passes.common_subexpressions import common_subexpressions
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines
 

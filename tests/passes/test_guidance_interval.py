@@ -8,9 +8,9 @@ import re
 import pytest
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir import Graph, Program
-from diffc.compiler.text import parse
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.parse import parse
+from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.ir.verify import verify
 from diffc.passes.guidance_interval import guidance_interval
 
 PICTURE = ": float32[1, 4]"

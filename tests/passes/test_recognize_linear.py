@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from diffc.compiler.ir import Program, Table, Type
-from diffc.compiler.text import parse, print_op
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.parse import parse, print_op
+from diffc.compiler.ir.program import Program, Table, Type
+from diffc.compiler.ir.verify import verify
 from diffc.passes.recognize_linear import recognize_linear
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines
 from tests.tolerances import REWRITE, REWRITE_SINGLE

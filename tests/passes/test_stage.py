@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler import cut
+from diffc.compiler.analysis import hoisting
+from diffc.compiler.analysis.stages import NAMES, work_by_stage
 from diffc.compiler.errors import DiffcWarning
-from diffc.compiler.evaluate import evaluate
-from diffc.compiler.ir import Graph, Op, Program
-from diffc.compiler.stages import NAMES, work_by_stage
-from diffc.compiler.trace import capture
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.ir.program import Graph, Op, Program
+from diffc.compiler.ir.verify import verify
+from diffc.compiler.tracing.trace import capture
+from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.stage import stage
-from diffc.passes.unroll import unroll
 from tests.tolerances import STAGED
 
 WIDTH, TOKENS = 16, 5
@@ -73,7 +73,7 @@ def sampler(denoiser: nn.Module, times: Sequence[float] = TIMES, negative: bool 
             latents = latents + 0.1 * (back + guidance * (there - back))
         return latents
 
-    return sample, unroll(capture(sample, {"words": words, "encoder": encoder, "denoiser": denoiser}))
+    return sample, fuse_linear(capture(sample, {"words": words, "encoder": encoder, "denoiser": denoiser}))
 
 
 def same(function: Function, staged: Program) -> None:
@@ -215,7 +215,7 @@ def test_a_table_too_large_is_computed_and_said_so(monkeypatch: pytest.MonkeyPat
             return self.picture(sample) + (timestep * 0.001).cos() + text.mean()
 
     function, program = sampler(Broad())
-    monkeypatch.setattr(cut, "SMALL", 0)
+    monkeypatch.setattr(hoisting, "SMALL", 0)
     with pytest.warns(DiffcWarning, match=r"in each of 3 steps: a table of it would take 0 MB"):
         (staged,) = stage([program])
     same(function, staged)
@@ -240,7 +240,7 @@ def test_a_condition_that_changes_with_every_call_stays() -> None:
             latents = plain(latents, ids[:, :4] * time * guidance)
         return latents
 
-    program = unroll(capture(sample, {"words": words, "plain": plain}))
+    program = fuse_linear(capture(sample, {"words": words, "plain": plain}))
     assert stage([program]) == (program,)
 
 

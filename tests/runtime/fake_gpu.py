@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from diffc.runtime.cuda import Gpu
-from diffc.runtime.engines import Machine
-from diffc.runtime.tensorrt import Library
+from diffc.runtime.engines.cuda import Gpu
+from diffc.runtime.engines.registry import Machine
+from diffc.runtime.engines.tensorrt_library import Library
 
 FIRST = 1 << 48  # no address of the host
 

@@ -18,8 +18,8 @@ from diffc.compiler import capture, write_bundle
 from diffc.compiler.backends.openvino import OpenVino
 from diffc.compiler.errors import BackendError
 from diffc.runtime import load
-from diffc.runtime.engines import INSTALL, computes, openvino_core
-from tests.compiler.backends.test_onnx import Divides, Masks, Rearranges, Splits, Squeezes, Writes
+from diffc.runtime.engines.registry import INSTALL, computes, openvino_core
+from tests.compiler.backends.onnx.test_export import Divides, Masks, Rearranges, Splits, Squeezes, Writes
 from tests.test_cli import diffc, refused, succeeded
 from tests.test_zoo_bundles import build_options
 from tests.tolerances import GRAPH, PICTURE, VERIFIED_PSNR, VERIFIED_PSNR_BF16
@@ -122,8 +122,8 @@ def test_a_machine_without_openvino_says_how_to_get_it(
     openvino_core.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "diffc.compiler.backends.openvino")
-    monkeypatch.setattr("diffc.runtime.engines.openvino_version", lambda: None)
-    monkeypatch.setattr("diffc.compiler.doctor.openvino_version", lambda: None)
+    monkeypatch.setattr("diffc.runtime.engines.registry.openvino_version", lambda: None)
+    monkeypatch.setattr("diffc.compiler.commands.doctor.openvino_version", lambda: None)
     try:
         assert INSTALL in refused("run", made, "a red circle", "-o", tmp_path / "x.gif")
         assert "pip install 'diffc[compiler,openvino]'" in refused("build", source, "--target", "ov-fp32")
@@ -138,7 +138,7 @@ def test_a_machine_without_openvino_says_how_to_get_it(
 
 def test_doctor_says_which_engine_to_use(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for backend, said in (("ov", "on this CPU the targets ov-"), ("ort", "the target ort-fp32 is what this CPU")):
-        monkeypatch.setattr("diffc.compiler.doctor.recommended", lambda backend=backend: backend)
+        monkeypatch.setattr("diffc.compiler.commands.doctor.recommended", lambda backend=backend: backend)
         found = succeeded("doctor", made)
         assert found["engine"] == backend and said in found["checks"]["engine"]["detail"]
         assert found["checks"]["bundle"]["ok"] and {"ov-fp32", "ov-bf16"} <= set(found["targets"])
@@ -147,9 +147,9 @@ def test_doctor_says_which_engine_to_use(made: Path, monkeypatch: pytest.MonkeyP
 def test_a_run_says_in_a_line_that_openvino_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(4, 4)
     program = capture(lambda: model(torch.randn(1, 3, 4, 4)), {"model": model})
-    monkeypatch.setattr("diffc.runtime.engines.recommended", lambda: "ov")
+    monkeypatch.setattr("diffc.runtime.engines.registry.recommended", lambda: "ov")
     for target, large, lines in (("ort-fp16", 0, 1), ("ort-fp16", 1 << 40, 0), ("ov-fp32", 0, 0)):
-        monkeypatch.setattr("diffc.runtime.engines.LARGE", large)
+        monkeypatch.setattr("diffc.runtime.engines.registry.LARGE", large)
         path = write_bundle([program], tmp_path / f"{target}-{large}.diffc", target)
         said = diffc("run", path, "", "-o", tmp_path / "x.npy").stderr
         assert said.count("this CPU is faster with OpenVINO: build for ov-fp16\n") == lines

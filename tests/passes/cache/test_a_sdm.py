@@ -9,9 +9,18 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.verify import verify
 from diffc.passes.cache.a_sdm import a_sdm
-from tests.compiler.test_feature_cache import CHANNELS, Kept, Transformer, UNet, by_hand, close, run, together
+from tests.compiler.feature_cache.test_apply_schedule import (
+    CHANNELS,
+    Kept,
+    Transformer,
+    UNet,
+    by_hand,
+    close,
+    run,
+    together,
+)
 
 WHOLE = range(5)
 

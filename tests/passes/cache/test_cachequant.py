@@ -13,13 +13,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from diffc.compiler.calibration import Calibration, calibrate
+from diffc.compiler.analysis.stages import denoisers
+from diffc.compiler.calibration.calibrate import Calibration, calibrate
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir import Program
-from diffc.compiler.stages import denoisers
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.program import Program
+from diffc.compiler.ir.verify import verify
 from diffc.passes.cache.cachequant import _features, _Pairs, _parted, cachequant
-from tests.compiler.test_feature_cache import TIMES, TOKENS, Denoiser, Kept, UNet, by_hand, run, together
+from tests.compiler.feature_cache.test_apply_schedule import TIMES, TOKENS, Denoiser, Kept, UNet, by_hand, run, together
 from tests.deep import deep, deviation
 from tests.tolerances import CACHED, FITTED
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from diffc.compiler.checkpoint.load import load
 from diffc.compiler.errors import PassError
-from diffc.compiler.graphs import Capture
-from diffc.compiler.ir import Program
-from diffc.compiler.load import load
-from diffc.compiler.sampling import Sampling, trace_pipeline
+from diffc.compiler.graph.export import Capture
+from diffc.compiler.ir.program import Program
+from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes.cache.deepcache import _quadratic, deepcache
 from tests.conftest import DIT, PROMPT, UNET
 from tests.tolerances import PICTURE

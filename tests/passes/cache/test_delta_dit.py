@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from diffc.compiler.analysis.stages import calls
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir import Program
-from diffc.compiler.stages import calls
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.program import Program
+from diffc.compiler.ir.verify import verify
 from diffc.passes.cache.delta_dit import delta_dit
 from diffc.passes.stage import stage
 from tests.deep import EACH, Skips, deep, deviation

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir import Program
+from diffc.compiler.ir.program import Program
 from diffc.passes.cache.faster_diffusion import faster_diffusion
 from tests.conftest import PROMPT, UNET
 from tests.tolerances import PICTURE

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from diffc.compiler.analysis.stages import denoisers
+from diffc.compiler.analysis.transformer_blocks import isotropic
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir import Program
-from diffc.compiler.spans import isotropic
-from diffc.compiler.stages import denoisers
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.program import Program
+from diffc.compiler.ir.verify import verify
 from diffc.passes.cache.profiling_dit import _foreground, _Profile, _runs, profiling_dit
 from diffc.passes.stage import stage
 from tests.deep import Skips, deep, deviation

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.formats import Scheme, parse_spec
-from diffc.compiler.quantization import Plan
+from diffc.compiler.quantization.formats import Scheme, parse_spec
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from tests.one_graph import Tensors, layer_of, plan_of
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.quantization import Plan
-from diffc.compiler.quantization_report import layer_errors
-from diffc.compiler.quantized import applied
+from diffc.compiler.quantization.apply_plan import applied
+from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.report import layer_errors
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.decoupled_error_correction import decoupled_error_correction
 from diffc.passes.quantize.gptq import gptq

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration import Sample
+from diffc.compiler.calibration.calibrate import Sample
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Plan
-from diffc.compiler.quantized import applied
+from diffc.compiler.quantization.apply_plan import applied
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.eda_dm import eda_dm
 from diffc.passes.quantize.round_to_nearest import round_to_nearest

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantized import applied
+from diffc.compiler.quantization.apply_plan import applied
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.fp_quant import fp_quant
 from diffc.passes.quantize.round_to_nearest import round_to_nearest

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration import Calibration
-from diffc.compiler.feature_cache import Feature, Reuse, cached
-from diffc.compiler.formats import parse_spec
-from diffc.compiler.quantization import Plan, Scheme
-from diffc.compiler.trace import capture
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, cached
+from diffc.compiler.quantization.formats import parse_spec
+from diffc.compiler.quantization.plan import Plan, Scheme
+from diffc.compiler.tracing.trace import capture
+from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.quantize.keep_sensitive import keep_sensitive
-from diffc.passes.unroll import unroll
 
 WIDTH = 64
 
@@ -64,7 +64,7 @@ def planned(denoiser: nn.Module, weight: str, activation: str) -> Plan:
             latents = latents - 0.1 * denoiser(latents, residual)
         return latents
 
-    program = unroll(capture(sample, {"denoiser": denoiser.eval()}))
+    program = fuse_linear(capture(sample, {"denoiser": denoiser.eval()}))
     scheme = Scheme(parse_spec(weight), parse_spec(activation))
     return Plan.of((program,), Calibration(program, (), (), 0, ""), lambda _: scheme)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration import Sample
+from diffc.compiler.calibration.calibrate import Sample
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Plan
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.ptq4dm import ptq4dm
 from tests.one_graph import layer_of, plan_of

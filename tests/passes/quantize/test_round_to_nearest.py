@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Scheme
+from diffc.compiler.quantization.plan import Scheme
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from tests.one_graph import Tensors, layer_of, plan_of
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Plan, Scheme
-from diffc.compiler.quantized import applied
+from diffc.compiler.quantization.apply_plan import applied
+from diffc.compiler.quantization.plan import Plan, Scheme
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.smoothquant import smoothquant

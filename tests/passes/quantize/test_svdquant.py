@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization import Plan
-from diffc.compiler.quantized import applied
-from diffc.compiler.rounding import weight_scales
+from diffc.compiler.quantization.apply_plan import applied
+from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.scales import weight_scales
 from diffc.passes.quantize.gptq import gptq
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.smoothquant import smoothquant

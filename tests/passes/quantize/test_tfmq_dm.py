@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration import Calibration, Sample
+from diffc.compiler.calibration.calibrate import Calibration, Sample
 from diffc.compiler.errors import PassError
-from diffc.compiler.formats import Scheme, parse_spec
-from diffc.compiler.layer_error import seen
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.trace import capture
+from diffc.compiler.quantization.formats import Scheme, parse_spec
+from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.tracing.trace import capture
+from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.tfmq_dm import tfmq_dm
-from diffc.passes.unroll import unroll
 from tests.one_graph import Tensors, layer_of, plan_of
 from tests.tolerances import STEP_GAIN, STEP_RANGE
 
@@ -87,7 +87,7 @@ def test_a_layer_of_the_step_alone_has_its_set_of_inputs() -> None:
             latents = latents - 0.1 * denoiser(latents, torch.tensor([float(step)]))
         return latents
 
-    program = unroll(capture(sample, {"denoiser": denoiser}))
+    program = fuse_linear(capture(sample, {"denoiser": denoiser}))
     feeds = [(torch.ones(1, 48), torch.tensor([float(step)])) for step in range(STEPS)]
     samples = tuple(Sample("denoiser", step, STEPS, 0, given) for step, given in enumerate(feeds))
     scheme = Scheme(parse_spec("int8:channel"), parse_spec("uint8:tensor"))

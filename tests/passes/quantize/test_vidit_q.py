@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration import Calibration, Sample
+from diffc.compiler.analysis.stages import body_of
+from diffc.compiler.calibration.calibrate import Calibration, Sample
 from diffc.compiler.errors import PassError
-from diffc.compiler.evaluate import evaluate
-from diffc.compiler.formats import Scheme, parse_spec
-from diffc.compiler.quantization import Layer, Plan
-from diffc.compiler.quantized import applied
-from diffc.compiler.stages import body_of
-from diffc.compiler.trace import capture
-from diffc.compiler.verify import verify
+from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.ir.verify import verify
+from diffc.compiler.quantization.apply_plan import applied
+from diffc.compiler.quantization.formats import Scheme, parse_spec
+from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.tracing.trace import capture
+from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.smoothquant import smoothquant
 from diffc.passes.quantize.vidit_q import vidit_q
-from diffc.passes.unroll import unroll
 from tests.one_graph import Tensors, layer_of, plan_of, signal_to_noise
 from tests.tolerances import RANGES_GAIN
 
@@ -58,7 +58,7 @@ def planned(weight: str = "int8:channel", activation: str = "uint8:tensor") -> P
             latents = latents - 0.1 * denoiser(latents * size)
         return latents
 
-    program = unroll(capture(sample, {"denoiser": denoiser}))
+    program = fuse_linear(capture(sample, {"denoiser": denoiser}))
     feeds = [torch.randn(1, 6, WIDTH) * size for size in sizes]
     samples = tuple(Sample("denoiser", n, STEPS, 0, (x,)) for n, x in enumerate(feeds))
     scheme = Scheme(parse_spec(weight), parse_spec(activation))

@@ -1,0 +1,1 @@
+"""Find structure in captured graphs: stages, blocks, skip connections."""

@@ -1,0 +1,151 @@
+"""Decide which values of a captured graph are computed before the loop, and so where it is cut."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from diffc.compiler.analysis.stages import (
+    LATENT,
+    REQUEST,
+    Stage,
+    body_of,
+    calls,
+    known,
+    multiply_adds,
+    name_of,
+    stages_of_nodes,
+    stages_of_ports,
+)
+from diffc.compiler.errors import DiffcWarning
+from diffc.compiler.ir.program import Graph, Literal, Program, Value
+from diffc.compiler.tracing.functionalize import is_view
+
+SMALL = 64 << 20
+"""Bytes that are kept without a question; more are kept only where they replace as many bytes of weights."""
+
+EARLY = ("build", "step", "request", "request_step")
+
+Row = tuple[tuple[str, Literal], ...]
+"""What one call says at build that others say differently: literals by port."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Say which nodes of a graph are computed before the loop, by the name of their stage."""
+
+    graph: Graph
+    body: fx.GraphModule
+    ports: Mapping[str, Stage]
+    rows: tuple[Row, ...]
+    stages: Mapping[fx.Node, Stage]
+    kept: Mapping[str, list[fx.Node]]
+
+    @staticmethod
+    def of(graph: Graph, programs: Sequence[Program]) -> Cut:
+        """Walk from the outputs to the inputs, and stop at each value that is known early and worth keeping."""
+        body, ports = body_of(graph), _ports(graph, programs)
+        rows = dict.fromkeys(known(op, ports) for program in programs for op in calls(program, graph))
+        stages = stages_of_nodes(body, graph, ports)
+        cut = Cut(graph, body, ports, tuple(rows), stages, {name: [] for name in EARLY})
+        if all("latent" not in stage for stage in stages.values()):
+            return cut
+        worth, wanted = _Worth(cut), {body.graph.output_node()}
+        for node in reversed(body.graph.nodes):
+            if node not in wanted or node.op in ("placeholder", "get_attr"):
+                continue
+            if node.op == "call_function" and "latent" not in stages[node] and worth(node):
+                cut.kept[name_of(stages[node])].insert(0, node)
+            else:
+                wanted.update(node.all_input_nodes)
+        if worth.too_large:
+            node, room = max(worth.too_large.items(), key=lambda item: item[1])
+            what = f"{node.name} in each of {len(rows)} steps: a table of it would take {room / 1e6:.0f} MB"
+            warnings.warn(f"{graph.name} computes {what}", DiffcWarning, stacklevel=2)
+        return cut
+
+    def node(self, port: Value) -> fx.Node:
+        """Find the placeholder of a port."""
+        placeholders: list[fx.Node] = self.body.graph.find_nodes(op="placeholder")
+        return placeholders[[each.name for each in self.graph.inputs].index(port.name)]
+
+    def ports_of(self, nodes: Iterable[fx.Node], given: Iterable[fx.Node] = ()) -> list[Value]:
+        """List the ports that nodes are computed from when some others are given."""
+        found = needed(self.body.graph, nodes, given)
+        return [port for port in self.graph.inputs if self.node(port) in found]
+
+
+class _Worth:
+    """Decide which early values are worth keeping.
+
+    Views are not: what they look at is kept instead. Nor is what takes more room than all that it is made of, unless
+    that saves multiply-adds. What depends on the request takes room in every run, and must save at least one
+    multiply-add for each number that is kept.
+    """
+
+    def __init__(self, cut: Cut) -> None:
+        self.stages, self.rows = cut.stages, len(cut.rows)
+        self.work: dict[fx.Node, int] = {}
+        self.weights: dict[fx.Node, frozenset[fx.Node]] = {}
+        self.too_large: dict[fx.Node, int] = {}
+        for node, stage in cut.stages.items():
+            if "latent" in stage:
+                continue
+            sources = node.all_input_nodes
+            own = multiply_adds(node) if "request" in stage else 0
+            self.work[node] = own + max((self.work[source] for source in sources), default=0)
+            self.weights[node] = frozenset((node,) if node.op == "get_attr" else ()).union(
+                *(self.weights[source] for source in sources)
+            )
+
+    def __call__(self, node: fx.Node) -> bool:
+        value, stage, room = node.meta.get("val"), self.stages[node], self.room(node)
+        if not isinstance(value, torch.Tensor) or _looks(node):
+            return False
+        if room > sum(map(self.room, node.all_input_nodes)) and not multiply_adds(node):
+            return False
+        if "request" in stage and self.work[node] < value.numel():
+            return False
+        if room > max(SMALL, sum(map(_bytes, self.weights[node]))):
+            self.too_large[node] = room
+            return False
+        return True
+
+    def room(self, node: fx.Node) -> int:
+        """Count the bytes that keeping a value takes: once, or for every step."""
+        return _bytes(node) * (self.rows if "step" in self.stages[node] else 1)
+
+
+def _ports(graph: Graph, programs: Sequence[Program]) -> Mapping[str, Stage]:
+    """Find the stages of the ports; what a program computes anew for most calls is as good as latent."""
+    ports = stages_of_ports(graph, programs)
+    for program in programs:
+        called = calls(program, graph)
+        for port, stage in ports.items():
+            if stage == REQUEST and len({op.attr(port) for op in called}) > max(2, len(called) // 2):
+                ports[port] = LATENT
+    return ports
+
+
+def needed(graph: fx.Graph, nodes: Iterable[fx.Node], given: Iterable[fx.Node]) -> set[fx.Node]:
+    """Find all that nodes are computed from, down to what is given."""
+    found, stop = set(nodes), set(given)
+    for node in reversed(graph.nodes):
+        if node in found and node not in stop:
+            found.update(node.all_input_nodes)
+    return found
+
+
+def _looks(node: fx.Node) -> bool:
+    return node.target is operator.getitem or is_view(node.target)
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, list | tuple) else [value]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))

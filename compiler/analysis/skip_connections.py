@@ -1,0 +1,47 @@
+"""Find the skip connections of a captured graph: where a value meets, in a concatenation, what it was computed from.
+
+    x ── down ──┬── down ── middle ── up ── cat ── up ──
+                └─────────── skip ──────────┘
+
+Of the two parts one, the skip, needs fewer weights, and none that the other does not need. So it is in UNets, and in
+transformers with long skips; halves of a rotated query, or the tokens of two streams, are not so. Nothing is known by
+name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from diffc.compiler.analysis.stages import body_of, stages_of_nodes, stages_of_ports
+from diffc.compiler.ir.program import Graph, Program
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Name the two nodes that meet: ``up`` comes the long way, ``across`` the short one."""
+
+    up: str
+    across: str
+
+
+def skips(graph: Graph, programs: Sequence[Program]) -> list[Skip]:
+    """List the skip connections, the outermost first; empty where a graph has none."""
+    body, found = body_of(graph), list[Skip]()
+    stages = stages_of_nodes(body, graph, stages_of_ports(graph, programs))
+    weights: dict[object, int] = {}  # those that a node is computed from, a bit for each
+    for at, node in enumerate(body.graph.nodes):
+        weights[node] = 1 << at if node.op == "get_attr" else 0
+        for source in node.all_input_nodes:
+            weights[node] |= weights[source]
+        parts = node.all_input_nodes if node.target == aten.cat.default else []
+        if len(parts) != 2 or any("latent" not in stages[part] for part in parts):
+            continue
+        across, up = sorted(parts, key=lambda part: weights[part].bit_count())
+        if weights[across] != weights[up] and not weights[across] & ~weights[up]:
+            found.append(Skip(up.name, across.name))
+    return found[::-1]

@@ -1,0 +1,430 @@
+"""Lower graphs to ONNX files whose weights lie outside, in files that all graphs of a bundle share."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+from onnxscript.values import TracedOnnxFunction
+from torch import fx
+from torch.export import ExportedProgram
+
+from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
+from diffc.compiler.backends.onnx.quantized_ops import spell, translations
+from diffc.compiler.backends.target import Progress
+from diffc.compiler.backends.tensorrt.build import Built, Wanted
+from diffc.compiler.errors import BackendError
+from diffc.compiler.graph.export import one_layout
+from diffc.compiler.graph.lazy_weights import Weight
+from diffc.compiler.ir.program import Graph
+from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
+from diffc.runtime.disk_cache import Cache
+
+OPSET = 23
+"""The first opset in which attention is one node; engines fuse it best when they see it whole."""
+
+aten = torch.ops.aten
+VIEWS = (
+    aten.reshape.default,
+    aten.contiguous.default,
+    aten.chunk.default,
+    aten.flatten.using_ints,
+    aten.narrow.default,
+)
+"""Composite views that the exporter knows as they are."""
+
+INLINE = 128
+"""Tensors of fewer bytes than this stay in the ONNX file, and lists of sizes."""
+
+ALIGNMENT = 64
+
+STORAGE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What large float32 tensors are stored as; the graph casts them back and computes in float32."""
+
+QUANTIZED = {"w8a8": 1, "w4a16": 0.6, "w4a8": 0.6, "w4a4": 0.6, "fp8": 1, "fp4": 0.6}
+"""Bytes for each weight in the precisions whose graphs are quantized before they come here."""
+
+STORED_TYPES = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16}
+
+
+class Onnx:
+    """Write portable ONNX, for any engine that reads it."""
+
+    precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | QUANTIZED
+    dialect: ClassVar[str] = "portable"
+
+    computes: ClassVar[Mapping[str, str]] = {}
+    archs: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    file: ClassVar[str] = "graphs/{}.onnx"
+    """Where a graph lies in the bundle."""
+
+    @classmethod
+    def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
+        """Let activations have symmetric, static scales, and groups scales of their own: what TensorRT reads."""
+        weight, activation = scheme.weight, scheme.activation
+        if kind == "attention":
+            return attention_with_signs(scheme), ""
+        if weight is not None and weight.scale == "uint4":
+            weight = replace(weight, scale="float32")
+        if activation is not None and activation.format.is_integer:
+            form = FORMATS[activation.format.name.removeprefix("u")]
+            static = activation.per in ("token", "tensor") and activation.when != "step"
+            activation = Spec(form) if static else replace(activation, format=form)
+        if activation is not None and kind == "conv" and activation.per in ("token", "group"):
+            activation = Spec(activation.format)
+        return replace(scheme, weight=weight, activation=activation), ""
+
+    def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
+        """Write each graph's ``file`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
+
+        Raises `BackendError` naming the graph that has no ONNX form.
+        """
+        store, files = WeightStore(folder), dict[str, str]()
+        storage = torch.float32 if precision in self.computes else STORAGE.get(precision, torch.float32)
+        (folder / self.file).parent.mkdir(exist_ok=True)
+        for graph in graphs:
+            progress(f"lower {graph.name}")
+            files[graph.name] = self.file.format(graph.name)
+            _write(graph, folder, files[graph.name], store, storage, self.dialect)
+        return files
+
+    def engines(
+        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
+    ) -> dict[str, Built]:
+        """Build none: engines that read ONNX compile it when they open it."""
+        return {}
+
+
+def attention_with_signs(scheme: Scheme) -> Scheme:
+    """Give integers a sign in all that attention reads, and so no zero points."""
+
+    def signed(spec: Spec | None) -> Spec | None:
+        return spec and replace(spec, format=FORMATS[spec.format.name.removeprefix("u")])
+
+    read = signed(scheme.activation), signed(scheme.probabilities), signed(scheme.values)
+    return Scheme(activation=read[0], probabilities=read[1], values=read[2])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Say where in a bundle a tensor lies, in bytes, and of what type it is there."""
+
+    file: str
+    offset: int
+    length: int
+    dtype: torch.dtype
+
+
+class WeightStore:
+    """Keep tensors in one file for each component; equal tensors are stored once, and each is read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.by_memory: dict[Hashable, Place] = {}
+        self.by_content: dict[tuple[str, str], Place] = {}
+        self.read: list[Weight] = []  # alive, so that their memory stays theirs
+        (folder / "weights").mkdir()
+
+    def put(self, component: str, weight: Weight, dtype: torch.dtype) -> Place:
+        """Store a tensor, as another type where no number becomes infinite by that, and say where.
+
+        Raises `BackendError` where one does in the type that the graph computes with.
+        """
+        key = (component, dtype, *weight.key)
+        if key not in self.by_memory:
+            self.read.append(weight)
+            place = self._append(component, weight, dtype) or self._append(component, weight, weight.dtype)
+            if place is None:
+                name = str(weight.dtype).removeprefix("torch.")
+                what = f"{weight.name or 'a weight'} has numbers that are infinite in {name}"
+                raise BackendError(what, where=f"component {component}", fix="choose a target of bf16 or fp32")
+            self.by_memory[key] = place
+        return self.by_memory[key]
+
+    def _append(self, component: str, weight: Weight, dtype: torch.dtype) -> Place | None:
+        """Write a tensor behind the others, and take it back where it overflows or has been there before."""
+        location, digest = f"weights/{component}.bin", hashlib.sha256()
+        with (self.folder / location).open("ab") as file:
+            end = file.tell()
+            offset = -(-end // ALIGNMENT) * ALIGNMENT
+            file.write(b"\0" * (offset - end))
+            for piece in weight.pieces(dtype):
+                if dtype != weight.source.dtype and piece.isinf().any():
+                    file.truncate(end)
+                    return None
+                data = piece.view(torch.uint8).numpy().data
+                digest.update(data)
+                file.write(data)
+            place = Place(location, offset, file.tell() - offset, dtype)
+            known = self.by_content.setdefault((component, digest.hexdigest()), place)
+            if known is not place:
+                file.truncate(end)
+        return replace(known, dtype=dtype)
+
+
+def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype, dialect: str) -> None:
+    model = exported(graph, _export, Cache.default(), by=__file__)
+    spell(model, dialect)
+    common.RemoveUnusedNodesPass()(model)
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < INLINE or _may_be_sizes(tensor):
+            continue
+        weight = tensor.weight if isinstance(tensor, StoredTensor) else _weight(tensor)
+        wanted = storage if weight.dtype == torch.float32 else weight.dtype
+        place = store.put(graph.component or "arithmetic", weight, wanted)
+        dtype = STORED_TYPES[place.dtype] if place.dtype != weight.dtype else tensor.dtype
+        external = onnx_ir.ExternalTensor(
+            place.file,
+            place.offset,
+            place.length,
+            dtype,
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
+            name=name,
+            base_dir=folder,
+        )
+        if dtype == tensor.dtype:
+            value.const_value = external
+        else:
+            _cast_back(model.graph, value, external)
+    for node in model.graph:
+        node.name = None  # a node is known by what it gives
+        for output in node.outputs:
+            if not output.is_graph_output():  # engines infer them, and there are thousands
+                output.shape = output.type = None
+    proto = onnx_ir.to_proto(model)
+    checked = folder / f"{graph.name}.onnx"
+    checked.write_bytes(proto.SerializeToString(deterministic=True))
+    try:
+        onnx.checker.check_model(str(checked))
+    except onnx.checker.ValidationError as error:
+        raise _failure(graph, error) from error
+    checked.rename(folder / file)
+
+
+def _may_be_sizes(tensor: onnx_ir.TensorProtocol) -> bool:
+    """Say whether a tensor may hold sizes, which engines read in the ONNX file or not at all."""
+    return tensor.dtype == onnx_ir.DataType.INT64 and len(tensor.shape) == 1
+
+
+def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
+    """Translate a graph; ports keep their names, and nothing of this machine or its paths remains in the file."""
+    try:
+        with _quiet(), _parsed_once(), one_layout():
+            program = torch.onnx.export(
+                _Whole.of(graph.body),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[port.name for port in graph.inputs],
+                output_names=[f"{port.name}_" for port in graph.outputs],
+                verbose=False,
+                optimize=False,
+                custom_translation_table=translations(),
+            )
+    except Exception as error:
+        raise _failure(graph, error) from error
+    if program is None:
+        raise BackendError(f"{graph.name} has no ONNX form", where=graph.component)
+    model = program.model
+    _tidy(model, tensors)
+    for node in list(model.graph.all_nodes()):
+        _legalise(model.graph, node)
+    parts: list[Any] = [model, model.graph, *model.graph.all_nodes(), *_values(model.graph)]
+    for part in parts:
+        part.metadata_props.clear()
+        part.doc_string = None
+    model.producer_name, model.producer_version = "diffc", None
+    return model
+
+
+class _Whole(ExportedProgram):
+    """A copy of a captured graph for the exporter, traced anew only where an operator is known by its parts."""
+
+    @staticmethod
+    def of(body: ExportedProgram) -> _Whole:
+        """Copy a captured graph; weights are shared."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(body.graph, {}))
+        return _Whole(
+            root=body.graph_module,
+            graph=graph,
+            graph_signature=body.graph_signature,
+            state_dict=body.state_dict,
+            range_constraints=body.range_constraints,
+            module_call_graph=body.module_call_graph,
+            constants=body.constants,
+        )
+
+    def run_decompositions(
+        self, decomp_table: Any = None, decompose_custom_triton_ops: bool = False
+    ) -> ExportedProgram:
+        """Take apart the operators of a table and composite ones; `graphs.export` left nothing else to do."""
+        operators = {node.target for node in self.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+        known = all(op not in decomp_table and (op in VIEWS or not _is_composite_view(op)) for op in operators)
+        return self if known else super().run_decompositions(decomp_table, decompose_custom_triton_ops)
+
+
+def _is_composite_view(op: torch._ops.OpOverload) -> bool:
+    """Say whether PyTorch takes an operator apart whoever knows it: such stand in no table."""
+    key = "CompositeImplicitAutograd"
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # type: ignore[no-untyped-call]
+    return composite and any(output.alias_info for output in op._schema.returns)
+
+
+def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
+    """Fold constants and drop what nothing reads, and no more.
+
+    The exporter's own rewriting takes ``x + 1e-15`` for ``x``; a model that keeps a division from 0/0 so then ends in
+    NaN. What else it rewrites, engines do by themselves.
+    """
+    common.InlinePass()(model)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and isinstance(raw := getattr(tensor, "raw", None), torch.Tensor):
+            value.const_value = tensors.of(raw, tensor.dtype, value.name)
+    for node in list(model.graph):
+        _transpose_stored(model.graph, node, tensors)
+        _narrow_stored(model.graph, node, tensors)
+    fold_constants(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass()(model)
+
+
+def _transpose_stored(graph: onnx_ir.Graph, node: onnx_ir.Node, tensors: StoredTensors) -> None:
+    """Fold the transposition of a weight that is used only so, without reading it."""
+    given = _stored(node, "Transpose")
+    if given is not None and len(given.uses()) == 1:
+        perm = node.attributes["perm"].as_ints()
+        _fold(graph, node, tensors.permuted(given.const_value, perm, node.outputs[0].name))
+
+
+def _narrow_stored(graph: onnx_ir.Graph, node: onnx_ir.Node, tensors: StoredTensors) -> None:
+    """Fold the conversion of a weight to 16 bits, without reading it."""
+    given = _stored(node, "Cast")
+    wanted = node.outputs[0].dtype
+    if given is not None and given.dtype in TYPES and wanted is not None and wanted in STORED_TYPES.values():
+        _fold(graph, node, tensors.converted(given.const_value, wanted, node.outputs[0].name))
+
+
+def _stored(node: onnx_ir.Node, kind: str) -> Any:
+    """Give the weight that an operator of a kind reads, if it does."""
+    given = node.inputs[0] if node.op_type == kind else None
+    stored = given is not None and given.is_initializer() and isinstance(given.const_value, StoredTensor)
+    return given if stored else None
+
+
+def _fold(graph: onnx_ir.Graph, node: onnx_ir.Node, tensor: StoredTensor) -> None:
+    """Put a weight in the place of an operator."""
+    name, type_ = node.outputs[0].name, onnx_ir.TensorType(tensor.dtype)
+    made = onnx_ir.Value(name=name, shape=tensor.shape, type=type_, const_value=tensor)
+    node.outputs[0].name = f"{name}_folded"
+    node.outputs[0].replace_all_uses_with(made)
+    graph.register_initializer(made)
+    graph.remove(node, safe=True)
+
+
+def _legalise(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    """Say what ATen leaves unsaid: squeezing a dimension that is not 1 does nothing; masks repeat for every query."""
+    if node.op_type == "Squeeze" and node.inputs[0] is not None and node.inputs[0].shape == node.outputs[0].shape:
+        node.op_type = "Identity"
+        node.resize_inputs(1)
+    if node.op_type == "Attention" and len(node.inputs) > 3 and node.inputs[3] is not None:
+        mask, queries = node.inputs[3], node.inputs[0]
+        if mask.shape is None or queries is None or queries.shape is None or mask.shape[-2] == queries.shape[-2]:
+            return
+        *leading, _, keys = mask.shape.numpy()
+        wanted = [*leading, queries.shape.numpy()[-2], keys]
+        sizes = onnx_ir.node("Constant", [], attributes={"value_ints": wanted})
+        expanded = onnx_ir.node("Expand", [mask, sizes.outputs[0]])
+        for made in (sizes, expanded):
+            made.outputs[0].name = f"{node.outputs[0].name}_{made.op_type.lower()}"
+        expanded.outputs[0].shape, expanded.outputs[0].type = onnx_ir.Shape(wanted), mask.type
+        graph.insert_before(node, [sizes, expanded])
+        node.replace_input_with(3, expanded.outputs[0])
+
+
+def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph.all_nodes():
+        yield from node.outputs
+
+
+def _weight(tensor: onnx_ir.TensorProtocol) -> Weight:
+    packed = tensor.dtype.bitwidth < 8
+    numbers = np.frombuffer(tensor.tobytes(), np.uint8).copy() if packed else np.array(tensor.numpy())
+    array = torch.from_numpy(numbers if numbers.dtype.isbuiltin == 1 else numbers.view(np.uint8))
+    return Weight(array, array.dtype)
+
+
+def _cast_back(graph: onnx_ir.Graph, value: onnx_ir.Value, stored: onnx_ir.ExternalTensor) -> None:
+    name = value.name or ""
+    source = onnx_ir.Value(
+        name=f"{name}_stored", shape=stored.shape, type=onnx_ir.TensorType(stored.dtype), const_value=stored
+    )
+    stored.name = f"{name}_stored"
+    cast = onnx_ir.node("Cast", [source], attributes={"to": onnx_ir.DataType.FLOAT})
+    cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, onnx_ir.DataType.FLOAT
+    graph.initializers.pop(name)
+    value.name = f"{name}_replaced"
+    value.replace_all_uses_with(cast.outputs[0])
+    cast.outputs[0].name = name
+    graph.register_initializer(source)
+    graph.insert_before(graph[0], cast)
+
+
+def _failure(graph: Graph, error: Exception) -> BackendError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    fix = "report it with the model's configuration; no other target can compile it either"
+    return BackendError(f"{graph.name} has no ONNX form: {first}", where=f"component {graph.component}", fix=fix)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let onnxscript parse each of its functions once: the exporter asks for the domain of all for every graph."""
+    before = _TRACED.function_ir
+    _TRACED.function_ir = _SIGNATURE
+    try:
+        yield
+    finally:
+        _TRACED.function_ir = before
+
+
+_TRACED: Any = TracedOnnxFunction
+_SIGNATURE = property(cache(_TRACED.function_ir.fget))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, whose log and warnings speak of its own inside."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

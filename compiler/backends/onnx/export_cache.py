@@ -1,0 +1,164 @@
+"""Write down what became of a graph in ONNX without its weights, so that another build, of any weights, takes it over.
+
+An exported model depends on the operators of its graph, on the types of its tensors, and on the numbers of the small
+ones, which are folded. Large weights are named only; where folding did read one, the model is not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from diffc.compiler.graph.lazy_weights import SMALL, Weight, read, weight_of
+from diffc.compiler.ir.program import Graph
+from diffc.runtime.disk_cache import Cache
+
+MAKERS = ("diffc", "torch", "onnxscript", "onnx-ir", "onnx")
+"""What decides, by its version, what an exported model looks like."""
+
+
+TYPES = {
+    onnx_ir.DataType.FLOAT: torch.float32,
+    onnx_ir.DataType.FLOAT16: torch.float16,
+    onnx_ir.DataType.BFLOAT16: torch.bfloat16,
+}
+"""The types that weights are converted between, by their names in ONNX."""
+
+
+class StoredTensor(onnx_ir.LazyTensor):
+    """Hold an initializer whose numbers are read when someone asks; ``source`` is its name in the graph's state."""
+
+    def __init__(self, weight: Weight, dtype: onnx_ir.DataType, name: str | None, source: str = "") -> None:
+        super().__init__(self._numbers, dtype, onnx_ir.Shape(weight.source.shape), name=name)
+        self.weight, self.source, self.axes = weight, source, tuple(range(weight.source.dim()))
+        self.was_read = False
+
+    def _numbers(self) -> onnx_ir.TensorProtocol:
+        self.was_read = True
+        numbers = self.weight.read().contiguous()
+        if numbers.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):  # NumPy has none of its own
+            data = numbers.reshape(-1).view(torch.uint8).numpy().view(self.dtype.numpy())
+            return onnx_ir.Tensor(data.reshape(numbers.shape), self.dtype)
+        return onnx_ir.tensor(numbers.numpy())
+
+    @property
+    def is_small(self) -> bool:
+        """Say whether the numbers belong to the model, rather than to its weights."""
+        return self.weight.source.numel() <= SMALL
+
+
+class StoredTensors:
+    """Make the initializers of one graph, and remember whether its weights were read meanwhile."""
+
+    def __init__(self, graph: Graph) -> None:
+        state = {**graph.body.constants, **graph.body.state_dict}
+        self.state = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+        self._names = {id(tensor): name for name, tensor in self.state.items()}
+        self._made = list[StoredTensor]()
+
+    def of(self, tensor: torch.Tensor, dtype: onnx_ir.DataType, name: str | None) -> StoredTensor:
+        """Stand for a tensor of the graph."""
+        return self._kept(StoredTensor(weight_of(tensor), dtype, name, self._names.get(id(tensor), "")))
+
+    def permuted(self, tensor: StoredTensor, axes: Sequence[int], name: str | None) -> StoredTensor:
+        """Look at a tensor with its axes in another order."""
+        made = StoredTensor(tensor.weight.permuted(axes), tensor.dtype, name, tensor.source)
+        made.axes = tuple(tensor.axes[axis] for axis in axes)
+        return self._kept(made)
+
+    def converted(self, tensor: StoredTensor, dtype: onnx_ir.DataType, name: str | None) -> StoredTensor:
+        """Look at a tensor of floating-point numbers as one of another type."""
+        weight = replace(tensor.weight, dtype=TYPES[dtype])
+        made = StoredTensor(weight, dtype, name, tensor.source)
+        made.axes = tensor.axes
+        return self._kept(made)
+
+    @property
+    def say_all(self) -> bool:
+        """Say whether names and small tensors are all that the model knows of its weights."""
+        return all(tensor.is_small or (tensor.source and not tensor.was_read) for tensor in self._made)
+
+    def _kept(self, tensor: StoredTensor) -> StoredTensor:
+        self._made.append(tensor)
+        return tensor
+
+
+Export = Callable[[Graph, StoredTensors], onnx_ir.Model]
+
+
+def exported(graph: Graph, export: Export, cache: Cache, *, by: str) -> onnx_ir.Model:
+    """Take a graph's model from the cache, or make it and keep it; ``by`` is the file that says how it is made."""
+    tensors = StoredTensors(graph)
+    key = _key(graph, tensors.state, by)
+    data = cache.get(key)
+    model = None if data is None else _read(data, tensors)
+    if model is not None:
+        return model
+    model = export(graph, tensors)
+    if not tensors.say_all:
+        return model
+    data = _written(model)
+    cache.put(key, data)
+    return _read(data, tensors) or model
+
+
+def _key(graph: Graph, state: Mapping[str, torch.Tensor], by: str) -> str:
+    """Digest all that a model is made from: its makers, the graph, the types of its tensors, small ones' numbers."""
+    digest = hashlib.sha256(Path(by).read_bytes())
+    made_by = {name: importlib.metadata.version(name) for name in MAKERS}
+    ports = [[port.name for port in side] for side in (graph.inputs, graph.outputs)]
+    signature = graph.body.graph_signature
+    inputs = [(spec.kind.name, str(spec.arg), spec.target) for spec in signature.input_specs]
+    outputs = [(spec.kind.name, str(spec.arg), spec.target) for spec in signature.output_specs]
+    digest.update(json.dumps([made_by, ports, inputs, outputs, str(graph.body.graph)]).encode())
+    for node in graph.body.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        digest.update(f"{node.name} {getattr(value, 'dtype', value)} {getattr(value, 'shape', '')}\n".encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel() <= SMALL:
+            digest.update(read(tensor).detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _written(model: onnx_ir.Model) -> bytes:
+    """Write a model; of a large weight its name, and the order of its axes."""
+    real = {value: value.const_value for value in model.graph.initializers.values()}
+    for value, tensor in real.items():
+        if isinstance(tensor, StoredTensor) and not tensor.is_small:
+            who = json.dumps([tensor.source, tensor.axes])
+            value.const_value = onnx_ir.ExternalTensor(
+                who, 0, 0, tensor.dtype, shape=tensor.shape, name=value.name or ""
+            )
+    try:
+        written: bytes = onnx_ir.to_proto(model).SerializeToString(deterministic=True)
+        return written
+    finally:
+        for value, tensor in real.items():
+            value.const_value = tensor
+
+
+def _read(data: bytes, tensors: StoredTensors) -> onnx_ir.Model | None:
+    """Read a model; None where the entry is none, which only someone else can have written."""
+    try:
+        model = onnx_ir.from_proto(onnx.load_from_string(data))
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, onnx_ir.ExternalTensor):
+                source, axes = json.loads(str(value.const_value.location))
+                dtype = value.const_value.dtype
+                whole = tensors.of(tensors.state[source], dtype, value.name)
+                if TYPES.get(dtype, whole.weight.dtype) != whole.weight.dtype:
+                    whole = tensors.converted(whole, dtype, value.name)
+                value.const_value = tensors.permuted(whole, axes, value.name)
+    except (DecodeError, LookupError, TypeError, ValueError, RuntimeError):
+        return None
+    return model

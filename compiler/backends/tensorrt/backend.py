@@ -1,0 +1,108 @@
+"""Lower graphs for TensorRT: strongly typed ONNX, and the engines that its builder makes of it, without a GPU.
+
+The ONNX stays in the bundle: any machine runs it, and classic TensorRT builds from it where its GPU is. Arithmetic
+between components has no engine: it is small, and some of it in float64, which TensorRT has not.
+
+Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-quantized-types.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from diffc.compiler.backends.onnx.export import Onnx, attention_with_signs
+from diffc.compiler.backends.target import Progress
+from diffc.compiler.backends.tensorrt.bisect_crash import culprit
+from diffc.compiler.backends.tensorrt.build import Built, Wanted, build_engines
+from diffc.compiler.backends.tensorrt.merge_shapes import merge_files
+from diffc.compiler.ir.program import Graph
+from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
+from diffc.runtime.engines.tensorrt_library import RTX, installed
+
+if RTX not in installed():
+    raise ModuleNotFoundError("No module named 'tensorrt_rtx'", name="tensorrt_rtx")
+
+ALL = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+
+
+class TensorRT(Onnx):
+    """Write what TensorRT for RTX builds engines of, and let it."""
+
+    precisions: ClassVar[Mapping[str, float]] = {
+        "fp32": 8,
+        "fp16": 4,
+        "bf16": 4,
+        "w8a8": 2.2,
+        "w4a16": 1.5,
+        "w4a8": 1.5,
+        "fp8": 2.2,
+        "fp4": 1.5,
+    }
+    computes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("fp16", "w8a8", "w4a16", "w4a8", "fp8", "fp4"), "float16"
+    ) | {"bf16": "bfloat16"}
+    archs: ClassVar[Mapping[str, Sequence[str]]] = {
+        "fp32": ALL[1:],
+        "fp16": ALL,
+        "bf16": ALL[1:],
+        "w8a8": ALL,
+        "w4a16": ALL[1:],
+        "w4a8": ALL[1:],
+        "fp8": ALL[3:],
+        "fp4": ALL[4:],
+    }
+    dialect = "trt"
+    file: ClassVar[str] = "{}.onnx"
+
+    def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
+        """Write graphs that differ in the shapes of their inputs alone as one: its engine holds the weights once."""
+        files = super().lower(graphs, precision, folder, progress)
+        components: dict[str, list[str]] = {}
+        for graph in graphs:
+            components.setdefault(graph.component, []).append(files[graph.name])
+        shared: dict[str, str] = {}
+        for of in components.values():
+            shared |= merge_files(folder, of)
+        return {name: shared[file] for name, file in files.items()}
+
+    @classmethod
+    def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
+        """Let each layer have what an engine holds in few bits: all else would make its build fail, or widen it."""
+        weight, activation = scheme.weight, scheme.activation
+        if kind == "embedding":
+            return Scheme(), "TensorRT looks tables up in float" if weight else ""
+        if kind == "attention":
+            return attention_with_signs(scheme), ""
+        weight = weight and _weight(weight)
+        if activation is not None:
+            activation = _activation(kind, activation)
+        scheme = replace(scheme, weight=weight, activation=activation, output=None)
+        if kind == "conv" and weight is not None and activation is not None and weight.format.bits <= 4:
+            note = "TensorRT multiplies four-bit weights of convolutions with float activations"
+            return replace(scheme, activation=None), note
+        return scheme, ""
+
+    def engines(
+        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
+    ) -> dict[str, Built]:
+        """Build them for the GPUs that are named, or all that have the precision."""
+        archs = archs or self.archs[precision]
+        return build_engines(folder, wanted, archs, progress, kind=RTX, culprit=culprit)
+
+
+def _weight(spec: Spec) -> Spec:
+    """Give groups scales of their own, and to weights of eight bits one for each channel."""
+    if spec.group and spec.format.bits > 4:
+        return replace(spec, per="channel", group=0, scale="float32")
+    return replace(spec, scale="float32") if spec.scale == "uint4" else spec
+
+
+def _activation(kind: str, spec: Spec) -> Spec:
+    """Give integers a sign, convolutions one static scale, and tokens theirs."""
+    form = FORMATS[spec.format.name.removeprefix("u")]
+    if kind != "linear" and (spec.per != "tensor" or spec.when != "static"):
+        return Spec(form)
+    return replace(spec, format=form)

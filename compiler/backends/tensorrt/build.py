@@ -1,0 +1,251 @@
+"""Build TensorRT engines, each in a process of its own: a builder that crashes or hangs takes nothing with it."""
+
+from __future__ import annotations
+
+import json
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from diffc.compiler.backends.target import Progress
+from diffc.compiler.errors import BackendError, BuildError
+from diffc.runtime.bundle.onnx_external_data import external_bytes
+from diffc.runtime.memory import free_memory
+
+FOLDER = "engines"
+BUILDER = "diffc.compiler.backends.tensorrt.build_process"
+
+PATIENCE = 1800.0
+"""Seconds without a word after which a builder hangs: 2 billion weights keep it silent for 2 minutes."""
+
+MEMORY = (4, 600 << 20)
+"""What a builder holds at most: so many times the graph's weights, and so many bytes more (docs/engines.md: 3.7)."""
+
+PROGRAM_MEMORY = (6, 1000 << 20)
+"""The same of a builder that converts a program: 5.2 times 200 MB of weights in float16, and PyTorch for CUDA."""
+
+OFTEN = 5.0
+"""Seconds between two lines of progress."""
+
+LAST_WORDS = 300
+FIX = "build for ort-fp16, which runs everywhere, and report this with the model's configuration"
+FIX_STRIP = "finalize without --strip, and report this with the model's configuration"
+FIX_PROGRAM = "build for trt-fp16, which takes ONNX instead, and report this with the model's configuration"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Ask for an engine of an ONNX file: the graphs that it serves, and the shapes of each input, graph by graph.
+
+    One to ``strip`` leaves its weights out, which takes a GPU to build. A ``program`` is the file of what the graph was
+    exported as, of which the engine is then built instead.
+    """
+
+    file: str
+    graphs: tuple[str, ...]
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+    strip: bool = False
+    program: str = ""
+
+
+@dataclass(frozen=True)
+class Built:
+    """Describe an engine: its file in the bundle, who built it for which GPUs, and what that took.
+
+    ``types`` counts the values inside by their type; ``weights`` are the bytes of the graph's own, which an engine that
+    is ``stripped`` does not hold.
+    """
+
+    file: str
+    builder: str
+    archs: tuple[str, ...]
+    bytes: int
+    seconds: float
+    peak_bytes: int
+    layers: int
+    types: Mapping[str, int]
+    weights: int
+    stripped: bool = False
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Give what the manifest says of it."""
+        stripped = {"stripped": True} if self.stripped else {}
+        return {"file": self.file, "builder": self.builder, "archs": list(self.archs), **stripped}
+
+
+class Failure(Exception):
+    """Say how a builder ended: what it said last, of which node, and whether a smaller graph may tell more."""
+
+    def __init__(self, what: str, node: str = "", *, is_crash: bool = False) -> None:
+        super().__init__(what)
+        self.what, self.node, self.is_crash = what, node, is_crash
+
+
+Culprit = Callable[[Path, Callable[[Path], bool]], str]
+"""Finds the node of a graph that lets a builder fail, by asking of smaller graphs whether they do."""
+
+
+def wanted_engines(graphs: Iterable[Any], files: Mapping[str, str], component: Callable[[str], str]) -> list[Wanted]:
+    """Ask for an engine of each file of a component's graphs, but for those in float64, which TensorRT has not."""
+    by_file: dict[str, list[Any]] = {}
+    for graph in graphs:
+        ports = (*graph.inputs, *graph.outputs)
+        if component(graph.name) and all(port.type is None or port.type.dtype != "float64" for port in ports):
+            by_file.setdefault(files[graph.name], []).append(graph)
+    return [Wanted(file, tuple(graph.name for graph in of), _shapes(of)) for file, of in by_file.items()]
+
+
+def _shapes(graphs: Sequence[Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """List what shape each input has in each graph; graphs of one file name their inputs alike."""
+    return {
+        ports[0].name: tuple(tuple(port.type.shape) for port in ports if port.type is not None)
+        for ports in zip(*(graph.inputs for graph in graphs), strict=True)
+    }
+
+
+def build_engines(
+    root: Path,
+    wanted: Sequence[Wanted],
+    archs: Sequence[str],
+    progress: Progress,
+    *,
+    kind: str | None = None,
+    culprit: Culprit | None = None,
+    patience: float = PATIENCE,
+) -> dict[str, Built]:
+    """Build what is wanted of files below ``root``, write it below ``root/engines``, and give each graph's engine.
+
+    ``kind`` chooses among the libraries of `diffc.runtime.engines.tensorrt_library`. Raises `BackendError` with what
+    the builder said last, and the node at fault where it or ``culprit`` finds it; and `BuildError` at once for want of
+    memory.
+    """
+    weights = [weight_bytes(root / each.file) for each in wanted]
+    check_memory(max(weights, default=0), PROGRAM_MEMORY if any(each.program for each in wanted) else MEMORY)
+    (root / FOLDER).mkdir(exist_ok=True)
+    found: dict[str, Built] = {}
+    for each, size in zip(wanted, weights, strict=True):
+        found |= dict.fromkeys(each.graphs, _built(root, each, size, archs, progress, kind, culprit, patience))
+    return found
+
+
+def weight_bytes(file: Path) -> int:
+    """Add up what an ONNX file holds, weights outside too."""
+    model = file.read_bytes()
+    return len(model) + external_bytes(model)
+
+
+def check_memory(weights: int, taken: tuple[int, int] = MEMORY) -> None:
+    """Raise `BuildError` where a builder of so many bytes of weights has not the memory that it takes."""
+    needed, free = taken[0] * weights + taken[1], free_memory()
+    if free is not None and free < needed:
+        what = f"TensorRT's builder needs up to {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
+        raise BuildError(what, fix="end other programs, add swap, or take a target that stores less, such as trt-w4a16")
+
+
+def _built(
+    root: Path,
+    wanted: Wanted,
+    weights: int,
+    archs: Sequence[str],
+    progress: Progress,
+    kind: str | None,
+    culprit: Culprit | None,
+    patience: float,
+) -> Built:
+    name, file = wanted.graphs[0], root / wanted.file
+    engine = f"{FOLDER}/{name}.engine"
+    asked = {"archs": list(archs), "kind": kind, "shapes": wanted.shapes, "strip": wanted.strip}
+    asked |= {"program": wanted.program}
+
+    def run(graph: Path, target: Path, tell: Progress) -> dict[str, Any]:
+        return _child({**asked, "graph": str(graph), "engine": str(target)}, tell, patience)
+
+    try:
+        made = run(file, root / engine, lambda phase: progress(f"engine {name}: {phase}"))
+    except Failure as failure:
+        node = failure.node
+        if not node and failure.is_crash and culprit is not None:
+            progress(f"engine {name}: look for the node at fault")
+            node = culprit(file, lambda smaller: _fails(run, smaller))
+        where = f"{node}, in {name}" if node else name
+        fix = FIX_STRIP if wanted.strip else FIX_PROGRAM if wanted.program else FIX
+        raise BackendError(f"no engine for {name}: {failure.what}", where=where, fix=fix) from failure
+    size = (root / engine).stat().st_size
+    return Built(engine, made.pop("builder"), tuple(archs), size, **made, weights=weights, stripped=wanted.strip)
+
+
+def _fails(run: Callable[[Path, Path, Progress], Any], graph: Path) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run(graph, Path(folder) / "engine", lambda _: None)
+        except Failure:
+            return True
+    return False
+
+
+def _child(request: Mapping[str, Any], tell: Progress, patience: float) -> dict[str, Any]:
+    """Let a process build; raise `Failure` where it says so, ends otherwise, or says nothing any more."""
+    with tempfile.TemporaryFile() as words:
+        command = [sys.executable, "-m", BUILDER]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words)
+        assert process.stdin and process.stdout
+        try:
+            with process.stdin as stdin:
+                stdin.write(json.dumps(request).encode())
+            answer = _answer(process.stdout, tell, patience)
+            if answer is None:
+                raise Failure(f"the builder said nothing for {patience:.0f} s and was stopped")
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if "built" in answer:
+            return dict(answer["built"])
+        if "failed" in answer:
+            node = " ".join(part for part in (answer["operator"], answer["node"]) if part)
+            raise Failure(_short(answer["failed"]), node, is_crash=not node)
+        words.seek(0)
+        raise _crash(code, words.read().decode(errors="replace"))
+
+
+def _answer(lines: IO[bytes], tell: Progress, patience: float) -> dict[str, Any] | None:
+    """Read what the builder says until it is done: its answer, nothing where it ended without, None where it hangs."""
+    said, phase, unread = time.monotonic(), "", b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(lines, selectors.EVENT_READ)
+        while selector.select(patience):
+            piece = lines.read1()  # type: ignore[attr-defined]
+            if not piece:
+                return {}
+            *whole, unread = (unread + piece).split(b"\n")
+            for line in whole:
+                answer: dict[str, Any] = json.loads(line)
+                if "phase" not in answer:
+                    return answer
+                phase = answer["phase"] or phase
+            if time.monotonic() - said > OFTEN:
+                tell(phase)
+                said = time.monotonic()
+    return None
+
+
+def _crash(code: int, words: str) -> Failure:
+    """Say how a process ended that gave no answer."""
+    last = _short(next((line for line in reversed(words.splitlines()) if line.strip()), "it said nothing"))
+    if code == -signal.SIGKILL:
+        return Failure(f"the builder was killed, as it is when memory runs out; its last words: {last}")
+    how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
+    return Failure(f"the builder {how}; its last words: {last}", is_crash=True)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:LAST_WORDS]

@@ -1,0 +1,133 @@
+"""Lower graphs with torch_tensorrt: engines of TensorRT for RTX from the exported programs, rather than from ONNX.
+
+The bundle is that of `diffc.compiler.backends.tensorrt.backend`, with the same ONNX beside the engines, so that all
+else is done as there. What differs is who tells TensorRT of the network: torch_tensorrt's converters of ATen, or
+TensorRT's parser of ONNX. `lower` and `engines` run in the compiler, `convert` in the builder's process.
+
+Source: https://docs.pytorch.org/TensorRT (its pages on the dynamo frontend: lowering passes and converters)
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from diffc.compiler.backends.onnx.export import Onnx
+from diffc.compiler.backends.target import Progress
+from diffc.compiler.backends.tensorrt.backend import TensorRT
+from diffc.compiler.backends.tensorrt.build import Built, Wanted, build_engines
+from diffc.compiler.graph.lazy_weights import read
+from diffc.compiler.ir.program import Graph
+from diffc.runtime.engines.tensorrt_library import MODULES, RTX, Library
+
+PACKAGE = "torch-tensorrt-rtx"
+
+version(PACKAGE)  # raises what the import of a module raises that is not installed
+if torch.version.cuda is None:
+    raise ImportError(f"{PACKAGE} needs PyTorch with CUDA, and {torch.__version__} has none")
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+"""Those whose graphs are ATen alone: quantized ones have operators of diffc."""
+
+PROGRAM = 4
+"""Bytes for each weight in the program that the builder reads: it computes in few bits, and is stored in float32."""
+
+
+class TorchTensorRT(Onnx):
+    """Write ONNX, and let TensorRT for RTX build engines of what torch_tensorrt makes of the programs themselves."""
+
+    precisions: ClassVar[Mapping[str, float]] = {name: TensorRT.precisions[name] + PROGRAM for name in PRECISIONS}
+    computes: ClassVar[Mapping[str, str]] = {name: TensorRT.computes[name] for name in PRECISIONS[1:]}
+    archs: ClassVar[Mapping[str, Sequence[str]]] = {name: TensorRT.archs[name] for name in PRECISIONS}
+    dialect = TensorRT.dialect
+    file: ClassVar[str] = TensorRT.file
+
+    def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
+        """Write each graph, and remember what it was exported as."""
+        self.bodies = {graph.name: graph.body for graph in graphs}
+        return super().lower(graphs, precision, folder, progress)
+
+    def engines(
+        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
+    ) -> dict[str, Built]:
+        """Build them for the GPUs that are named, or all that have the precision; one program at a time is on disk."""
+        found: dict[str, Built] = {}
+        for each in wanted:
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                program = Path(place) / "program.pt2"
+                torch.export.save(whole(self.bodies[each.graphs[0]]), program)
+                asked = [replace(each, program=str(program))]
+                found |= build_engines(folder, asked, archs or self.archs[precision], progress, kind=RTX)
+        return found
+
+
+def whole(body: ExportedProgram) -> ExportedProgram:
+    """Give a program with its real weights."""
+    return ExportedProgram(
+        body.graph_module,
+        body.graph,
+        body.graph_signature,
+        {name: _read(tensor) for name, tensor in body.state_dict.items()},
+        body.range_constraints,
+        body.module_call_graph,
+        constants=pytree.tree_map_only(torch.Tensor, read, body.constants),
+        verifiers=body.verifiers,
+    )
+
+
+def _read(tensor: torch.Tensor) -> torch.Tensor:
+    """Give the real tensor of a stand-in, which is a parameter where that is."""
+    return nn.Parameter(read(tensor), False) if isinstance(tensor, nn.Parameter) else read(tensor)
+
+
+def convert(network: Any, library: Library, file: str, arch: str) -> tuple[Any, dict[str, str]]:
+    """Fill a network with a program; give what holds its weights and, where it is refused, why.
+
+    torch_tensorrt would build the engine too, but for the GPU that is here, and would open it.
+    """
+    _answer(library, arch)
+    from torch_tensorrt import Input
+    from torch_tensorrt.dynamo import CompilationSettings, conversion, lowering
+
+    class Interpreter(conversion.TRTInterpreter):  # type: ignore[misc]
+        """Remember the node that is converted."""
+
+        def run_node(self, node: fx.Node) -> Any:
+            self.node = node
+            return super().run_node(node)
+
+    settings = CompilationSettings()
+    program = lowering.pre_export_lowering(torch.export.load(file), settings)
+    program = program.run_decompositions(lowering.get_decompositions())
+    body = lowering.post_lowering(program.module(), settings)
+    given = [node.meta["val"] for node in body.graph.find_nodes(op="placeholder")]
+    made = [node.meta["val"].dtype for node in body.graph.output_node().all_input_nodes]
+    inputs = [Input(shape=tuple(value.shape), dtype=value.dtype) for value in given]
+    interpreter = Interpreter(body, inputs, made, settings)
+    interpreter.ctx.net = network
+    try:
+        fx.Interpreter.run(interpreter)  # which converts; its own ``run`` goes on to build
+    except Exception as error:
+        return None, {"failed": str(error), "node": interpreter.node.name, "operator": str(interpreter.node.target)}
+    return interpreter, {}
+
+
+def _answer(library: Library, arch: str) -> None:
+    """Let torch_tensorrt find the library under its name, and a GPU: it asks for one when it is imported.
+
+    No GPU is needed to convert. This process converts one program and ends, so nobody else hears these answers.
+    """
+    sys.modules[MODULES[RTX]] = library.module
+    capability = divmod(int(arch.removeprefix("sm")), 10)
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.get_device_capability = lambda device=None: capability

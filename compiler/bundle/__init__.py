@@ -1,0 +1,1 @@
+"""Write bundles: folders, manifests, provenance, reports."""

@@ -1,0 +1,27 @@
+"""Say before a build starts how much disk it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from diffc.compiler.graph.lazy_weights import SMALL
+
+OVERHEAD = 64 << 20
+"""Bytes for graphs, tokenizers and tables."""
+
+
+def bytes_needed(modules: Iterable[nn.Module], bytes_per_weight: float) -> int:
+    """Say what a bundle of the modules takes at most."""
+    return bytes_of_weights(modules, bytes_per_weight) + OVERHEAD
+
+
+def bytes_of_weights(modules: Iterable[nn.Module], bytes_per_weight: float) -> int:
+    """Add up the weights of the modules, each tied one once, as a target stores them."""
+    tensors = (t for module in modules for t in module.state_dict(keep_vars=True).values())
+    weights = list[torch.Tensor]({id(tensor): tensor for tensor in tensors}.values())
+    large = sum(weight.numel() for weight in weights if weight.is_floating_point() and weight.numel() > SMALL)
+    others = sum(w.numel() * w.element_size() for w in weights if not w.is_floating_point() or w.numel() <= SMALL)
+    return round(large * bytes_per_weight) + others

@@ -1,0 +1,141 @@
+"""Build the engines of a bundle's own graphs on the machine that runs them.
+
+The classic TensorRT builds for the GPU that it finds, and measures on it; what it measured is kept beside the engines
+and taken over the next time. TensorRT for RTX builds for any GPU that is named. Either can leave the weights out of the
+engines, which then take those of the graphs whenever they are opened: that takes a GPU to build, and to try.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from diffc.compiler.backends.target import Progress
+from diffc.compiler.backends.tensorrt.build import FOLDER, Built, build_engines, wanted_engines
+from diffc.compiler.bundle.atomic_folder import changed_folder, check_room, file_entry, new_folder, write_manifest
+from diffc.compiler.bundle.report_html import SECTIONS, page
+from diffc.compiler.errors import BuildError
+from diffc.runtime.bundle.manifest import SCHEMA, STRIPPED, parse_json
+from diffc.runtime.bundle.open import MANIFEST, Bundle, open_bundle
+from diffc.runtime.engines.cuda import find_gpu
+from diffc.runtime.engines.tensorrt_library import CLASSIC, INSTALL, RTX, architectures, find_library, installed
+from diffc.runtime.errors import BundleError
+
+Builder = Callable[..., dict[str, Built]]
+
+ENGINES, REPORT = "engines.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Say which of the two libraries builds, for which GPUs, and whether engines leave their weights out."""
+
+    kind: str
+    archs: Sequence[str]
+    strip: bool
+
+
+def finalize(
+    bundle: Path | str,
+    output: Path | str | None = None,
+    *,
+    archs: Sequence[str] = (),
+    strip: bool = False,
+    progress: Progress = lambda _: None,
+    build: Builder = build_engines,
+) -> Path:
+    """Build engines for this machine's GPU, or those named, and give the path of the bundle that holds them.
+
+    Without ``output`` the bundle itself gets them in the place of those that it has; whatever fails, it stays as it
+    was. The graphs stay, which any machine can run. Where it is to ``strip`` the engines, they hold no weights, which
+    needs this machine to have one of the GPUs. Raises `DiffcError`.
+    """
+    opened = open_bundle(Path(bundle))
+    if not opened.manifest.target.startswith(("trt-", "torchtrt-")):
+        what = f"{bundle} was built for {opened.manifest.target}, which has no engines"
+        raise BuildError(what, fix="build it for a target trt-…, such as trt-fp16")
+    if output is None and not opened.path.is_dir():
+        raise BuildError(f"{bundle} is a tar file", fix="unpack it, or name the folder to write with -o")
+    aim = _aim(archs, strip=strip)
+    place = opened.root if output is None else Path(output)
+    with changed_folder(place) if output is None else new_folder(place) as folder:
+        _write(opened, folder, aim, progress, build)
+    return opened.path if output is None else place
+
+
+def _aim(archs: Sequence[str], *, strip: bool) -> Aim:
+    """Choose the library, and the architecture where none is named. Raises `DiffcError` where that cannot be."""
+    kind = RTX if archs or CLASSIC not in installed() else CLASSIC
+    library = find_library(kind)
+    if strip or not archs:
+        here = _here(strip=strip)
+        archs = archs or (here,)
+        if here not in archs:
+            what = f"engines without weights are tried on this machine's GPU, which is {here}"
+            where, fix = f"--strip --arch {','.join(archs)}", f"name {here} too, or leave out --arch"
+            raise BuildError(what, where=where, fix=fix)
+    known = architectures(library)
+    if unknown := [arch for arch in archs if known and arch not in known]:
+        fix = f"choose among {', '.join(known)}, or install TensorRT where that GPU is: {INSTALL[CLASSIC]}"
+        raise BuildError(f"TensorRT for RTX does not build for {unknown[0]}", fix=fix)
+    return Aim(kind, archs, strip)
+
+
+def _here(*, strip: bool) -> str:
+    """Name the architecture of this machine's GPU. Raises `BuildError` where it has none."""
+    try:
+        return find_gpu().arch
+    except BundleError as error:
+        what = f"engines without weights are built where a GPU is: {error.what}" if strip else error.what
+        way = "leave out --strip" if strip else "name its GPU, as --arch sm89 does"
+        fix = f"finalize the bundle on the machine that runs it, or {way}"
+        raise BuildError(what, where=error.where, fix=fix) from error
+
+
+def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Builder) -> None:
+    """Fill a folder with all that a bundle has but for its engines, and with new ones."""
+    manifest, root = opened.manifest, opened.root
+    stale = {MANIFEST, ENGINES, REPORT, *(engine.file for engine in manifest.engines.values())}
+    check_room(sum(file.bytes for name, file in manifest.files.items() if name not in stale), folder)
+    (folder / FOLDER).mkdir()
+    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = file.relative_to(root)
+        if name.as_posix() not in stale:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
+    graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs.values()}
+    wanted = wanted_engines(graphs.values(), manifest.graphs, manifest.component)
+    built = build(folder, [replace(each, strip=aim.strip) for each in wanted], aim.archs, progress, kind=aim.kind)
+    _report(opened, folder, built.values())
+    files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}
+    written = [*(folder / FOLDER).iterdir(), folder / ENGINES, folder / REPORT]
+    files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in written}
+    engines = {name: engine.entry for name, engine in built.items()}
+    schema = STRIPPED if any(engine.stripped for engine in built.values()) else SCHEMA
+    changed = {"schema": schema, "files": dict(sorted(files.items())), "engines": engines}
+    write_manifest(folder, {**manifest.raw, **changed})
+
+
+def _report(opened: Bundle, folder: Path, built: Iterable[Built]) -> None:
+    """Lay the bundle's reports out anew, with one of the new engines."""
+    held = {f"{name}.json": name for name in SECTIONS if f"{name}.json" in opened.manifest.files}
+    reports = {name: parse_json((opened.root / file).read_bytes(), file) for file, name in held.items()}
+    reports["engines"] = {Path(engine.file).stem: asdict(engine) for engine in built}
+    (folder / ENGINES).write_text(json.dumps(reports["engines"]) + "\n", encoding="utf-8")
+    try:
+        text = page(reports)
+    except (LookupError, TypeError, ValueError, AttributeError):  # what another diffc reported has another form
+        text = page({"engines": reports["engines"]})
+    (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def _share(file: Path, name: Path) -> None:
+    """Give a file, which nobody writes to, one more name; copy it where the disk is another or knows no such names."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)

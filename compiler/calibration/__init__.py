@@ -1,0 +1,1 @@
+"""Run programs on prompts and observe their values."""

@@ -1,0 +1,1 @@
+"""Read checkpoints into diffusers pipelines."""

@@ -1,0 +1,340 @@
+"""Load a checkpoint as a diffusers pipeline: in float32, for inference, offline, without unpickling or foreign code."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from json import dumps, loads
+from pathlib import Path
+from typing import Any, get_args
+
+import diffusers
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+
+from diffc.compiler.checkpoint.load_errors import (
+    LIBRARY_ERRORS,
+    first_line,
+    listed,
+    misfit,
+    missing_tensors,
+    wrong_shape,
+)
+from diffc.compiler.checkpoint.model_index import (
+    INDEX,
+    UNUSED,
+    components_of,
+    neural_components,
+    pipeline_class,
+    read_index,
+)
+from diffc.compiler.checkpoint.safetensors_header import (
+    PICKLE_SUFFIXES,
+    read_header,
+    refuse_partial_models,
+    write_config,
+)
+from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
+from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, unused_tensors
+from diffc.compiler.errors import DiffcWarning, LoadError
+from diffc.compiler.graph.lazy_weights import Weight, lend, postponed, settle, stand_in
+
+ENCODER = "image_encoder"
+TASKS = {
+    "text-to-image": None,
+    "image-to-image": "AutoPipelineForImage2Image",
+    "inpaint": "AutoPipelineForInpainting",
+}
+
+VARIANT = re.compile(r"[^.]+\.(?P<variant>[^.]+?)(-\d{5}-of-\d{5})?\.safetensors")
+PLAIN = re.compile(r"[^.]+\.safetensors")
+
+Modules = dict[str, nn.Module]
+
+
+def load(
+    source: Path | str,
+    *,
+    sampler: str | None = None,
+    task: str = "text-to-image",
+    ip_adapter: Path | str | None = None,
+    online: bool = False,
+    stand_ins: bool = False,
+) -> diffusers.DiffusionPipeline:
+    """Load a diffusers folder, or a single ``.safetensors`` file in its original layout.
+
+    ``sampler`` replaces the checkpoint's scheduler. ``ip_adapter`` is the ``.safetensors`` file of an IP-Adapter; an
+    image encoder that the checkpoint does not bring is taken from ``image_encoder/`` beside it. Only ``online`` allows
+    the network, and only to fetch the configuration of a single file that brings none. With ``stand_ins``, large
+    weights stay in the file (`stored`): the pipeline can be traced but not run. Tensors that no component wants are
+    named in a `DiffcWarning`.
+    Raises `LoadError` where the checkpoint is damaged, incomplete, unsafe or no model, and where a name is unknown.
+    """
+    if task not in TASKS:
+        raise LoadError(f"unknown task {task!r}", fix=f"choose one of {', '.join(TASKS)}")
+    path = Path(source)
+    if not path.exists():
+        fix = "give a file or folder on this machine; diffc downloads no models"
+        raise LoadError(f"there is no {path}", where=str(path.absolute()), fix=fix)
+    with _quiet():
+        with postponed():
+            pipeline, unused = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
+            if ip_adapter is not None:
+                unused += _add_ip_adapter(pipeline, Path(ip_adapter))
+        if not stand_ins:
+            for component in pipeline.components.values():
+                if isinstance(component, nn.Module):
+                    settle(component)
+        pipeline = _for_task(pipeline, task, path)
+        if sampler is not None:
+            pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
+    if unused:
+        warnings.warn(f"{path.name}: no component uses {listed(unused)}", DiffcWarning, stacklevel=2)
+    return pipeline
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence both libraries: what matters of what they log is checked here, and raised."""
+    libraries = [
+        (library.utils.logging, library.utils.logging.get_verbosity()) for library in (diffusers, transformers)
+    ]
+    bars = [logging.is_progress_bar_enabled() for logging, _ in libraries]
+    for logging, _ in libraries:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for (logging, verbosity), bar in zip(libraries, bars, strict=True):
+            logging.set_verbosity(verbosity)
+            if bar:
+                logging.enable_progress_bar()
+
+
+# Folders
+
+
+def _load_folder(folder: Path) -> tuple[Any, list[str]]:
+    index = read_index(folder)
+    modules: Modules = {}
+    unused: list[str] = []
+    for name, component in neural_components(folder, index).items():
+        modules[name], more = _module_of_folder(name, component, folder)
+        unused += more
+    return _assemble(folder, folder, index, modules), unused
+
+
+def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.Module, list[str]]:
+    """Load one component and name the tensors that it did not want."""
+    if _is_container(component):
+        return _container_of_folders(name, component, root)
+    folder = root / name
+    options: dict[str, Any] = {"variant": _variant(name, folder), "use_safetensors": True, "local_files_only": True}
+    if issubclass(component, transformers.PreTrainedModel):
+        options["ignore_mismatched_sizes"] = True  # they are in the report then; diffusers names them in its error
+    try:
+        module, report = component.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    except LIBRARY_ERRORS as error:
+        raise misfit(name, str(folder), error) from error
+    for key, stored, wanted in sorted(report["mismatched_keys"]):
+        raise wrong_shape(f"{name}.{key}", list(stored), list(wanted), str(folder))
+    if report["missing_keys"]:
+        raise missing_tensors(name, report["missing_keys"], str(folder))
+    lend(name, module, str(folder))
+    return module, [f"{name}.{key}" for key in sorted(report["unexpected_keys"])]
+
+
+def _is_container(component: type[Any]) -> bool:
+    """Say whether a model has no configuration: it holds others, which diffusers saves one by one."""
+    return issubclass(component, diffusers.ModelMixin) and not issubclass(component, diffusers.ConfigMixin)
+
+
+def _container_of_folders(name: str, component: type[Any], root: Path) -> tuple[nn.Module, list[str]]:
+    """Load the models of ``name``, ``name_1`` and so on, of the classes that their configurations name."""
+    others = itertools.takewhile(lambda part: (root / part).is_dir(), (f"{name}_{n}" for n in itertools.count(1)))
+    loaded = [_module_of_folder(part, _class_of_config(part, root), root) for part in (name, *others)]
+    return component([module for module, _ in loaded]), [key for _, unused in loaded for key in unused]
+
+
+def _class_of_config(name: str, root: Path) -> type[Any]:
+    path = root / name / "config.json"
+    try:
+        class_name = loads(path.read_text(encoding="utf-8"))["_class_name"]
+        found = getattr(diffusers, class_name, None)
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        fix = "restore the file as diffusers saved it"
+        raise LoadError(f"{name} has no configuration that names a class", where=str(path), fix=fix) from error
+    if not isinstance(found, type) or not issubclass(found, diffusers.ModelMixin) or _is_container(found):
+        what = f"diffusers {diffusers.__version__} has no model {class_name!r}"
+        raise LoadError(what, where=str(path), fix="install a version of diffusers that has it")
+    return found
+
+
+def _variant(name: str, folder: Path) -> str | None:
+    """Check a component's weight files; name their variant (``fp16``) where there are no plain ones."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            fix = "get the .safetensors files of the model; a pickle can run code when it is read"
+            raise LoadError(f"{name} comes as a pickle only: {pickles[0].name}", where=str(folder), fix=fix)
+        fix = "add its .safetensors file; the folder may be the configuration alone"
+        raise LoadError(f"{name} has no weights", where=str(folder), fix=fix)
+    if any(PLAIN.fullmatch(path.name) for path in files):
+        variant = None
+        chosen = [path for path in files if PLAIN.fullmatch(path.name)]
+    else:
+        variants = {path: match["variant"] for path in files if (match := VARIANT.fullmatch(path.name))}
+        variant = min(variants.values(), key=lambda v: (v != "fp16", v != "bf16", v), default=None)
+        chosen = [path for path in files if variants.get(path) == variant]
+    for path in chosen:
+        read_header(path)
+    return variant
+
+
+# Single files
+
+
+def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
+    header = read_header(path)
+    refuse_partial_models(header)
+    tensors = {name: _in_float32(tensor) for name, tensor in load_file(path).items()}
+    with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
+        folder = Path(temporary)
+        write_config(config_of_file(header, tensors, online=online), folder)
+        index = read_index(folder, named=str(path))
+        components = neural_components(folder, index, named=str(path))
+        modules = {name: component_of_file(name, components[name], tensors, folder, path) for name in components}
+        pipeline = _assemble(folder, path, index, modules)
+        loaded = sum(tensor.numel() for module in modules.values() for tensor in module.state_dict().values())
+        unused = [] if loaded == header.elements else unused_tensors(tensors, components, folder)
+    return pipeline, unused
+
+
+def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return stand_in(Weight(tensor, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+# Adapters
+
+
+def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
+    """Let diffusers put an adapter into the denoiser; name the tensors that the image encoder did not want."""
+    if not hasattr(pipeline, "load_ip_adapter"):
+        fix = "leave --ip-adapter out, or give another checkpoint"
+        raise LoadError(f"{type(pipeline).__name__} takes no IP-Adapter", where=str(path), fix=fix)
+    read_header(path)
+    tensors, unused = load_file(path), list[str]()
+    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise LoadError(f"{listed(bad)} holds NaN or infinity", where=str(path), fix="get the file again")
+    if pipeline.image_encoder is None:
+        if not (path.parent / ENCODER).is_dir():
+            fix = f"put the {ENCODER} folder that belongs to the adapter beside its file"
+            raise LoadError(f"the IP-Adapter needs an {ENCODER}", where=str(path.parent / ENCODER), fix=fix)
+        annotation = inspect.signature(type(pipeline).__init__).parameters[ENCODER].annotation
+        encoder, unused = _module_of_folder(ENCODER, _module_class(annotation), path.parent)
+        pipeline.register_modules(**{ENCODER: encoder})
+    parts = {
+        part: {k.removeprefix(f"{part}."): t.float() for k, t in tensors.items() if k.startswith(f"{part}.")}
+        for part in ("image_proj", "ip_adapter")
+    }
+    try:
+        pipeline.load_ip_adapter(parts, subfolder="", weight_name="", image_encoder_folder=None)
+    except (*LIBRARY_ERRORS, LookupError, AttributeError) as error:
+        what = f"the IP-Adapter does not fit {type(pipeline).__name__}: {first_line(error)}"
+        raise LoadError(what, where=str(path), fix="give the adapter of this model") from error
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.eval().requires_grad_(False)
+    return unused
+
+
+def _module_class(annotation: Any) -> type[Any]:
+    return next(
+        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, nn.Module)
+    )
+
+
+# What both share
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Modules) -> Any:
+    """Let diffusers load what has no weights, and put the pipeline together."""
+    parameters = inspect.signature(pipeline_class(index, str(source)).__init__).parameters
+    null = {name for name, value in index.items() if value == [None, None]}
+    absent: dict[str, None] = {name: None for name in sorted(null.union(UNUSED)) if name in parameters}
+    try:
+        with _without_weights(folder, index, modules) as shown:
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                str(shown), local_files_only=True, dtype=torch.float32, **absent, **modules
+            )
+    except LIBRARY_ERRORS as error:
+        fix = "restore the folder as diffusers saved it"
+        what = f"the pipeline cannot be put together: {first_line(error)}"
+        damaged = (path for path in sorted(source.glob("*/*.json")) if not _is_json(path))
+        raise LoadError(what, where=str(next(damaged, source)), fix=fix) from error
+    for name, component in pipeline.components.items():
+        if isinstance(component, transformers.PreTrainedTokenizerBase):
+            _check_vocabulary(name, component, folder, str(source))
+    for module in modules.values():
+        module.eval().requires_grad_(False)
+    return pipeline
+
+
+@contextmanager
+def _without_weights(folder: Path, index: Mapping[str, Any], modules: Modules) -> Iterator[Path]:
+    """Show the checkpoint without the components that are loaded: diffusers would look up classes that it hides."""
+    with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
+        shown = {name: value for name, value in index.items() if name not in modules}
+        (Path(temporary) / INDEX).write_text(dumps(shown), encoding="utf-8")
+        for name in components_of(shown):
+            (Path(temporary) / name).symlink_to((folder / name).absolute())
+        yield Path(temporary)
+
+
+def _check_vocabulary(name: str, tokenizer: Any, folder: Path, where: str) -> None:
+    """Refuse a tokenizer that was made without a vocabulary: transformers then makes up an empty one."""
+    files = dict(tokenizer.vocab_files_names)
+    whole = files.pop("tokenizer_file", "tokenizer.json")
+    absent = [file for file in sorted(files.values()) if not (folder / name / file).exists()]
+    if absent and not (folder / name / whole).exists():
+        what = f"{name} has no vocabulary: neither {whole} nor {', '.join(absent)}"
+        raise LoadError(what, where=where, fix="restore the tokenizer's files as they were saved")
+
+
+def _for_task(pipeline: Any, task: str, path: Path) -> Any:
+    factory = TASKS[task]
+    if factory is None:
+        return pipeline
+    try:
+        return getattr(diffusers, factory).from_pipe(pipeline)
+    except LIBRARY_ERRORS as error:
+        what = f"diffusers has no {task} pipeline for {type(pipeline).__name__}"
+        raise LoadError(what, where=str(path), fix="choose another task") from error
+
+
+def _scheduler_of(pipeline: Any, path: Path) -> Any:
+    scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is None:
+        raise LoadError(
+            f"{type(pipeline).__name__} has no scheduler to replace", where=str(path), fix="leave out --sampler"
+        )
+    return scheduler

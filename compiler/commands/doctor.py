@@ -1,0 +1,105 @@
+"""Say what this machine can build and run, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from diffc.compiler.backends.target import GROUP, find_backend
+from diffc.compiler.errors import TargetError
+from diffc.runtime import load
+from diffc.runtime.engines.cuda import find_cuda, find_gpu
+from diffc.runtime.engines.registry import INSTALL, check_engine, multiplies_bytes, openvino_version, recommended
+from diffc.runtime.engines.tensorrt_library import INSTALL as INSTALL_TENSORRT
+from diffc.runtime.engines.tensorrt_library import RTX, architectures, find_library, installed
+from diffc.runtime.errors import BundleError
+
+COMPILER = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy")
+
+
+def examine(bundle: Path | None) -> dict[str, Any]:
+    """Give ``checks`` (name → ok, detail), the ``targets`` that can be built here and, of a bundle, whether it runs.
+
+    ``engine`` is the backend whose engine is the faster one on this CPU, be it installed or not.
+
+    Raises `BundleError` where the bundle is damaged.
+    """
+    checks = {"python": _check(True, f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")}
+    checks["runtime"] = _check(
+        True, f"onnxruntime {onnxruntime.__version__}: {', '.join(onnxruntime.get_available_providers())}"
+    )
+    checks["engine"] = _engine()
+    checks["gpu"], checks["tensorrt"] = _gpu(), _tensorrt()
+    missing = [name for name in COMPILER if importlib.util.find_spec(name) is None]
+    detail = "missing " + ", ".join(missing) + ": pip install 'diffc[compiler]'" if missing else "complete"
+    checks["compiler"] = _check(not missing, detail)
+    checks["disk"] = _check(True, f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here")
+    targets = list[str]()
+    for name in [] if missing else sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)}):
+        try:
+            targets += [f"{name}-{precision}" for precision in sorted(find_backend(name).precisions)]
+        except TargetError as error:
+            checks[f"backend {name}"] = _check(False, f"{error.what}: {error.fix}")
+    checks["targets"] = _check(bool(targets), ", ".join(targets) or "none without the compiler")
+    if bundle is not None:
+        checks["bundle"] = _bundle(bundle)
+    return {"checks": checks, "targets": targets, "engine": recommended()}
+
+
+def _engine() -> dict[str, Any]:
+    """Say which engine this CPU is faster with, and whether it is there."""
+    found = openvino_version()
+    here = f"openvino {found}" if found else f"openvino is missing: {INSTALL}"
+    bytes_ = "" if multiplies_bytes() else "; weights of 8 bits are multiplied in float, for this CPU has no VNNI"
+    if recommended() == "ov":
+        said = f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models"
+        return _check(bool(found), said + bytes_)
+    return _check(True, f"the target ort-fp32 is what this CPU should use; {here}{bytes_}")
+
+
+def _gpu() -> dict[str, Any]:
+    try:
+        gpu = find_gpu()
+    except BundleError as error:
+        return _check(False, f"{error.what}: {error.fix}")
+    return _check(True, f"{gpu.name}, {gpu.arch}, with a driver for CUDA {gpu.cuda}")
+
+
+def _tensorrt() -> dict[str, Any]:
+    """Say which TensorRT is here, for which GPUs it builds targets ``trt-…``, and whether their engines run here."""
+    libraries = list[str]()
+    for kind in installed():
+        try:
+            library = find_library(kind)
+        except BundleError as error:
+            return _check(False, f"{error.what}: {error.fix}")
+        libraries.append(f"{library} builds trt-… for {', '.join(architectures(library)) or 'the GPU that is here'}")
+    if not libraries:
+        return _check(False, f"no TensorRT is installed, which targets trt-… need: {INSTALL_TENSORRT[RTX]}")
+    try:
+        gpu = find_gpu()
+        find_cuda(gpu)
+        runs = f"engines for {gpu.arch} run here"
+    except BundleError as error:
+        runs = f"no engine runs here, and ONNX Runtime takes its place: {error.what}"
+    return _check(True, "; ".join([*libraries, runs]))
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    sampler = load(path)
+    try:
+        check_engine(sampler.target)
+    except BundleError as error:
+        return _check(False, f"{path} is whole and does not run here: {error.what}: {error.fix}")
+    return _check(True, f"{path} is whole and runs here: {sampler.target}, {', '.join(sampler.programs)}")
+
+
+def _check(ok: bool, detail: str) -> dict[str, Any]:
+    return {"ok": ok, "detail": detail}

@@ -1,0 +1,1 @@
+"""Drive a build: its options and its phases."""

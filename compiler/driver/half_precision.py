@@ -1,0 +1,131 @@
+"""Let the graphs of a bundle compute in 16 bits where the target does, but for what float16 does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffc.compiler.analysis.stages import body_of, size
+from diffc.compiler.backends.target import Progress, Target, find_backend
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration, calibrate, read_prompts
+from diffc.compiler.calibration.float16_overflow import HEADROOM, LARGEST, Overflow, overflowing, with_readers
+from diffc.compiler.ir.program import Graph, Program
+from diffc.passes.mixed_precision import mixed_precision
+from diffc.runtime.disk_cache import Cache
+
+
+@dataclass(frozen=True)
+class Half:
+    """Hold the type that a target computes in, and what its range is looked at with."""
+
+    dtype: torch.dtype
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Say whether trajectories are looked at: bfloat16 has float32's range."""
+        return self.dtype == torch.float16
+
+    def applied(
+        self,
+        programs: Sequence[Program],
+        floats: Sequence[Program],
+        tokenizers: Mapping[str, str],
+        source: str,
+        progress: Progress,
+        known: Calibration | None = None,
+    ) -> tuple[tuple[Program, ...], dict[str, Any]]:
+        """Rewrite all programs, and say what stays in float32.
+
+        ``floats`` are the programs before they were quantized, of which the first may have been calibrated already.
+        """
+        texts = {name: text.encode() for name, text in tokenizers.items()}
+        seen = {} if known is None else {known.program.name: known}
+
+        def calibrated(program: Program) -> Calibration:
+            if program.name not in seen:
+                seen[program.name] = calibrate(
+                    next(each for each in floats if each.name == program.name),
+                    texts,
+                    prompts=self.prompts,
+                    seed=self.seed,
+                    source=source,
+                    cache=Cache.default(),
+                    progress=progress,
+                )
+            return seen[program.name]
+
+        looks = calibrated if self.is_calibrated else None
+        made, report = half_precision(programs, looks, self.dtype, progress)
+        prompts = next((each.prompts for each in seen.values()), ()) if self.is_calibrated else ()
+        return made, report | {"prompts": list(prompts)}
+
+
+def asked_half(target: Target, calibration: Path | str | None = None, seed: int = 0) -> Half | None:
+    """Say how a target computes, if not in float32. Raises `BuildError` for a file of prompts that is none."""
+    name = find_backend(target.backend).computes.get(target.precision)
+    if name is None:
+        return None
+    return Half(getattr(torch, name), read_prompts(Path(calibration)) if calibration is not None else (), seed)
+
+
+def half_precision(
+    programs: Sequence[Program], calibrated: Calibrate | None, dtype: torch.dtype, progress: Progress
+) -> tuple[tuple[Program, ...], dict[str, Any]]:
+    """Let graphs with weights compute in ``dtype``, and say what of them stays in float32, as a bundle's report does.
+
+    The arithmetic between them stays in float32: it is little, and its errors add up from step to step. Without
+    ``calibrated`` nothing is looked at.
+    """
+    found = {} if calibrated is None else _overflows(programs, calibrated, progress)
+    made = dict[str, Graph]()
+    for graph in (graph for program in programs for graph in program.graphs if size(graph)):
+        if graph.name not in made:
+            progress(f"convert {graph.name}")
+            wide = with_readers(graph, found.get(graph.name, ()))
+            made[graph.name] = mixed_precision(graph, dtype=dtype, wide=wide)
+    rewritten = (replace(p, graphs=tuple(made.get(graph.name, graph) for graph in p.graphs)) for p in programs)
+    return tuple(rewritten), _report(dtype, found)
+
+
+def _overflows(programs: Sequence[Program], calibrated: Calibrate, progress: Progress) -> dict[str, Sequence[Overflow]]:
+    """Look at each graph in the first program that calls it; one of other shapes alone is as the other is."""
+    found, alike = dict[str, Sequence[Overflow]](), dict[object, str]()
+    for program in programs:
+        for graph in (graph for graph in program.graphs if size(graph) and graph.name not in found):
+            twin = alike.setdefault(_operators(graph), graph.name)
+            if twin != graph.name:
+                found[graph.name] = found[twin]
+                continue
+            calibration = calibrated(program)
+            progress(f"look at the range of {graph.name}")
+            found[graph.name] = overflowing(calibration, program, graph)
+            if found[graph.name]:
+                largest = max(found[graph.name], key=lambda each: each.largest)
+                where = f"{largest.largest:.3g} in {largest.layer or largest.node}"
+                progress(f"keep {len(found[graph.name])} values of {graph.name} in float32: up to {where}")
+    return found
+
+
+def _operators(graph: Graph) -> tuple[str, ...]:
+    """Say what a graph computes, of tensors of any shape."""
+    return graph.component, *(f"{node.name} {node.target}" for node in body_of(graph).graph.nodes)
+
+
+def _report(dtype: torch.dtype, found: Mapping[str, Sequence[Overflow]]) -> dict[str, Any]:
+    largest = dict[tuple[str, str], float]()
+    for graph, overflows in found.items():
+        for each in overflows:
+            key = graph, each.layer or each.node
+            largest[key] = max(each.largest, largest.get(key, 0.0))
+    rows = [{"graph": graph, "layer": layer, "largest": value} for (graph, layer), value in largest.items()]
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "limit": LARGEST / HEADROOM,
+        "wide": sorted(rows, key=lambda row: -float(row["largest"])),
+    }

@@ -1,0 +1,1 @@
+"""Hold what the feature caches share: partitions, schedules, costs."""

@@ -1,0 +1,115 @@
+"""Call a graph once for several steps that differ only in what is known before the loop.
+
+Before:
+    y0 = decoder(features=f, step=s0)
+    y1 = decoder(features=f, step=s1)
+
+After:
+    steps = concat(s0, s1, axis=0)
+    both = decoder_2_steps(features=f, step=steps)
+    y0, y1 = split(both, axis=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import fx, nn
+
+from diffc.compiler.analysis.stages import body_of, denoisers, stages_of_values
+from diffc.compiler.graph.export import export
+from diffc.compiler.ir.program import Graph, Names, Op, Program, Ref, Type, Value
+
+Shared = dict[tuple[str, int, tuple[str, ...]], Graph]
+"""The graphs that were made, by what of: a graph, a number of steps, and the ports that differ between them."""
+
+
+def step_batches(programs: Sequence[Program]) -> tuple[Program, ...]:
+    """Let calls of the denoiser's pieces that are given the same latents be one; programs share the graphs."""
+    graphs, made = {graph.name: graph for graph in denoisers(programs)}, Shared()
+    return tuple(_batched(program, graphs, made) for program in programs)
+
+
+def _batched(program: Program, graphs: Mapping[str, Graph], made: Shared) -> Program:
+    groups = [group for group in _groups(program, graphs) if _differing(group)]
+    firsts = {id(group[0]): group for group in groups}
+    joined = {id(op) for group in groups for op in group[1:]}
+    names, ops, added = Names(program.types()), list[Op](), dict[str, Graph]()
+    for op in program.ops:
+        if id(op) in firsts:
+            group = firsts[id(op)]
+            over = _differing(group)
+            key = (op.operator, len(group), over)
+            made[key] = made.get(key) or _over_steps(graphs[op.operator], len(group), over)
+            added[made[key].name] = made[key]
+            ops += _as_one(group, made[key], over, names)
+        elif id(op) not in joined:
+            ops.append(op)
+    return replace(program, ops=tuple(ops), graphs=(*program.graphs, *added.values())).live()
+
+
+def _groups(program: Program, graphs: Container[str]) -> Iterable[list[Op]]:
+    """Share calls out by the graph and by what they are given; steps are parts of one value, known before the loop."""
+    stages, groups = stages_of_values(program), dict[tuple[object, ...], list[Op]]()
+    steps = {value.name: op.args for op in program.ops if op.operator == "split" for value in op.results}
+    steps = {name: whole for name, whole in steps.items() if "latent" not in stages[name]}
+    for op in program.ops:
+        if op.operator in graphs:
+            given = tuple(steps.get(each.name, each) if isinstance(each, Ref) else each for _, each in op.attrs)
+            groups.setdefault((op.operator, given), []).append(op)
+    return groups.values()
+
+
+def _differing(group: Sequence[Op]) -> tuple[str, ...]:
+    """List the ports that calls of a group give different values to."""
+    return tuple(port for port, given in group[0].attrs if any(op.attr(port) != given for op in group))
+
+
+def _as_one(group: Sequence[Op], graph: Graph, over: Sequence[str], names: Names) -> list[Op]:
+    """Lay what differs side by side, call the graph, and take its results apart."""
+    ops, given = list[Op](), dict(group[0].attrs)
+    types = {port.name: port.type for port in graph.inputs}
+    for port in over:
+        each = tuple(op.attr(port) for op in group)
+        whole = Value(names.new(f"{port}_of_steps_"), types[port])
+        ops.append(Op("concat", each, (("axis", 0),), (), (whole,)))
+        given[port] = Ref(whole.name)
+    results = tuple(Value(names.new(f"{port.name}_of_steps_"), port.type) for port in graph.outputs)
+    ops.append(Op(graph.name, (), tuple(given.items()), (), results))
+    for at, whole in enumerate(results):
+        parts = tuple(op.results[at] for op in group)
+        ops.append(Op("split", (Ref(whole.name),), (("axis", 0),), (), parts))
+    return ops
+
+
+def _over_steps(graph: Graph, count: int, over: tuple[str, ...]) -> Graph:
+    inputs = tuple(_of_steps(port, count) if port.name in over else port for port in graph.inputs)
+    outputs = tuple(_of_steps(port, count) for port in graph.outputs)
+    example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type]
+    name = f"{graph.name}_{count}_steps"
+    dims = tuple(0 if port.name in over else None for port in graph.inputs)
+    body = export(name, _OverSteps(body_of(graph), count, dims), example)
+    return replace(graph, name=name, inputs=inputs, outputs=outputs, body=body)
+
+
+def _of_steps(port: Value, count: int) -> Value:
+    assert port.type is not None
+    first, *rest = port.type.shape
+    return Value(port.name, Type(port.type.dtype, (count * first, *rest)))
+
+
+class _OverSteps(nn.Module):
+    """Compute for several steps, which lie side by side on the first axis of some inputs and of all outputs."""
+
+    def __init__(self, region: fx.GraphModule, count: int, dims: tuple[int | None, ...]) -> None:
+        super().__init__()
+        self.region, self.count, self.dims = region, count, dims
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Give each output of all steps."""
+        pairs = zip(inputs, self.dims, strict=True)
+        given = [x if dim is None else x.reshape(self.count, -1, *x.shape[1:]) for x, dim in pairs]
+        found = torch.vmap(self.region, in_dims=self.dims)(*given)
+        return tuple(y.reshape(-1, *y.shape[2:]) for y in found)

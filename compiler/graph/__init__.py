@@ -1,0 +1,1 @@
+"""Hold captured graphs: their export, their operators and their weights."""

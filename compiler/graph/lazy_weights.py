@@ -1,0 +1,268 @@
+"""Leave weights in the mapped checkpoint until someone reads them, so that a model is never whole in memory.
+
+Loading puts stand-ins into the modules: fake tensors of the type that the model computes with, each of which knows its
+tensor in the file, perhaps of 16 bits. Capture and export see shapes only. Who wants numbers asks for them: `read`
+gives a whole tensor, `Weight.pieces` one slice after the other. Both check what they give.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffc.compiler.errors import LoadError
+from diffc.compiler.tracing.functionalize import is_view
+
+aten = torch.ops.aten
+
+SMALL = 8192
+"""Tensors of no more elements than this are read when they are loaded: constants are folded with them."""
+
+SLICE = 4 << 20
+"""How many elements are read at a time."""
+
+FAKES = FakeTensorMode(allow_non_fake_inputs=True)
+"""The mode of all stand-ins: fake tensors of different modes cannot meet."""
+
+PAGEOUT = 21
+"""``MADV_PAGEOUT`` of Linux: take pages back now; what was changed is kept."""
+
+NARROW = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """Hold a tensor as it is stored and the type that it stands for; what a checkpoint gave says whose it is."""
+
+    source: torch.Tensor
+    dtype: torch.dtype
+    name: str = ""
+    where: str = ""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Say which memory this is and how it is looked at, for as long as the tensor lives."""
+        return self.source.data_ptr(), self.source.shape, self.source.stride(), self.source.dtype
+
+    def pieces(self, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+        """Give all numbers in order, in slices [n] of a type; raise `LoadError` where a checkpoint's are not finite."""
+        for stored in self._slices():
+            yield stored.contiguous().view(-1).to(dtype or self.dtype)
+
+    def read(self) -> torch.Tensor:
+        """Give the whole tensor. What is stored in its own type is not copied: do not write into it."""
+        if self.source.dtype == self.dtype:
+            for _ in self._slices():
+                pass
+            return self.source.detach()
+        made, at = torch.empty(self.source.shape, dtype=self.dtype), 0
+        for piece in self.pieces():
+            made.view(-1)[at : at + len(piece)] = piece
+            at += len(piece)
+        return made
+
+    def permuted(self, axes: Sequence[int]) -> Weight:
+        """Look at the stored tensor with its axes in another order."""
+        return replace(self, source=self.source.permute(*axes))
+
+    def is_zero(self) -> bool:
+        """Say whether there is nothing but zeros."""
+        return not any(bool(stored.any()) for stored in self._slices())
+
+    def _slices(self) -> Iterator[torch.Tensor]:
+        whole = self.source.detach()
+        rows = whole.view(-1) if whole.is_contiguous() else whole
+        size = max(1, SLICE * len(rows) // max(1, rows.numel()))
+        for stored in torch.split(rows, size):
+            self._check(stored)
+            yield stored
+            if rows.dim() == 1:
+                _release(stored)
+        _release(whole)
+
+    def _check(self, stored: torch.Tensor) -> None:
+        if not self.where or not stored.is_floating_point() or not stored.numel():
+            return
+        low, high = stored.float().aminmax() if stored.itemsize == 1 else stored.aminmax()
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            bad = int(self.source.isfinite().logical_not().sum())
+            what = f"{self.name} has {bad} of {self.source.numel()} numbers that are NaN or infinite"
+            fix = "get the checkpoint again, or in a format with a wider range"
+            raise LoadError(what, where=self.where, fix=fix)
+
+
+class StandIn(FakeTensor):
+    """Stand for a weight in a module: it has a type, and numbers only for who reads its ``stored``."""
+
+    stored: Weight
+
+
+def read(tensor: torch.Tensor) -> torch.Tensor:
+    """Give the real tensor that a stand-in stands for; any other is itself. Do not write into it."""
+    return tensor.stored.read() if isinstance(tensor, StandIn) else tensor
+
+
+def weight_of(tensor: torch.Tensor) -> Weight:
+    """Give what a stand-in stands for, or say the same of a real tensor."""
+    return tensor.stored if isinstance(tensor, StandIn) else Weight(tensor, tensor.dtype)
+
+
+def release(tensor: torch.Tensor) -> None:
+    """Let the memory go that a weight of a checkpoint takes, until someone reads it again."""
+    if isinstance(tensor, StandIn):
+        _release(tensor.stored.source.detach())
+
+
+def stand_in(weight: Weight) -> StandIn:
+    """Make a stand-in, laid out as the stored tensor is."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        source = weight.source
+        meta = torch.empty_strided(source.shape, source.stride(), dtype=weight.dtype, device="meta")
+        made = StandIn(FAKES, meta, torch.device("cpu"))
+    made.stored = weight
+    return made
+
+
+def channels(weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Take some input channels of a weight, as a stand-in: what is stored is not copied."""
+    whole = weight_of(weight)
+    return _like(weight, stand_in(replace(whole, source=whole.source[:, first:last])))
+
+
+class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Let conversions to a wider type, and views of what they give, wait until someone reads them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        first: Any = args[0] if args else None
+        if isinstance(first, StandIn):
+            if func._schema.is_mutable:
+                raise RuntimeError(f"{func} writes into a weight while it is loaded")
+            if is_view(func) or func.namespace == "prim":  # prim asks where a tensor is
+                taken = func(first.stored.source, *args[1:], **kwargs)
+                return pytree.tree_map_only(torch.Tensor, lambda t: stand_in(replace(first.stored, source=t)), taken)
+        if _only_converts(func, first, kwargs):
+            return stand_in(replace(weight_of(first), dtype=kwargs.get("dtype") or first.dtype))
+        args, kwargs = pytree.tree_map_only(StandIn, read, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _only_converts(func: Any, tensor: Any, kwargs: dict[str, Any]) -> bool:
+    """Say whether an operator gives the same numbers, of a checkpoint's tensor, in another type or layout."""
+    if func is aten.clone.default:
+        return isinstance(tensor, StandIn)
+    if func is not aten._to_copy.default or str(kwargs.get("device") or "cpu") != "cpu":
+        return False
+    given, wanted = tensor.dtype, kwargs.get("dtype") or tensor.dtype
+    narrow = tensor.device.type == "cpu" and given in NARROW and tensor.numel() > SMALL
+    return wanted == torch.float32 and (narrow or isinstance(tensor, StandIn))
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Load in this block without converting: large weights of 16 bits become stand-ins of 32."""
+    variable = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers would convert in threads, which no mode reaches
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        with _Postpone():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        os.environ.pop(variable) if before is None else os.environ.update({variable: before})
+
+
+def lend(component: str, module: nn.Module, where: str) -> None:
+    """Put stand-ins in the place of a loaded module's large weights; small ones are read, and checked.
+
+    Raises `LoadError` where a number is not finite, now or when it is read, and where all weights are zero.
+    """
+    weights = dict[str, Weight]()
+    names = {id(t): f"{component}.{key}" for key, t in module.state_dict(keep_vars=True).items()}
+    made = dict[int, torch.Tensor]()
+    for table, key, tensor in _tensors(module):
+        if id(tensor) not in names or not tensor.is_floating_point():
+            continue
+        if id(tensor) not in made:
+            weight = replace(weight_of(tensor), name=names[id(tensor)], where=where)
+            weights[weight.name] = weight
+            made[id(tensor)] = _like(tensor, stand_in(weight) if tensor.numel() > SMALL else weight.read())
+        table[key] = made[id(tensor)]
+    small_first = sorted(weights.values(), key=lambda weight: weight.source.numel())
+    if small_first and all(weight.is_zero() for weight in small_first):
+        fix = "get the checkpoint again: space was reserved for it, but nothing written"
+        raise LoadError(f"every weight of {component} is zero", where=where, fix=fix)
+
+
+def settle(module: nn.Module) -> None:
+    """Put the real tensors in the place of all stand-ins: the module can run, and is whole in memory."""
+    made = dict[int, torch.Tensor]()
+    for table, key, tensor in _tensors(module):
+        if isinstance(tensor, StandIn):
+            if id(tensor) not in made:
+                made[id(tensor)] = _like(tensor, read(tensor))
+            table[key] = made[id(tensor)]
+
+
+def bytes_to_settle(module: nn.Module) -> int:
+    """Say how much memory `settle` takes: what is stored in the type that it stands for stays in the file."""
+    lent = {id(t): t for _, _, t in _tensors(module) if isinstance(t, StandIn) and t.stored.source.dtype != t.dtype}
+    return sum(tensor.numel() * tensor.itemsize for tensor in lent.values())
+
+
+@contextmanager
+def settled(module: nn.Module) -> Iterator[None]:
+    """Let a module run in this block: whole in memory, which takes it back at the end, whoever holds the module."""
+    lent = [(table, key, tensor) for table, key, tensor in _tensors(module) if isinstance(tensor, StandIn)]
+    settle(module)
+    try:
+        yield
+    finally:
+        for table, key, tensor in lent:
+            table[key] = tensor
+        if _TRIM is not None:
+            _TRIM(0)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for key, tensor in list(table.items()):
+                if tensor is not None:
+                    yield table, key, tensor
+
+
+def _like(before: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Make a parameter of a tensor that takes a parameter's place."""
+    if isinstance(before, nn.Parameter) and isinstance(tensor, StandIn):
+        tensor._is_param = True
+    elif isinstance(before, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    return tensor
+
+
+def _release(tensor: torch.Tensor) -> None:
+    """Let the pages of a mapped file go that a tensor lies in. Where the system cannot, they stay until it must."""
+    if _MADVISE is None or not tensor.numel():
+        return
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    length = tensor.data_ptr() + (last + 1) * tensor.itemsize - start
+    _MADVISE(ctypes.c_void_p(start), ctypes.c_size_t(length), PAGEOUT)
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_MADVISE = getattr(_LIBC, "madvise", None)
+_TRIM = getattr(_LIBC, "malloc_trim", None)
+"""Gives free memory back to the system, which glibc keeps between pieces that are in use."""

@@ -1,0 +1,1 @@
+"""Hold programs: what they are, their text, their rules and their meaning."""

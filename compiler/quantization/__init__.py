@@ -1,0 +1,1 @@
+"""Hold what the techniques of quantization share: formats, plans, scales, errors."""

@@ -1,0 +1,86 @@
+"""Define the operators that a quantized graph holds: what they mean in PyTorch is what every engine must compute.
+
+Back ends translate them: to QuantizeLinear and DequantizeLinear, or to what their engine computes in few bits.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from diffc.compiler.quantization.formats import FORMATS, Spec, parse_spec, spread
+
+
+@torch.library.custom_op("diffc::dequantize", mutates_args=())
+def dequantize(
+    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
+) -> torch.Tensor:
+    """Give ``scale * (codes - zero)`` as ``dtype``, in the shape of the codes.
+
+    Scale and zero are [1], [rows], or with groups [rows, groups].
+    """
+    values = FORMATS[form].decode(codes)
+    if zero is not None:
+        values = values - spread(zero.float(), codes.shape, group)
+    return (values * spread(scale.float(), codes.shape, group)).to(dtype)
+
+
+@dequantize.register_fake
+def _(
+    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
+) -> torch.Tensor:
+    return torch.empty(codes.shape, dtype=dtype)
+
+
+@torch.library.custom_op("diffc::fake_quantize", mutates_args=())
+def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, form: str) -> torch.Tensor:
+    """Round an activation to a grid, with one scale and zero point [1] for all of it.
+
+    A tie goes to the even number before the zero point is added, as in ONNX's QuantizeLinear.
+    """
+    grid, factor = FORMATS[form], scale.to(_wide(x))
+    scaled = x.to(_wide(x)) / factor
+    if zero is None:
+        return (grid.round(scaled) * factor).to(x.dtype)
+    codes = (scaled.round() + zero.float()).clamp(grid.lowest, grid.highest)
+    return ((codes - zero.float()) * factor).to(x.dtype)
+
+
+@fake_quantize.register_fake
+def _(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, form: str) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype)
+
+
+@torch.library.custom_op("diffc::fake_quantize_groups", mutates_args=())
+def fake_quantize_groups(x: torch.Tensor, spec: str) -> torch.Tensor:
+    """Round an activation [..., channels] to a grid with a scale for each group of channels, from their largest."""
+    found = parse_spec(spec)
+    assert found is not None
+    rows = x.reshape(-1, x.shape[-1]).to(_wide(x))
+    scale = spread(group_scales(found, rows), rows.shape, found.group)
+    return (found.format.round(rows / scale) * scale).reshape(x.shape).to(x.dtype)
+
+
+@fake_quantize_groups.register_fake
+def _(x: torch.Tensor, spec: str) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype)
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """Say in which type numbers are rounded to a grid: halves are as engines widen them."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def group_scales(spec: Spec, rows: torch.Tensor) -> torch.Tensor:
+    """Give the scales [rows, groups] that let the largest number of each group be the grid's largest.
+
+    A scale that is stored as a power of two is the largest number's, over the grid's, as OCP MX 1.0, section 6.3, says.
+    """
+    padded = torch.nn.functional.pad(rows.abs(), (0, -rows.shape[1] % spec.group))
+    largest = padded.reshape(len(rows), -1, spec.group).amax(-1)
+    scale = largest / spec.format.highest
+    if spec.scale == "e8m0":
+        top = torch.tensor(spec.format.highest).frexp().exponent
+        scale = torch.ldexp(torch.ones(largest.shape), largest.frexp().exponent - top)
+    elif spec.scale in FORMATS:
+        scale = FORMATS[spec.scale].round(scale)
+    return torch.where(scale > 0, scale, 1.0)

@@ -1,0 +1,274 @@
+"""Plan how the layers of a bundle's graphs are quantized: data that passes rewrite.
+
+A layer is a weight and the operators that read it, in whatever graphs: those with and without guidance share it. A
+`Plan` starts with a `Scheme` for each layer and nothing known; the passes of ``diffc.passes.quantize`` find ranges,
+move outliers, and round. `diffc.compiler.quantization.apply_plan.applied` then writes the plan into the programs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from diffc.compiler.analysis.stages import body_of, size
+from diffc.compiler.calibration.calibrate import Calibration, Sample, watch
+from diffc.compiler.errors import CalibrationError
+from diffc.compiler.graph.lazy_weights import read
+from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.quantization.formats import Scheme, Spec, spread
+from diffc.compiler.quantization.observers import Statistics
+
+aten = torch.ops.aten
+
+KINDS = {
+    aten.linear.default: "linear",
+    aten.conv1d.default: "conv",
+    aten.conv2d.default: "conv",
+    aten.conv3d.default: "conv",
+    aten.embedding.default: "embedding",
+    aten.scaled_dot_product_attention.default: "attention",
+}
+"""The operators that are quantized."""
+
+Tensors = tuple[torch.Tensor, ...]
+
+SMALLEST = 512
+"""Weights of fewer numbers stay as they are: there is nothing to save."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Point to an operator in a graph."""
+
+    graph: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Hold a rounded weight: codes in its shape as the format stores them, scales and zeros [rows] or [rows, groups].
+
+    Where the scales are themselves rounded, ``outer`` is the scale of the scales: scale = outer * stored.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None = None
+    outer: torch.Tensor | None = None
+
+    def value(self, spec: Spec) -> torch.Tensor:
+        """Give the weight that this stands for."""
+        scale = self.scale if self.outer is None else self.scale * self.outer.reshape(-1, 1)
+        offset = 0.0 if self.zero is None else spread(self.zero, self.codes.shape, spec.group)
+        return (spec.format.decode(self.codes) - offset) * spread(scale, self.codes.shape, spec.group)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Hold what is known of one layer: its weight, where it is read, its scheme, and what passes have found.
+
+    ``low`` and ``high`` are the ranges of its inputs, [inputs, 1] or with step-indexed scales [inputs, steps], and
+    ``bounds`` that of its output. ``smoothing`` [channels] multiplies the input, and divides the weight. ``branch`` is
+    a pair of matrices [rank, channels * kernel] and [rows, rank], computed beside the weight and subtracted from it.
+    ``shift`` [rows] is added to the output, as a part of the bias. ``options`` is what a convolution takes after its
+    bias. Of a layer that is ``asked`` for, a user chose the scheme.
+    """
+
+    name: str
+    component: str
+    kind: str
+    sites: tuple[Site, ...]
+    weight: torch.Tensor | None = None
+    groups: int = 1
+    options: tuple[Any, ...] = ()
+    scheme: Scheme = Scheme()
+    asked: bool = False
+    low: torch.Tensor | None = None
+    high: torch.Tensor | None = None
+    bounds: tuple[float, float] | None = None
+    smoothing: torch.Tensor | None = None
+    branch: tuple[torch.Tensor, torch.Tensor] | None = None
+    rounded: Rounded | None = None
+    shift: torch.Tensor | None = None
+
+    @property
+    def axis(self) -> int:
+        """Give the axis of the input's channels."""
+        return 1 if self.kind == "conv" else -1
+
+    def matrix(self, every: int = 1) -> torch.Tensor:
+        """Give what is to be rounded, as float32 in the weight's shape: smoothed, and without the low-rank branch.
+
+        With ``every`` it is that of one in so many outputs, from the first on.
+        """
+        assert self.weight is not None
+        weight = read(self.weight).detach()[::every].float()
+        if self.smoothing is not None:
+            weight = weight / self.smoothing.reshape(1, -1, *[1] * (weight.dim() - 2))
+        if self.branch is not None:
+            down, up = self.branch
+            weight = weight - (up[::every] @ down).reshape(weight.shape)
+        return weight
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold the programs of a bundle, what calibration saw, and a plan for each layer."""
+
+    programs: tuple[Program, ...]
+    layers: tuple[Layer, ...]
+    calibration: Calibration
+
+    @staticmethod
+    def of(programs: Sequence[Program], calibration: Calibration, scheme: Callable[[Layer], Scheme]) -> Plan:
+        """Find the layers of the programs and give each its scheme."""
+        found = tuple(replace(layer, scheme=scheme(layer)) for layer in find_layers(programs))
+        return Plan(tuple(programs), found, calibration)
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """Map the names of all graphs with weights to them."""
+        return {graph.name: graph for program in self.programs for graph in program.graphs if size(graph)}
+
+    def steps(self, layer: Layer) -> int:
+        """Count the calls of a layer's graph in a trajectory; of several graphs, those of the one called most."""
+        graphs = {site.graph for site in layer.sites}
+        return max((sample.of for sample in self.calibration.samples if sample.graph in graphs), default=1)
+
+    def mapped(self, change: Callable[[Layer], Layer], where: Callable[[Layer], bool] = lambda _: True) -> Plan:
+        """Change some layers."""
+        return replace(self, layers=tuple(change(layer) if where(layer) else layer for layer in self.layers))
+
+    def watch(
+        self,
+        layers: Sequence[Layer],
+        visit: Callable[[Layer, Tensors, torch.Tensor, Sample], None],
+        samples: Callable[[Sample], bool] = lambda _: True,
+    ) -> None:
+        """Show what reaches layers in the samples, after their smoothing, and what they give; nothing is kept.
+
+        Raises `CalibrationError` naming the layer and the step where NaN or infinity does.
+        """
+        for graph in self.graphs.values():
+            at = {site.node: layer for layer in layers for site in layer.sites if site.graph == graph.name}
+            chosen = [sample for sample in self.calibration.of(graph) if samples(sample)]
+            if not at or not chosen:
+                continue
+
+            def seen(node: fx.Node, inputs: Tensors, output: torch.Tensor, sample: Sample, at: Any = at) -> None:
+                layer = at[node.name]
+                if not all(_is_finite(x) for x in inputs if x.is_floating_point()):
+                    where = f"step {sample.step + 1} of {sample.of}"
+                    fix = "keep the layer in float in a recipe, or calibrate with other prompts"
+                    raise CalibrationError(f"NaN or infinity reaches {layer.name}", where=where, fix=fix)
+                visit(layer, tuple(smoothed(layer, x) for x in inputs), output, sample)
+
+            watch(graph, chosen, {name: _inputs(layer) for name, layer in at.items()}, seen)
+
+    def statistics(self, layers: Sequence[Layer]) -> dict[str, list[Statistics]]:
+        """Gather statistics of every input of layers, and last of an output that is quantized, by their names."""
+        made: dict[str, list[Statistics]] = {}
+
+        def visit(layer: Layer, inputs: Tensors, output: torch.Tensor, sample: Sample) -> None:
+            tensors = inputs if layer.scheme.output is None else (*inputs, output)
+            if layer.name not in made:
+                made[layer.name] = [Statistics(self.steps(layer), layer.axis) for _ in tensors]
+            for statistics, x in zip(made[layer.name], tensors, strict=True):
+                statistics.add(x, sample.nearest(statistics.steps))
+
+        self.watch(layers, visit)
+        return made
+
+
+def _is_finite(x: torch.Tensor) -> bool:
+    return all(bool(end.isfinite()) for end in x.aminmax())
+
+
+def _inputs(layer: Layer) -> Sequence[int]:
+    return (0, 1, 2) if layer.kind == "attention" else (0,)
+
+
+def smoothed(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """Multiply an input's channels with what smoothing took from the weight's."""
+    if layer.smoothing is None:
+        return x
+    return x * layer.smoothing.reshape(-1, *[1] * (x.dim() - 2) if layer.axis == 1 else [])
+
+
+def for_all_steps(layer: Layer) -> Layer:
+    """Let a layer with scales for single steps have one for all, which is yet to be found."""
+    spec = layer.scheme.activation
+    if spec is None or spec.when != "step":
+        return layer
+    return replace(layer, scheme=replace(layer.scheme, activation=replace(spec, when="static")), low=None, high=None)
+
+
+def find_layers(programs: Sequence[Program]) -> list[Layer]:
+    """List the layers of all graphs: operators of one kind that read one weight alone, and attention."""
+    found: dict[tuple[str, str], Layer] = {}
+    for graph in {g.name: g for program in programs for g in program.graphs if size(g)}.values():
+        body = body_of(graph)
+        for node in body.graph.nodes:
+            kind = KINDS.get(node.target)
+            if kind is None:
+                continue
+            name, weight = _name(graph, node, kind, body)
+            if name is None or (weight is not None and weight.numel() < SMALLEST):
+                continue
+            site = Site(graph.name, node.name)
+            known = found.get((graph.component, name))
+            if known is not None:
+                found[graph.component, name] = replace(known, sites=(*known.sites, site))
+                continue
+            groups = node.args[6] if kind == "conv" and len(node.args) > 6 else 1
+            options = tuple(node.args[3:]) if kind == "conv" else ()
+            found[graph.component, name] = Layer(
+                f"{graph.component}.{name}", graph.component, kind, (site,), weight, groups=groups, options=options
+            )
+    return list(found.values())
+
+
+def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple[str | None, torch.Tensor | None]:
+    """Name a layer by its weight; attention by its module and place."""
+    if kind == "attention":
+        return node.name, None
+    place = 0 if kind == "embedding" else 1
+    source = node.args[place]
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        return None, None
+    readers: Any = source.users
+    if any(KINDS.get(user.target) != kind or user.args[place] is not source for user in readers):
+        return None, None
+    weight = operator.attrgetter(str(source.target))(body)
+    return str(source.target).removeprefix("region.").removeprefix("module.").removesuffix(".weight"), weight
+
+
+def shared_out(layers: Sequence[Layer], gigabytes: Callable[[Layer], float], memory: float) -> Iterator[list[Layer]]:
+    """Share layers out into runs that fit into so many gigabytes, each of one layer at least."""
+    some, used = list[Layer](), 0.0
+    for layer in layers:
+        wanted = gigabytes(layer)
+        if some and used + wanted > memory:
+            yield some
+            some, used = [], 0.0
+        some.append(layer)
+        used += wanted
+    if some:
+        yield some
+
+
+def scale_and_zero(spec: Spec, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Give the scales, and for codes without a sign the zero points, that let a grid cover ranges."""
+    grid = spec.format
+    if not spec.is_affine:
+        largest = torch.maximum(low.abs(), high.abs())
+        return torch.where(largest > 0, largest / grid.highest, 1.0), None
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = (high - low) / (grid.highest - grid.lowest)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return scale, (grid.lowest - low / scale).round().clamp(grid.lowest, grid.highest)

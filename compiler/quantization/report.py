@@ -1,0 +1,150 @@
+"""Measure what quantization cost: the error of each layer, how pictures drift from step to step, the worst prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from diffc.compiler.backends.target import Progress
+from diffc.compiler.calibration.calibrate import Calibration, Drawing, Sample, given, watch
+from diffc.compiler.commands.compare import psnr, sqnr
+from diffc.compiler.errors import BuildError
+from diffc.compiler.quantization.plan import Layer, Plan, smoothed
+from diffc.compiler.quantization.scales import quantized_activation
+from diffc.runtime.bundle.open import open_bundle
+from diffc.runtime.interpreter import Interpreter, linear
+from diffc.runtime.program.program import Op
+
+PROMPTS = 4
+"""How many of the calibrated prompts are drawn with the bundle."""
+
+CALLS = 6
+"""In how many calls of a graph a layer's error is measured."""
+
+WORST = 5
+"""How many layers an error names."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Hold a layer's scheme, as text, and the ratio in dB of its output to what quantizing it alone changes."""
+
+    name: str
+    weight: str
+    activation: str
+    sqnr: float
+
+
+def layer_errors(plan: Plan) -> list[LayerError]:
+    """Measure every quantized layer with a weight, on float inputs; the worst come first."""
+    signal, noise = dict[str, float](), dict[str, float]()
+    for graph in plan.graphs.values():
+        at = {s.node: layer for layer in plan.layers if layer.rounded for s in layer.sites if s.graph == graph.name}
+        at = {node: layer for node, layer in at.items() if layer.kind != "embedding"}
+        samples = plan.calibration.of(graph)
+
+        def seen(node: fx.Node, inputs: tuple[Any, ...], output: torch.Tensor, sample: Sample, at: Any = at) -> None:
+            layer = at[node.name]
+            made = _output(layer, node, inputs[0], inputs[1], sample)
+            signal[layer.name] = signal.get(layer.name, 0.0) + _power(output)
+            noise[layer.name] = noise.get(layer.name, 0.0) + _power(made - output)
+
+        if samples and at:
+            watch(graph, samples[:: math.ceil(len(samples) / CALLS)], dict.fromkeys(at, (0, 2)), seen)
+    schemes = {layer.name: layer.scheme for layer in plan.layers}
+    found = [
+        LayerError(
+            name,
+            str(schemes[name].weight or "float"),
+            str(schemes[name].activation or "float"),
+            10 * math.log10(signal[name] / noise[name]) if noise[name] and signal[name] else 200.0,
+        )
+        for name in signal
+    ]
+    return sorted(found, key=lambda error: error.sqnr)
+
+
+def _power(x: torch.Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))
+
+
+def _output(layer: Layer, node: Any, x: torch.Tensor, bias: Any, sample: Sample) -> torch.Tensor:
+    """Compute a layer as the plan says."""
+    options = node.args[3:]
+    x = smoothed(layer, x)
+    assert layer.rounded is not None and layer.scheme.weight is not None
+    weight = layer.rounded.value(layer.scheme.weight)
+    made: torch.Tensor = node.target(quantized_activation(layer, x, sample), weight, bias, *options)
+    if layer.shift is not None:
+        made = made + layer.shift.reshape(-1, *[1] * (made.dim() - 2) if layer.axis == 1 else [])
+    if layer.branch is not None:
+        branch = (layer.branch[1] @ layer.branch[0]).reshape(weight.shape)
+        made = made + node.target(x, branch, None, *options)
+    return made
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Hold, for one prompt, the ratio in dB of the latents to their error after each step, and the picture's PSNR."""
+
+    prompt: str
+    steps: tuple[float, ...]
+    psnr: float
+
+
+def drift(bundle: Path, calibration: Calibration, progress: Progress) -> list[Drift]:
+    """Draw calibrated prompts with a bundle, from the same noise, and compare each step with the float program's."""
+    opened = open_bundle(bundle)
+    program, interpreter = opened.programs[calibration.program.name], Interpreter(opened)
+    scalars = {name: default for name, default in program.scalars.items() if default is not None}
+    found = []
+    for drawing in calibration.drawings[:PROMPTS]:
+        progress(f"measure {drawing.prompt}")
+        steps = list[np.ndarray[Any, Any]]()
+
+        def on_step(op: Op, values: Mapping[str, Any], steps: list[Any] = steps) -> None:
+            steps.append(linear(op, values, scalars))
+
+        texts, noises = given(calibration.program, drawing.prompt, drawing.seed)
+        made = interpreter.run(program, texts | noises, scalars, on_step=on_step)
+        picture = np.asarray(made[program.outputs[0]])
+        ratios = [sqnr(a, b.numpy()) for a, b in zip(steps, drawing.steps, strict=True)]
+        found.append(Drift(drawing.prompt, tuple(ratios), _psnr(picture, drawing)))
+    return sorted(found, key=lambda each: each.psnr)
+
+
+def _psnr(picture: Any, drawing: Drawing) -> float:
+    wanted = drawing.output.numpy()
+    in_range = wanted.min() >= 0 and wanted.max() <= 1
+    return psnr(picture, wanted, 1.0 if in_range else float(np.abs(wanted).max()))
+
+
+def report(errors: Sequence[LayerError], drifts: Sequence[Drift], plan: Plan, notes: Sequence[str]) -> dict[str, Any]:
+    """Say it all as the manifest does."""
+    return {
+        "calibration": {
+            "prompts": len(plan.calibration.prompts),
+            "seed": plan.calibration.seed,
+            "digest": plan.calibration.digest,
+        },
+        "psnr": min((each.psnr for each in drifts), default=None),
+        "drift": [asdict(each) for each in drifts],
+        "layers": [asdict(each) for each in errors],
+        "notes": list(notes),
+    }
+
+
+def check(errors: Sequence[LayerError], drifts: Sequence[Drift], least: float) -> None:
+    """Raise `BuildError` naming the layers that cost most where a picture misses what was asked for."""
+    if drifts and drifts[0].psnr < least:
+        worst = ", ".join(f"{error.name} ({error.sqnr:.1f} dB)" for error in errors[:WORST])
+        what = f"the picture of {drifts[0].prompt!r} has {drifts[0].psnr:.1f} dB, below --min-psnr {least:g}"
+        fix = "choose more bits, another --quant, or more bits for these layers in a --recipe"
+        raise BuildError(what, where=f"the worst layers: {worst}", fix=fix)

@@ -1,0 +1,221 @@
+"""Choose ranges of activations and scales of weights, and round to nearest: what every method starts from.
+
+Source: ranges by percentile and by divergence, Migacz, "8-bit Inference with TensorRT", GTC 2017; by squared error,
+        Banner et al., "Post-training 4-bit Quantization of Convolution Networks for Rapid-Deployment", NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.quantization.formats import FORMATS, Spec, spread
+from diffc.compiler.quantization.observers import Histogram, Statistics
+from diffc.compiler.quantization.ops import fake_quantize, fake_quantize_groups
+from diffc.compiler.quantization.plan import Layer, Rounded, scale_and_zero
+
+PERCENTILE = 0.9999
+"""The part of all numbers that a percentile range covers on each side."""
+
+RATIOS = torch.linspace(0.35, 1.0, 27)
+"""How much of the full range a search tries."""
+
+LEVELS = 128
+"""Into how many parts Migacz divides what is left, to compare distributions."""
+
+METHODS = ("minmax", "percentile", "mse", "kl")
+
+
+def needs_range(layer: Layer) -> bool:
+    """Say whether inputs or the output of a layer need a range, and have none."""
+    specs = (layer.scheme.activation, layer.scheme.values)
+    known = [spec for spec in specs if spec is not None and spec.when != "dynamic" and spec.per != "group"]
+    return layer.low is None and (layer.scheme.output is not None or bool(known))
+
+
+def ranged(layer: Layer, statistics: Sequence[Statistics], by: str) -> Layer:
+    """Set the ranges that a layer's scheme asks for, from what `Plan.statistics` gives."""
+    output = layer.scheme.output
+    inputs = statistics if output is None else statistics[:-1]
+    specs = [layer.scheme.of_input(at) for at in range(len(inputs))]
+    if any(spec is not None and spec.when != "dynamic" for spec in specs):
+        found = torch.tensor([_ranges(each, spec, by) for each, spec in zip(inputs, specs, strict=True)])
+        layer = replace(layer, low=found[..., 0], high=found[..., 1])
+    if output is not None:
+        layer = replace(layer, bounds=activation_range(statistics[-1].all(), output, by))
+    return layer
+
+
+def _ranges(statistics: Statistics, spec: Spec | None, by: str) -> list[tuple[float, float]]:
+    """Give a range, or one for each step; a step that no sample shows has that of all, what stays in float its own."""
+    whole = statistics.all()
+    if spec is None:
+        return [(whole.low, whole.high)]
+    if spec.when != "step":
+        return [activation_range(whole, spec, by)]
+    return [activation_range(each if each.limit else whole, spec, by) for each in statistics.histograms]
+
+
+def activation_range(histogram: Histogram, spec: Spec, by: str) -> tuple[float, float]:
+    """Give the range of an activation that a scale is chosen for; numbers beyond it are cut off."""
+    low, high = histogram.low, histogram.high
+    if low >= high:
+        return low, high
+    if by == "percentile":
+        low, high = _percentile(histogram)
+    elif by == "kl":
+        low, high = _divergence(histogram)
+    elif by == "mse":
+        low, high = _least_error(histogram, spec)
+    return low, high
+
+
+def _percentile(histogram: Histogram) -> tuple[float, float]:
+    total, centres = histogram.counts.cumsum(0) / histogram.counts.sum(), histogram.centres()
+    last = len(centres) - 1
+    low = centres[min(last, int(torch.searchsorted(total, 1 - PERCENTILE)))]
+    high = centres[min(last, int(torch.searchsorted(total, PERCENTILE)))]
+    return max(histogram.low, float(low)), min(histogram.high, float(high))
+
+
+def _least_error(histogram: Histogram, spec: Spec) -> tuple[float, float]:
+    """Try parts of the range on either side, and keep the one with the least squared error."""
+    used = histogram.counts > 0
+    x, counts = histogram.centres()[used].float(), histogram.counts[used].float()
+    low = RATIOS * min(histogram.low, 0.0)
+    high = RATIOS * max(histogram.high, 0.0)
+    if not spec.is_affine:
+        high = RATIOS * max(-histogram.low, histogram.high)
+        low = -high
+    pairs = torch.cartesian_prod(low, high) if spec.is_affine else torch.stack([low, high], 1)
+    scale, zero = scale_and_zero(spec, pairs[:, :1], pairs[:, 1:])
+    offset = torch.zeros(()) if zero is None else zero
+    errors = (counts * ((spec.format.round(x / scale + offset) - offset) * scale - x) ** 2).sum(1)
+    best = pairs[int(errors.argmin())]
+    return float(best[0]), float(best[1])
+
+
+def _divergence(histogram: Histogram) -> tuple[float, float]:
+    """Choose the largest magnitude whose cut distribution, in few levels, is nearest to the whole one."""
+    half = len(histogram.counts) // 2
+    counts = histogram.counts[half:] + histogram.counts[:half].flip(0)
+    best, least = half, float("inf")
+    for kept in range(LEVELS, half + 1, max(1, (half - LEVELS) // 64)):
+        wanted = counts[:kept].clone()
+        wanted[-1] += counts[kept:].sum()
+        level = torch.arange(kept) * LEVELS // kept
+        full = (counts[:kept] > 0).double()
+        sums = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, counts[:kept])
+        sizes = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, full)
+        made = (sums / sizes.clamp(min=1))[level] * full
+        p, q = wanted / wanted.sum(), made / made.sum().clamp(min=1e-30)
+        where = p > 0
+        found = float((p[where] * (p[where] / q[where].clamp(min=1e-12)).log()).sum())
+        best, least = (kept, found) if found < least else (best, least)
+    largest = histogram.limit * best / half
+    return max(histogram.low, -largest), min(histogram.high, largest)
+
+
+def weight_scales(weight: torch.Tensor, spec: Spec, by: str) -> Rounded:
+    """Choose the scales of a weight, by its largest numbers or by least squared error, and round it to nearest."""
+    groups = _groups(weight, spec)
+    low, high = groups.amin(-1), groups.amax(-1)
+    # Scales of scales are those of the full range, so that each scale can be chosen for itself.
+    outer = _outer(spec, scale_and_zero(spec, low, high)[0])
+    if by != "mse":
+        return _nearest(weight, spec, low, high, outer)
+    least = torch.full(groups.shape[:-1], float("inf"))
+    kept = torch.ones_like(least)
+    for ratio in RATIOS:
+        made = _nearest(weight, spec, low * ratio, high * ratio, outer)
+        error = ((_groups(made.value(spec), spec) - groups) ** 2).sum(-1)
+        kept = torch.where(error < least, ratio, kept)
+        least = torch.minimum(error, least)
+    return _nearest(weight, spec, low * kept, high * kept, outer)
+
+
+def round_nearest(weight: torch.Tensor, spec: Spec, like: Rounded) -> Rounded:
+    """Round another weight with the scales of one that was rounded."""
+    scale = like.scale if like.outer is None else like.scale * like.outer.reshape(-1, 1)
+    each = spread(scale, weight.shape, spec.group)
+    offset = 0.0 if like.zero is None else spread(like.zero, weight.shape, spec.group)
+    codes = spec.format.encode(spec.format.round(weight / each + offset))
+    return Rounded(codes, like.scale, like.zero, like.outer)
+
+
+def takes_factors(spec: Spec) -> bool:
+    """Say whether each row of a weight has scales of its own that can be multiplied with any number."""
+    return spec.per != "tensor" and (spec.scale not in FORMATS or FORMATS[spec.scale].is_integer)
+
+
+def rows_scaled(rounded: Rounded, spec: Spec, factor: torch.Tensor) -> Rounded:
+    """Multiply the rows of a weight by factors [rows], which its scales take in."""
+    if rounded.outer is not None:
+        return replace(rounded, outer=_half(rounded.outer * factor))
+    scale = rounded.scale * factor.reshape(-1, *[1] * (rounded.scale.dim() - 1))
+    return replace(rounded, scale=_half(scale) if spec.scale == "float16" else scale)
+
+
+def _nearest(
+    weight: torch.Tensor, spec: Spec, low: torch.Tensor, high: torch.Tensor, outer: torch.Tensor | None
+) -> Rounded:
+    scale, zero = scale_and_zero(spec, low, high)
+    if spec.scale == "float16":
+        scale = _half(scale)
+    elif outer is not None:
+        scale = _scales_of_scales(spec, scale, outer)
+    return round_nearest(weight, spec, Rounded(weight, scale, zero, outer))
+
+
+def _outer(spec: Spec, scale: torch.Tensor) -> torch.Tensor | None:
+    """Give the scales of scales: one for each row where those are whole numbers, else one for all."""
+    if spec.scale not in FORMATS:
+        return None
+    form = FORMATS[spec.scale]
+    if spec.scale == "e8m0":
+        return torch.ones(1)
+    return _half(scale.amax(-1) / form.highest) if form.is_integer else (scale.amax() / form.highest).reshape(1)
+
+
+def _half(scale: torch.Tensor) -> torch.Tensor:
+    """Give scales as 16 bits hold them, and not zero."""
+    return scale.half().float().clamp(min=2.0**-24)
+
+
+def _scales_of_scales(spec: Spec, scale: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+    form = FORMATS[spec.scale]
+    if spec.scale == "e8m0":
+        return torch.exp2(torch.log2(scale).ceil())
+    each = scale / outer.reshape(-1, 1)
+    return each.round().clamp(1, form.highest) if form.is_integer else form.round(each).clamp(min=2.0**-9)
+
+
+def quantized_activation(layer: Layer, x: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Give a layer's input as the quantized layer reads it; as it is, where its range is not known."""
+    spec = layer.scheme.activation
+    if spec is None or (spec.when != "dynamic" and spec.per != "group" and layer.low is None):
+        return x
+    made: torch.Tensor
+    if spec.per == "group":
+        made = fake_quantize_groups(x, str(spec))
+    elif layer.low is None or layer.high is None or spec.when == "dynamic":
+        largest = x.abs().amax(-1, keepdim=True) if spec.per == "token" else x.abs().amax()
+        scale = (largest / spec.format.highest).clamp(min=1e-12)
+        made = fake_quantize(x / scale, torch.ones(1), None, spec.format.name) * scale
+    else:
+        at = sample.nearest(layer.low.shape[1])
+        scale, zero = scale_and_zero(spec, layer.low[0, at], layer.high[0, at])
+        made = fake_quantize(x, scale.reshape(1), zero, spec.format.name)
+    return made
+
+
+def _groups(weight: torch.Tensor, spec: Spec) -> torch.Tensor:
+    """Arrange a weight as its scales see it: [1, all], [rows, channels] or [rows, groups, group]."""
+    rows = weight.reshape(1 if spec.per == "tensor" else len(weight), -1)
+    if spec.per != "group":
+        return rows
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % spec.group))
+    return padded.reshape(len(rows), -1, spec.group)

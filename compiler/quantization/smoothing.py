@@ -1,0 +1,62 @@
+"""Balance a layer's input with its weight, channel by channel: how much each is scaled, and how to choose.
+
+Source: Xiao et al., "SmoothQuant", ICML 2023, equation 4, https://arxiv.org/abs/2211.10438; searched by the error of
+        the output as Lin et al., "AWQ", MLSys 2024, search theirs, https://arxiv.org/abs/2306.00978.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from diffc.compiler.quantization.layer_error import Seen
+from diffc.compiler.quantization.plan import Layer
+
+ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
+"""What a search tries, and to change nothing."""
+
+SMALLEST = 2.0**-14
+"""What a factor is kept above, its inverse the largest: what 16 bits hold to the last digit."""
+
+
+def can_be_balanced(layer: Layer) -> bool:
+    """Say whether weight and input of a layer are to be quantized, and nothing else is decided yet."""
+    if layer.kind not in ("linear", "conv") or layer.groups > 1:
+        return False
+    is_open = layer.smoothing is None and layer.branch is None and layer.rounded is None and layer.low is None
+    return is_open and layer.scheme.weight is not None and layer.scheme.activation is not None
+
+
+def factors(layer: Layer, given: Seen, *alphas: float) -> list[torch.Tensor]:
+    """Give what multiplies the channels of the input, for each alpha: max|w|^(1 - alpha) / max|x|^alpha.
+
+    A channel that is always zero, or that nothing reads, is left alone.
+    """
+    assert given.largest is not None
+    matrix = layer.matrix()
+    inputs, weights = given.largest.amax(0), matrix.abs().amax((0, *range(2, matrix.dim())))
+    alive = (inputs > 0) & (weights > 0)
+    found = [torch.where(alive, weights.pow(1 - alpha) / inputs.pow(alpha), 1.0) for alpha in alphas]
+    return [each.clamp(SMALLEST, 1 / SMALLEST).half().float() for each in found]
+
+
+def searched(layer: Layer, given: Seen, finish: Callable[[Layer], Layer] = lambda layer: layer) -> Layer:
+    """Try ways to balance a layer, finish each, and give the one with the least error of its output."""
+    tried = [layer, *(replace(layer, smoothing=each) for each in factors(layer, given, *ALPHAS))]
+    best, least = layer, float("inf")
+    for candidate in map(finish, tried):
+        error = given.error(layer, _ranged(candidate, given))
+        best, least = (candidate, error) if error < least else (best, least)
+    return best
+
+
+def _ranged(layer: Layer, given: Seen) -> Layer:
+    """Give a layer the ranges of its input that nothing exceeds."""
+    spec, largest = layer.scheme.activation, given.largest
+    if spec is None or spec.when == "dynamic" or spec.per == "group" or largest is None:
+        return layer
+    bounds = (largest if layer.smoothing is None else largest * layer.smoothing).amax(1)[None]
+    bounds = bounds if spec.when == "step" else bounds.amax(1, keepdim=True)
+    return replace(layer, low=-bounds, high=bounds)

@@ -1,7 +1,0 @@
-"""Hold the schedulers that diffusers lacks, in diffusers' own form; ``sampler.py`` finds them by class name."""
-
-from diffc.compiler.schedulers.evodiff import EVODiffScheduler
-from diffc.compiler.schedulers.ghvb import GHVBScheduler
-from diffc.compiler.schedulers.hb import HBScheduler
-
-__all__ = ["EVODiffScheduler", "GHVBScheduler", "HBScheduler"]

@@ -1,0 +1,1 @@
+"""Run a pipeline on symbolic tensors and record it as a program."""

@@ -1,0 +1,214 @@
+"""Trace a diffusers pipeline for one request: which inputs it has, and one program for each step count and guidance."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import transformers
+
+from diffc.compiler.bundle.provenance import program_name
+from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.graph.export import Capture
+from diffc.compiler.ir.program import Program
+from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, asked_arrays
+from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
+from diffc.compiler.tracing.trace import Asked, Number, Text, trace
+
+NEGATIVE = "negative_prompt"
+TEXTS = ("prompt", NEGATIVE)
+GUIDANCE = "guidance_scale"
+SCALES = (GUIDANCE, "true_cfg_scale")
+CALLBACK = "callback_on_step_end"
+STRENGTH = "strength"
+OF_THE_RUN = ("generator", "latents", "num_images_per_prompt", "num_videos_per_prompt")
+"""Arguments of a pipeline's call that the runtime decides: seeds, first noises, how many pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """State what is fixed at build: task, steps, size in pixels, batch, strength, default guidance.
+
+    None stands for what the pipeline does when nobody says. ``options`` are other arguments of its call, by name, and
+    ``inputs`` says what those are that the request gives. A bundle of several sizes says them in its programs' names.
+    """
+
+    task: str = "text-to-image"
+    steps: int | None = None
+    guidance: float | None = None
+    size: Size | None = None
+    says_size: bool = False
+    batch: int = 1
+    strength: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+def asked_sizes(size: Size | Sequence[Size] | None) -> tuple[Size, ...]:
+    """List each size once; none where nobody says one. Raises `BuildError` for what is no size."""
+    several = size is not None and not any(isinstance(each, int) for each in size)
+    sizes: Any = size if several else () if size is None else (size,)
+    for each in sizes:
+        if len(each) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in each):
+            raise BuildError(f"{each!r} is no size", fix="give width and height in pixels, such as (512, 512)")
+    return tuple(dict.fromkeys((width, height) for width, height in sizes))
+
+
+def default_steps(pipeline: Any) -> int:
+    """Look up how many steps the pipeline takes when nobody says."""
+    return int(_parameters(pipeline)["num_inference_steps"].default)
+
+
+def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[Program]:
+    """Trace the pipeline; where it drops its guidance branch at scale 1, trace it without as well.
+
+    Where it does something else for no negative prompt than for an empty one, there is a program for that too.
+
+    Raises `CaptureError` with the pipeline's file, line and source where it cannot be traced.
+    """
+    steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
+    if steps < 1:
+        raise BuildError(f"{steps} steps", fix="ask for one step or more")
+    name = program_name(sampling.task, steps, sampling.size if sampling.says_size else None)
+    scales = _scales(pipeline, _parameters(pipeline), sampling)
+    first = _trace(pipeline, sampling, steps, scales, name, capture)
+    ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
+    off = {guard.scalar: 1.0 for guard in ranges if not COMPARISONS[guard.comparison](1.0, guard.bound)}
+    programs = [first]
+    if any(item.name == NEGATIVE for item in first.inputs) and _needs_negative(pipeline, sampling, steps, scales):
+        absent = {NEGATIVE: _parameters(pipeline)[NEGATIVE].default}
+        programs.append(_trace(pipeline, sampling, steps, scales, f"{name}_no_negative", capture, absent))
+    if off:
+        programs.append(_trace(pipeline, sampling, steps, scales | off, f"{name}_unguided", capture))
+    return programs
+
+
+def _needs_negative(pipeline: Any, sampling: Sampling, steps: int, scales: Mapping[str, float]) -> bool:
+    """Say whether the pipeline does something else without a negative prompt than with an empty one."""
+    absent, capture = _parameters(pipeline)[NEGATIVE].default, Capture()
+    if absent == "":
+        return False
+    one, other = (
+        _trace(pipeline, sampling, steps, {}, "main", capture, {**scales, NEGATIVE: negative})
+        for negative in (absent, [""] * sampling.batch)
+    )
+    return one != other
+
+
+def _scales(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling) -> dict[str, float]:
+    """Give the default of each scale of guidance that the pipeline takes, but for those that it leaves out itself."""
+    if GUIDANCE not in parameters and sampling.guidance not in (None, 1.0):
+        raise BuildError(
+            "this pipeline takes no guidance scale", where=type(pipeline).__name__, fix="leave --guidance out"
+        )
+    said = {**sampling.options, GUIDANCE: sampling.guidance}
+    scales = {name: parameters[name].default for name in SCALES if name in parameters}
+    scales |= {name: said[name] for name in scales if said.get(name) is not None}
+    for name, scale in scales.items():
+        if scale is not None and (not isinstance(scale, int | float) or isinstance(scale, bool)):
+            raise BuildError(f"{name} is {scale!r}", where="--set", fix="give a number")
+    return {name: float(scale) for name, scale in scales.items() if scale is not None}
+
+
+def _trace(
+    pipeline: Any,
+    sampling: Sampling,
+    steps: int,
+    scales: Mapping[str, float],
+    name: str,
+    capture: Capture,
+    said: Mapping[str, Any] = MappingProxyType({}),
+) -> Program:
+    parameters = _parameters(pipeline)
+    inputs: dict[str, Asked] = {text: Text(sampling.batch) for text in TEXTS if text in parameters and text not in said}
+    fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np", "return_dict": False}
+    inputs |= asked_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
+    if sampling.size is not None and {"width", "height"} <= parameters.keys():
+        fixed |= {"width": sampling.size[0], "height": sampling.size[1]}
+    if sampling.strength is not None:
+        if STRENGTH not in parameters:
+            raise BuildError("this task takes no strength", where=sampling.task, fix="leave --strength out")
+        fixed[STRENGTH] = sampling.strength
+    options = {option: value for option, value in sampling.options.items() if option not in said}
+    taken = {*inputs, *sampling.inputs, *fixed, *said, GUIDANCE, CALLBACK, STRENGTH, *OF_THE_RUN}
+    fixed |= _options(pipeline, parameters, taken, options)
+    inputs |= {scale: Number(default) for scale, default in scales.items()}
+    fixed = {option: value for option, value in fixed.items() if option not in scales} | dict(said)
+    components = {key: c for key, c in pipeline.components.items() if isinstance(c, torch.nn.Module)}
+    tokenizers = {
+        key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)
+    }
+    told = CALLBACK in parameters
+    with _own_scheduler(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        return trace(
+            _call(pipeline, fixed, sampling.inputs, told=told),
+            components,
+            inputs,
+            capture=capture,
+            tokenizers=tokenizers,
+            name=name,
+            on_step="on_step" if told else None,
+        )
+
+
+def _options(
+    pipeline: Any, parameters: Mapping[str, Any], taken: Collection[str], options: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Check that the pipeline takes the options, and that nothing else says them."""
+    free = [name for name in parameters if name not in ("self", *taken)]
+    if unknown := [name for name in options if name not in free]:
+        what = f"{type(pipeline).__name__} takes no {unknown[0]} here"
+        raise BuildError(what, where="--set", fix=f"set one of {', '.join(free)}")
+    return options
+
+
+def _call(pipeline: Any, fixed: Mapping[str, Any], kinds: Mapping[str, str], *, told: bool) -> Callable[..., Any]:
+    def call(on_step: Callable[[Any], None] | None = None, **request: Any) -> Any:
+        def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if on_step:
+                on_step(values.get("latents"))
+            return values
+
+        given = as_arguments(pipeline, kinds, request)
+        drawn = pipeline(**given, **fixed, **({CALLBACK: after} if told else {}))
+        return _channels_first(drawn[0] if isinstance(drawn, tuple) else drawn)
+
+    return call
+
+
+def _channels_first(drawn: Any) -> Any:
+    """Turn pictures and films that the pipeline has laid out for NumPy back; other results stay as they are."""
+    ends_with_channels = (
+        isinstance(drawn, torch.Tensor)
+        and drawn.dim() in (4, 5)
+        and drawn.shape[-1] in (1, 3)
+        and drawn.shape[-3] not in (1, 3)
+    )
+    return drawn.movedim(-1, -3) if ends_with_channels else drawn
+
+
+def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
+    if "num_inference_steps" not in parameters:
+        raise CaptureError(
+            "the pipeline takes no number of steps", where=type(pipeline).__name__, fix="use a pipeline with a sampler"
+        )
+    return parameters
+
+
+@contextmanager
+def _own_scheduler(pipeline: Any) -> Iterator[None]:
+    """Give every run of the pipeline a scheduler without memory of earlier runs."""
+    scheduler = pipeline.scheduler
+    pipeline.scheduler = copy.deepcopy(scheduler)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = scheduler

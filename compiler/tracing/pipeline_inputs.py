@@ -1,0 +1,137 @@
+"""Say which pictures and other tensors a pipeline's call takes from the request.
+
+A pipeline that cannot do without a picture says so in its signature, and the picture is as large as what is drawn. The
+shape of an embedding no signature says, so whoever builds does: ``--input image_embeds=1280`` asks for 1280 numbers
+for each picture, ``--input image=picture,picture`` for a list of two pictures, which the request knows as ``image_1``
+and ``image_2``, ``--input last_image=picture:224x224`` for a picture of another size, and ``--input
+ip_adapter_image=prepared`` for one that the pipeline's feature extractor prepares for an image encoder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import PIL.Image
+import torch
+
+from diffc.compiler.errors import BuildError
+from diffc.compiler.tracing.trace import Picture, Tensor
+
+DENOISERS = ("unet", "transformer")
+PREPARED = "prepared"
+KIND = re.compile(r"prepared|picture(?::(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*))?|(?P<shape>[1-9]\d*(?:x[1-9]\d*)*)")
+
+Parameters = Mapping[str, inspect.Parameter]
+Size = tuple[int, int]
+"""A width and a height in pixels."""
+
+
+def asked_arrays(
+    pipeline: Any, kinds: Mapping[str, str], *, batch: int, size: Size | None
+) -> dict[str, Picture | Tensor]:
+    """Ask for what ``kinds`` names, and for the pictures that the pipeline cannot do without.
+
+    Raises `BuildError` for what the pipeline does not take, and for tensors that it needs and whose shape nobody says.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    for name in kinds:
+        if name not in parameters or not _admits(parameters[name], PIL.Image.Image, torch.Tensor):
+            what = f"{type(pipeline).__name__} takes neither pictures nor tensors as {name}"
+            takes = [n for n, p in parameters.items() if _admits(p, PIL.Image.Image, torch.Tensor)]
+            raise BuildError(what, where="--input", fix=f"ask for one of {', '.join(takes)}")
+    needed = {name: "picture" for name, parameter in parameters.items() if _is_needed_picture(name, parameter)}
+    _refuse_unknown_shapes(pipeline, parameters, kinds)
+    asked: dict[str, Picture | Tensor] = {}
+    for name, kind in (needed | dict(kinds)).items():
+        each = kind.split(",")
+        for item, one in zip(_names(name, each), each, strict=True):
+            asked[item] = _array(pipeline, item, one, batch, size)
+    return asked
+
+
+def as_arguments(pipeline: Any, kinds: Mapping[str, str], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of the pipeline's call that the inputs of a request stand for: some of them in lists."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    given = dict(request)
+    for name, kind in kinds.items():
+        each = kind.split(",")
+        items = [given.pop(item) for item in _names(name, each)]
+        items = [_prepared(pipeline, item) if one == PREPARED else item for item, one in zip(items, each, strict=True)]
+        alone = len(items) == 1 and {PIL.Image.Image, torch.Tensor} & set(_types(parameters[name]))
+        given[name] = items[0] if alone else items
+    return given
+
+
+def _names(name: str, kinds: Sequence[str]) -> list[str]:
+    return [name] if len(kinds) == 1 else [f"{name}_{number}" for number in range(1, len(kinds) + 1)]
+
+
+def _array(pipeline: Any, name: str, kind: str, batch: int, size: Size | None) -> Picture | Tensor:
+    found = KIND.fullmatch(kind)
+    if found is None:
+        fix = "use a shape for one picture, as 1280 or 16x24x24, picture, picture:WxH or prepared; commas make a list"
+        raise BuildError(f"{kind!r} is no input", where=f"--input {name}", fix=fix)
+    if found["shape"]:
+        return Tensor((batch, *map(int, found["shape"].split("x"))))
+    if kind == PREPARED:
+        crop = _feature_extractor(pipeline, name).crop_size
+        size = crop["width"], crop["height"]
+    width, height = (int(found["width"]), int(found["height"])) if found["width"] else size or _own_size(pipeline)
+    return Picture((batch, 1 if "mask" in name else 3, height, width))
+
+
+def _feature_extractor(pipeline: Any, name: str) -> Any:
+    found = getattr(pipeline, "feature_extractor", None)
+    if not getattr(found, "do_normalize", False) or not getattr(found, "do_center_crop", False):
+        what = f"{type(pipeline).__name__} has no feature extractor that crops and normalizes"
+        raise BuildError(what, where=f"--input {name}", fix="ask for a picture, or for numbers by their shape")
+    return found
+
+
+def _prepared(pipeline: Any, picture: torch.Tensor) -> torch.Tensor:
+    """Do to a picture of the cropped size what the feature extractor does: shift and scale each colour."""
+    extractor = _feature_extractor(pipeline, "")
+    mean, deviation = (torch.tensor(x).reshape(3, 1, 1) for x in (extractor.image_mean, extractor.image_std))
+    return (picture - mean) / deviation
+
+
+def _types(parameter: inspect.Parameter) -> tuple[Any, ...]:
+    return get_args(parameter.annotation) or (parameter.annotation,)
+
+
+def _admits(parameter: inspect.Parameter, *types: type) -> bool:
+    """Say whether the annotation names one of the types, alone or in a list."""
+    named = _types(parameter)
+    return any(type_ in (*named, *(arg for one in named for arg in get_args(one))) for type_ in types)
+
+
+def _is_needed_picture(name: str, parameter: inspect.Parameter) -> bool:
+    types = _types(parameter)
+    needed = PIL.Image.Image in types and type(None) not in types
+    return needed and (name == "image" or name.endswith("_image"))
+
+
+def _refuse_unknown_shapes(pipeline: Any, parameters: Parameters, kinds: Mapping[str, str]) -> None:
+    required = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
+    tensors = [
+        n for n in required if _admits(parameters[n], torch.Tensor) and not _admits(parameters[n], PIL.Image.Image)
+    ]
+    unknown = [name for name in tensors if name not in kinds]
+    if unknown:
+        what = f"{type(pipeline).__name__} needs {' and '.join(unknown)}, of a shape that it does not say"
+        fix = f"say the shape for one picture: --input {unknown[0]}=1280, for example"
+        raise BuildError(what, where="the arguments of its call", fix=fix)
+
+
+def _own_size(pipeline: Any) -> Size:
+    """Find the size in pixels that the denoiser was made for."""
+    factor = getattr(pipeline, "vae_scale_factor", None)
+    sizes = [getattr(c.config, "sample_size", None) for c in (getattr(pipeline, n, None) for n in DENOISERS) if c]
+    if not factor or not sizes or not isinstance(sizes[0], int):
+        raise BuildError(
+            "the size of the picture is not known", where=type(pipeline).__name__, fix="give it with --size"
+        )
+    return sizes[0] * factor, sizes[0] * factor

@@ -1,0 +1,267 @@
+"""Follow a number of the request, such as the guidance scale, through a trace that sees only floats.
+
+A `Scalar` notes what it is compared with: those are the guards. The trace is repeated at other values; the constants
+that differ are fitted by polynomials in the number, and written as ``linear``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffc.compiler.ir.program import Guard, Literal, Op, Polynomial, Ref, Table, Type, Value
+
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+SCALED = tuple(f"aten.{kind}.Scalar" for kind in ("add", "sub", "rsub", "mul", "div"))
+"""Operators whose second argument is a number, but may as well be a tensor that has no axes."""
+
+
+class Scalar(float):
+    """Behave as a float that notes every comparison as a guard.
+
+    Sums with numbers and multiples are ``slope * root + shift`` of the request's number, the root, and note what a
+    comparison says of it. ``slope`` is NaN in what else is made of it: a comparison then fixes the root.
+    """
+
+    name: str
+    guards: list[Guard]
+    root: float
+    slope: float
+    shift: float
+
+    def __new__(cls, value: float, name: str, guards: list[Guard]) -> Scalar:
+        """Follow a number of the request by its name."""
+        made = super().__new__(cls, value)
+        made.name, made.guards, made.root, made.slope, made.shift = name, guards, float(value), 1.0, 0.0
+        return made
+
+    def __deepcopy__(self, _: object) -> Scalar:
+        return self
+
+    def _note(self, comparison: str, other: float) -> bool:
+        holds = COMPARISONS[comparison](float(self), float(other))
+        found = comparison if holds else NEGATED[comparison]
+        bound = (float(other) - self.shift) / self.slope if self.slope and type(other) is not Scalar else math.nan
+        guard = Guard(self.name, found if self.slope > 0 else FLIPPED.get(found, found), bound)
+        if not math.isfinite(bound) or not COMPARISONS[guard.comparison](self.root, bound):
+            guard = Guard(self.name, "==", self.root)
+        if guard not in self.guards:
+            self.guards.append(guard)
+        return holds
+
+    def _made(self, value: float, slope: float, shift: float) -> Scalar:
+        made = Scalar(value, self.name, self.guards)
+        made.root, made.slope = self.root, math.nan if type(slope) is Scalar or type(shift) is Scalar else slope
+        made.shift = float(shift)
+        return made
+
+    def __add__(self, other: float) -> Any:
+        value = super().__add__(other)
+        return value if value is NotImplemented else self._made(value, self.slope, self.shift + other)
+
+    def __sub__(self, other: float) -> Any:
+        value = super().__sub__(other)
+        return value if value is NotImplemented else self._made(value, self.slope, self.shift - other)
+
+    def __rsub__(self, other: float) -> Any:
+        value = super().__rsub__(other)
+        return value if value is NotImplemented else self._made(value, -self.slope, other - self.shift)
+
+    def __mul__(self, other: float) -> Any:
+        value = super().__mul__(other)
+        return value if value is NotImplemented else self._made(value, self.slope * other, self.shift * other)
+
+    def __truediv__(self, other: float) -> Any:
+        value = super().__truediv__(other)
+        return value if value is NotImplemented else self._made(value, self.slope / other, self.shift / other)
+
+    def __rtruediv__(self, other: float) -> Any:
+        value = super().__rtruediv__(other)
+        return value if value is NotImplemented else self._made(value, math.nan, 0.0)
+
+    def __pow__(self, other: Any, modulo: None = None) -> Any:
+        value = super().__pow__(other)
+        return value if value is NotImplemented else self._made(value, math.nan, 0.0)
+
+    def __neg__(self) -> Scalar:
+        return self._made(-float(self), -self.slope, -self.shift)
+
+    def __abs__(self) -> Scalar:
+        return self._made(abs(float(self)), math.nan, 0.0)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __gt__(self, other: float) -> bool:
+        return self._note(">", other)
+
+    def __ge__(self, other: float) -> bool:
+        return self._note(">=", other)
+
+    def __lt__(self, other: float) -> bool:
+        return self._note("<", other)
+
+    def __le__(self, other: float) -> bool:
+        return self._note("<=", other)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int | float) and self._note("==", other)
+
+    def __ne__(self, other: object) -> bool:
+        return not isinstance(other, int | float) or self._note("!=", other)
+
+    def __bool__(self) -> bool:
+        return self._note("!=", 0.0)
+
+    __hash__ = float.__hash__
+
+
+def other_points(at: float, guards: Sequence[Guard]) -> list[float]:
+    """Choose values near one at which the guards hold as well; fewer than three where there are none."""
+    near = [at + step for step in (0.5, 1.0, 2.0, -0.25, -0.5, -0.75)]
+    return [p for p in near if all(COMPARISONS[g.comparison](p, g.bound) for g in guards)][:3]
+
+
+def fit_polynomials(
+    scalar: str,
+    points: Sequence[float],
+    ops: Sequence[Op],
+    tables: Sequence[Mapping[str, Table]],
+    others: Sequence[Sequence[Op]],
+) -> tuple[list[Op], dict[str, Table]] | None:
+    """Replace the constants that differ between traces by polynomials; None where none fits, or the traces differ."""
+    if len(points) < 4 or any(len(other) != len(ops) for other in others):
+        return None
+    merger = _Merger(scalar, points, tables)
+    for same in zip(ops, *others, strict=True):
+        merged = merger.merge(same)
+        if merged is None:
+            return None
+        merger.ops.append(merged)
+    return merger.ops, {**tables[0], **merger.tables}
+
+
+def combine(original: Sequence[Op], one: Sequence[Op], other: Sequence[Op]) -> list[Op] | None:
+    """Join the polynomials that were found in two scalars; None where a constant depends on both."""
+    ops, ones, others = list[Op](), iter(one), iter(other)
+    for op in original:
+        mine, theirs = _after_linears(ones, ops), _after_linears(others, ops)
+        pairs = zip((*op.args, *op.attrs), (*mine.args, *mine.attrs), (*theirs.args, *theirs.attrs), strict=True)
+        if any(was not in (a, b) for was, a, b in pairs):
+            return None
+        args = tuple(a if b == was else b for was, a, b in zip(op.args, mine.args, theirs.args, strict=True))
+        attrs = tuple(a if b == was else b for was, a, b in zip(op.attrs, mine.attrs, theirs.attrs, strict=True))
+        ops.append(replace(op, args=args, attrs=attrs))
+    return ops
+
+
+def _after_linears(source: Iterator[Op], ops: list[Op]) -> Op:
+    """Move the leading ``linear`` operations, which no trace has, and give the one that follows them."""
+    for op in source:
+        if op.operator != "linear":
+            return op
+        if op not in ops:
+            ops.append(op)
+    raise AssertionError("the operations of a trace came to an end")
+
+
+class _Merger:
+    """Walk the same operation of several traces, and write what differs as ``linear`` of the scalar's powers."""
+
+    def __init__(self, scalar: str, points: Sequence[float], tables: Sequence[Mapping[str, Table]]) -> None:
+        self.scalar, self.points, self.inputs = scalar, np.array(points), tables
+        self.ops, self.tables = list[Op](), dict[str, Table]()
+        self.made = 0
+
+    def merge(self, same: Sequence[Op]) -> Op | None:
+        first = same[0]
+        if any(
+            (op.operator, op.results, op.coefficients) != (first.operator, first.results, first.coefficients)
+            for op in same
+        ):
+            return None
+        if any(len(op.args) != len(first.args) or len(op.attrs) != len(first.attrs) for op in same):
+            return None
+        columns = zip(*(op.args for op in same), strict=True)
+        args = [self._literal(column, _takes_tensor(first.operator, at)) for at, column in enumerate(columns)]
+        takes = not first.operator.startswith("aten.")
+        values = [
+            self._literal(column, takes) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)
+        ]
+        if any(value is _UNEQUAL for value in (*args, *values)):
+            return None
+        return replace(first, args=tuple(args), attrs=tuple(zip((k for k, _ in first.attrs), values, strict=True)))
+
+    def _literal(self, column: Sequence[Literal], takes_tensor: bool) -> Any:
+        if all(item == column[0] for item in column):
+            return column[0]
+        if not takes_tensor:
+            return _UNEQUAL
+        arrays = [self._array(item, table) for item, table in zip(column, self.inputs, strict=True)]
+        shapes = {None if array is None else array.shape for array in arrays}
+        if None in shapes or len(shapes) > 1:
+            return _UNEQUAL
+        return self._fit(np.stack([a for a in arrays if a is not None]))
+
+    def _array(self, item: Literal, tables: Mapping[str, Table]) -> np.ndarray[Any, Any] | None:
+        if isinstance(item, Ref):
+            return tables[item.name].data if item.name in tables else None
+        try:
+            return np.asarray(item, dtype=np.float64)
+        except (TypeError, ValueError):
+            return None
+
+    def _fit(self, samples: np.ndarray[Any, Any]) -> Any:
+        """Fit a polynomial of degree two at three points and require that it meets the fourth."""
+        flat = samples.reshape(len(samples), -1).astype(np.float64)
+        powers = np.vander(self.points, 3, increasing=True)
+        factors = np.linalg.solve(powers[:3], flat[:3])
+        tolerance = 1e-6 * np.abs(flat).max()
+        factors[np.abs(factors) < tolerance] = 0.0
+        factors = np.where(np.abs(factors - factors.round(6)) < tolerance / 10, factors.round(6), factors)
+        if np.abs(powers @ factors - flat).max() > tolerance:
+            return _UNEQUAL
+        monomials = [(self.scalar,) * power for power in range(3)]
+        if flat.shape[1] == 1 or (factors == factors[:, :1]).all():
+            coefficients: tuple[Polynomial, ...] = (
+                Polynomial.of(dict(zip(monomials, factors[:, 0].tolist(), strict=True))),
+            )
+            operands: list[Literal] = []
+        else:
+            coefficients = tuple(Polynomial.of({monomial: 1.0}) for monomial in monomials)
+            operands = [self._table(row.reshape(samples.shape[1:])) for row in factors]
+        self.made += 1
+        result = Value(f"{self.scalar}_{self.made}", Type("float32", samples.shape[1:]))
+        self.ops.append(Op("linear", tuple(operands), (), coefficients, (result,)))
+        return Ref(result.name)
+
+    def _table(self, data: np.ndarray[Any, Any]) -> Ref:
+        table = Table.of(data.astype(np.float32))
+        self.tables[table.name] = table
+        return Ref(table.name)
+
+
+def _takes_tensor(operator: str, position: int) -> bool:
+    """Say whether an argument may be a tensor where the trace saw a number."""
+    if not operator.startswith("aten.") or (position == 1 and operator in SCALED):
+        return True
+    _, packet, overload = operator.split(".")
+    return "Tensor" in str(getattr(getattr(torch.ops.aten, packet), overload)._schema.arguments[position].type)
+
+
+_UNEQUAL = object()

@@ -1,0 +1,66 @@
+"""Stand for the values of a program while it is traced: tensors that have a type and a name, but no numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.export import type_of
+from diffc.compiler.tracing.functionalize import View
+from diffc.compiler.tracing.value_ranges import Bounds, Ranged
+from diffc.compiler.tracing.variable_length import prefix
+
+
+class Symbolic(torch.Tensor):
+    """Stand for a value of the program: it has a type and a name but no numbers."""
+
+    fake: torch.Tensor
+    label: str
+    alias: View | None
+    version: int
+    bounds: Bounds | None
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, fake: torch.Tensor, name: str) -> Symbolic:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
+        )
+        made.fake, made.label, made.alias, made.version, made.bounds = fake, name, None, 0, None
+        return made
+
+    def __init__(self, fake: torch.Tensor, name: str) -> None:
+        super().__init__()
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def,override]
+        raise CaptureError(
+            f"{func} reaches a symbolic value after its trace has ended", fix="keep no state between calls"
+        )
+
+    def numpy(self, *, force: bool = False) -> Symbolic:  # type: ignore[override]
+        """Stay symbolic: what a pipeline does to its result afterwards is for people who want pictures, not for us."""
+        return self
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Stay symbolic when NumPy stacks results, as pipelines do that give films as arrays."""
+        if func is not np.stack:
+            raise CaptureError(f"numpy.{func.__name__} reads a symbolic value", fix="use torch's operations")
+        return torch.stack(list(args[0]), *args[1:], **({"dim": kwargs["axis"]} if "axis" in kwargs else {}))
+
+    def __getitem__(self, index: Any) -> Any:
+        """Cut to a length that only the run knows, or take what any tensor gives."""
+        if isinstance(index, slice) and isinstance(index.stop, Symbolic) and (index.start, index.step) == (None, None):
+            return prefix(self, index.stop)
+        return super().__getitem__(index)
+
+    def item(self) -> Any:
+        """Give a number whose range is known where the value's is; else fail as any question for a number does."""
+        return Ranged(self.bounds) if self.bounds else super().item()
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Symbolic({self.label}: {type_of(self.fake)})"

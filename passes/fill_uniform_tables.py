@@ -1,0 +1,35 @@
+"""Say a table that holds one number over and over as an operation, which takes no room in a bundle.
+
+A pipeline pads so: with zeros for the embeddings of a text encoder that a checkpoint leaves out. Instead of a table
+``t``, a program then begins with ``t: float32[1, 256, 256] = linear(; 0.0)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from diffc.compiler.ir.program import Op, Polynomial, Program, Table, Value
+
+
+def fill_tables(program: Program) -> Program:
+    """Fill with a number what is a table of floating-point numbers that are all the same."""
+    filled = {table.name: table for table in program.tables if _is_uniform(table)}
+    ops = tuple(_filling(table) for table in filled.values())
+    tables = tuple(table for table in program.tables if table.name not in filled)
+    return replace(program, tables=tables, ops=(*ops, *program.ops))
+
+
+def _is_uniform(table: Table) -> bool:
+    data = table.data
+    if data is None or data.dtype not in (np.float32, np.float64) or data.size < 2:
+        return False
+    first = data.reshape(-1)[:1]
+    return bool(np.isfinite(first)) and data.tobytes() == first.tobytes() * data.size
+
+
+def _filling(table: Table) -> Op:
+    assert table.data is not None
+    number = Polynomial.constant(float(table.data.reshape(-1)[0]))
+    return Op("linear", (), (), (number,), (Value(table.name, table.type),))

@@ -1,0 +1,1 @@
+"""Define bundles: their files, their manifest, and how they are opened."""

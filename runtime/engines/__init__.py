@@ -1,0 +1,1 @@
+"""Open graphs in the engines that compute them."""

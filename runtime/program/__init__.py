@@ -1,0 +1,1 @@
+"""Define programs: what they are, their text and their rules."""

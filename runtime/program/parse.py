@@ -1,0 +1,260 @@
+"""Read the text of a program, in the grammar at the head of ``compiler/ir/program.py``; every value must say its type.
+
+The text comes out of a bundle that may be hostile, so everything is bounded, and all that is wrong is a `BundleError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from diffc.runtime.errors import BundleError
+from diffc.runtime.program.program import (
+    COMPARISONS,
+    DTYPES,
+    Graph,
+    Guard,
+    Input,
+    Literal,
+    Op,
+    Polynomial,
+    Program,
+    Ref,
+    Type,
+    Value,
+)
+
+T = TypeVar("T")
+
+CHARACTERS, DIGITS, DEPTH, RANK, ELEMENTS = 2**24, 400, 8, 8, 2**32
+
+TOKEN = re.compile(
+    r"""(?P<space>\s+)
+      | (?P<string>"(?:[^"\\\n]|\\.)*")
+      | (?P<number>-?(?:[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|inf\b|nan\b))
+      | (?P<name>[A-Za-z_][A-Za-z0-9_.]*)
+      | (?P<mark>->|<=|>=|==|!=|[-+*<>=(){}\[\],:;])""",
+    re.VERBOSE,
+)
+
+
+def read_program(text: str) -> Program:
+    """Read a program. Raises `BundleError` with the line that is not in the grammar."""
+    if len(text) > CHARACTERS:
+        raise BundleError(f"program text: {len(text)} characters are too many", fix=f"at most {CHARACTERS}")
+    return _Reader(text).program()
+
+
+class _Reader:
+    """Read tokens from left to right, one method for each rule of the grammar."""
+
+    def __init__(self, text: str) -> None:
+        self.lines = text.split("\n")
+        self.tokens, self.at, self.depth = list[tuple[str, str, int]](), 0, 0
+        position, line = 0, 0
+        while position < len(text):
+            match = TOKEN.match(text, position)
+            if match is None:
+                raise self._error(f"unexpected character {text[position]!r}", line)
+            if match.lastgroup != "space":
+                self.tokens.append((match.lastgroup or "", match.group(), line))
+            line += match.group().count("\n")
+            position = match.end()
+
+    def _source(self, line: int) -> str:
+        return f"line {line + 1}: {self.lines[line].strip()[:200]}"
+
+    def _error(self, what: str, line: int) -> BundleError:
+        return BundleError(f"program text: {what}", where=self._source(line), fix="build the bundle again")
+
+    def line(self) -> int:
+        return self.tokens[self.at][2] if self.at < len(self.tokens) else len(self.lines) - 1
+
+    def fail(self, wanted: str) -> BundleError:
+        return self._error(f"expected {wanted}, found {self.peek()[:80] or 'the end'}", self.line())
+
+    def peek(self, ahead: int = 0) -> str:
+        return self.tokens[self.at + ahead][1] if self.at + ahead < len(self.tokens) else ""
+
+    def kind(self) -> str:
+        return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
+
+    def takes(self, mark: str) -> bool:
+        found = self.peek() == mark
+        self.at += found
+        return found
+
+    def take(self, *marks: str) -> None:
+        for mark in marks:
+            if not self.takes(mark):
+                raise self.fail(repr(mark))
+
+    def of_kind(self, kind: str) -> str:
+        if self.kind() != kind:
+            raise self.fail(f"a {kind}")
+        self.at += 1
+        return self.tokens[self.at - 1][1]
+
+    def name(self) -> str:
+        return self.of_kind("name")
+
+    def number(self) -> int | float:
+        text = self.of_kind("number")
+        if len(text) > DIGITS:
+            raise self._error("a number is too long", self.line())
+        return int(text) if re.fullmatch(r"-?[0-9]+", text) else float(text)
+
+    def real(self) -> float:
+        number = self.number()
+        try:
+            return float(number)
+        except OverflowError as error:
+            raise self._error("a number is too large", self.line()) from error
+
+    def listed(self, rule: Callable[[], T], stop: tuple[str, ...]) -> tuple[T, ...]:
+        if self.peek() in stop:
+            return ()
+        items = [rule()]
+        while self.takes(","):
+            items.append(rule())
+        return tuple(items)
+
+    def program(self) -> Program:
+        self.take("program")
+        name = self.name()
+        self.take("(")
+        inputs = self.listed(self.input, (")",))
+        self.take(")", "{")
+        guards, graphs, tables, ops = list[Guard](), dict[str, Graph](), list[Value](), list[Op]()
+        while self.takes("guard"):
+            guards.append(self.guard())
+        while self.takes("graph"):
+            graph = self.graph()
+            if graph.name in graphs:
+                raise self.fail(f"one graph named {graph.name}")
+            graphs[graph.name] = graph
+        while self.takes("table"):
+            tables.append(self.value())
+        while self.peek() not in ("return", ""):
+            ops.append(self.op())
+        self.take("return")
+        outputs = self.listed(self.name, ("}",))
+        self.take("}")
+        if self.peek():
+            raise self.fail("the end")
+        return Program(name, inputs, tuple(guards), graphs, tuple(tables), tuple(ops), outputs)
+
+    def input(self) -> Input:
+        name = self.name()
+        self.take(":")
+        if self.takes("picture"):
+            return Input(name, Type("float32", self.shape()), None, is_picture=True)
+        return Input(name, self.type(), self.real() if self.takes("=") else None)
+
+    def guard(self) -> Guard:
+        name, comparison = self.name(), self.of_kind("mark")
+        if comparison not in COMPARISONS:
+            raise self.fail("a comparison")
+        return Guard(name, comparison, self.real())
+
+    def graph(self) -> Graph:
+        name = self.name()
+        self.take("(")
+        inputs = self.listed(self.value, (")",))
+        self.take(")", "->", "(")
+        outputs = self.listed(self.value, (")",))
+        self.take(")")
+        return Graph(name, inputs, outputs)
+
+    def op(self) -> Op:
+        source, results = self._source(self.line()), tuple[Value, ...]()
+        if self.peek(1) != "(":
+            results = self.listed(self.value, ("=",))
+            self.take("=")
+        operator = self.name()
+        self.take("(")
+        arguments = self.listed(self.argument, (";", ")"))
+        coefficients = self.listed(self.polynomial, (")",)) if self.takes(";") else ()
+        self.take(")")
+        attrs = {key: value for key, value in arguments if key is not None}
+        args = tuple(value for key, value in arguments if key is None)
+        if len(attrs) + len(args) < len(arguments):
+            raise self.fail("each keyword once")
+        return Op(operator, args, attrs, coefficients, results, source)
+
+    def value(self) -> Value:
+        name = self.name()
+        self.take(":")
+        return Value(name, self.type())
+
+    def argument(self) -> tuple[str | None, Literal]:
+        key = None
+        if self.kind() == "name" and self.peek(1) == "=":
+            key = self.name()
+            self.take("=")
+        return key, self.literal()
+
+    def literal(self) -> Literal:
+        if self.takes("["):
+            self.depth += 1
+            if self.depth > DEPTH:
+                raise self.fail(f"lists nested at most {DEPTH} deep")
+            items = self.listed(self.literal, ("]",))
+            self.depth -= 1
+            self.take("]")
+            return items
+        if self.kind() == "number":
+            return self.number()
+        if self.kind() == "string":
+            return self.string()
+        name = self.name()
+        words: dict[str, Literal] = {"true": True, "false": False, "none": None}
+        return words.get(name, Ref(name))
+
+    def string(self) -> str:
+        text = self.of_kind("string")
+        try:
+            return str(json.loads(text))
+        except ValueError as error:
+            raise self.fail("a string as JSON writes it") from error
+
+    def polynomial(self) -> Polynomial:
+        terms = [self.term(-1.0 if self.takes("-") else 1.0)]
+        while self.peek() in ("+", "-") or (self.kind() == "number" and self.peek().startswith("-")):
+            terms.append(self.term(-1.0 if not self.takes("+") and self.takes("-") else 1.0))
+        return Polynomial(tuple(terms))
+
+    def term(self, sign: float) -> tuple[float, tuple[str, ...]]:
+        factor, names = sign, list[str]()
+        if self.kind() == "number":
+            factor *= self.real()
+        else:
+            names.append(self.name())
+        while self.takes("*"):
+            names.append(self.name())
+        return factor, tuple(names)
+
+    def type(self) -> Type:
+        dtype = self.name()
+        if dtype == "scalar":
+            return Type(dtype)
+        if dtype != "text" and dtype not in DTYPES:
+            raise self._error(f"unknown type {dtype[:80]}", self.line())
+        return Type(dtype, self.shape())
+
+    def shape(self) -> tuple[int, ...]:
+        self.take("[")
+        shape = self.listed(self.number, ("]",))
+        self.take("]")
+        sizes = tuple(size for size in shape if isinstance(size, int) and size >= 0)
+        if (
+            len(sizes) < len(shape)
+            or len(shape) > RANK
+            or math.prod(sizes) > ELEMENTS
+            or max(sizes, default=0) > ELEMENTS
+        ):
+            raise self.fail("a shape of integers of a sensible size")
+        return sizes

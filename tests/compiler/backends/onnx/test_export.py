@@ -1,0 +1,97 @@
+"""Lower graphs to ONNX, and compare what ONNX Runtime makes of them with what torch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffc.compiler import capture
+from diffc.compiler.backends.onnx.export import Onnx
+from tests.tolerances import GRAPH
+
+
+class Divides(nn.Module):
+    """Keep a division from 0/0 with a number that is easily taken for nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() / (x.relu() + 1e-15)
+
+
+class Squeezes(nn.Module):
+    """Squeeze a dimension that may be 1, and here is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 2).squeeze(1)
+
+
+class Masks(nn.Module):
+    """Attend with one mask for all queries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x[:, None]
+        mask = (torch.arange(x.shape[1]) < 3)[None, None, None].expand(len(x), 1, 1, -1)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)[:, 0]
+
+
+class Rearranges(nn.Module):
+    """Lay the result of attention out anew, which no kernel's way to store it may forbid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.repeat(1, 64, 1).unflatten(2, (2, -1)).transpose(1, 2)
+        bias = torch.zeros(1, 2, heads.shape[2], heads.shape[2])
+        out = nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=bias)
+        return out.transpose(1, 2).reshape(len(x), heads.shape[2], -1)
+
+
+class Writes(Rearranges):
+    """Do the same after a write in place, for which a graph is traced twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clone().add_(1.0))
+
+
+class Splits(nn.Module):
+    """Split into so many parts that the list of their sizes is no small tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = [1 + i % 2 for i in range(200)]
+        return torch.cat(x.repeat(1, 1, 38)[..., :300].split_with_sizes(sizes, 2)[::-1], 2)
+
+
+class Moves(nn.Module):
+    """Use operators that the exporter knows by their parts only: a composite view, and one that has a decomposition."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.hardtanh(torch.addcdiv(x.movedim(1, 2), x.mT, x.mT.exp())).movedim(1, 2)
+
+
+class Halves(nn.Module):
+    """Know all operators whole: views that PyTorch takes apart, conversions that are needed and those that are not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = nn.functional.dropout(x, training=False).float().flatten(1).chunk(2, dim=1)
+        return (one.type_as(two) + two.half().float().contiguous()).narrow(1, 3, 6)
+
+
+@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes, Splits, Moves, Halves])
+def test_a_graph_computes_what_torch_computes(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = kind()
+
+    def sample() -> Tensor:
+        return model(torch.randn(2, 5, 8))
+
+    program = capture(sample, {"model": model})
+    files = Onnx().lower(program.graphs, "fp32", tmp_path, lambda _: None)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)) * (torch.arange(5) > 0)[:, None]
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path))
+    session = onnxruntime.InferenceSession((tmp_path / files["model"]).read_bytes(), options)
+    [got] = session.run(None, {"x": x.numpy()})
+    wanted = model(x).numpy()
+    assert np.abs(got - wanted).max() <= GRAPH * np.abs(wanted).max()

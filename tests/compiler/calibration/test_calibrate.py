@@ -1,0 +1,313 @@
+"""What calibration sees is the program's own trajectory; an interrupted one goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffc.compiler.analysis.stages import body_of
+from diffc.compiler.calibration.calibrate import PROMPTS, Calibration, Sample, calibrate, given, read_prompts, watch
+from diffc.compiler.calibration.calibrate import calibrate as module
+from diffc.compiler.driver.pass_manager import run
+from diffc.compiler.errors import BuildError, CalibrationError
+from diffc.compiler.graph import lazy_weights
+from diffc.compiler.ir.program import Input, Op, Program, Type, Value
+from diffc.compiler.tracing.trace import capture
+from diffc.passes import NORMAL_FORM
+from diffc.runtime.disk_cache import Cache
+from tests.tolerances import STAGED
+from tests.zoo import clip_tokenizer
+
+STEPS, LENGTH, GUIDANCE = 3, 64, 4.0
+
+OnStep = Callable[[torch.Tensor], None]
+
+
+class Encoder(nn.Module):
+    """Stand for a text encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(600, 8)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Average the words."""
+        return self.table(ids).mean(1)
+
+
+class Denoiser(nn.Module):
+    """Predict noise from a picture, a time and a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 16, 3, padding=1)
+        self.text = nn.Linear(8, 16)
+        self.out = nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, sample: torch.Tensor, time: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Join the three."""
+        hidden = self.conv(sample) + self.text(text)[:, :, None, None]
+        return self.out(torch.tanh(hidden) * torch.cos(time)[:, None, None, None])
+
+
+class Sampler:
+    """Sample with guidance, eagerly or as a program."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.tokenizer = clip_tokenizer()
+        self.encoder, self.denoiser = Encoder().requires_grad_(False), Denoiser().requires_grad_(False)
+
+    def __call__(
+        self, prompt: list[str], negative_prompt: list[str], on_step: OnStep, guidance: float = GUIDANCE
+    ) -> torch.Tensor:
+        """Draw a picture."""
+        texts = []
+        for words in (negative_prompt, prompt):
+            tokens = self.tokenizer(
+                words, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+            )
+            texts.append(self.encoder(tokens["input_ids"]))
+        latents = torch.randn(1, 4, 6, 6)
+        for step in range(STEPS):
+            both = self.denoiser(torch.cat([latents] * 2), torch.full((2,), 0.5 * step), torch.cat(texts))
+            without, guided = both.chunk(2)
+            latents = latents - 0.3 * (without + guidance * (guided - without))
+            on_step(latents * 0.5)
+        return latents * 2 + 1
+
+    def program(self) -> Program:
+        """Compile it."""
+        components = {"tokenizer": self.tokenizer, "encoder": self.encoder, "denoiser": self.denoiser}
+        return run(capture(self.__call__, components), NORMAL_FORM)
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    """Make a sampler with weights."""
+    return Sampler()
+
+
+@pytest.fixture(scope="module")
+def program(sampler: Sampler) -> Program:
+    """Compile the sampler."""
+    return sampler.program()
+
+
+@pytest.fixture(scope="module")
+def tokenizers(sampler: Sampler) -> dict[str, bytes]:
+    """Give the tokenizer as bundles hold it."""
+    backend = clip_tokenizer().backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    return {"tokenizer": backend.to_str().encode()}
+
+
+@pytest.fixture(scope="module")
+def calibration(program: Program, tokenizers: dict[str, bytes]) -> Calibration:
+    """Draw two prompts."""
+    return calibrate(program, tokenizers, prompts=("a red circle", "blue"), seed=3)
+
+
+def test_the_trajectory_is_that_of_the_function_that_was_compiled(
+    sampler: Sampler, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for drawing in calibration.drawings:
+        (noise,) = given(calibration.program, drawing.prompt, drawing.seed)[1].values()
+        monkeypatch.setattr(torch, "randn", lambda *_, noise=noise: torch.from_numpy(noise))
+        steps = list[torch.Tensor]()
+        wanted = [sampler([drawing.prompt], [""], steps.append), *steps]
+        assert len(drawing.steps) == STEPS
+        for made, each in zip([drawing.output, *drawing.steps], wanted, strict=True):
+            assert (made - each).abs().max() <= STAGED * each.abs().max()
+
+
+def test_a_seed_draws_what_it_draws_in_a_bundle(calibration: Calibration) -> None:
+    first, second = ([*given(calibration.program, "", seed)[1].values()][0] for seed in (3, 4))
+    assert [drawing.seed for drawing in calibration.drawings] == [3, 4]
+    for noise, seed in ((first, 3), (second, 4)):
+        wanted = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
+        assert np.abs(noise - wanted.numpy()).max() <= STAGED
+
+
+def test_every_graph_with_weights_is_seen_in_every_call(calibration: Calibration) -> None:
+    program = calibration.program
+    for graph in program.graphs:
+        called = sum(op.operator == graph.name for op in program.ops)
+        samples = calibration.of(graph)
+        if not samples:
+            assert not graph.body.state_dict or not called
+            continue
+        assert [(s.prompt, s.step, s.of) for s in samples] == [(p, s, called) for p in (0, 1) for s in range(called)]
+        for sample in samples:
+            assert [tuple(feed.shape) for feed in sample.feeds] == [
+                port.type.shape for port in graph.inputs if port.type
+            ]
+
+
+def test_few_samples_are_drawn_from_all_and_always_the_same(calibration: Calibration) -> None:
+    few = calibration.few(2)
+    kept = [sample.graph for sample in few.samples]
+    assert set(kept) == {sample.graph for sample in calibration.samples} and max(map(kept.count, kept)) == 2
+    assert [id(s) for s in few.samples] == [id(s) for s in calibration.few(2).samples]
+    assert {id(s) for s in few.samples} <= {id(s) for s in calibration.samples}
+    assert calibration.few(1000).samples == calibration.samples
+
+
+def test_a_step_of_another_number_of_steps_is_the_nearest_in_time() -> None:
+    samples = [Sample("unet", step, 5, 0, ()) for step in range(5)]
+    assert [sample.nearest(3) for sample in samples] == [0, 0, 1, 2, 2]
+    assert [sample.nearest(9) for sample in samples] == [0, 2, 4, 6, 8]
+    assert [sample.nearest(1) for sample in samples] == [0] * 5 and Sample("text", 0, 1, 0, ()).nearest(4) == 0
+
+
+def test_what_was_drawn_is_kept_and_read_again(
+    program: Program, tokenizers: dict[str, bytes], calibration: Calibration, tmp_path: Path
+) -> None:
+    said, cache = list[str](), Cache(tmp_path)
+    one, two = calibration.prompts
+    for prompts in ((one,), (one, two), (one, two)):
+        again = calibrate(program, tokenizers, prompts=prompts, seed=3, source="a", cache=cache, progress=said.append)
+    assert said == [f"calibrate 1: {one}", f"calibrate 2: {two}"]
+    for found, wanted in zip(again.drawings, calibration.drawings, strict=True):
+        assert torch.equal(found.output, wanted.output) and found.prompt == wanted.prompt
+        assert all(torch.equal(a, b) for a, b in zip(found.steps, wanted.steps, strict=True))
+    for a, b in zip(again.samples, calibration.samples, strict=True):
+        assert (a.graph, a.step, a.of, a.prompt) == (b.graph, b.step, b.of, b.prompt)
+        assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a.feeds, b.feeds, strict=True))
+
+
+@pytest.mark.parametrize("damage", [b"", b"none", bytes(100)], ids=["empty", "short", "zeros"])
+def test_a_damaged_entry_is_drawn_again(
+    damage: bytes, program: Program, tokenizers: dict[str, bytes], tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path)
+    first = calibrate(program, tokenizers, prompts=("a",), source="a", cache=cache)
+    ((path, _),) = cache.entries()
+    cache.put(path.stem, damage)
+    assert torch.equal(
+        calibrate(program, tokenizers, prompts=("a",), source="a", cache=cache).drawings[0].output,
+        first.drawings[0].output,
+    )
+
+
+def test_weights_prompts_seed_and_program_tell_calibrations_apart(
+    program: Program, tokenizers: dict[str, bytes], tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path)
+
+    def digest(prompt: str = "a", source: str = "a", seed: int = 0) -> str:
+        return calibrate(program, tokenizers, prompts=(prompt,), seed=seed, source=source, cache=cache).digest
+
+    assert digest() == digest()
+    assert len({digest(), digest(prompt="b"), digest(source="b"), digest(seed=1)}) == 4
+    assert len(cache.entries()) == 4
+
+
+class Scales(nn.Module):
+    """Make large numbers larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((600,), 1e20))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Overflow in the second call."""
+        return x * self.weight
+
+
+def overflowing() -> Program:
+    """Capture two calls of a module."""
+    scales = Scales().requires_grad_(False)
+    return run(capture(lambda: scales(scales(torch.randn(600))), {"scales": scales}), NORMAL_FORM)
+
+
+def test_infinity_is_reported_with_its_graph_and_call() -> None:
+    with pytest.raises(CalibrationError) as refused:
+        calibrate(overflowing(), {}, prompts=("a b",))
+    assert "scales gives NaN or infinity for" in refused.value.what
+    assert refused.value.where == "call 2 of 2, for the prompt 'a b'"
+
+
+def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazy_weights, "SMALL", 0)
+    sampler, bodies = Sampler(), list[nn.Module]()
+    lazy_weights.lend("denoiser", sampler.denoiser, "here")
+    calibration = calibrate(sampler.program(), tokenizers, prompts=("a red circle",))
+    monkeypatch.setattr(module, "body_of", lambda graph: bodies.append(body_of(graph)) or bodies[-1])
+
+    def lent() -> list[bool]:
+        (body,) = [body for body in bodies if any("conv" in name for name, _ in body.named_parameters())]
+        return [isinstance(tensor, lazy_weights.StandIn) for tensor in body.parameters()]
+
+    with calibration.drawing(calibration.program) as draw:
+        assert np.array_equal(draw(1, {})[0].output, calibration.drawings[0].output)
+        assert not any(lent())
+    assert lent() == [True] * 6
+
+
+def test_built_in_prompts_end_when_much_work_was_done(
+    program: Program, tokenizers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = module._Run(program, {}).work
+    monkeypatch.setattr(module, "WORK", 2.5 * work)
+    assert calibrate(program, tokenizers).prompts == PROMPTS[:3]
+    assert len(calibrate(program, tokenizers, prompts=("a", "b", "c", "d")).prompts) == 4
+    monkeypatch.setattr(module, "WORK", 0.0)
+    assert calibrate(program, tokenizers).prompts == PROMPTS[:1]
+
+
+def test_other_inputs_are_smooth_pictures_and_normal_numbers() -> None:
+    inputs = (
+        Input("prompt", Type("text", (2,))),
+        Input("negative_prompt", Type("text", (2,))),
+        Input("image", Type("float32", (1, 3, 8, 8)), is_picture=True),
+        Input("embedding", Type("float32", (1, 4000))),
+        Input("guidance", Type("scalar"), 2.0),
+    )
+    noise = Op("noise", results=(Value("n", Type("float32", (1, 4))),))
+    texts, arrays = given(Program("main", inputs, ops=(noise,), outputs=("n",)), "a", 0)
+    assert texts == {"prompt": ["a", "a"], "negative_prompt": ["", ""]}
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "n": (1, 4),
+        "image": (1, 3, 8, 8),
+        "embedding": (1, 4000),
+    }
+    image, embedding = arrays["image"], arrays["embedding"]
+    assert image.min() == 0 and image.max() == 1 and np.abs(np.diff(image)).max() < 0.2
+    assert abs(embedding.mean()) < 0.1 and abs(embedding.std() - 1) < 0.1
+
+
+def test_prompts_are_lines_that_are_not_blank(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("  one \n\n two ⬤\n", encoding="utf-8")
+    assert read_prompts(file) == ("one", "two ⬤")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be read"), (b"\xff\xfe\x00", "cannot be read"), (b" \n\n", "holds no prompts")]
+)
+def test_a_file_without_prompts_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(BuildError, match=said) as refused:
+        read_prompts(file)
+    assert "one prompt a line" in str(refused.value.fix)
+
+
+def test_watching_shows_what_a_graph_computes(calibration: Calibration) -> None:
+    graph = max(calibration.program.graphs, key=lambda each: sum(w.numel() for w in each.body.state_dict.values()))
+    (node,) = (n for n in graph.body.graph.nodes if n.op == "output")
+    last = node.all_input_nodes[0].name
+    seen = list[tuple[torch.Tensor, Sample]]()
+    samples = calibration.of(graph)[:2]
+    watch(graph, samples, {last: (0,)}, lambda node, args, output, sample: seen.append((output, sample)))
+    assert [sample for _, sample in seen] == samples
+    for output, sample in seen:
+        assert torch.equal(output, graph.body.module()(*sample.feeds)[0])

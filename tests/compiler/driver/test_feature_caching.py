@@ -1,0 +1,77 @@
+"""What ``--cache`` takes, and how it refuses the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration
+from diffc.compiler.driver import feature_caching
+from diffc.compiler.driver.feature_caching import AskedCache, asked_cache
+from diffc.compiler.errors import PassError, RecipeError
+from diffc.compiler.ir.parse import parse
+from diffc.compiler.ir.program import Program
+from diffc.passes.cache import CACHES
+
+
+@pytest.mark.parametrize("text", [None, "none"])
+def test_nothing_is_asked_for(text: str | None) -> None:
+    assert asked_cache(text) is None
+
+
+@pytest.mark.parametrize("text", ["deepcache:interval=5,branch=1", "deepcache:interval=5:branch=1"])
+def test_options_are_read(text: str) -> None:
+    assert asked_cache(text) == AskedCache("deepcache", {"interval": 5, "branch": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        ("deepcash", "'deepcash' is no cache", "did you mean deepcache? known: none, deepcache"),
+        ("deepcache+deepcache", "is more than one cache", "choose one"),
+        ("none+deepcache", "is more than one cache", "choose one"),
+        ("deepcache:intervals=3", "deepcache has no option 'intervals'", "did you mean interval? it has interval"),
+        ("deepcache:interval=three", "deepcache: interval is 'three'", "such as 3"),
+        ("deepcache:interval=2.5", "deepcache: interval is 2.5", "such as 3"),
+        ("deepcache:interval", "'interval' is no option", "write CACHE:option=value"),
+    ],
+)
+def test_what_is_no_cache_is_refused(text: str, what: str, fix: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        asked_cache(text)
+    assert what in refused.value.what and fix in str(refused.value.fix)
+
+
+def test_an_error_says_which_cache_it_comes_from() -> None:
+    program = parse(
+        "program p() { graph f(x: float32[1]) -> (y: float32[1]) "
+        "n: float32[1] = noise() a: float32[1] = f(x=n) b: float32[1] = f(x=a) return b }"
+    )
+    with pytest.raises(PassError, match="no program calls a denoiser") as refused:
+        AskedCache("deepcache", {}).applied([program], {}, "", lambda _: None)
+    assert refused.value.inside == "--cache deepcache"
+
+
+def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = parse(
+        "program p(prompt: text[1]) { n: float32[1] = noise() x: float32[1] = linear(n; 2) step(x; 1) return x }"
+    )
+    seen = list[Calibration]()
+
+    def looking(programs: Sequence[Program], calibrated: Calibrate, *, often: int = 1) -> tuple[Program, ...]:
+        seen.extend(calibrated(each) for each in programs for _ in range(often))
+        return tuple(programs)
+
+    monkeypatch.setattr(feature_caching, "CACHES", {"looking": looking, "deepcache": CACHES["deepcache"]})
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    asked = asked_cache("looking:often=2", tmp_path / "prompts.txt", seed=5)
+    assert asked is not None and asked.is_calibrated
+    assert asked.applied([program], {}, "", lambda _: None) == ([program], None)
+    assert [calibration.prompts for calibration in seen] == [("one", "two")] * 2
+    assert [drawing.seed for drawing in seen[0].drawings] == [5, 6]
+    other = asked_cache("deepcache")
+    assert other is not None and not other.is_calibrated
+    with pytest.raises(RecipeError, match="looking has no option 'calibrated'"):
+        asked_cache("looking:calibrated=1")

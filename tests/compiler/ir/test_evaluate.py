@@ -1,0 +1,147 @@
+"""The evaluator is the meaning of a program: each operator against plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffc.compiler.errors import VerifyError
+from diffc.compiler.graph.export import Capture
+from diffc.compiler.ir.evaluate import apply, evaluate
+from diffc.compiler.ir.parse import parse
+from diffc.compiler.ir.program import Graph, Op, Program, Value
+from diffc.compiler.tracing.trace import capture
+
+X = torch.arange(12.0).reshape(4, 3) - 5
+Y = torch.linspace(-1, 2, 12).reshape(4, 3)
+I = torch.tensor([2, 0, 1])  # noqa: E741
+VALUES = {"x": X, "y": Y, "i": I}
+
+ATEN: dict[str, Callable[[], torch.Tensor]] = {
+    "aten.add.Tensor(x, y, alpha=2)": lambda: X + 2 * Y,
+    "aten.mul.Tensor(x, 0.5)": lambda: X * 0.5,
+    "aten.clamp.default(x, -1, none)": lambda: X.clamp(min=-1),
+    "aten.cat.default([x, y], 1)": lambda: torch.cat([X, Y], 1),
+    "aten.stack.default([x, y])": lambda: torch.stack([X, Y]),
+    "aten.view.default(x, [2, 6])": lambda: X.view(2, 6),
+    "aten.sum.dim_IntList(x, [0], true)": lambda: X.sum(0, keepdim=True),
+    'aten._to_copy.default(x, dtype="float16")': lambda: X.half(),
+    "aten.index.Tensor(x, [none, i])": lambda: X[:, I],
+    "aten.where.ScalarOther(m, x, 0)": lambda: torch.where(X > 0, X, 0),
+    "aten.pow.Tensor_Scalar(x, 2)": lambda: X**2,
+}
+
+
+@pytest.mark.parametrize("text", ATEN)
+def test_operators_of_aten(text: str) -> None:
+    (op,) = parse(f"z = {text}").ops
+    (made,) = apply(op, VALUES | {"m": X > 0}, {})
+    wanted = ATEN[text]()
+    assert made.dtype == wanted.dtype and torch.equal(made, wanted)
+
+
+def test_an_operator_with_several_results() -> None:
+    (op,) = parse("v, i = aten.sort.default(x, 1, true)").ops
+    values, indices = apply(op, VALUES, {})
+    wanted = X.sort(1, descending=True)
+    assert torch.equal(values, wanted.values) and torch.equal(indices, wanted.indices)
+
+
+def made(text: str, **scalars: float) -> torch.Tensor:
+    """Apply one operation to x and y."""
+    (op,) = parse(text).ops
+    return apply(op, VALUES, scalars)[0]
+
+
+def test_linear_weighs_and_adds() -> None:
+    assert torch.equal(made("z: float32[4, 3] = linear(x, y; 0.5, -2)"), 0.5 * X - 2 * Y)
+    assert torch.equal(made("z: float32[4, 3] = linear(x; 0.5, 3)"), 0.5 * X + 3)
+    assert torch.equal(made("z: float32[4, 3] = linear(x, y; g, 1 - g*h)", g=3.0, h=0.5), 3 * X - 0.5 * Y)
+
+
+def test_linear_has_the_type_that_it_declares() -> None:
+    assert torch.equal(made("z: float32[2, 4, 3] = linear(x; 1)"), X.expand(2, 4, 3))
+    assert torch.equal(made("z: float16[4, 3] = linear(x; 0.25)"), (X / 4).half())
+    assert torch.equal(made("z: float32[2] = linear(; g)", g=7.0), torch.tensor([7.0, 7.0]))
+
+
+def test_split_and_concat_are_inverse() -> None:
+    (op,) = parse("a: float32[2, 3], b: float32[2, 3] = split(x, axis=0)").ops
+    a, b = apply(op, VALUES, {})
+    assert torch.equal(a, X[:2]) and torch.equal(b, X[2:])
+    (op,) = parse("z: float32[4, 3] = concat(a, b, axis=0)").ops
+    assert torch.equal(apply(op, {"a": a, "b": b}, {})[0], X)
+
+
+def test_a_call_binds_by_port() -> None:
+    class Subtract(torch.nn.Module):
+        def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return one - other
+
+    module = Subtract()
+    program = capture(lambda: module(other=torch.randn(2), one=torch.tensor([1.0, 2.0])), {"module": module})
+    noise = torch.tensor([0.25, 0.5])
+    assert torch.equal(evaluate(program, tokens={}, noises=[noise])[0], torch.tensor([0.75, 1.5]))
+
+
+def test_a_number_given_to_a_port_gets_its_type() -> None:
+    class Body:
+        def module(self) -> Callable[..., tuple[torch.Tensor]]:
+            return lambda t: (t,)
+
+    (call,) = parse("z = f(t=[3, 4])").ops
+    for dtype in ("float32", "int64"):
+        port = parse(f"program p() {{ graph f(t: {dtype}[2]) -> (z: {dtype}[2]) return z }}").graphs[0].inputs[0]
+        (given,) = apply(call, {}, {}, Graph("f", (port,), (Value("z", port.type),), Body()))
+        assert given.dtype == getattr(torch, dtype) and given.tolist() == [3, 4]
+
+
+PROGRAM = """
+program main(prompt: text[1], g: scalar = 2.0, h: scalar = 1.0) {
+    table t: float32[2]
+    ids: int64[1, 2], mask: int64[1, 2] = tokenize(prompt, tokenizer="tokenizer", length=2, pad=0)
+    n: float32[2] = noise()
+    m: float32[2] = noise()
+    x: float32[2] = linear(n, m, t; g, h, 1.0)
+    step(x; 1.0)
+    return x, ids, mask
+}
+"""
+
+
+def test_a_request_is_bound() -> None:
+    program = parse(PROGRAM)
+    program = replace(program, tables=(replace(program.tables[0], data=np.array([1.0, 2.0], np.float32)),))
+    noises = [torch.tensor([10.0, 20.0]), torch.tensor([0.5, 0.25])]
+    ids, mask = torch.tensor([[5, 6]]), torch.tensor([[1, 0]])
+    x, *rest = evaluate(program, tokens={"prompt": [ids, mask]}, noises=noises, scalars={"h": 4.0})
+    assert torch.equal(x, torch.tensor([20 + 2 + 1.0, 40 + 1 + 2.0]))
+    assert torch.equal(rest[0], ids) and torch.equal(rest[1], mask)
+
+
+def test_what_is_no_operator_has_no_meaning() -> None:
+    with pytest.raises(VerifyError, match="sort has no meaning outside a program"):
+        apply(Op("sort"), {}, {})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=4), st.floats(-4, 4, width=32))
+def test_linear_is_the_weighted_sum(weights: list[float], constant: float) -> None:
+    operands = {f"x{i}": X * (i + 1) for i in range(len(weights))}
+    coefficients = ", ".join(map(repr, [*weights, constant]))
+    (op,) = parse(f"z: float32[4, 3] = linear({', '.join(operands)}; {coefficients})").ops
+    wanted = sum(w * x.double() for w, x in zip(weights, operands.values(), strict=True)) + constant
+    assert torch.allclose(apply(op, operands, {})[0].double(), wanted, rtol=0, atol=1e-4)
+
+
+def test_a_program_without_operations_gives_its_tables() -> None:
+    program = Program("main", tables=parse("program p() { table t: float32[1] return t }").tables, outputs=("t",))
+    program = replace(program, tables=(replace(program.tables[0], data=np.array([3.0], np.float32)),))
+    assert evaluate(program, tokens={}, noises=[])[0].tolist() == [3.0]
+    assert Capture().graphs([program])[0].outputs == ("t",)

@@ -1,0 +1,181 @@
+"""Ranges on distributions whose best range is known, and scales that are found by trying all."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import pytest
+import torch
+
+from diffc.compiler.quantization.formats import FORMATS, Spec, parse_spec, spread
+from diffc.compiler.quantization.observers import Histogram
+from diffc.compiler.quantization.plan import scale_and_zero
+from diffc.compiler.quantization.scales import (
+    METHODS,
+    PERCENTILE,
+    RATIOS,
+    activation_range,
+    round_nearest,
+    weight_scales,
+)
+from tests.tolerances import SEARCHED_RANGE
+
+SPECS = (
+    "int8:tensor",
+    "int8:channel",
+    "int4:channel",
+    "uint4:channel",
+    "int4:group=32",
+    "uint4:group=32",
+    "int4:group=32:scale=float16",
+    "int4:group=32:scale=uint4",
+    "e4m3:channel",
+    "nvfp4",
+    "mxfp4",
+)
+
+
+def spec_of(text: str) -> Spec:
+    """Read a spec that is none for float."""
+    spec = parse_spec(text)
+    assert spec is not None
+    return spec
+
+
+def histogram(x: torch.Tensor) -> Histogram:
+    """Count numbers."""
+    made = Histogram()
+    made.add(x)
+    return made
+
+
+def normal(count: int = 200_000) -> torch.Tensor:
+    """Give numbers that are distributed normally, without chance."""
+    return torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count).float()
+
+
+def error(x: torch.Tensor, spec: Spec, low: float, high: float) -> float:
+    """Give the squared error of rounding with a range."""
+    scale, zero = scale_and_zero(spec, torch.tensor(low), torch.tensor(high))
+    offset = torch.zeros(()) if zero is None else zero
+    return float((((spec.format.round(x / scale + offset) - offset) * scale - x).double() ** 2).mean())
+
+
+def test_the_percentile_of_a_normal_distribution() -> None:
+    low, high = activation_range(histogram(normal()), spec_of("uint8:tensor"), "percentile")
+    wanted = NormalDist().inv_cdf(PERCENTILE)
+    assert abs(high - wanted) < SEARCHED_RANGE and abs(low + wanted) < SEARCHED_RANGE
+
+
+# Max, "Quantizing for Minimum Distortion", 1960, table II: the step of the best uniform quantizer of so many levels.
+@pytest.mark.parametrize(("bits", "even", "odd"), [(3, 0.5860, 0.6508), (4, 0.3352, 0.3534)])
+def test_the_least_error_of_a_normal_distribution_is_where_max_has_it(bits: int, even: float, odd: float) -> None:
+    low, high = activation_range(histogram(normal()), spec_of(f"int{bits}:tensor"), "mse")
+    step = high / (2 ** (bits - 1) - 1)
+    assert low == -high and even * (1 - SEARCHED_RANGE) <= step <= odd * (1 + SEARCHED_RANGE)
+
+
+def test_divergence_cuts_off_a_long_tail_and_keeps_a_uniform_distribution() -> None:
+    tail = torch.cat([normal(), torch.tensor([50.0, -50.0])])
+    assert activation_range(histogram(tail), spec_of("int8:tensor"), "kl")[1] < 10
+    low, high = activation_range(histogram(torch.linspace(-1, 1, 100_000)), spec_of("int8:tensor"), "kl")
+    assert (low, high) == pytest.approx((-1, 1), abs=SEARCHED_RANGE)
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_a_range_is_within_what_was_seen(by: str) -> None:
+    x = torch.cat([normal() * 0.3 + 1.0, torch.tensor([9.0])])
+    low, high = activation_range(histogram(x), spec_of("uint8:tensor"), by)
+    assert min(0.0, float(x.min())) <= low <= high <= float(x.max())
+    constant = histogram(torch.full((5,), 3.0))
+    assert activation_range(constant, spec_of("uint8:tensor"), by) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize("text", ["int8:tensor", "int4:tensor", "uint8:tensor", "uint4:tensor", "e4m3:tensor"])
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_no_way_to_choose_has_a_smaller_error_than_mse(text: str, shift: float) -> None:
+    spec, x = spec_of(text), torch.nn.functional.silu(normal(10_000) * 2 + shift)
+    errors = {by: error(x, spec, *activation_range(histogram(x), spec, by)) for by in ("minmax", "mse")}
+    assert errors["mse"] <= errors["minmax"] * (1 + SEARCHED_RANGE)
+    if not spec.is_affine:
+        largest = float(x.abs().max())
+        tried = min(error(x, spec, -largest * float(ratio), largest * float(ratio)) for ratio in RATIOS)
+        assert errors["mse"] <= tried * (1 + SEARCHED_RANGE)
+
+
+def weight(rows: int = 24, columns: int = 96) -> torch.Tensor:
+    """Draw a weight of rows of different sizes, with outliers, a zero row and a positive one."""
+    random = torch.Generator().manual_seed(0)
+    made = torch.randn(rows, columns, generator=random) * torch.logspace(-3, 1, rows)[:, None]
+    made[::3, ::17] *= 6
+    made[1], made[2] = 0.0, made[2].abs()
+    return made
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (24, 10, 3, 3), (24, 90)], ids=str)
+@pytest.mark.parametrize("text", SPECS)
+def test_the_least_error_is_never_worse_than_the_largest_number(text: str, shape: tuple[int, ...]) -> None:
+    spec, x = spec_of(text), weight(24, math.prod(shape[1:])).reshape(shape)
+    errors = [((weight_scales(x, spec, by).value(spec) - x) ** 2).sum() for by in ("mse", "minmax")]
+    assert errors[0] <= errors[1]
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (24, 10, 3, 3)], ids=str)
+@pytest.mark.parametrize("text", SPECS)
+def test_codes_and_scales_are_numbers_that_can_be_stored(text: str, shape: tuple[int, ...]) -> None:
+    spec, x = spec_of(text), weight(24, math.prod(shape[1:])).reshape(shape)
+    found = weight_scales(x, spec, "mse")
+    for numbers, form in (
+        (spec.format.decode(found.codes), spec.format),
+        (found.zero, spec.format),
+        (found.scale, FORMATS.get(spec.scale)),
+    ):
+        if numbers is not None and form is not None:
+            assert torch.equal(form.decode(form.encode(numbers)), numbers)
+    if spec.scale == "float16":
+        assert torch.equal(found.scale.half().float(), found.scale)
+    assert (found.scale > 0).all() and (found.outer is None) == (spec.scale not in FORMATS)
+    assert found.codes.shape == x.shape and found.value(spec).isfinite().all()
+
+
+@pytest.mark.parametrize("text", ["int8:channel", "int4:channel", "int4:group=32", "int8:tensor"])
+def test_the_largest_number_is_the_end_of_a_symmetric_grid(text: str) -> None:
+    spec, x = spec_of(text), weight()
+    found = weight_scales(x, spec, "minmax")
+    per = x if spec.per != "tensor" else x.reshape(1, -1)
+    largest = per.reshape(len(per), -1, spec.group or per.shape[1]).abs().amax(-1)
+    wanted = torch.where(largest > 0, largest / spec.format.highest, 1.0)
+    assert torch.equal(found.scale.flatten(), wanted.flatten())
+    assert (found.value(spec) - x).abs().max() <= wanted.max() / 2 * (1 + SEARCHED_RANGE)
+
+
+def test_scales_of_groups_are_whole_multiples_of_the_rows() -> None:
+    spec, x = spec_of("int4:group=32:scale=uint4"), weight()
+    found = weight_scales(x, spec, "minmax")
+    assert found.outer is not None and found.outer.shape == (24,)
+    assert torch.equal(found.scale.amax(1), torch.full((24,), 15.0)) and found.scale.min() >= 1
+
+
+def test_scales_that_are_powers_of_two_let_nothing_be_cut_off() -> None:
+    spec, x = spec_of("mxfp4"), weight()
+    found = weight_scales(x, spec, "minmax")
+    largest = x.reshape(24, -1, 32).abs().amax(-1)
+    assert (found.scale * 6 >= largest).all()
+    alive = largest > 0
+    assert (found.scale[alive] * 3 < largest[alive]).all(), "half of it would cut something off"
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_another_weight_is_rounded_with_the_same_scales(text: str) -> None:
+    spec, x = spec_of(text), weight()
+    like = weight_scales(x, spec, "mse")
+    assert torch.equal(round_nearest(x, spec, like).codes, like.codes)
+    other = round_nearest(x * 0.5 + 0.01, spec, like)
+    assert torch.equal(other.scale, like.scale)
+    codes = spec.format.decode(other.codes)
+    scale = like.scale if like.outer is None else like.scale * like.outer.reshape(-1, 1)
+    step = spread(scale, x.shape, spec.group) * spec.format.spacing(codes).abs()
+    inside = (codes.abs() < spec.format.highest) & (codes > spec.format.lowest)
+    wrong = (other.value(spec) - (x * 0.5 + 0.01)).abs()
+    assert (wrong <= step * (0.5 + SEARCHED_RANGE))[inside].all()

@@ -1,0 +1,78 @@
+"""Ask for pictures and tensors as the signature of a pipeline's call has them."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+
+from diffc.compiler.errors import BuildError
+from diffc.compiler.tracing.pipeline_inputs import as_arguments, asked_arrays
+from diffc.compiler.tracing.trace import Picture, Tensor
+
+Pictures = PIL.Image.Image | torch.Tensor | list[PIL.Image.Image] | list[torch.Tensor]
+
+
+class Pipeline:
+    vae_scale_factor = 8
+    unet = SimpleNamespace(config=SimpleNamespace(sample_size=4))
+
+    def __call__(
+        self,
+        embeds: torch.Tensor | list[torch.Tensor],
+        image: Pictures = None,
+        mask_image: Pictures = None,
+        last_image: Pictures | None = None,
+        pair: list[torch.Tensor] | None = None,
+        prompt: str = "",
+    ) -> None:
+        """Take what pipelines take."""
+
+
+def asked(size: tuple[int, int] | None = None, **kinds: str) -> dict[str, Any]:
+    return asked_arrays(Pipeline(), {"embeds": "7", **kinds}, batch=2, size=size)
+
+
+def test_asks_for_the_pictures_that_a_pipeline_cannot_do_without() -> None:
+    image, mask = Picture((2, 3, 32, 32)), Picture((2, 1, 32, 32))
+    assert asked() == {"image": image, "mask_image": mask, "embeds": Tensor((2, 7))}
+    assert asked(size=(16, 24))["image"] == Picture((2, 3, 24, 16))
+
+
+def test_asks_for_what_it_is_told() -> None:
+    assert asked(embeds="16x24x24")["embeds"] == Tensor((2, 16, 24, 24))
+    assert asked(last_image="picture:8x4")["last_image"] == Picture((2, 3, 4, 8))
+    listed = asked(image="picture,5")
+    assert (listed["image_1"], listed["image_2"]) == (Picture((2, 3, 32, 32)), Tensor((2, 5)))
+    assert "image" not in listed
+
+
+def test_lists_are_put_together_again() -> None:
+    kinds = {"embeds": "7", "image": "picture,picture", "pair": "3"}
+    request = {"embeds": 1, "image_1": 2, "image_2": 3, "pair": 4, "prompt": "x"}
+    given = as_arguments(Pipeline(), kinds, request)
+    assert given == {"embeds": 1, "image": [2, 3], "pair": [4], "prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({}, "Pipeline needs embeds, of a shape that it does not say"),
+        ({"embeds": "0x4"}, "'0x4' is no input"),
+        ({"embeds": "picture:8"}, "'picture:8' is no input"),
+        ({"embeds": "7,"}, "'' is no input"),
+        ({"embeds": "7", "prompt": "4"}, "Pipeline takes neither pictures nor tensors as prompt"),
+        ({"embeds": "7", "latents": "4"}, "Pipeline takes neither pictures nor tensors as latents"),
+    ],
+)
+def test_refuses(kinds: dict[str, str], message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        asked_arrays(Pipeline(), kinds, batch=1, size=(8, 8))
+
+
+def test_the_size_of_a_picture_must_be_known() -> None:
+    pipeline = Pipeline()
+    pipeline.unet = None
+    with pytest.raises(BuildError, match="the size of the picture is not known"):
+        asked_arrays(pipeline, {"embeds": "7"}, batch=1, size=None)

@@ -1,0 +1,482 @@
+"""Open bundles, sound ones and each kind that is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from safetensors.numpy import save
+
+from diffc.runtime import BundleError, load
+from diffc.runtime.bundle.manifest import BuiltEngine, parse_json, read_manifest
+from diffc.runtime.bundle.onnx_external_data import external_files, output_names
+from diffc.runtime.bundle.safetensors import read_tables
+
+ENGINE = {"file": "graphs/unet.onnx", "builder": "tensorrt-rtx 1.7.1.116", "archs": ["sm86", "sm89"]}
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    change(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_opens_a_sound_bundle(bundle: Path) -> None:
+    assert list(load(bundle).programs) == ["draw", "plain"]
+    assert list(load(str(bundle)).programs) == ["draw", "plain"]
+
+
+def test_imports_no_torch_and_no_compiler() -> None:
+    code = "import sys, diffc.runtime; print(*sys.modules)"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    banned = {"torch", "onnx", "diffusers", "transformers", "safetensors"}
+    assert not banned & {name.split(".")[0] for name in names}
+    assert not [name for name in names if name.startswith(("diffc.compiler", "diffc.passes"))]
+
+
+@pytest.mark.parametrize(
+    "name", ["weights/hidden.bin", "graphs/unet.onnx", "tables.safetensors", "tokenizer/words.json"]
+)
+def test_refuses_a_changed_byte_a_truncated_file_and_a_missing_one(bundle: Path, name: str) -> None:
+    file = bundle / name
+    content = file.read_bytes()
+    file.write_bytes(content[:7] + bytes([content[7] ^ 1]) + content[8:])
+    with pytest.raises(BundleError, match=f"{name} was changed") as raised:
+        load(bundle)
+    assert raised.value.fix == "build it again" and raised.value.where == name
+    file.write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=f"{name} is truncated: {len(content) - 1} bytes, not {len(content)}"):
+        load(bundle)
+    file.write_bytes(content + b"\0")
+    with pytest.raises(BundleError, match=f"{name} is longer than it was"):
+        load(bundle)
+    file.unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema=3, diffc="9.9"), "schema 3, written by diffc 9.9; this diffc reads 1 and 2"),
+        (lambda m: m.update(schema=0), "schema 0; this diffc reads 1 and 2"),
+        (lambda m: m.update(schema=True), "True is not an integer"),
+        (lambda m: m.pop("schema"), "None is not an integer"),
+        (lambda m: m.update(target=5), "5 is not a string"),
+        (lambda m: m.update(programs={}), "the bundle has no program"),
+        (lambda m: m.update(programs=[]), "is not an object"),
+        (lambda m: m["programs"].update(draw=None), "None is not a string"),
+        (lambda m: m["programs"].update(draw=""), "expected 'program'"),
+        (lambda m: m.update(graphs={"unet": "graphs/unet.onnx"}), "is not an object"),
+        (lambda m: m["graphs"]["unet"].pop("file"), "None is not a string"),
+        (lambda m: m["graphs"].pop("unet"), "program draw calls unet, which the bundle lacks"),
+        (lambda m: m["graphs"]["unet"].update(file="/etc/passwd"), "/etc/passwd is not among the files"),
+        (lambda m: m["graphs"]["unet"].update(file="graphs/other.onnx"), "graphs/other.onnx is not among the files"),
+        (lambda m: m["tokenizers"].update(words="../words.json"), "../words.json is not among the files"),
+        (lambda m: m["tokenizers"].clear(), "unknown tokenizer 'words'"),
+        (lambda m: m["files"].pop("weights/hidden.bin"), "reads 'weights/hidden.bin', which is no file of the bundle"),
+        (lambda m: m["files"].pop("tables.safetensors"), "reads table bias"),
+        (lambda m: m["files"].update({"a": {"bytes": -1, "sha256": "0" * 64}}), "no size and SHA-256"),
+        (lambda m: m["files"].update({"a": {"bytes": 1, "sha256": "0" * 63}}), "no size and SHA-256"),
+        (lambda m: m["files"].update({"a": {"bytes": 1.0, "sha256": "0" * 64}}), "1.0 is not an integer"),
+        (lambda m: m.update(engines=None), "None is not an object"),
+        (lambda m: m.update(engines=["unet"]), "is not an object"),
+        (lambda m: m.update(engines={"unet": "x.engine"}), "x.engine is not an object"),
+        (lambda m: m.update(engines={"other": ENGINE}), "an engine is of no graph of the bundle"),
+        (lambda m: m.update(engines={"unet": {}}), "None is not a string"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"file": "/etc/passwd"}}), "/etc/passwd is not among the files"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"file": "../x"}}), "../x is not among the files"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"file": 5}}), "5 is not a string"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"builder": None}}), "None is not a string"),
+        (
+            lambda m: m.update(engines={"unet": ENGINE | {"builder": "tensorrt"}}),
+            "'tensorrt' for 'sm86, sm89' is no eng",
+        ),
+        (lambda m: m.update(engines={"unet": ENGINE | {"builder": "tensorrt 10\n.1"}}), "is no engine"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"builder": "other 10.1"}}), "'other 10.1' for .* is no engine"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"archs": "sm89"}}), "sm89 is not a list"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"archs": []}}), "for '' is no engine"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"archs": [89]}}), "89 is not a string"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"archs": ["sm89", "x"]}}), "for 'sm89, x' is no engine"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"stripped": None}}), "None is not true or false"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"stripped": 1}}), "1 is not true or false"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"stripped": "false"}}), "false is not true or false"),
+        (lambda m: m.update(engines={"unet": ENGINE | {"stripped": []}}), r"\[\] is not true or false"),
+        (
+            lambda m: m.update(engines={"unet": ENGINE | {"stripped": True}}),
+            "without weights is of graphs/unet.onnx, which does not lie beside the manifest",
+        ),
+    ],
+)
+def test_refuses_a_manifest(bundle: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit(bundle, change)
+    with pytest.raises(BundleError, match=message):
+        load(bundle)
+
+
+def test_reads_engines(bundle: Path) -> None:
+    assert read_manifest((bundle / "manifest.json").read_bytes()).engines == {}
+    edit(bundle, lambda m: m.update(engines={"unet": ENGINE}))
+    engine = read_manifest((bundle / "manifest.json").read_bytes()).engines["unet"]
+    assert engine == BuiltEngine("graphs/unet.onnx", "tensorrt-rtx 1.7.1.116", ("sm86", "sm89"))
+    assert list(load(bundle).programs) == ["draw", "plain"]
+    edit(bundle, lambda m: m["engines"]["unet"].update(stripped=False))
+    assert read_manifest((bundle / "manifest.json").read_bytes()).engines["unet"] == engine
+
+
+def test_reads_engines_without_weights(tiny: Any, tmp_path: Path) -> None:
+    engines = {"unet": ENGINE | {"file": "unet.onnx", "stripped": True}}
+    made = tiny.write(tmp_path / "x.diffc", place="{}.onnx", engines=engines, schema=2)
+    assert read_manifest((made / "manifest.json").read_bytes()).engines["unet"].stripped
+    assert list(load(made).programs) == ["draw"]
+
+
+def test_a_newer_bundle_asks_for_an_upgrade(bundle: Path) -> None:
+    edit(bundle, lambda m: m.update(schema=3))
+    with pytest.raises(BundleError) as raised:
+        load(bundle)
+    assert raised.value.fix == "upgrade diffc" and raised.value.inside == f"opening {bundle}"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../up", "a//b", "./a", ".", "", "C:a", "a\\b", "a\0b"])
+def test_refuses_paths_that_leave_the_bundle(bundle: Path, path: str) -> None:
+    edit(bundle, lambda m: m["files"].update({path: {"bytes": 1, "sha256": "0" * 64}}))
+    with pytest.raises(BundleError, match=r"the path '.*' leaves the bundle"):
+        load(bundle)
+
+
+@pytest.mark.parametrize("link", ["weights", "weights/hidden.bin"])
+def test_refuses_links_that_leave_the_bundle(bundle: Path, tmp_path: Path, link: str) -> None:
+    outside = tmp_path / "outside"
+    (bundle / link).rename(outside)
+    (bundle / link).symlink_to(outside)
+    with pytest.raises(BundleError, match="weights/hidden.bin is a link that leaves the bundle"):
+        load(bundle)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'"a"', b"\xff", b'{"a": 1, "a": 2}', b"[" * 100_000, b"1" * 9999]
+)
+def test_refuses_a_manifest_that_is_none(bundle: Path, content: bytes) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match="manifest.json|is not an object"):
+        load(bundle)
+
+
+def test_refuses_what_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle: no manifest.json"):
+        load(tmp_path)
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load(tmp_path / "missing.diffc")
+    for content in (b"", b"PK\3\4" + bytes(1000), bytes(10240)):
+        (tmp_path / "x.diffc").write_bytes(content)
+        with pytest.raises(BundleError, match=r"x\.diffc is (neither a bundle nor a tar file|not a bundle)"):
+            load(tmp_path / "x.diffc")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_refuses_what_may_not_be_read(bundle: Path) -> None:
+    (bundle / "tables.safetensors").chmod(0)
+    with pytest.raises(BundleError, match="Permission denied"):
+        load(bundle)
+
+
+# Tar files
+
+
+def test_opens_a_tar_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    pictures = [load(bundle)("red circle", seed=0)[0].tobytes()]
+    for at, name in enumerate(["tiny.diffc", "."]):
+        path = tmp_path / f"{at}.tar"
+        with tarfile.open(path, "w") as archive:
+            archive.add(bundle, name)
+        sampler = load(path)
+        assert sampler.path == path
+        pictures.append(sampler("red circle", seed=0)[0].tobytes())
+        root = sampler._bundle.root
+        assert root.exists()
+        del sampler
+        assert not root.exists()
+    assert len(set(pictures)) == 1
+
+
+def member(name: str, **changes: Any) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in changes.items():
+        setattr(info, key, value)
+    return info
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        member("../out"),
+        member("a/../../out"),
+        member("link", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        member("link", type=tarfile.LNKTYPE, linkname="manifest.json"),
+        member("device", type=tarfile.CHRTYPE),
+        member("pipe", type=tarfile.FIFOTYPE),
+    ],
+    ids=lambda info: info.name + info.linkname,
+)
+def test_refuses_a_tar_that_leaves_the_bundle(info: tarfile.TarInfo, bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(info)
+        archive.add(bundle, "tiny.diffc")
+    with pytest.raises(BundleError, match="leaves the bundle|neither a file nor a folder"):
+        load(path)
+    assert not list(tmp_path.rglob("out"))
+
+
+def test_refuses_a_tar_that_is_cut_off(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(bundle, "tiny.diffc")
+    content = path.read_bytes()
+    for keep in (100, 600, len(content) // 2, len(content) // 4):
+        path.write_bytes(content[:keep])
+        with pytest.raises(BundleError):
+            load(path)
+
+
+# Graphs and the files that they read
+
+
+def model(location: str, place: str) -> bytes:
+    """Hide an external tensor in a place of a model."""
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in (("offset", "0"), ("location", location), ("length", "16")):
+        weight.external_data.add(key=key, value=value)
+    constant = helper.make_node("Constant", [], ["y"])
+    constant.attribute.add(name="value", type=4).t.CopyFrom(weight)
+    graph = helper.make_graph([], "g", [], [])
+    function = helper.make_function("d", "f", [], ["y"], [constant], [helper.make_opsetid("", 20)])
+    if place == "initializer":
+        graph.initializer.append(weight)
+    elif place == "constant":
+        graph.node.append(constant)
+    elif place == "branch":
+        inner = helper.make_graph([constant], "inner", [], [])
+        graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner))
+    elif place == "sparse":
+        graph.sparse_initializer.add().values.CopyFrom(weight)
+    elif place == "list":
+        graph.node.append(helper.make_node("Custom", [], ["y"]))
+        graph.node[0].attribute.add(name="values", type=9).tensors.append(weight)
+    elif place == "sparse list":
+        graph.node.append(helper.make_node("Custom", [], ["y"]))
+        graph.node[0].attribute.add(name="value", type=11).sparse_tensor.indices.CopyFrom(weight)
+        graph.node[0].attribute.add(name="values", type=12).sparse_tensors.add()
+    made = helper.make_model(graph, functions=[function] if place == "function" else [])
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant", "branch", "sparse", "list", "sparse list", "function"])
+@pytest.mark.parametrize("location", ["weights/unet.bin", "../../etc/passwd", "*/_ORT_MEM_ADDR_/*"])
+def test_finds_every_file_that_a_graph_reads(place: str, location: str) -> None:
+    assert external_files(model(location, place)) == {location}
+
+
+def test_names_the_outputs_of_a_graph_in_order(tiny: Any) -> None:
+    assert [output_names(content) for content in tiny.graphs(1).values()] == [["hidden"], ["out"], ["image"]]
+    nodes = [helper.make_node("Split", ["x"], ["z", "a", "m"], axis=0, num_outputs=3)]
+    outputs = {name: ("float32", [1]) for name in ("z", "a", "m")}
+    assert output_names(tiny.graph(nodes, {"x": ("float32", [3])}, outputs, [])) == ["z", "a", "m"]
+
+
+def test_finds_nothing_in_a_graph_that_reads_nothing(tiny: Any) -> None:
+    assert [external_files(content) for content in tiny.graphs(1, "w.bin").values()] == [{"w.bin"}, set(), set()]
+
+
+@pytest.mark.parametrize(
+    "location", ["../outside.bin", "../../../../../../etc/passwd", "{absolute}", "weights/../../outside.bin"]
+)
+def test_refuses_a_graph_that_reads_outside(tiny: Any, tmp_path: Path, location: str) -> None:
+    outside = tmp_path / "outside.bin"
+    outside.write_bytes(bytes(128))
+    made = tiny.write(tmp_path / "tiny.diffc")
+    hostile = tiny.graphs(1, location.format(absolute=outside))["text_encoder"]
+    (made / "graphs/text_encoder.onnx").write_bytes(hostile)
+    entry = {"bytes": len(hostile), "sha256": hashlib.sha256(hostile).hexdigest()}
+    edit(made, lambda m: m["files"].update({"graphs/text_encoder.onnx": entry}))
+    with pytest.raises(BundleError, match=r"graphs/text_encoder.onnx reads '.*', which is no file of the bundle"):
+        load(made)
+
+
+def test_refuses_a_graph_that_is_no_onnx(tiny: Any, tmp_path: Path) -> None:
+    made = tiny.write(tmp_path)
+    for at, content in enumerate((b"", b"\x08\x0a", b"no protocol buffer at all")):
+        (made / "graphs/decoder.onnx").write_bytes(content)
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        edit(made, lambda m, entry=entry: m["files"].update({"graphs/decoder.onnx": entry}))  # type: ignore[misc]
+        with pytest.raises(BundleError, match="an ONNX graph is damaged" if at == 2 else "cannot be loaded"):
+            load(made)("red circle")
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x3a\x05abc", b"\x3a", b"\x3a\xff", b"\x0d\0\0\0", b"\x09\0", b"\x0b", b"\xff" * 11]
+)
+def test_refuses_a_graph_that_is_cut_off(content: bytes) -> None:
+    with pytest.raises(BundleError, match="an ONNX graph is damaged"):
+        external_files(content)
+
+
+def test_refuses_a_graph_nested_too_deep() -> None:
+    content = b""
+    for field in (6, 5, 1) * 60 + (7,):  # graph in attribute in node in graph, and all that in a model
+        content = bytes([field << 3 | 2]) + _size(len(content)) + content
+    with pytest.raises(BundleError, match="nested too deep"):
+        external_files(content)
+
+
+def _size(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+# Tables
+
+
+def test_reads_tables_of_every_type() -> None:
+    import ml_dtypes
+
+    kinds = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]
+    tables = {np.dtype(kind).name: np.arange(6).reshape(2, 3).astype(kind) for kind in kinds}
+    tables |= {"empty": np.zeros((0, 3), np.float32), "scalar": np.array(2.0)}
+    found = read_tables(save(tables, metadata={"a": "b"}))
+    assert found.keys() == tables.keys()
+    for name, table in tables.items():
+        assert found[name].dtype == table.dtype and not found[name].flags.writeable
+        np.testing.assert_array_equal(found[name], table)
+    widened = read_tables(save({"x": np.array([1.5, -2, 1e30]).astype(ml_dtypes.bfloat16)}))["x"]
+    np.testing.assert_array_equal(widened, np.array([1.5, -2, 1e30]).astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def tables_file(header: object, content: bytes = bytes(8)) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content
+
+
+def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "its header is cut off"),
+        (bytes(7), "its header is cut off"),
+        (struct.pack("<Q", 2**63) + b"{}", "its header is cut off"),
+        (tables_file(b"{"), "is no JSON"),
+        (tables_file([]), "is not an object"),
+        (tables_file({"a": 5}), "data_offsets is None"),
+        (tables_file({"a": entry(offsets=(0,))}), "data_offsets is"),
+        (tables_file({"a": entry(offsets=(0, 8, 8))}), "data_offsets is"),
+        (tables_file({"a": entry(offsets=(0, 8.0))}), "data_offsets is"),
+        (tables_file({"a": entry(offsets=(0, True))}), "data_offsets is"),
+        (tables_file({"a": entry(offsets=(-1, 8))}), "data_offsets is"),
+        (tables_file({"a": entry(offsets=(8, 0))}), "the bytes of a are not where they should be"),
+        (tables_file({"a": entry(offsets=(0, 9))}), "the bytes of a are not where they should be"),
+        (tables_file({"a": entry(offsets=(4, 8), shape=(1,))}), "the bytes of a are not where they should be"),
+        (tables_file({"a": entry(), "b": entry()}), "the bytes of b are not where they should be"),
+        (tables_file({"a": entry(shape=(1,), offsets=(0, 4))}), "4 bytes belong to no tensor"),
+        (tables_file({}), "8 bytes belong to no tensor"),
+        (tables_file({"a": entry(dtype="C64")}), "a has the type C64"),
+        (tables_file({"a": entry(dtype=None)}), "a has the type None"),
+        (tables_file({"a": entry(shape=(3,))}), "a has 8 bytes, not those of F32"),
+        (tables_file({"a": entry(shape=(-2,))}), "shape is"),
+        (tables_file({"a": entry(shape=(2**60,))}), "shape is"),
+        (tables_file({"a": entry(shape=(1,) * 8 + (2,))}), "shape is"),
+        (tables_file({"a": entry(shape=None)}), "shape is"),
+    ],
+)
+def test_refuses_tables(content: bytes, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        read_tables(content)
+
+
+# Whatever the bytes, the only error is ours.
+
+EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 4), st.binary(max_size=4)), min_size=1, max_size=4)
+
+
+def edited(content: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
+    for where, drop, put in edits:
+        at = int(where * len(content))
+        content = content[:at] + put + content[at + drop :]
+    return content
+
+
+@settings(max_examples=200, deadline=None)
+@given(EDITS)
+def test_mutated_tables_are_read_or_refused(edits: list[tuple[float, int, bytes]]) -> None:
+    good = save({"a": np.arange(3, dtype=np.float32), "b": np.ones((2, 2), np.int64)}, metadata={"k": "v"})
+    with suppress(BundleError):
+        read_tables(edited(good, edits))
+
+
+@settings(max_examples=200, deadline=None)
+@given(EDITS)
+def test_mutated_graphs_are_searched_or_refused(edits: list[tuple[float, int, bytes]]) -> None:
+    for search in (external_files, output_names):
+        with suppress(BundleError):
+            search(edited(model("weights/unet.bin", "branch"), edits))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = ["schema", "target", "programs", "graphs", "files", "tokenizers", "engines", "g", "stripped", 0, 1]
+PATHS = st.lists(st.sampled_from(KEYS), max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(EDITS, PATHS, JSON)
+def test_mutated_manifests_are_read_or_refused(
+    edits: list[tuple[float, int, bytes]], path: list[Any], value: Any
+) -> None:
+    good = {
+        "schema": 1,
+        "target": "ort-fp32",
+        "programs": {"p": "program"},
+        "graphs": {"g": {"file": "g.onnx"}},
+        "files": {"g.onnx": {"bytes": 1, "sha256": "0" * 64}},
+        "tokenizers": {},
+        "engines": {"g": {"file": "g.onnx", "builder": "tensorrt 10.3", "archs": ["sm89"], "stripped": True}},
+    }
+    text = json.dumps(good).encode()
+    place: Any = good
+    for key in path:
+        keys = list(place) if isinstance(place, dict) else []
+        chosen = key if key in keys else keys[key % len(keys)] if isinstance(key, int) and keys else None
+        if chosen is None:
+            break
+        before, place = place, place[chosen]
+        before[chosen] = value
+    for content in (edited(text, edits), json.dumps(good).encode()):
+        with suppress(BundleError):
+            read_manifest(content)
+
+
+def test_refuses_json_that_is_too_long() -> None:
+    with pytest.raises(BundleError, match="has 67108865 bytes"):
+        parse_json(bytes(2**26 + 1), "manifest.json")
