@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffc.compiler.backends.tensorrt.backend import build
+from diffc.compiler.backends.tensorrt import build
 from diffc.runtime import load
 from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, installed
 from diffc.runtime.errors import DiffcWarning

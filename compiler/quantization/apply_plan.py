@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import fx
 
+import diffc.compiler.quantization.ops  # noqa: F401  (defines the operators)
 from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Op, Program, Ref, Table, Type, Value
-from diffc.compiler.quantization import ops  # noqa: F401  (defines the operators)
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.compiler.quantization.plan import Layer, Plan, scale_and_zero
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+import diffc.compiler.quantization.ops  # noqa: F401  (defines the operators)
 from diffc.compiler.ir.program import Graph
-from diffc.compiler.quantization import ops  # noqa: F401  (defines the operators)
 from diffc.compiler.quantization.formats import FORMATS
 
 aten, ops = torch.ops.aten, torch.ops.diffc

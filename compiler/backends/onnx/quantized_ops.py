@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from onnx.defs import OpSchema
 from onnxscript import values
 
+import diffc.compiler.quantization.ops  # noqa: F401  (defines the operators)
 from diffc.compiler.backends.tensorrt.int4_layout import lay_out, packed
-from diffc.compiler.quantization import ops  # noqa: F401  (defines the operators)
 from diffc.compiler.quantization.formats import E2M1, FORMATS, Spec, parse_spec
 
 DOMAIN = "diffc"

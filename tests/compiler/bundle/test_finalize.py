@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from diffc.compiler.backends.tensorrt.build import Built, Wanted
+from diffc.compiler.bundle import finalize as module
 from diffc.compiler.bundle.atomic_folder import file_entry
 from diffc.compiler.bundle.finalize import finalize
-from diffc.compiler.driver.build import finalize as module
 from diffc.compiler.errors import BackendError, BuildError
 from diffc.runtime import BundleError, load
 from diffc.runtime.bundle.open import open_bundle

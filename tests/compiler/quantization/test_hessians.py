@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from diffc.compiler.quantization import hessians as module
 from diffc.compiler.quantization.hessians import blocks, by_block, from_blocks, grams
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.plan import hessians as module
 from tests.one_graph import layer_of, plan_of
 from tests.tolerances import GRAM
 

@@ -16,8 +16,8 @@ from onnx import helper, numpy_helper
 
 from diffc.runtime import BundleError
 from diffc.runtime.disk_cache import Cache
+from diffc.runtime.engines import tensorrt_library
 from diffc.runtime.engines.cuda import Device
-from diffc.runtime.engines.registry import tensorrt_library
 from diffc.runtime.engines.tensorrt_library import (
     CLASSIC,
     INSTALL,

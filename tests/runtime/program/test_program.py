@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffc.compiler.ir.program import parse as compiler_text
+from diffc.compiler.ir import parse as compiler_text
 from diffc.runtime.errors import BundleError
 from diffc.runtime.program.parse import read_program
 from diffc.runtime.program.program import Guard, Polynomial, Program, Ref, Type, constant

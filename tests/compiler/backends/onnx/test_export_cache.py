@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.backends.onnx.export import export as backend
+from diffc.compiler.backends.onnx import export as backend
 from diffc.compiler.backends.onnx.export_cache import StoredTensors, exported
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Value

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.compiler.backends.tensorrt.backend import build, build_process
+from diffc.compiler.backends.tensorrt import build, build_process
 from diffc.compiler.backends.tensorrt.build import Wanted, build_engines, weight_bytes
 from diffc.compiler.backends.tensorrt.build_process import not_refitted, ranges, strip
 from diffc.compiler.errors import BackendError, BuildError

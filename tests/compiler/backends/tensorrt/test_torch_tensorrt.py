@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.backends.target import Target, find_backend, parse_target
-from diffc.compiler.backends.tensorrt.backend import build
+from diffc.compiler.backends.tensorrt import build
 from diffc.compiler.backends.tensorrt.build import Built, wanted_engines
 from diffc.compiler.errors import BackendError
 from diffc.compiler.graph.export import export, type_of

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffc.compiler.backends.tensorrt.backend import build_process
+from diffc.compiler.backends.tensorrt import build_process
 
 PORTS = "ports.json"
 """Where the ports are written, beside the engine."""
