@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffc.compiler.commands.compare import psnr
+from diffc.compiler.metrics import psnr
 from diffc.runtime import load
 
 ROOT = Path(__file__).parent.parent

@@ -19,8 +19,10 @@ import diffusers
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.hoisting import Cut, needed
-from diffc.compiler.analysis.stages import NAMES, work_of_graph
+from diffc.compiler.analysis.hoisting import Cut
+from diffc.compiler.analysis.stages import NAMES
+from diffc.compiler.analysis.work import work_of_graph
+from diffc.compiler.graph.body import needed
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Input, Literal, Op, Program, Ref, Value
 

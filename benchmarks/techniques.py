@@ -23,17 +23,18 @@ import numpy as np
 import torch
 
 from benchmarks.quantization import GUIDANCE, MODELS, ROOT, STEPS
-from diffc.compiler.analysis.stages import body_of, denoiser
+from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.backends.target import parse_target
 from diffc.compiler.calibration.calibrate import Calibration, calibrate
 from diffc.compiler.checkpoint.load import load
-from diffc.compiler.commands.compare import sqnr
 from diffc.compiler.driver.build import tokenizer_text
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.driver.quantize import asked_quantization, quantize
-from diffc.compiler.graph.export import Capture
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.metrics import sqnr
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes import NORMAL_FORM, stage
 

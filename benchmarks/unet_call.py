@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.build import MODELS, ROOT, write
-from diffc.compiler.commands.compare import sqnr
+from diffc.compiler.metrics import sqnr
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.interpreter import Interpreter
 from diffc.runtime.request import make_request

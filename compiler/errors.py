@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from diffc.runtime.errors import DiffcError, DiffcWarning
+
+if TYPE_CHECKING:  # it imports torch, and targets are listed without it
+    pass
 
 __all__ = [
     "BackendError",
@@ -58,3 +64,12 @@ class CalibrationError(DiffcError):
 
 class RecipeError(DiffcError):
     """Refuse a recipe or a scheme that names what does not exist or cannot be computed."""
+
+
+def first_line(error: Exception) -> str:
+    """Shorten what a library said to its first line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+Progress = Callable[[str], None]
+"""Is told, in a few words, what a long piece of work does next."""

@@ -21,8 +21,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffc.compiler.ir.parse import print_op
-from diffc.compiler.ir.program import Op, Program
+from diffc.compiler.ir.program import Op, Program, print_op
 
 
 def common_subexpressions(program: Program) -> Program:

@@ -1,7 +1,22 @@
-"""Say a table that holds one number over and over as an operation, which takes no room in a bundle.
+"""Replace a table that holds one number over and over by an operation, which takes no room in a bundle.
 
-A pipeline pads so: with zeros for the embeddings of a text encoder that a checkpoint leaves out. Instead of a table
-``t``, a program then begins with ``t: float32[1, 256, 256] = linear(; 0.0)``.
+Source: diffc. A pipeline pads so: with zeros for the embeddings of a text encoder that a checkpoint leaves out.
+
+Before:
+    program p() {
+        table t: float32[1, 4]
+        a: float32[1, 4] = noise()
+        y: float32[2, 4] = concat(a, t, axis=0)
+        return y
+    }
+
+After:
+    program p() {
+        t: float32[1, 4] = linear(; 0.0)
+        a: float32[1, 4] = noise()
+        y: float32[2, 4] = concat(a, t, axis=0)
+        return y
+    }
 """
 
 from __future__ import annotations
@@ -13,7 +28,7 @@ import numpy as np
 from diffc.compiler.ir.program import Op, Polynomial, Program, Table, Value
 
 
-def fill_tables(program: Program) -> Program:
+def fill_uniform_tables(program: Program) -> Program:
     """Fill with a number what is a table of floating-point numbers that are all the same."""
     filled = {table.name: table for table in program.tables if _is_uniform(table)}
     ops = tuple(_filling(table) for table in filled.values())

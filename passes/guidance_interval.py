@@ -41,8 +41,7 @@ from dataclasses import replace
 from itertools import count
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir.parse import print_op
-from diffc.compiler.ir.program import BUILTINS, Graph, Literal, Op, Polynomial, Program, Ref, Type, Value
+from diffc.compiler.ir.program import BUILTINS, Graph, Literal, Op, Polynomial, Program, Ref, Type, Value, print_op
 from diffc.passes.fuse_linear import ROUNDING
 
 

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.analysis.float32_nodes import FLOATS, INFINITE, arguments, is_double, representable, sensitive
-from diffc.compiler.analysis.stages import body_of
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export
 from diffc.compiler.ir.program import Graph
 
@@ -39,7 +39,7 @@ aten = torch.ops.aten
 def mixed_precision(graph: Graph, *, dtype: torch.dtype, wide: Collection[str] = ()) -> Graph:
     """Compute in ``dtype``, but in float32 the nodes named ``wide``, what reads weights so named, and by structure.
 
-    Nodes are named as in `diffc.compiler.analysis.stages.body_of`. A graph that computes with integers alone, or in
+    Nodes are named as in `diffc.compiler.graph.body.body_of`. A graph that computes with integers alone, or in
     float64, is left as it is.
     """
     typed = _Typed(body_of(graph), dtype, frozenset(wide))

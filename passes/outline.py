@@ -30,8 +30,7 @@ import torch
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.export import export
 from diffc.compiler.ir.evaluate import apply
-from diffc.compiler.ir.parse import print_op
-from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Table, Type, Value
+from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Table, Type, Value, print_op
 
 FACTORS = "factors"
 

@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
-from diffc.compiler.analysis.hoisting import Cut, Row, needed
-from diffc.compiler.analysis.stages import REQUEST, STEP, calls, known, size
+from diffc.compiler.analysis.hoisting import Cut, Row
+from diffc.compiler.analysis.stages import REQUEST, STEP, calls, known
+from diffc.compiler.graph.body import needed, size
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.graph.lazy_weights import settled
 from diffc.compiler.ir.program import Graph, Literal, Names, Op, Program, Ref, Table, Type, Value

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from diffc.runtime.errors import DiffcError, RequestError
+from diffc.runtime.program.program import is_picture
 
 FRAME_MS = 125
 """How long a frame of a film is shown, in milliseconds."""
@@ -27,11 +28,6 @@ def pictures_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
         )
     rounded = (np.clip(arrays, 0, 1) * 255).round().astype(np.uint8)
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in rounded]
-
-
-def is_picture(shape: Sequence[int]) -> bool:
-    """Say whether a result [N, C, H, W] or [N, F, C, H, W] is for people's eyes: grey or colour, still or moving."""
-    return len(shape) in (4, 5) and shape[-3] in (1, 3)
 
 
 def channels_last(arrays: NDArray[Any]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from diffc.compiler import capture, write_bundle
-from diffc.compiler.backends.target import find_backend
+from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.commands.cli import main
 from diffc.compiler.errors import TargetError

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.stages import MODELS, program, row
 from diffc.compiler.analysis.hoisting import Cut
-from diffc.compiler.analysis.stages import work_of_graph
+from diffc.compiler.analysis.work import work_of_graph
 
 PAGE = Path(__file__).parent.parent / "docs" / "stages.md"
 

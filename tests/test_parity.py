@@ -15,8 +15,8 @@ import torch
 from diffc.compiler import write_bundle
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
-from diffc.compiler.graph.export import Capture
 from diffc.compiler.ir.program import Program
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.runtime import Sampler
 from tests.conftest import DIT, UNET

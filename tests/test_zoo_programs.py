@@ -12,8 +12,8 @@ from torch import nn
 
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graph.export import Capture
 from diffc.compiler.ir.program import Program
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import Asked, Number, Text, trace
 from diffc.passes import NORMAL_FORM
 from tests.zoo import ZOO, Entry

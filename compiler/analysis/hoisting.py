@@ -14,17 +14,17 @@ from diffc.compiler.analysis.stages import (
     LATENT,
     REQUEST,
     Stage,
-    body_of,
     calls,
     known,
-    multiply_adds,
     name_of,
     stages_of_nodes,
     stages_of_ports,
 )
+from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import DiffcWarning
+from diffc.compiler.graph.aten import is_view
+from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.ir.program import Graph, Literal, Program, Value
-from diffc.compiler.tracing.functionalize import is_view
 
 SMALL = 64 << 20
 """Bytes that are kept without a question; more are kept only where they replace as many bytes of weights."""
@@ -130,15 +130,6 @@ def _ports(graph: Graph, programs: Sequence[Program]) -> Mapping[str, Stage]:
             if stage == REQUEST and len({op.attr(port) for op in called}) > max(2, len(called) // 2):
                 ports[port] = LATENT
     return ports
-
-
-def needed(graph: fx.Graph, nodes: Iterable[fx.Node], given: Iterable[fx.Node]) -> set[fx.Node]:
-    """Find all that nodes are computed from, down to what is given."""
-    found, stop = set(nodes), set(given)
-    for node in reversed(graph.nodes):
-        if node in found and node not in stop:
-            found.update(node.all_input_nodes)
-    return found
 
 
 def _looks(node: fx.Node) -> bool:

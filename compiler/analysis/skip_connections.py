@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from diffc.compiler.analysis.stages import body_of, stages_of_nodes, stages_of_ports
+from diffc.compiler.analysis.stages import stages_of_nodes, stages_of_ports
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph, Program
 
 aten = torch.ops.aten

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from diffc.compiler.analysis.hoisting import needed
-from diffc.compiler.analysis.stages import LATENT, body_of, multiply_adds, stages_of_nodes, stages_of_ports
+from diffc.compiler.analysis.features import Feature
+from diffc.compiler.analysis.stages import LATENT, stages_of_nodes, stages_of_ports
+from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache.partition import Feature
+from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.ir.program import Graph, Program
 
 aten = torch.ops.aten

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from diffc.compiler.backends.onnx.export import Onnx
-from diffc.compiler.backends.target import Progress
-from diffc.compiler.errors import BackendError
+from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import Scheme
 from diffc.runtime.engines.registry import COMPUTES, openvino_core, openvino_version, reason

@@ -9,8 +9,7 @@ from pathlib import Path
 import onnxruntime
 
 from diffc.compiler.backends.onnx.export import Onnx
-from diffc.compiler.backends.target import Progress
-from diffc.compiler.errors import BackendError
+from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from diffc.compiler.backends.target import Progress
 from diffc.compiler.backends.tensorrt.build import FOLDER, Built, build_engines, wanted_engines
 from diffc.compiler.bundle.atomic_folder import changed_folder, check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.bundle.report_html import SECTIONS, page
-from diffc.compiler.errors import BuildError
+from diffc.compiler.errors import BuildError, Progress
 from diffc.runtime.bundle.manifest import SCHEMA, STRIPPED, parse_json
 from diffc.runtime.bundle.open import MANIFEST, Bundle, open_bundle
 from diffc.runtime.engines.cuda import find_gpu

@@ -12,16 +12,6 @@ NAME = re.compile(r"_(?P<steps>\d+)(?:_(?P<width>\d+)x(?P<height>\d+))?(?:_no_ne
 """How the names of programs end that were built from a pipeline."""
 
 
-def program_name(task: str, steps: int, size: tuple[int, int] | None = None) -> str:
-    """Name the program of a task; the size is said where a bundle draws several.
-
-    >>> program_name("text-to-image", 20, (768, 512))
-    'text_to_image_20_768x512'
-    """
-    name = f"{task.replace('-', '_')}_{steps}"
-    return name if size is None else f"{name}_{size[0]}x{size[1]}"
-
-
 def size_of(program: str, recipe: Mapping[str, Any]) -> tuple[int, int] | None:
     """Give the size that the pipeline was asked for when a program was traced; None where nobody said one.
 

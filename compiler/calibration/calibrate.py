@@ -25,9 +25,10 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import fx
 
-from diffc.compiler.analysis.stages import body_of, calls, multiply_adds, size
-from diffc.compiler.backends.target import Progress
-from diffc.compiler.errors import BuildError, CalibrationError, DiffcWarning
+from diffc.compiler.analysis.stages import calls
+from diffc.compiler.analysis.work import multiply_adds
+from diffc.compiler.errors import BuildError, CalibrationError, DiffcWarning, Progress
+from diffc.compiler.graph.body import body_of, size
 from diffc.compiler.graph.lazy_weights import bytes_to_settle, settled
 from diffc.compiler.ir.evaluate import apply
 from diffc.compiler.ir.program import Graph, Input, Literal, Op, Program, Ref, Value

@@ -15,8 +15,9 @@ import torch
 from torch import fx
 
 from diffc.compiler.analysis.float32_nodes import FLOATS, INFINITE
-from diffc.compiler.analysis.stages import body_of, calls
+from diffc.compiler.analysis.stages import calls
 from diffc.compiler.calibration.calibrate import Calibration, Sample, watch
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.evaluate import apply
 from diffc.compiler.ir.program import Graph, Program, Ref
 

@@ -19,14 +19,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from diffc.compiler.checkpoint.load_errors import (
-    LIBRARY_ERRORS,
-    first_line,
-    listed,
-    misfit,
-    missing_tensors,
-    wrong_shape,
-)
+from diffc.compiler.checkpoint.load_errors import LIBRARY_ERRORS, listed, misfit, missing_tensors, wrong_shape
 from diffc.compiler.checkpoint.model_index import (
     INDEX,
     UNUSED,
@@ -43,7 +36,7 @@ from diffc.compiler.checkpoint.safetensors_header import (
 )
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, unused_tensors
-from diffc.compiler.errors import DiffcWarning, LoadError
+from diffc.compiler.errors import DiffcWarning, LoadError, first_line
 from diffc.compiler.graph.lazy_weights import Weight, lend, postponed, settle, stand_in
 
 ENCODER = "image_encoder"

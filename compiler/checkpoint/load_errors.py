@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from json import loads
 
-from diffc.compiler.errors import LoadError
+from diffc.compiler.errors import LoadError, first_line
 
 NAMES_SHOWN = 5
 SHAPES = re.compile(r"(\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
@@ -40,8 +40,3 @@ def listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f", … ({len(ordered) - NAMES_SHOWN} more)" if len(ordered) > NAMES_SHOWN else ""
     return f"{len(ordered)} tensor{'s' * (len(ordered) != 1)}: {', '.join(ordered[:NAMES_SHOWN])}{more}"
-
-
-def first_line(error: Exception) -> str:
-    """Shorten what a library said to its first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

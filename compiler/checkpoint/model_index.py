@@ -13,8 +13,7 @@ import diffusers
 import transformers
 from torch import nn
 
-from diffc.compiler.checkpoint.load_errors import first_line
-from diffc.compiler.errors import LoadError
+from diffc.compiler.errors import LoadError, first_line
 
 INDEX = "model_index.json"
 # Judges pictures after they are drawn; no part of the sampler.

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from diffc.compiler.backends.target import Progress
 from diffc.compiler.bundle.provenance import arguments_of
-from diffc.compiler.errors import BuildError, DiffcError
+from diffc.compiler.errors import BuildError, DiffcError, Progress
 from diffc.runtime.bundle.open import Bundle, open_bundle
 from diffc.runtime.request import Request, make_request
 

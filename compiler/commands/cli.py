@@ -121,7 +121,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
     diffc build model.safetensors --steps 50 --cache deepcache:interval=5,branch=0
     diffc build model.safetensors --target ort-w4a8 --quant gptq --calibration prompts.txt --min-psnr 25
     """
-    from diffc.compiler import build as compile_
+    from diffc.compiler.driver.build import build as compile_
 
     start = time.monotonic()
     with _timed("done") as progress:

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnxruntime
 
-from diffc.compiler.backends.target import GROUP, find_backend
+from diffc.compiler.backends.backend import GROUP, find_backend
 from diffc.compiler.errors import TargetError
 from diffc.runtime import load
 from diffc.runtime.engines.cuda import find_cuda, find_gpu

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from diffc.compiler.backends.target import find_backend, parse_target
+from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.target import parse_target
 from diffc.compiler.bundle.disk_space import bytes_needed, bytes_of_weights
 from diffc.compiler.checkpoint.load import load
 from diffc.runtime.memory import peak_bytes

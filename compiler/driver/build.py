@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from diffc import passes
-from diffc.compiler.analysis.stages import work_by_stage
-from diffc.compiler.backends.target import Progress, Target, find_backend, parse_target
+from diffc.compiler.analysis.work import work_by_stage
+from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.backends.tensorrt.build import wanted_engines
 from diffc.compiler.bundle.atomic_folder import check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.bundle.disk_space import bytes_needed
@@ -28,15 +29,15 @@ from diffc.compiler.driver.feature_caching import AskedCache, asked_cache
 from diffc.compiler.driver.half_precision import Half, asked_half
 from diffc.compiler.driver.pass_manager import Pass, run
 from diffc.compiler.driver.quantize import Asked, asked_quantization, quantize
-from diffc.compiler.errors import BuildError, CaptureError
-from diffc.compiler.graph.export import Capture
+from diffc.compiler.errors import BuildError, CaptureError, Progress
 from diffc.compiler.ir.program import Program
 from diffc.compiler.ir.verify import verify
 from diffc.compiler.quantization.int8_saturation import has_reduced_range
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, asked_sizes, default_steps, trace_pipeline
 from diffc.compiler.tracing.pipeline_inputs import PREPARED, Size
 from diffc.passes import NORMAL_FORM, stage
-from diffc.passes.fill_uniform_tables import fill_tables
+from diffc.passes.fill_uniform_tables import fill_uniform_tables
 from diffc.runtime.bundle.manifest import SCHEMA
 
 IP_ADAPTER_IMAGE = "ip_adapter_image"
@@ -194,7 +195,7 @@ def _write(
 ) -> None:
     progress("stage")
     work = work_by_stage(programs)
-    programs = [verify(fill_tables(program)) for program in stage(programs)]
+    programs = [verify(fill_uniform_tables(program)) for program in stage(programs)]
     texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
     source = str(provenance.get("source_sha256", ""))
     reports = dict[str, Any]()

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffc.compiler.backends.target import Progress
 from diffc.compiler.calibration.calibrate import Calibration, calibrate, read_prompts
-from diffc.compiler.errors import DiffcError, RecipeError
+from diffc.compiler.errors import DiffcError, Progress, RecipeError
 from diffc.compiler.feature_cache.search import Searched
 from diffc.compiler.ir.program import Program
 from diffc.compiler.ir.verify import verify

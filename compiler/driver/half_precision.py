@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from diffc.compiler.analysis.stages import body_of, size
-from diffc.compiler.backends.target import Progress, Target, find_backend
+from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.target import Target
 from diffc.compiler.calibration.calibrate import Calibrate, Calibration, calibrate, read_prompts
 from diffc.compiler.calibration.float16_overflow import HEADROOM, LARGEST, Overflow, overflowing, with_readers
+from diffc.compiler.errors import Progress
+from diffc.compiler.graph.body import body_of, size
 from diffc.compiler.ir.program import Graph, Program
 from diffc.passes.mixed_precision import mixed_precision
 from diffc.runtime.disk_cache import Cache

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from diffc.compiler.analysis.stages import denoiser
-from diffc.compiler.backends.target import Progress, Target, find_backend
+from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.target import Target
 from diffc.compiler.calibration.calibrate import calibrate, read_prompts
-from diffc.compiler.errors import DiffcWarning, RecipeError
+from diffc.compiler.errors import DiffcWarning, Progress, RecipeError
 from diffc.compiler.graph.lazy_weights import release
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.apply_plan import applied

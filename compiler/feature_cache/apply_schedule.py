@@ -22,9 +22,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx, nn
 
+from diffc.compiler.analysis.features import Feature, Kind
 from diffc.compiler.analysis.stages import denoisers, stages_of_values
 from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache.partition import Feature, Kind, Pieces
+from diffc.compiler.feature_cache.partition import Pieces
 from diffc.compiler.graph.export import export
 from diffc.compiler.ir.program import Graph, Literal, Names, Op, Polynomial, Program, Ref, Table, Type, Value
 

@@ -18,7 +18,8 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
-from diffc.compiler.analysis.stages import body_of, denoisers, stages_of_values
+from diffc.compiler.analysis.stages import denoisers, stages_of_values
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export
 from diffc.compiler.ir.program import Graph, Names, Op, Program, Ref, Type, Value
 

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from diffc.compiler.analysis.hoisting import needed
-from diffc.compiler.analysis.stages import body_of
+from diffc.compiler.analysis.features import Feature
 from diffc.compiler.calibration.calibrate import Calibration, Call, Drawing, feeds_of, given
 from diffc.compiler.feature_cache.apply_schedule import evaluations
-from diffc.compiler.feature_cache.partition import Feature
 from diffc.compiler.feature_cache.search import Way
+from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.evaluate import apply
 from diffc.compiler.ir.program import Graph, Op, Program, Value

@@ -19,27 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from diffc.compiler.analysis.hoisting import needed
-from diffc.compiler.analysis.stages import body_of, multiply_adds, stages_of_nodes, stages_of_ports
+from diffc.compiler.analysis.features import Feature, Kind
+from diffc.compiler.analysis.stages import stages_of_nodes, stages_of_ports
+from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import PassError
+from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Program, Type, Value
-
-
-@dataclass(frozen=True)
-class Feature:
-    """Name a node of a graph, as `body_of` gives it, whose value later calls may take over.
-
-    With a ``base``, a node that it is computed from, what is kept is their difference, and who reuses it adds the base
-    of its own call.
-    """
-
-    node: str
-    base: str = ""
-
-
-Kind = frozenset[Feature]
-"""What a call reuses: calls of one kind need the same nodes."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffc.compiler.errors import LoadError
-from diffc.compiler.tracing.functionalize import is_view
+from diffc.compiler.graph.aten import is_view
 
 aten = torch.ops.aten
 

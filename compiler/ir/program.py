@@ -30,6 +30,7 @@ an operator of ATen such as ``aten.mul.Tensor``:
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -237,7 +238,6 @@ class Program:
     outputs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        from diffc.compiler.ir.parse import print_program
 
         return print_program(self)
 
@@ -279,3 +279,58 @@ class Names:
         name = next(name for at in range(len(self.taken) + 1) if (name := f"{stem}{at}") not in self.taken)
         self.taken.add(name)
         return name
+
+
+def print_program(program: Program) -> str:
+    """Write a program in the grammar of ``ir.py``."""
+    lines = [f"program {program.name}({', '.join(map(_input, program.inputs))}) {{"]
+    lines += [f"    guard {g.scalar} {g.comparison} {_literal(g.bound)}" for g in program.guards]
+    lines += [f"    graph {g.name}({_values(g.inputs)}) -> ({_values(g.outputs)})" for g in program.graphs]
+    lines += [f"    table {t.name}: {print_type(t.type)}" for t in program.tables]
+    lines += [f"    {print_op(op)}" for op in program.ops]
+    return "\n".join([*lines, f"    return {', '.join(program.outputs)}", "}"]) + "\n"
+
+
+def print_op(op: Op) -> str:
+    """Write one operation."""
+    arguments = [*map(_literal, op.args), *(f"{key}={_literal(value)}" for key, value in op.attrs)]
+    inside = ", ".join(arguments)
+    if op.coefficients:
+        inside += "; " + ", ".join(map(print_polynomial, op.coefficients))
+    call = f"{op.operator}({inside})"
+    return f"{_values(op.results)} = {call}" if op.results else call
+
+
+def print_polynomial(polynomial: Polynomial) -> str:
+    """Write a polynomial, ``0.0`` when it has no terms."""
+    terms = ["*".join([repr(factor), *names]) for names, factor in polynomial.terms]
+    return " + ".join(terms) or "0.0"
+
+
+def print_type(type_: Type) -> str:
+    """Write a type."""
+    return "scalar" if type_.dtype == "scalar" else f"{type_.dtype}{list(type_.shape)}"
+
+
+def _input(item: Input) -> str:
+    default = "" if item.default is None else f" = {_literal(item.default)}"
+    kind = f"picture{list(item.type.shape)}" if item.is_picture else print_type(item.type)
+    return f"{item.name}: {kind}{default}"
+
+
+def _values(values: tuple[Value, ...]) -> str:
+    return ", ".join(v.name if v.type is None else f"{v.name}: {print_type(v.type)}" for v in values)
+
+
+def _literal(literal: Literal) -> str:
+    match literal:
+        case Ref(name):
+            return name
+        case tuple():
+            return f"[{', '.join(map(_literal, literal))}]"
+        case None | bool():
+            return str(literal).lower()
+        case str():
+            return json.dumps(literal)
+        case _:
+            return repr(literal)

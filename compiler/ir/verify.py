@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 
 from diffc.compiler.errors import VerifyError
-from diffc.compiler.ir.parse import COMPARISONS, RESERVED, print_op
-from diffc.compiler.ir.program import BUILTINS, FLOATS, Graph, Literal, Op, Program, Ref, Type
+from diffc.compiler.ir.parse import COMPARISONS, RESERVED
+from diffc.compiler.ir.program import BUILTINS, FLOATS, Graph, Literal, Op, Program, Ref, Type, print_op
 
 DTYPES = (*FLOATS, "int64", "int32", "int8", "uint8", "bool")
 

@@ -24,8 +24,8 @@ import torch
 from torch import fx
 
 import diffc.compiler.quantization.ops  # noqa: F401  (defines the operators)
-from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.errors import RecipeError
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Op, Program, Ref, Table, Type, Value

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from diffc.compiler.analysis.stages import LATENT, body_of, stages_of_nodes, stages_of_ports
+from diffc.compiler.analysis.residual_blocks import flow_of, regions
 from diffc.compiler.calibration.calibrate import Sample, watch
 from diffc.compiler.graph.lazy_weights import settle
-from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.plan import Layer, Plan
 
 aten = torch.ops.aten
@@ -77,48 +77,6 @@ def find_blocks(plan: Plan, wanted: Callable[[Layer], bool]) -> list[Block]:
             if layers:
                 found.append(Block(graph, layers, nodes))
     return found
-
-
-def flow_of(graph: Graph, programs: Sequence[Program]) -> list[fx.Node]:
-    """List what depends on the latents, or in a graph that has none on any input."""
-    body = body_of(graph)
-    stages = stages_of_nodes(body, graph, stages_of_ports(graph, programs))
-    latent = {node for node, stage in stages.items() if stage >= LATENT}
-    known = latent or {node for node in body.graph.nodes if node.op == "placeholder"}
-    flow = dict.fromkeys(node for node in body.graph.nodes if node in known and node.op == "placeholder")
-    for node in body.graph.nodes:
-        if node.op == "call_function" and any(source in flow for source in node.all_input_nodes):
-            flow[node] = None
-    return list(flow)
-
-
-def regions(flow: Sequence[fx.Node], layers: set[str]) -> Iterator[tuple[tuple[fx.Node, ...], fx.Node]]:
-    """Give the nodes of each block, innermost blocks only, and which of them is the end of the longer path."""
-    place = {node: at for at, node in enumerate(flow)}
-    above: list[int] = []  # for each node, a set of bits: itself, and all that it is computed from
-    ends = 0
-    for at, node in enumerate(flow):
-        above.append(1 << at)
-        for source in node.all_input_nodes:
-            above[at] |= above[place[source]] if source in place else 0
-        operands = [place[n] for n in node.all_input_nodes if n in place] if node.target is aten.add.Tensor else []
-        if len(operands) != 2 or not (common := above[operands[0]] & above[operands[1]]):
-            continue
-        first = common.bit_length() - 1
-        inside = [n for n in range(first + 1, at + 1) if above[at] >> n & 1 and above[n] >> first & 1]
-        depth = _depths([flow[n] for n in inside], layers)
-        short, long = sorted(operands, key=lambda n: depth.get(flow[n], 0))
-        if depth.get(flow[short], 0) < depth.get(flow[long], 0) and not any(ends >> n & 1 for n in inside):
-            ends |= 1 << at
-            yield tuple(flow[n] for n in inside), flow[long]
-
-
-def _depths(nodes: Sequence[fx.Node], layers: set[str]) -> dict[fx.Node, int]:
-    """Count the layers on the longest path to each node."""
-    depth = dict[fx.Node, int]()
-    for node in nodes:
-        depth[node] = max((depth.get(source, 0) for source in node.all_input_nodes), default=0) + (node.name in layers)
-    return depth
 
 
 def boundaries(

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.plan import Layer, Plan, Tensors, shared_out
 from diffc.compiler.quantization.scales import quantized_activation
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from diffc.compiler.analysis.stages import body_of, size
 from diffc.compiler.calibration.calibrate import Calibration, Sample, watch
 from diffc.compiler.errors import CalibrationError
+from diffc.compiler.graph.body import body_of, size
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import Scheme, Spec, spread

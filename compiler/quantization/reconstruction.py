@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffc.compiler.analysis.stages import body_of
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.blocks import Block, boundaries, find_blocks
 from diffc.compiler.quantization.formats import spread
 from diffc.compiler.quantization.hessians import by_block, grams

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from diffc.compiler.backends.target import Progress
 from diffc.compiler.calibration.calibrate import Calibration, Drawing, Sample, given, watch
-from diffc.compiler.commands.compare import psnr, sqnr
-from diffc.compiler.errors import BuildError
+from diffc.compiler.errors import BuildError, Progress
+from diffc.compiler.metrics import psnr, sqnr
 from diffc.compiler.quantization.plan import Layer, Plan, smoothed
 from diffc.compiler.quantization.scales import quantized_activation
 from diffc.runtime.bundle.open import open_bundle

@@ -70,13 +70,6 @@ class View:
     version: int
 
 
-def is_view(func: Any) -> bool:
-    """Say whether an operator returns views of its first argument."""
-    return any(
-        returned.alias_info is not None and not returned.alias_info.is_write for returned in func._schema.returns
-    )
-
-
 def link(made: Any, source: Any, step: Link) -> None:
     """Note that a tensor was made as a view of another."""
     base = source.alias.base if source.alias else source

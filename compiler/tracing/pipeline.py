@@ -13,11 +13,10 @@ from typing import Any
 import torch
 import transformers
 
-from diffc.compiler.bundle.provenance import program_name
 from diffc.compiler.errors import BuildError, CaptureError
-from diffc.compiler.graph.export import Capture
 from diffc.compiler.ir.program import Program
-from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, asked_arrays
+from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, asked_arrays, program_name
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
 from diffc.compiler.tracing.trace import Asked, Number, Text, trace
 

@@ -135,3 +135,13 @@ def _own_size(pipeline: Any) -> Size:
             "the size of the picture is not known", where=type(pipeline).__name__, fix="give it with --size"
         )
     return sizes[0] * factor, sizes[0] * factor
+
+
+def program_name(task: str, steps: int, size: tuple[int, int] | None = None) -> str:
+    """Name the program of a task; the size is said where a bundle draws several.
+
+    >>> program_name("text-to-image", 20, (768, 512))
+    'text_to_image_20_768x512'
+    """
+    name = f"{task.replace('-', '_')}_{steps}"
+    return name if size is None else f"{name}_{size[0]}x{size[1]}"

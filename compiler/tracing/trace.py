@@ -23,10 +23,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graph.export import ENTRY_POINTS, STRIDELESS, Capture, returned_tensors, type_of, with_tensors
+from diffc.compiler.graph.aten import is_view
+from diffc.compiler.graph.export import STRIDELESS, type_of
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
-from diffc.compiler.tracing.functionalize import Link, is_view, link, refresh, write
+from diffc.compiler.tracing.component_calls import ENTRY_POINTS, Capture, returned_tensors, with_tensors
+from diffc.compiler.tracing.functionalize import Link, link, refresh, write
 from diffc.compiler.tracing.symbolic_scalar import Scalar, combine, fit_polynomials, other_points
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.value_ranges import decided, kept

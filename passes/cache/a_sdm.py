@@ -27,11 +27,11 @@ from itertools import groupby
 
 from torch import fx
 
-from diffc.compiler.analysis.stages import multiply_adds
+from diffc.compiler.analysis.residual_blocks import flow_of, regions
+from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached, check_interval
 from diffc.compiler.ir.program import Graph, Program
-from diffc.compiler.quantization.blocks import flow_of, regions
 
 LEVELS = ("unit", "layer", "block")
 

@@ -34,12 +34,12 @@ from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.analysis.transformer_blocks import transformer
 from diffc.compiler.calibration.calibrate import Calibration, Draw, Drawing
-from diffc.compiler.commands.compare import psnr
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached
 from diffc.compiler.feature_cache.cost import Calls, Drift, Option, measure
 from diffc.compiler.feature_cache.search import Found, Searched, Tried, Way, frontier
 from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.metrics import psnr
 
 OPTIONS = 4
 """How many features are tried: skip connections, or spans of blocks."""

@@ -25,8 +25,7 @@ from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached, since
 from diffc.compiler.feature_cache.batch_steps import step_batches
-from diffc.compiler.ir.parse import print_op
-from diffc.compiler.ir.program import Graph, Names, Op, Polynomial, Program, Ref, Value
+from diffc.compiler.ir.program import Graph, Names, Op, Polynomial, Program, Ref, Value, print_op
 
 KEYS, OF = (0, 1, 2, 3, 5, 10, 15, 25, 35), 50
 """The published key steps, and of how many; for other numbers of steps they are spread alike."""

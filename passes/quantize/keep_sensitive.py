@@ -24,11 +24,12 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from diffc.compiler.analysis.stages import body_of, denoisers, stages_of_ports
+from diffc.compiler.analysis.stages import denoisers, stages_of_ports
+from diffc.compiler.graph.aten import is_view
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import Scheme
 from diffc.compiler.quantization.plan import KINDS, Layer, Plan, Site
-from diffc.compiler.tracing.functionalize import is_view
 
 aten = torch.ops.aten
 

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.errors import PassError
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.lazy_weights import channels
 from diffc.compiler.ir.program import Graph

@@ -19,8 +19,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from diffc.compiler.analysis.stages import STEP, body_of, stages_of_nodes, stages_of_ports
+from diffc.compiler.analysis.stages import STEP, stages_of_nodes, stages_of_ports
 from diffc.compiler.errors import PassError
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.formats import FORMATS, Spec
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.plan import Layer, Plan

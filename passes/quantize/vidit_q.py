@@ -22,8 +22,9 @@ from dataclasses import replace
 
 from torch import fx
 
-from diffc.compiler.analysis.stages import body_of, denoisers
+from diffc.compiler.analysis.stages import denoisers
 from diffc.compiler.errors import PassError
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import FORMATS, Spec
 from diffc.compiler.quantization.layer_error import seen

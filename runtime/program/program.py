@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffc.runtime.errors import BundleError
-from diffc.runtime.images import is_picture
 
 BUILTINS = ("tokenize", "noise", "linear", "split", "concat", "step")
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -193,3 +192,8 @@ def _flat(literal: Literal) -> tuple[list[Literal], tuple[int, ...]]:
     if len(inner) > 1:
         raise BundleError("program text: the lists of a literal differ in length", where=str(literal)[:80])
     return [number for numbers, _ in items for number in numbers], (len(items), *inner.pop())
+
+
+def is_picture(shape: Sequence[int]) -> bool:
+    """Say whether a result [N, C, H, W] or [N, F, C, H, W] is for people's eyes: grey or colour, still or moving."""
+    return len(shape) in (4, 5) and shape[-3] in (1, 3)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffc.compiler.ir.parse import parse, print_op, print_type
-from diffc.compiler.ir.program import Program, Table
+from diffc.compiler.ir.parse import parse
+from diffc.compiler.ir.program import Program, Table, print_op, print_type
 from diffc.compiler.ir.verify import verify
-from diffc.passes.fill_uniform_tables import fill_tables
+from diffc.passes.fill_uniform_tables import fill_uniform_tables
 from tests.random_programs import difference, draws, numbers
 
 
@@ -33,7 +33,7 @@ def padded(data: NDArray[Any]) -> Program:
 @pytest.mark.parametrize("number", [0.0, 1.0, -2.5])
 def test_a_table_of_one_number_is_filled(number: float) -> None:
     before = padded(np.full(3, number, np.float32))
-    after = verify(fill_tables(before))
+    after = verify(fill_uniform_tables(before))
     assert after.tables == ()
     assert print_op(after.ops[0]) == f"{before.tables[0].name}: float32[3] = linear(; {number})"
     assert difference(numbers(after, draws(before)), numbers(before, draws(before))) == 0.0
@@ -44,4 +44,4 @@ def test_a_table_of_one_number_is_filled(number: float) -> None:
 )
 def test_other_tables_stay(data: NDArray[np.float32]) -> None:
     before = padded(data)
-    assert fill_tables(before) == before
+    assert fill_uniform_tables(before) == before

@@ -15,10 +15,10 @@ from torch import nn
 
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import VerifyError
-from diffc.compiler.graph.export import Capture
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
 from diffc.compiler.ir.verify import verify
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import Number, trace
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.recognize_linear import recognize_linear

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import body_of
-from diffc.compiler.commands.compare import sqnr
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Value
+from diffc.compiler.metrics import sqnr
 from diffc.passes.mixed_precision import mixed_precision
 from tests.tolerances import BFLOAT16_SQNR, FLOAT16_SQNR
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from diffc.compiler.ir.parse import parse, print_op
-from diffc.compiler.ir.program import Program, Table, Type
+from diffc.compiler.ir.parse import parse
+from diffc.compiler.ir.program import Program, Table, Type, print_op
 from diffc.compiler.ir.verify import verify
 from diffc.passes.recognize_linear import recognize_linear
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from diffc.compiler.analysis import hoisting
-from diffc.compiler.analysis.stages import NAMES, work_by_stage
+from diffc.compiler.analysis.stages import NAMES
+from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.errors import DiffcWarning
 from diffc.compiler.ir.evaluate import evaluate
 from diffc.compiler.ir.program import Graph, Op, Program

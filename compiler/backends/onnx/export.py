@@ -24,9 +24,8 @@ from torch.export import ExportedProgram
 
 from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
 from diffc.compiler.backends.onnx.quantized_ops import spell, translations
-from diffc.compiler.backends.target import Progress
 from diffc.compiler.backends.tensorrt.build import Built, Wanted
-from diffc.compiler.errors import BackendError
+from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.graph.export import one_layout
 from diffc.compiler.graph.lazy_weights import Weight
 from diffc.compiler.ir.program import Graph

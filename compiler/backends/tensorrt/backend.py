@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from diffc.compiler.backends.onnx.export import Onnx, attention_with_signs
-from diffc.compiler.backends.target import Progress
 from diffc.compiler.backends.tensorrt.bisect_crash import culprit
 from diffc.compiler.backends.tensorrt.build import Built, Wanted, build_engines
 from diffc.compiler.backends.tensorrt.merge_shapes import merge_files
+from diffc.compiler.errors import Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.runtime.engines.tensorrt_library import RTX, installed

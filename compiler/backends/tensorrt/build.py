@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from diffc.compiler.backends.target import Progress
-from diffc.compiler.errors import BackendError, BuildError
+from diffc.compiler.errors import BackendError, BuildError, Progress
 from diffc.runtime.bundle.onnx_external_data import external_bytes
 from diffc.runtime.memory import free_memory
 

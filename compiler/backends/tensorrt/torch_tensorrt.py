@@ -23,9 +23,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.backends.onnx.export import Onnx
-from diffc.compiler.backends.target import Progress
 from diffc.compiler.backends.tensorrt.backend import TensorRT
 from diffc.compiler.backends.tensorrt.build import Built, Wanted, build_engines
+from diffc.compiler.errors import Progress
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph
 from diffc.runtime.engines.tensorrt_library import MODULES, RTX, Library

@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from diffc.compiler.analysis.skip_connections import skips
-from diffc.compiler.analysis.stages import body_of, denoisers
+from diffc.compiler.analysis.stages import denoisers
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import stages_of_values, work_by_stage
+from diffc.compiler.analysis.stages import stages_of_values
+from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.trace import capture

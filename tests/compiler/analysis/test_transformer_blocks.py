@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from diffc.compiler.analysis.features import Feature
 from diffc.compiler.analysis.stages import denoisers
 from diffc.compiler.analysis.transformer_blocks import Stream, Transformer, transformer
 from diffc.compiler.calibration.calibrate import watch
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.driver.pass_manager import run
-from diffc.compiler.feature_cache.partition import Feature
-from diffc.compiler.graph.export import Capture
 from diffc.compiler.ir.program import Program
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes import NORMAL_FORM
 from diffc.passes.stage import stage

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffc.compiler.backends import target
-from diffc.compiler.backends.target import Target, find_backend, parse_target
+from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.errors import TargetError
 
 Register = Callable[..., None]

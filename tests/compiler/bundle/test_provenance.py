@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from diffc.compiler.bundle.provenance import arguments_of, program_name, size_of
+from diffc.compiler.bundle.provenance import arguments_of, size_of
 from diffc.compiler.errors import BuildError
+from diffc.compiler.tracing.pipeline_inputs import program_name
 
 RECIPE = {"sizes": [], "strength": None, "options": {"num_frames": 16}, "task": "text-to-image"}
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.calibration.calibrate import PROMPTS, Calibration, Sample, calibrate, given, read_prompts, watch
 from diffc.compiler.calibration.calibrate import calibrate as module
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import BuildError, CalibrationError
 from diffc.compiler.graph import lazy_weights
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Input, Op, Program, Type, Value
 from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM

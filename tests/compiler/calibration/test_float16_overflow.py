@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.backends.onnx.export import Onnx
 from diffc.compiler.calibration.float16_overflow import overflowing, with_readers
-from diffc.compiler.commands.compare import sqnr
 from diffc.compiler.driver.half_precision import half_precision
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.plan import Plan
 from diffc.passes.mixed_precision import mixed_precision

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from diffc.compiler import build
 from diffc.compiler.backends import target
 from diffc.compiler.backends.ort import Ort
-from diffc.compiler.commands.compare import psnr
 from diffc.compiler.errors import RecipeError
+from diffc.compiler.metrics import psnr
 from diffc.runtime import load
 from tests.tolerances import HALF_PSNR
 from tests.typed import computed

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import body_of, calls, denoisers
+from diffc.compiler.analysis.stages import calls, denoisers
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached, evaluations
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.evaluate import evaluate
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Graph, Program, Table

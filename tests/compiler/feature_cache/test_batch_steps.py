@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from diffc.compiler.analysis.stages import body_of, denoisers
+from diffc.compiler.analysis.stages import denoisers
 from diffc.compiler.feature_cache.batch_steps import step_batches
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.plan import find_layers
 from diffc.passes.cache.faster_diffusion import faster_diffusion

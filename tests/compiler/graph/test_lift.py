@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import fx, nn
 
-from diffc.compiler.graph.export import export
+from diffc.compiler.graph.export import export, lift
 from diffc.compiler.graph.lazy_weights import StandIn, lend
-from diffc.compiler.graph.lift import lift
 from tests.tolerances import GRAPH
 
 

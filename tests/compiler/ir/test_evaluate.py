@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffc.compiler.errors import VerifyError
-from diffc.compiler.graph.export import Capture
 from diffc.compiler.ir.evaluate import apply, evaluate
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Graph, Op, Program, Value
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import capture
 
 X = torch.arange(12.0).reshape(4, 3) - 5

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diffc.compiler.errors import ParseError
-from diffc.compiler.ir.parse import COMPARISONS, RESERVED, parse, print_type
-from diffc.compiler.ir.program import Graph, Guard, Input, Op, Polynomial, Program, Ref, Table, Type, Value
+from diffc.compiler.ir.parse import COMPARISONS, RESERVED, parse
+from diffc.compiler.ir.program import Graph, Guard, Input, Op, Polynomial, Program, Ref, Table, Type, Value, print_type
 
 NAMES = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_.]{0,5}\Z").filter(lambda name: name not in RESERVED)
 NUMBERS = st.floats(allow_nan=False) | st.floats(allow_nan=False, width=32)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Program, Ref
 from diffc.compiler.quantization.apply_plan import SCALES, applied

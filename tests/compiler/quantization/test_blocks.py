@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import body_of
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.blocks import Block, boundaries, find_blocks
 from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.q_diffusion import q_diffusion

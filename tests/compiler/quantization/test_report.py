@@ -14,10 +14,10 @@ from torch import nn
 
 from diffc.compiler import capture
 from diffc.compiler.calibration.calibrate import Calibration, calibrate
-from diffc.compiler.commands.compare import psnr, sqnr
 from diffc.compiler.driver.build import write_bundle
 from diffc.compiler.driver.pass_manager import run as rewrite
 from diffc.compiler.errors import BuildError
+from diffc.compiler.metrics import psnr, sqnr
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.plan import Plan

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graph.export import Capture
-from diffc.compiler.ir.parse import print_op
-from diffc.compiler.ir.program import Guard, Input, Program, Type
+from diffc.compiler.ir.program import Guard, Input, Program, Type, print_op
 from diffc.compiler.ir.verify import verify
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import Picture, Text, capture, trace
 from tests.random_programs import difference, draws, numbers
 

@@ -12,8 +12,8 @@ import torch
 
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.errors import PassError
-from diffc.compiler.graph.export import Capture
 from diffc.compiler.ir.program import Program
+from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes.cache.deepcache import _quadratic, deepcache
 from tests.conftest import DIT, PROMPT, UNET

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.calibration.calibrate import Calibration, Sample
 from diffc.compiler.errors import PassError
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.evaluate import evaluate
 from diffc.compiler.ir.verify import verify
 from diffc.compiler.quantization.apply_plan import applied

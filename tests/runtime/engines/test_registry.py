@@ -19,10 +19,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compiler import capture, write_bundle
-from diffc.compiler.commands.compare import sqnr
+from diffc.compiler.metrics import sqnr
 from diffc.passes.quantize import OF_TARGETS, RECIPES
 from diffc.runtime import BundleError, DiffcWarning, load
 from diffc.runtime.bundle.open import Bundle, open_bundle
+from diffc.runtime.engines import registry
 from diffc.runtime.engines.registry import (
     advice,
     check_engine,
@@ -32,7 +33,6 @@ from diffc.runtime.engines.registry import (
     openvino_core,
     reason,
     recommended,
-    registry,
 )
 from tests.runtime.fake_gpu import machine, plan
 from tests.tolerances import HALF, LARGE_BYTES_SQNR, PICTURE_OF_NUMPY

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from diffc.compiler.analysis.stages import body_of
-from diffc.compiler.backends.target import Backend, find_backend
-from diffc.compiler.commands.compare import sqnr
+from diffc.compiler.backends.backend import Backend, find_backend
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Value
+from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import SCALES, applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.plan import Layer, Plan

@@ -14,12 +14,12 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from diffc.compiler.analysis.stages import body_of
 from diffc.compiler.backends.onnx.export import Onnx
-from diffc.compiler.commands.compare import sqnr
 from diffc.compiler.errors import BackendError
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Value
+from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.plan import Layer

@@ -14,11 +14,12 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import nn
 
-from diffc.compiler.backends.target import Target, find_backend, parse_target
+from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.backends.tensorrt.build import wanted_engines
-from diffc.compiler.commands.compare import sqnr
 from diffc.compiler.errors import TargetError
 from diffc.compiler.ir.program import Graph
+from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import FORMATS, Scheme, parse_spec
 from diffc.compiler.quantization.plan import Layer, Plan

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.backends.target import Target, find_backend, parse_target
+from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.backends.tensorrt import build
 from diffc.compiler.backends.tensorrt.build import Built, wanted_engines
 from diffc.compiler.errors import BackendError

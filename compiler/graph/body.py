@@ -1,0 +1,29 @@
+"""Read captured graphs: their bodies, sizes and parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from diffc.compiler.ir.program import Graph
+
+
+def body_of(graph: Graph) -> fx.GraphModule:
+    """Give a captured graph as a module whose nodes are ports, weights and operators only."""
+    module: fx.GraphModule = graph.body.module(check_guards=False)
+    return module
+
+
+def size(graph: Graph) -> int:
+    """Count the weights of a graph; none where it has no body."""
+    return sum(weight.numel() for weight in graph.body.state_dict.values()) if graph.body else 0
+
+
+def needed(graph: fx.Graph, nodes: Iterable[fx.Node], given: Iterable[fx.Node]) -> set[fx.Node]:
+    """Find all that nodes are computed from, down to what is given."""
+    found, stop = set(nodes), set(given)
+    for node in reversed(graph.nodes):
+        if node in found and node not in stop:
+            found.update(node.all_input_nodes)
+    return found

@@ -1,0 +1,253 @@
+"""Record the opaque calls of a trace, and capture each distinct signature once as a graph."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils import _pytree as pytree
+
+from diffc.compiler.errors import CaptureError, first_line
+from diffc.compiler.graph.export import export, type_of
+from diffc.compiler.graph.lazy_weights import FAKES
+from diffc.compiler.ir.program import BUILTINS, Graph, Program, Type, Value
+
+ENTRY_POINTS = ("forward", "encode", "decode")
+"""The methods by which a pipeline calls a component."""
+
+
+Key = tuple[str, str, str, tuple[Type | str, ...]]
+"""A component, its method, the structure of its arguments, and for each the tensor's type or what it prints."""
+
+
+@dataclass
+class Signature:
+    """One way in which a component is called: which method, its ports, its static arguments and what it returns."""
+
+    name: str
+    component: str
+    module: nn.Module
+    method: Callable[..., Any]
+    structure: pytree.TreeSpec
+    leaves: list[Any]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    returned: Any
+    used: set[int] = field(default_factory=set)
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Make tensors of the ports' types."""
+        return tuple(
+            torch.zeros(port.type.shape, dtype=getattr(torch, port.type.dtype)) for port in self.inputs if port.type
+        )
+
+
+class Capture:
+    """Collect the calls of one or several traces, then export a graph for each distinct signature.
+
+    Programs that are traced with one `Capture` share graphs. Outputs that no program reads are not computed.
+    """
+
+    def __init__(self) -> None:
+        self.fake_mode = FAKES
+        self.signatures: dict[Key, Signature] = {}
+
+    def call(
+        self, component: str, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Signature, list[Any]]:
+        """Look up the signature of a call, running it on fake tensors if it is new; give its tensors in port order."""
+        original = getattr(type(module), method).__get__(module)
+        given = bind(original, args, kwargs)
+        leaves, structure = pytree.tree_flatten(given)
+        ports, tensors = tensor_ports(given)
+        static = [type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves]
+        key = (component, method, str(structure), tuple(static))
+        if key not in self.signatures:
+            with _misfit(component):
+                returned = self._fake_run(original, structure, leaves)
+            self.signatures[key] = Signature(
+                self._graph_name(component, method),
+                component,
+                module,
+                original,
+                structure,
+                [_PORT if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves],
+                ports,
+                _output_ports(returned, {port.name for port in ports}),
+                returned,
+            )
+        return self.signatures[key], tensors
+
+    def _graph_name(self, component: str, method: str) -> str:
+        name = component if method == "forward" else f"{component}_{method}"
+        name = f"{name}_graph" if name in BUILTINS else name
+        taken = {signature.name for signature in self.signatures.values()}
+        return next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+
+    def _fake_run(self, method: Callable[..., Any], structure: pytree.TreeSpec, leaves: list[Any]) -> Any:
+        fakes = [self.fake_mode.from_tensor(t) if type(t) is torch.Tensor else getattr(t, "fake", t) for t in leaves]
+        given = pytree.tree_unflatten(fakes, structure)
+        with self.fake_mode, torch.no_grad():
+            return method(**given)
+
+    def graphs(self, programs: Iterable[Program]) -> tuple[Program, ...]:
+        """Export every signature that the programs call, with the outputs that they read, and give them the graphs."""
+        programs = tuple(program.live() for program in programs)
+        by_name = {signature.name: signature for signature in self.signatures.values()}
+        for program in programs:
+            read = {name for op in program.ops for name in op.reads()} | set(program.outputs)
+            for op in program.ops:
+                if op.operator in by_name:
+                    by_name[op.operator].used |= {i for i, value in enumerate(op.results) if value.name in read}
+        graphs = {name: _export(signature) for name, signature in by_name.items() if signature.used}
+        return tuple(_with_graphs(program, graphs, by_name) for program in programs)
+
+    def parts(self) -> dict[str, str]:
+        """Pair each signature with the one that differs from it only by a part of the batch, by their names."""
+        return {
+            whole.name: part.name
+            for theirs, whole in self.signatures.items()
+            for mine, part in self.signatures.items()
+            if whole.used == part.used and mine[:-1] == theirs[:-1] and _is_part(mine[-1], theirs[-1])
+        }
+
+
+def _is_part(part: tuple[Type | str, ...], whole: tuple[Type | str, ...]) -> bool:
+    """Say whether arguments are the same but for tensors, whose batches are all the same part of the other's."""
+    changed = [(a, b) for a, b in zip(part, whole, strict=True) if a != b]
+    ratios = {_ratio(a, b) for a, b in changed}
+    return len(ratios) == 1 and None not in ratios
+
+
+def _ratio(part: Type | str, whole: Type | str) -> int | None:
+    if isinstance(part, str) or isinstance(whole, str) or not part.shape or part.dtype != whole.dtype:
+        return None
+    ratio, rest = divmod(whole.shape[0], part.shape[0]) if whole.shape[1:] == part.shape[1:] else (0, 0)
+    return ratio if ratio > 1 and not rest else None
+
+
+def bind(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a call as the method's signature does."""
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    return {**bound.arguments.pop("kwargs", {}), **bound.arguments}
+
+
+def tensor_ports(given: dict[str, Any]) -> tuple[tuple[Value, ...], list[torch.Tensor]]:
+    """List the tensors among named arguments, and a port for each, named by the way to it."""
+    paths, _ = pytree.tree_flatten_with_path(given)
+    found = [(Value(_port_name(path), type_of(leaf)), leaf) for path, leaf in paths if isinstance(leaf, torch.Tensor)]
+    return tuple(port for port, _ in found), [leaf for _, leaf in found]
+
+
+class _Port:
+    """Stand for a tensor among the leaves of a call's arguments."""
+
+
+_PORT = _Port()
+
+
+def _port_name(path: pytree.KeyPath) -> str:
+    parts = [re.sub(r"\W", "", str(getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+    return "_".join(parts)
+
+
+def _output_ports(returned: Any, inputs: set[str]) -> tuple[Value, ...]:
+    paths, _ = pytree.tree_flatten_with_path(dict(returned) if isinstance(returned, dict) else returned)
+    ports = []
+    for path, leaf in paths:
+        for key, tensor in _held(leaf):
+            name = "_".join(part for part in (_port_name(path), key) if part)
+            name = f"out_{name}" if not name or name[0].isdigit() else name
+            name = "out" if name == "out_0" else name
+            ports.append(Value(f"{name}_out" if name in inputs else name, type_of(tensor)))
+    return tuple(ports)
+
+
+def _held(leaf: Any) -> list[tuple[str, torch.Tensor]]:
+    """List the tensors of a leaf: itself, or the attributes of an object such as a distribution."""
+    if isinstance(leaf, torch.Tensor):
+        return [("", leaf)]
+    attributes = vars(leaf).items() if hasattr(leaf, "__dict__") and not isinstance(leaf, type) else ()
+    return [(name, value) for name, value in attributes if isinstance(value, torch.Tensor)]
+
+
+def returned_tensors(returned: Any) -> list[torch.Tensor]:
+    """List the tensors that a component returned, in order, those inside objects too."""
+    return [tensor for leaf in pytree.tree_leaves(returned) for _, tensor in _held(leaf)]
+
+
+def with_tensors(returned: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    """Give the same structure with other tensors."""
+
+    def replaced(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return next(tensors)
+        names = [name for name, _ in _held(leaf)]
+        if names:
+            leaf = copy.copy(leaf)
+            for name in names:
+                setattr(leaf, name, next(tensors))
+        return leaf
+
+    leaves, structure = pytree.tree_flatten(returned)
+    return pytree.tree_unflatten([replaced(leaf) for leaf in leaves], structure)
+
+
+class _Call(nn.Module):
+    """Take the tensors of a call in port order and return the outputs that are used."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self.module = signature.module
+        self.signature = signature
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ports = iter(tensors)
+        leaves = [next(ports) if isinstance(leaf, _Port) else leaf for leaf in self.signature.leaves]
+        returned = self.signature.method(**pytree.tree_unflatten(leaves, self.signature.structure))
+        outputs = returned_tensors(returned)
+        return tuple(outputs[i] for i in sorted(self.signature.used))
+
+
+def _export(signature: Signature) -> Graph:
+    body = export(signature.name, _Call(signature).eval(), signature.example())
+    outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
+    return Graph(signature.name, signature.inputs, outputs, body, signature.component)
+
+
+@contextmanager
+def _misfit(component: str) -> Iterator[None]:
+    """Say which component does not take what the pipeline gives it; torch's own report of it is for its developers."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise CaptureError(
+            f"{component} does not fit what the pipeline gives it: {first_line(error)}",
+            fix="check that the configurations of the checkpoint's components belong together",
+        ) from error
+    finally:
+        log.disabled = before
+
+
+def _with_graphs(program: Program, graphs: dict[str, Graph], signatures: dict[str, Signature]) -> Program:
+    ops = tuple(
+        replace(op, results=tuple(op.results[i] for i in sorted(signatures[op.operator].used)))
+        if op.operator in signatures
+        else op
+        for op in program.ops
+    )
+    called = dict.fromkeys(op.operator for op in ops if op.operator in graphs)
+    return replace(program, ops=ops, graphs=tuple(graphs[name] for name in called))
