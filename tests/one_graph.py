@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from diffc.compiler.calibration.calibrate import Calibration, Sample
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.graph.lazy_weights import settle

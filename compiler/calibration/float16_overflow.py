@@ -16,7 +16,9 @@ from torch import fx
 
 from diffc.compiler.analysis.float32_nodes import FLOATS, INFINITE
 from diffc.compiler.analysis.stages import calls
-from diffc.compiler.calibration.calibrate import Calibration, Sample, watch
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.observe import watch
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.evaluate import apply
 from diffc.compiler.ir.program import Graph, Program, Ref

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffc.compiler.calibration.calibrate import Calibration, calibrate, read_prompts
+from diffc.compiler.calibration.calibrate import Calibration, calibrate
+from diffc.compiler.calibration.prompts import read_prompts
 from diffc.compiler.errors import DiffcError, Progress, RecipeError
 from diffc.compiler.feature_cache.search import Searched
 from diffc.compiler.ir.program import Program

@@ -11,8 +11,9 @@ import torch
 
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target
-from diffc.compiler.calibration.calibrate import Calibrate, Calibration, calibrate, read_prompts
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration, calibrate
 from diffc.compiler.calibration.float16_overflow import HEADROOM, LARGEST, Overflow, overflowing, with_readers
+from diffc.compiler.calibration.prompts import read_prompts
 from diffc.compiler.errors import Progress
 from diffc.compiler.graph.body import body_of, size
 from diffc.compiler.ir.program import Graph, Program

@@ -12,7 +12,8 @@ from typing import Any
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target
-from diffc.compiler.calibration.calibrate import calibrate, read_prompts
+from diffc.compiler.calibration.calibrate import calibrate
+from diffc.compiler.calibration.prompts import read_prompts
 from diffc.compiler.errors import DiffcWarning, Progress, RecipeError
 from diffc.compiler.graph.lazy_weights import release
 from diffc.compiler.ir.program import Program

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import fx
 
 from diffc.compiler.analysis.features import Feature
-from diffc.compiler.calibration.calibrate import Calibration, Call, Drawing, feeds_of, given
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.run_program import Call, feeds_of, given
+from diffc.compiler.calibration.trajectory import Drawing
 from diffc.compiler.feature_cache.apply_schedule import evaluations
 from diffc.compiler.feature_cache.search import Way
 from diffc.compiler.graph.body import body_of, needed

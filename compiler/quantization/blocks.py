@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 from diffc.compiler.analysis.residual_blocks import flow_of, regions
-from diffc.compiler.calibration.calibrate import Sample, watch
+from diffc.compiler.calibration.observe import watch
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.plan import Layer, Plan

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.plan import Layer, Plan, Tensors, shared_out
 from diffc.compiler.quantization.scales import quantized_activation

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.quantization.observers import largest_of_channels
 from diffc.compiler.quantization.plan import Layer, Plan, Tensors, shared_out, smoothed
 from diffc.compiler.quantization.scales import quantized_activation, weight_scales

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from diffc.compiler.calibration.calibrate import Calibration, Sample, watch
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.observe import watch
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import CalibrationError
 from diffc.compiler.graph.body import body_of, size
 from diffc.compiler.graph.lazy_weights import read

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from diffc.compiler.calibration.calibrate import Calibration, Drawing, Sample, given, watch
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.observe import watch
+from diffc.compiler.calibration.run_program import given
+from diffc.compiler.calibration.trajectory import Drawing, Sample
 from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.metrics import psnr, sqnr
 from diffc.compiler.quantization.plan import Layer, Plan, smoothed

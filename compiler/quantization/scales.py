@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.quantization.formats import FORMATS, Spec, spread
 from diffc.compiler.quantization.observers import Histogram, Statistics
 from diffc.compiler.quantization.ops import fake_quantize, fake_quantize_groups

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.analysis.transformer_blocks import transformer
-from diffc.compiler.calibration.calibrate import Calibration, Draw, Drawing
+from diffc.compiler.calibration.calibrate import Calibration, Draw
+from diffc.compiler.calibration.trajectory import Drawing
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached
 from diffc.compiler.feature_cache.cost import Calls, Drift, Option, measure

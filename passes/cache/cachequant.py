@@ -34,7 +34,9 @@ from torch import fx
 from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.analysis.stages import denoisers
 from diffc.compiler.analysis.transformer_blocks import isotropic
-from diffc.compiler.calibration.calibrate import Calibrate, Calibration, Sample, watch
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration
+from diffc.compiler.calibration.observe import watch
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached, check_interval, evaluations
 from diffc.compiler.ir.program import Graph, Program, Table

@@ -32,7 +32,9 @@ from torch import fx
 
 from diffc.compiler.analysis.stages import LATENT, stages_of_ports
 from diffc.compiler.analysis.transformer_blocks import Transformer, isotropic
-from diffc.compiler.calibration.calibrate import Calibrate, Calibration, Sample, watch
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration
+from diffc.compiler.calibration.observe import watch
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Reuse, Schedule, cached, check_interval
 from diffc.compiler.ir.program import Graph, Program

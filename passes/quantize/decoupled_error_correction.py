@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import torch
 
-from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.quantization.layer_error import output
 from diffc.compiler.quantization.observers import Lines
 from diffc.compiler.quantization.plan import Layer, Plan, Tensors

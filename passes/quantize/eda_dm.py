@@ -22,7 +22,8 @@ from dataclasses import replace
 
 import torch
 
-from diffc.compiler.calibration.calibrate import Sample, watch
+from diffc.compiler.calibration.observe import watch
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.blocks import find_blocks

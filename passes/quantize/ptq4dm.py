@@ -21,7 +21,8 @@ from statistics import NormalDist
 
 import torch
 
-from diffc.compiler.calibration.calibrate import Calibration, Sample
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.plan import Plan, for_all_steps
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges

@@ -10,7 +10,7 @@ import torch
 from diffc.compiler.analysis.features import Feature
 from diffc.compiler.analysis.stages import denoisers
 from diffc.compiler.analysis.transformer_blocks import Stream, Transformer, transformer
-from diffc.compiler.calibration.calibrate import watch
+from diffc.compiler.calibration.observe import watch
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.ir.program import Program

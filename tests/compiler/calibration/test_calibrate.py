@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration.calibrate import PROMPTS, Calibration, Sample, calibrate, given, read_prompts, watch
-from diffc.compiler.calibration.calibrate import calibrate as module
+from diffc.compiler.calibration import calibrate as module
+from diffc.compiler.calibration.calibrate import Calibration, calibrate
+from diffc.compiler.calibration.observe import watch
+from diffc.compiler.calibration.prompts import PROMPTS, read_prompts
+from diffc.compiler.calibration.run_program import given
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import BuildError, CalibrationError
 from diffc.compiler.graph import lazy_weights
@@ -254,7 +258,7 @@ def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeyp
 def test_built_in_prompts_end_when_much_work_was_done(
     program: Program, tokenizers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = module._Run(program, {}).work
+    work = module.ProgramRun(program, {}).work
     monkeypatch.setattr(module, "WORK", 2.5 * work)
     assert calibrate(program, tokenizers).prompts == PROMPTS[:3]
     assert len(calibrate(program, tokenizers, prompts=("a", "b", "c", "d")).prompts) == 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Program, Ref

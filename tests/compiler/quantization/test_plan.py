@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import CalibrationError
 from diffc.compiler.quantization.formats import parse_spec
 from diffc.compiler.quantization.plan import Layer, Plan, Rounded, Scheme, Site, find_layers, scale_and_zero, smoothed

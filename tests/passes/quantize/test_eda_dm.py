@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.plan import Plan

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration.calibrate import Sample
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration.calibrate import Calibration, Sample
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.layer_error import seen

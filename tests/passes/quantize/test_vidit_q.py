@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration.calibrate import Calibration, Sample
+from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.evaluate import evaluate
