@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.calibration import calibrate as module
+from diffc.compiler.calibration import run_program
 from diffc.compiler.calibration.calibrate import Calibration, calibrate
 from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.prompts import PROMPTS, read_prompts
@@ -243,7 +244,7 @@ def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeyp
     sampler, bodies = Sampler(), list[nn.Module]()
     lazy_weights.lend("denoiser", sampler.denoiser, "here")
     calibration = calibrate(sampler.program(), tokenizers, prompts=("a red circle",))
-    monkeypatch.setattr(module, "body_of", lambda graph: bodies.append(body_of(graph)) or bodies[-1])
+    monkeypatch.setattr(run_program, "body_of", lambda graph: bodies.append(body_of(graph)) or bodies[-1])
 
     def lent() -> list[bool]:
         (body,) = [body for body in bodies if any("conv" in name for name, _ in body.named_parameters())]
@@ -258,7 +259,7 @@ def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeyp
 def test_built_in_prompts_end_when_much_work_was_done(
     program: Program, tokenizers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = module.ProgramRun(program, {}).work
+    work = run_program.ProgramRun(program, {}).work
     monkeypatch.setattr(module, "WORK", 2.5 * work)
     assert calibrate(program, tokenizers).prompts == PROMPTS[:3]
     assert len(calibrate(program, tokenizers, prompts=("a", "b", "c", "d")).prompts) == 4
