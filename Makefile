@@ -34,21 +34,21 @@ test-slow: $(VENV)/dev.stamp
 bench: $(VENV)/compiler.stamp
 	$(OFFLINE) $(BIN)/python benchmarks/first_picture.py
 
-# Slow: builds both example models in every precision, and writes docs/quantization.md.
+# Slow: builds both example models in every precision, and writes docs/measured/quantization.md.
 quantization: $(VENV)/compiler.stamp
 	$(PIP) --editable '.[compiler,openvino]'
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quantization
 
-# Slow: builds both example models with every cache, and writes docs/caching.md.
+# Slow: builds both example models with every cache, and writes docs/measured/caching.md.
 caching: $(VENV)/compiler.stamp
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.caching
 
-# Very slow: TensorRT engines of denoisers of 0.9 to 2.6 billion weights, in every precision; writes docs/engines.md.
+# Very slow: TensorRT engines of denoisers of 0.9 to 2.6 billion weights, in every precision; writes docs/measured/engines.md.
 engines: $(VENV)/compiler.stamp
 	$(PIP) --editable '.[compiler,tensorrt]'
 	$(OFFLINE) $(BIN)/python -m benchmarks.engines
 
-# Slow: what each technique of quantization wins, by the error of a call; writes docs/techniques.md.
+# Slow: what each technique of quantization wins, by the error of a call; writes docs/measured/techniques.md.
 techniques: $(VENV)/compiler.stamp
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.techniques
 
@@ -61,7 +61,7 @@ bench-unet: $(VENV)/compiler.stamp
 bench-cache: $(VENV)/compiler.stamp
 	$(OFFLINE) $(BIN)/python -m benchmarks.cached_unet
 
-# Slow: captures full-size denoisers without weights, and writes docs/stages.md.
+# Slow: captures full-size denoisers without weights, and writes docs/measured/stages.md.
 stages: $(VENV)/compiler.stamp
 	$(OFFLINE) $(BIN)/python -m benchmarks.stages
 

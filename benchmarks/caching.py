@@ -4,7 +4,7 @@ Each row is a bundle that the command line builds. The same held-out captions ar
 without a cache, from the same seeds; some of them in turns, for the time. With a target of few bits, its row without a
 cache says what is lost by quantization alone, and the fp32 row what by the cache alone.
 
-    make caching                            # all rows of docs/caching.md
+    make caching                            # all rows of docs/measured/caching.md
     python -m benchmarks.caching --model shapes-unet --cache deepcache:interval=4
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.quantization import MODELS, ROOT, Row, built, measured, reference_pictures
 from diffc.runtime import load
 
-PAGE = ROOT / "docs" / "caching.md"
+PAGE = ROOT / "docs" / "measured" / "caching.md"
 
 TIMED = 6
 """How many captions are drawn in turns with and without a cache."""
@@ -49,7 +49,7 @@ SYSTEMS = {
         "auto:max-drop=6dB",
     ),
 }
-"""The caches of docs/caching.md, at their published settings and around them."""
+"""The caches of docs/measured/caching.md, at their published settings and around them."""
 
 TOGETHER = {"shapes-unet": "deepcache:interval=2", "shapes-dit": "delta-dit:interval=2"}
 """What is measured with few bits as well."""

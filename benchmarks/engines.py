@@ -4,7 +4,7 @@ Writes checkpoints with random weights, and builds each on the command line for 
 rounding to nearest, for the numbers do not matter to the builder. What is measured comes from the build's own report.
 Rows that are measured are kept, so that a run that was interrupted goes on. The bundles do not stay.
 
-    make engines                            # all rows of docs/engines.md
+    make engines                            # all rows of docs/measured/engines.md
     python -m benchmarks.engines --model sd15 --precision w8a8
 """
 
@@ -25,7 +25,7 @@ import transformers as t
 
 from benchmarks.build import ROOT, autoencoder, sd15, tokenizer, vanishing, write
 
-PAGE = ROOT / "docs" / "engines.md"
+PAGE = ROOT / "docs" / "measured" / "engines.md"
 PROMPT = "a red circle left of a blue square\n"
 QUICK = "calibrate_ranges:by=minmax+round_to_nearest:by=minmax"
 QUANTIZED = ("w8a8", "w4a16", "w4a8", "fp8", "fp4")

@@ -4,7 +4,7 @@ Each row is a bundle that the command line builds. The same held-out captions ar
 bundle, from the same seeds; PSNR is between the two, the attributes are judged by the examples' checker. Rows that are
 measured are kept in a file, so that a run that was interrupted goes on; the pages are written from it.
 
-    make quantization                       # all rows of docs/quantization.md
+    make quantization                       # all rows of docs/measured/quantization.md
     python -m benchmarks.quantization --model shapes-unet --only ort-w4a8
 """
 
@@ -36,7 +36,7 @@ MODELS = {
     "shapes-dit": ROOT / "examples" / "models" / "shapes-dit",
 }
 STEPS, GUIDANCE, BATCH = 20, 5.0, 20
-PAGE = ROOT / "docs" / "quantization.md"
+PAGE = ROOT / "docs" / "measured" / "quantization.md"
 
 Pictures = NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""Say how much of full-size denoisers is computed before the loop; ``make stages`` writes docs/stages.md.
+"""Say how much of full-size denoisers is computed before the loop; ``make stages`` writes docs/measured/stages.md.
 
 The models have the architectures of their releases and no weights: they are captured on PyTorch's meta device, called
 as their pipelines call them, 20 steps with guidance, and cut by the rule that `diffc build` uses.
@@ -27,7 +27,7 @@ from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Input, Literal, Op, Program, Ref, Value
 
 STEPS = 20
-PAGE = Path(__file__).parent.parent / "docs" / "stages.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "stages.md"
 
 Shape = tuple[int, ...]
 

@@ -5,7 +5,7 @@ on a plan of an example model, and then the quantized denoiser, in PyTorch, on w
 of other prompts and seeds than those that it was calibrated with. Rows that are measured are kept, so that a run that
 was interrupted goes on.
 
-    make techniques                         # all rows of docs/techniques.md
+    make techniques                         # all rows of docs/measured/techniques.md
     python -m benchmarks.techniques --model shapes-dit --precision w4a4
 """
 
@@ -38,7 +38,7 @@ from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes import NORMAL_FORM, stage
 
-PAGE = ROOT / "docs" / "techniques.md"
+PAGE = ROOT / "docs" / "measured" / "techniques.md"
 
 HELD_OUT = ("a large blue star right of a small red circle", "a yellow triangle", "a sailing boat at sunset")
 """Prompts that nothing is calibrated with."""

@@ -1,4 +1,4 @@
-"""What leaves the loop of full-size denoisers, against docs/stages.md and what others counted."""
+"""What leaves the loop of full-size denoisers, against docs/measured/stages.md and what others counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.stages import MODELS, program, row
 from diffc.compiler.analysis.hoisting import Cut
 from diffc.compiler.analysis.work import work_of_graph
 
-PAGE = Path(__file__).parent.parent / "docs" / "stages.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "stages.md"
 
 
 @pytest.mark.parametrize("name", ["SD 1.5", "DiT-XL/2"])

@@ -22,7 +22,7 @@ from diffc.passes import NORMAL_FORM
 from tests.conftest import ROOT
 from tests.tolerances import SCHEDULERS
 
-PAGE = ROOT / "docs" / "schedulers.md"
+PAGE = ROOT / "docs" / "measured" / "schedulers.md"
 STEPS = 20
 LINEAR = (
     *("CogVideoXDDIMScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler", "DDPMScheduler"),

@@ -23,7 +23,7 @@ from tests.test_zoo_programs import REFUSED
 from tests.tolerances import PICTURE
 from tests.zoo import ZOO, Entry
 
-PAGE = ROOT / "docs" / "pipelines.md"
+PAGE = ROOT / "docs" / "measured" / "pipelines.md"
 PROMPT = "a red circle"
 SAID = ("prompt", "negative_prompt", "output_type", "num_inference_steps", "width", "height", "guidance_scale")
 
