@@ -25,7 +25,7 @@ PATIENCE = 1800.0
 """Seconds without a word after which a builder hangs: 2 billion weights keep it silent for 2 minutes."""
 
 MEMORY = (4, 600 << 20)
-"""What a builder holds at most: so many times the graph's weights, and so many bytes more (docs/measured/engines.md)."""
+"""What a builder holds at most: some times the graph's weights, and so many bytes more (docs/measured/engines.md)."""
 
 PROGRAM_MEMORY = (6, 1000 << 20)
 """The same of a builder that converts a program: 5.2 times 200 MB of weights in float16, and PyTorch for CUDA."""
