@@ -33,8 +33,11 @@ from diffc.compiler.tracing.symbolic_scalar import Scalar, combine, fit_polynomi
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.value_ranges import decided, kept
 
-MARKER = "diffc"
-"""Stands for the text of the request while a pipeline is traced; a number after it tells several texts apart."""
+MARKER = "\ufdd0{}\ufdd1"
+"""Stands for a numbered text of the request while a pipeline is traced.
+
+Its first and last characters are noncharacters, which Unicode keeps for a process's own use: no other text holds them.
+"""
 
 DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator")
 """Arguments of ATen operators that say where and how a tensor is stored, not what it is."""
@@ -142,7 +145,11 @@ def trace(
             ops, tables = joined, tables | found[1]
     declared = tuple(_declared(key, item) for key, item in inputs.items())
     program = Program(name, declared, tuple(guards), (), tuple(tables.values()), tuple(ops), tuple(first.outputs))
-    return program.live()
+    live = program.live()
+    for refusal in (first.unpadded.get(value.name) for op in live.ops for value in op.results):
+        if refusal is not None:
+            raise refusal
+    return live
 
 
 def _declared(name: str, item: Asked) -> Input:
@@ -169,7 +176,8 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.capture, self.components, self.tokenizers, self.inputs = capture, components, tokenizers, inputs
         self.ops, self.guards, self.outputs = list[Op](), list[Guard](), list[str]()
         self.tables, self.counts = dict[str, Table](), dict[str, int]()
-        self.markers = {f"{MARKER}{i}": key for i, (key, t) in enumerate(inputs.items()) if isinstance(t, Text)}
+        self.markers = {MARKER.format(i): key for i, (key, t) in enumerate(inputs.items()) if isinstance(t, Text)}
+        self.unpadded = dict[str, CaptureError]()
 
     def run(self, function: Callable[..., Any], numbers: Mapping[str, float], on_step: str | None) -> _Trace:
         request: dict[str, Any] = {key: Scalar(value, key, self.guards) for key, value in numbers.items()}
@@ -414,7 +422,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if template != "{}":
             attrs.append(("template", template))
         if options.get("padding") != "max_length" or not options.get("truncation"):
-            attrs.append(("padding", str(options.get("padding"))))
+            self.unpadded |= dict.fromkeys((value.label for value in made), _unpadded(name, options))
         self._append("tokenize", (Ref(key),), tuple(attrs), made)
         ids, mask = (torch.cat([tensor] * times) if times > 1 else tensor for tensor in made)
         return ids, mask
@@ -432,6 +440,16 @@ def _stays(name: str, module: nn.Module) -> Callable[..., nn.Module]:
     return to
 
 
+def _unpadded(name: str, options: Mapping[str, Any]) -> CaptureError:
+    """Return the refusal of tokens whose number depends on the text; it is due only if the program needs them."""
+    padding, truncation = options.get("padding"), options.get("truncation")
+    return CaptureError(
+        f"{name} is called with padding={padding!r}, truncation={truncation!r}: the text would decide the shape",
+        where=_pipeline_line(traceback.extract_stack()),
+        fix='call it with padding="max_length", truncation=True and a max_length',
+    )
+
+
 def _template(text: str, markers: Mapping[str, str]) -> tuple[str, str] | None:
     found = [(key, text.replace(marker, "{}")) for marker, key in markers.items() if marker in text]
     return found[0] if found else None
@@ -443,16 +461,19 @@ def _pipeline_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-        theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
-        last = theirs[-1] if theirs else frames[-1]
         if isinstance(error, CaptureError):
             what, fix = error.what, error.fix
         elif type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
             what, fix = f"{error} asks a symbolic value for a number", None
         else:
             what, fix = f"the pipeline refuses: {error}", "ask for what the pipeline can do"
-        where = f"{last.filename}:{last.lineno}: {last.line}"
         fix = fix or "the sampler must not branch on, or read, what only the run knows"
-        raise CaptureError(what, where=where, fix=fix) from error
+        raise CaptureError(what, where=_pipeline_line(traceback.extract_tb(error.__traceback__)), fix=fix) from error
+
+
+def _pipeline_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Return the innermost line that is neither PyTorch's nor ours."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+    last = theirs[-1] if theirs else frames[-1]
+    return f"{last.filename}:{last.lineno}: {last.line}"

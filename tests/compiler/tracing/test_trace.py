@@ -304,13 +304,52 @@ def test_a_text_that_is_repeated_is_tokenized_once() -> None:
     words = Words()
 
     def sample(prompt: list[str]) -> torch.Tensor:
-        return words([*prompt, *prompt], return_tensors="pt")["input_ids"]
+        return words([*prompt, *prompt], padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
 
     program = capture(sample, {"words": words})
     assert operators(program) == ["tokenize", "aten.cat.default"]
     assert print_op(program.ops[1]).endswith("aten.cat.default([ids0, ids0])")
     with pytest.raises(CaptureError, match="words is given 4 texts made of prompt"):  # in which order, nobody knows
         capture(sample, {"words": words}, batch=2)
+
+
+def test_a_fixed_text_is_no_template_whatever_it_says() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        fixed = words("diffc0 and diffc1", **options)["input_ids"]
+        return words(prompt, **options)["input_ids"] + fixed
+
+    [tokenize] = [op for op in capture(sample, {"words": words}).ops if op.operator == "tokenize"]
+    assert tokenize.attr("template") is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": True, "truncation": True}, {"padding": "max_length"}, {"truncation": True}, {}]
+)
+def test_tokens_whose_number_the_text_decides_are_refused_by_line(options: dict[str, Any]) -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        ids = words(prompt, return_tensors="pt", **options)["input_ids"]
+        return ids * 2
+
+    with pytest.raises(CaptureError, match="the text would decide the shape") as refused:
+        capture(sample, {"words": words})
+    assert 'ids = words(prompt, return_tensors="pt", **options)["input_ids"]' in str(refused.value.where)
+    assert 'padding="max_length"' in str(refused.value.fix)
+
+
+def test_tokens_that_nothing_needs_may_have_any_number() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        longest = words(prompt, padding="longest", return_tensors="pt")["input_ids"]
+        ids = words(prompt, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        return ids if longest.shape[-1] > 0 else longest
+
+    assert operators(capture(sample, {"words": words})) == ["tokenize"]
 
 
 # Numbers
