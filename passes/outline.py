@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from diffc.compiler.errors import PassError
+from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.ir.evaluate import apply
 from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Table, Type, Value, print_op
@@ -122,8 +123,7 @@ class _Region(torch.nn.Module):
         outputs = tuple(
             Value(f"out{i}" if len(self.results) > 1 else "out", value.type) for i, value in enumerate(self.results)
         )
-        types = [port.type for port in self.inputs if port.type is not None]
-        example = [torch.zeros(type_.shape, dtype=getattr(torch, type_.dtype)) for type_ in types]
+        example = example_inputs(self.inputs)
         return Graph(self.name, self.inputs, outputs, export(self.name, self, example), "arithmetic")
 
     def call(self) -> Op:

@@ -26,6 +26,7 @@ from diffc.compiler.analysis.features import Feature, Kind
 from diffc.compiler.analysis.stages import denoisers, stages_of_values
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.partition import Pieces
+from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.ir.program import Graph, Literal, Names, Op, Polynomial, Program, Ref, Table, Type, Value
 
@@ -245,8 +246,7 @@ class _Corrections:
         if types not in self.made:
             ports = tuple(Value(name, each) for name, each in zip(("kept", "factor", "term"), types, strict=True))
             name = f"corrected_{len(self.made) + 1}"
-            example = [torch.zeros(each.shape, dtype=getattr(torch, each.dtype)) for each in types]
-            body = export(name, _Correction(), example)
+            body = export(name, _Correction(), example_inputs(ports))
             self.made[types] = Graph(name, ports, (Value("corrected", type_),), body)
         return self.made[types]
 

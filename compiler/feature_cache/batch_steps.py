@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from diffc.compiler.analysis.stages import denoisers, stages_of_values
-from diffc.compiler.graph.body import body_of
+from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.ir.program import Graph, Names, Op, Program, Ref, Type, Value
 
@@ -88,7 +88,7 @@ def _as_one(group: Sequence[Op], graph: Graph, over: Sequence[str], names: Names
 def _over_steps(graph: Graph, count: int, over: tuple[str, ...]) -> Graph:
     inputs = tuple(_of_steps(port, count) if port.name in over else port for port in graph.inputs)
     outputs = tuple(_of_steps(port, count) for port in graph.outputs)
-    example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type]
+    example = example_inputs(inputs)
     name = f"{graph.name}_{count}_steps"
     dims = tuple(0 if port.name in over else None for port in graph.inputs)
     body = export(name, _OverSteps(body_of(graph), count, dims), example)

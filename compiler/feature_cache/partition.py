@@ -23,7 +23,7 @@ from diffc.compiler.analysis.features import Feature, Kind
 from diffc.compiler.analysis.stages import stages_of_nodes, stages_of_ports
 from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import PassError
-from diffc.compiler.graph.body import body_of, needed
+from diffc.compiler.graph.body import body_of, example_inputs, needed
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Program, Type, Value
 
@@ -124,8 +124,7 @@ class Pieces:
                 env[node] = made.node_copy(node, env.__getitem__)
         made.output(tuple(env[node] for node in gives))
         inputs, outputs = tuple(map(self._port, reads)), tuple(map(self._port, gives))
-        example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type]
-        body = export(name, fx.GraphModule(self.body, made), example)
+        body = export(name, fx.GraphModule(self.body, made), example_inputs(inputs))
         hidden = frozenset(
             self._port(n).name for n in (*reads, *gives) if n not in self.ports and n not in self.outputs
         )

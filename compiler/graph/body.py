@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import fx
 
-from diffc.compiler.ir.program import Graph
+from diffc.compiler.ir.program import Graph, Value
 
 
 def body_of(graph: Graph) -> fx.GraphModule:
     """Give a captured graph as a module whose nodes are ports, weights and operators only."""
     module: fx.GraphModule = graph.body.module(check_guards=False)
     return module
+
+
+def example_inputs(ports: Iterable[Value]) -> list[torch.Tensor]:
+    """Return zeros of the shapes and types of ports, for an export."""
+    return [torch.zeros(port.type.shape, dtype=getattr(torch, port.type.dtype)) for port in ports if port.type]
 
 
 def size(graph: Graph) -> int:

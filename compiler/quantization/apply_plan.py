@@ -25,7 +25,7 @@ from torch import fx
 
 import diffc.compiler.quantization.ops  # noqa: F401  (defines the operators)
 from diffc.compiler.errors import RecipeError
-from diffc.compiler.graph.body import body_of
+from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Op, Program, Ref, Table, Type, Value
@@ -79,8 +79,7 @@ class _Writing:
                 env[node] = self.made.node_copy(node, env.__getitem__)
         self.made.eliminate_dead_code()
         module = fx.GraphModule(self.body, self.made)
-        example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in inputs if p.type]
-        body = export(self.given.name, module, example)
+        body = export(self.given.name, module, example_inputs(inputs))
         return replace(self.given, inputs=tuple(inputs), body=body), table
 
     def _call(self, target: Any, *args: Any) -> fx.Node:

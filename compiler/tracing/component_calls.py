@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError, first_line
+from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.ir.program import BUILTINS, Graph, Program, Type, Value
@@ -43,12 +44,6 @@ class Signature:
     outputs: tuple[Value, ...]
     returned: Any
     used: set[int] = field(default_factory=set)
-
-    def example(self) -> tuple[torch.Tensor, ...]:
-        """Make tensors of the ports' types."""
-        return tuple(
-            torch.zeros(port.type.shape, dtype=getattr(torch, port.type.dtype)) for port in self.inputs if port.type
-        )
 
 
 class Capture:
@@ -219,7 +214,7 @@ class _Call(nn.Module):
 
 
 def _export(signature: Signature) -> Graph:
-    body = export(signature.name, _Call(signature).eval(), signature.example())
+    body = export(signature.name, _Call(signature).eval(), example_inputs(signature.inputs))
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
 

@@ -28,7 +28,7 @@ import torch
 from torch import fx, nn
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.graph.body import body_of
+from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.lazy_weights import channels
 from diffc.compiler.ir.program import Graph
@@ -93,7 +93,7 @@ class _Splitting:
             self._split(node, layer, bounds)
         self.body.graph.lint()
         self.body.recompile()
-        example = [torch.zeros(p.type.shape, dtype=getattr(torch, p.type.dtype)) for p in self.given.inputs if p.type]
+        example = example_inputs(self.given.inputs)
         return replace(self.given, body=export(self.given.name, self.body, example))
 
     def _split(self, node: fx.Node, layer: Layer, bounds: list[int]) -> None:
