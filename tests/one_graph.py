@@ -15,7 +15,8 @@ from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Graph, Op, Program, Value
 from diffc.compiler.quantization.formats import parse_spec
-from diffc.compiler.quantization.plan import Layer, Plan, Scheme
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan, Scheme
 
 Tensors = tuple[torch.Tensor, ...]
 

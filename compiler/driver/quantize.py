@@ -19,7 +19,8 @@ from diffc.compiler.graph.lazy_weights import release
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec, parse_spec
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.recipe_file import RecipeFile, check_options, matching, parse_methods, read_recipe
 from diffc.compiler.quantization.report import Drift, check, drift, layer_errors, report
 from diffc.passes.quantize import EMBEDDING, METHODS, OF_TARGETS, RECIPES, Recipe, calibrate_ranges, round_to_nearest

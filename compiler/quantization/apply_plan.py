@@ -30,7 +30,9 @@ from diffc.compiler.graph.export import export
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Op, Program, Ref, Table, Type, Value
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
-from diffc.compiler.quantization.plan import Layer, Plan, scale_and_zero
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.ops import scale_and_zero
+from diffc.compiler.quantization.plan import Plan
 
 aten, ops = torch.ops.aten, torch.ops.diffc
 

@@ -19,7 +19,8 @@ from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Graph
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan
 
 aten = torch.ops.aten
 

@@ -19,7 +19,8 @@ from torch import fx
 
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.quantization.plan import Layer, Plan, Tensors, shared_out
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan, Tensors, shared_out
 from diffc.compiler.quantization.scales import quantized_activation
 
 WIDEST = 4096

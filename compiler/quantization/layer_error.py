@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from diffc.compiler.calibration.trajectory import Sample
+from diffc.compiler.quantization.layer import Layer, smoothed
 from diffc.compiler.quantization.observers import largest_of_channels
-from diffc.compiler.quantization.plan import Layer, Plan, Tensors, shared_out, smoothed
+from diffc.compiler.quantization.plan import Plan, Tensors, shared_out
 from diffc.compiler.quantization.scales import quantized_activation, weight_scales
 
 aten = torch.ops.aten

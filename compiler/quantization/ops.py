@@ -84,3 +84,15 @@ def group_scales(spec: Spec, rows: torch.Tensor) -> torch.Tensor:
     elif spec.scale in FORMATS:
         scale = FORMATS[spec.scale].round(scale)
     return torch.where(scale > 0, scale, 1.0)
+
+
+def scale_and_zero(spec: Spec, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Give the scales, and for codes without a sign the zero points, that let a grid cover ranges."""
+    grid = spec.format
+    if not spec.is_affine:
+        largest = torch.maximum(low.abs(), high.abs())
+        return torch.where(largest > 0, largest / grid.highest, 1.0), None
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = (high - low) / (grid.highest - grid.lowest)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return scale, (grid.lowest - low / scale).round().clamp(grid.lowest, grid.highest)

@@ -20,7 +20,8 @@ from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.blocks import Block, boundaries, find_blocks
 from diffc.compiler.quantization.formats import spread
 from diffc.compiler.quantization.hessians import by_block, grams
-from diffc.compiler.quantization.plan import Layer, Plan, Rounded
+from diffc.compiler.quantization.layer import Layer, Rounded
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.scales import weight_scales
 
 STRETCH = 1.2

@@ -18,7 +18,8 @@ from diffc.compiler.calibration.run_program import given
 from diffc.compiler.calibration.trajectory import Drawing, Sample
 from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.metrics import psnr, sqnr
-from diffc.compiler.quantization.plan import Layer, Plan, smoothed
+from diffc.compiler.quantization.layer import Layer, smoothed
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.scales import quantized_activation
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.interpreter import Interpreter, linear

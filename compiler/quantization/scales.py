@@ -13,9 +13,9 @@ import torch
 
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.quantization.formats import FORMATS, Spec, spread
+from diffc.compiler.quantization.layer import Layer, Rounded
 from diffc.compiler.quantization.observers import Histogram, Statistics
-from diffc.compiler.quantization.ops import fake_quantize, fake_quantize_groups
-from diffc.compiler.quantization.plan import Layer, Rounded, scale_and_zero
+from diffc.compiler.quantization.ops import fake_quantize, fake_quantize_groups, scale_and_zero
 
 PERCENTILE = 0.9999
 """The part of all numbers that a percentile range covers on each side."""

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import Seen
-from diffc.compiler.quantization.plan import Layer
 
 ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """What a search tries, and to change nothing."""

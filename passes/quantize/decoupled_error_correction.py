@@ -22,9 +22,10 @@ from dataclasses import replace
 import torch
 
 from diffc.compiler.calibration.trajectory import Sample
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import output
 from diffc.compiler.quantization.observers import Lines
-from diffc.compiler.quantization.plan import Layer, Plan, Tensors
+from diffc.compiler.quantization.plan import Plan, Tensors
 from diffc.compiler.quantization.scales import quantized_activation, rows_scaled, takes_factors
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest

@@ -27,7 +27,8 @@ from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.blocks import find_blocks
-from diffc.compiler.quantization.plan import Plan, for_all_steps
+from diffc.compiler.quantization.layer import for_all_steps
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.reconstruction import Learning, reconstruct
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 

@@ -20,9 +20,10 @@ from itertools import product
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.observers import Statistics
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.scales import METHODS, ranged
 
 EIGHT_BITS = ("e4m3", "e5m2")

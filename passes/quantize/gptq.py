@@ -24,7 +24,8 @@ import torch
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import Spec, spread
 from diffc.compiler.quantization.hessians import by_block, from_blocks, grams
-from diffc.compiler.quantization.plan import Layer, Plan, Rounded
+from diffc.compiler.quantization.layer import Layer, Rounded
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.scales import weight_scales
 
 LAZY = 128

@@ -29,7 +29,8 @@ from diffc.compiler.graph.aten import is_view
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import Scheme
-from diffc.compiler.quantization.plan import KINDS, Layer, Plan, Site
+from diffc.compiler.quantization.layer import Layer, Site
+from diffc.compiler.quantization.plan import KINDS, Plan
 
 aten = torch.ops.aten
 

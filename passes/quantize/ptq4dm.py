@@ -24,7 +24,8 @@ import torch
 from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization.plan import Plan, for_all_steps
+from diffc.compiler.quantization.layer import for_all_steps
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 
 

@@ -32,7 +32,8 @@ from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.lazy_weights import channels
 from diffc.compiler.ir.program import Graph
-from diffc.compiler.quantization.plan import Layer, Plan, find_layers
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan, find_layers
 
 aten = torch.ops.aten
 

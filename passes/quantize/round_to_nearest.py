@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.scales import weight_scales
 
 

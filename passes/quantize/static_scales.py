@@ -19,8 +19,9 @@ from dataclasses import replace
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import FORMATS, Spec
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.scales import METHODS, needs_range, ranged
 
 

@@ -18,8 +18,9 @@ from dataclasses import replace
 import torch
 
 from diffc.compiler.errors import PassError
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.scales import weight_scales
 from diffc.compiler.quantization.smoothing import can_be_balanced, searched
 

@@ -23,8 +23,9 @@ from diffc.compiler.analysis.stages import STEP, stages_of_nodes, stages_of_port
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.formats import FORMATS, Spec
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.scales import METHODS, ranged
 
 

@@ -27,8 +27,9 @@ from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import FORMATS, Spec
+from diffc.compiler.quantization.layer import Layer, Site
 from diffc.compiler.quantization.layer_error import seen
-from diffc.compiler.quantization.plan import KINDS, Layer, Plan, Site, aten
+from diffc.compiler.quantization.plan import KINDS, Plan, aten
 from diffc.passes.quantize.smoothquant import smoothquant
 
 PRODUCTS = (aten.bmm.default, aten.baddbmm.default, aten.matmul.default)

@@ -17,7 +17,7 @@ from diffc.compiler.driver.quantize import Asked, Quantized, asked_quantization,
 from diffc.compiler.errors import BuildError, RecipeError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.formats import Scheme, parse_spec
-from diffc.compiler.quantization.plan import Layer, Site
+from diffc.compiler.quantization.layer import Layer, Site
 from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM
 from diffc.passes.quantize import OF_TARGETS, RECIPES

@@ -16,7 +16,8 @@ from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Program, Ref
 from diffc.compiler.quantization.apply_plan import SCALES, applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from tests.one_graph import Tensors, layer_of, plan_of, run

@@ -11,7 +11,9 @@ from torch import nn
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import CalibrationError
 from diffc.compiler.quantization.formats import parse_spec
-from diffc.compiler.quantization.plan import Layer, Plan, Rounded, Scheme, Site, find_layers, scale_and_zero, smoothed
+from diffc.compiler.quantization.layer import Layer, Rounded, Site, smoothed
+from diffc.compiler.quantization.ops import scale_and_zero
+from diffc.compiler.quantization.plan import Plan, Scheme, find_layers
 from tests.one_graph import Tensors, layer_of, plan_of
 
 SCHEME = "int8:channel"

@@ -11,7 +11,7 @@ from torch import nn
 
 from diffc.compiler.quantization.formats import parse_spec
 from diffc.compiler.quantization.hessians import grams
-from diffc.compiler.quantization.plan import Layer
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.reconstruction import Learning, Soft, reconstruct_layer
 from tests.one_graph import layer_of, plan_of
 from tests.tolerances import LEARNED

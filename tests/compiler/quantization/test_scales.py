@@ -10,7 +10,7 @@ import torch
 
 from diffc.compiler.quantization.formats import FORMATS, Spec, parse_spec, spread
 from diffc.compiler.quantization.observers import Histogram
-from diffc.compiler.quantization.plan import scale_and_zero
+from diffc.compiler.quantization.ops import scale_and_zero
 from diffc.compiler.quantization.scales import (
     METHODS,
     PERCENTILE,

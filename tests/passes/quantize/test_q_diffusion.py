@@ -11,7 +11,8 @@ from torch import nn
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.quantization.apply_plan import applied
-from diffc.compiler.quantization.plan import Layer, Plan, find_layers
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan, find_layers
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.q_diffusion import q_diffusion
 from diffc.passes.quantize.round_to_nearest import round_to_nearest

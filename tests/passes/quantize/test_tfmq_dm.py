@@ -12,8 +12,9 @@ from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import Scheme, parse_spec
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges

@@ -16,7 +16,8 @@ from diffc.compiler.ir.evaluate import evaluate
 from diffc.compiler.ir.verify import verify
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.quantize.round_to_nearest import round_to_nearest

@@ -23,7 +23,8 @@ from diffc.compiler.ir.program import Value
 from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import SCALES, applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.runtime.engines.registry import IN_FLOAT, multiplies_bytes, openvino_core, openvino_version

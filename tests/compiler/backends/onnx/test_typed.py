@@ -22,7 +22,7 @@ from diffc.compiler.ir.program import Graph, Value
 from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
-from diffc.compiler.quantization.plan import Layer
+from diffc.compiler.quantization.layer import Layer
 from diffc.passes.mixed_precision import mixed_precision
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest

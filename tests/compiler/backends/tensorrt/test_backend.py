@@ -22,7 +22,8 @@ from diffc.compiler.ir.program import Graph
 from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import FORMATS, Scheme, parse_spec
-from diffc.compiler.quantization.plan import Layer, Plan
+from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.mixed_precision import mixed_precision
 from diffc.passes.quantize import RECIPES
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
