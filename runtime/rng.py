@@ -69,8 +69,14 @@ class Generator:
 
 
 def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
-    # Of every 16 uniform numbers, eight make radii and eight make angles.
+    # Of every 16 uniform numbers, eight make radii and eight make angles. Logarithm, cosine and sine are of float64 and
+    # rounded to float32: so every language and CPU computes the same bits, which float32's own functions do not.
     first, second = uniform.reshape(-1, 2, 8).swapaxes(0, 1)
-    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - first))
+    radius = np.sqrt(np.float32(-2) * _rounded(np.log, np.float32(1) - first))
     angle = np.float32(2 * math.pi) * second
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+    return np.stack([radius * _rounded(np.cos, angle), radius * _rounded(np.sin, angle)], axis=1).reshape(-1)
+
+
+def _rounded(function: np.ufunc, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    rounded: NDArray[np.float32] = function(values.astype(np.float64)).astype(np.float32)
+    return rounded

@@ -8,6 +8,7 @@ import torch
 
 from diffc.runtime.errors import RequestError
 from diffc.runtime.rng import Generator
+from tests.format.reference import Randn
 
 # 3.6e-7 measured: torch's own vector logarithm, sine and cosine differ from NumPy's in the last place.
 CLOSE = 1e-6
@@ -24,6 +25,13 @@ def test_draws_what_torch_draws(count: int) -> None:
     drawn = Generator(5).randn((count,))
     assert drawn.dtype == np.float32
     np.testing.assert_allclose(drawn, expected, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**32 + 5])
+def test_every_bit_is_defined(seed: int) -> None:
+    generator, reference = Generator(seed), Randn(seed)
+    for shape in [(4, 16, 16), (3,), (37,), (), (16,), (100,), (15,)]:
+        assert generator.randn(shape).tobytes() == reference(*shape).tobytes()
 
 
 def test_most_numbers_agree_to_the_last_bit() -> None:
