@@ -56,6 +56,51 @@ MACHINE_PATH = re.compile(
     r"(?<![\w.:/-])/(?:work|root|home|farm)/|\.\./shared|/opt/(?:wheels|pypi)|pypi\.org|python[h]osted"
 )
 
+# The language of docs/glossary.md: a docstring begins with a plain verb, and a name says which thing it holds.
+DIALECT = {"Give", "Gives", "Say", "Says", "Let", "Lets", "Tell", "Tells", "Ask", "Asks"}
+NAMELESS = set(
+    "made found given asked told wanted said lent drawn chosen kept other whole way thing rival contender culprit room "
+    "picture film".split()
+)
+NOT_YET_IN_THE_LANGUAGE: tuple[str, ...] = (
+    "compiler/analysis/",
+    "compiler/backends/",
+    "compiler/bundle/",
+    "compiler/calibration/",
+    "compiler/checkpoint/",
+    "compiler/commands/",
+    "compiler/driver/",
+    "compiler/feature_cache/",
+    "compiler/graph/",
+    "compiler/ir/",
+    "compiler/metrics.py",
+    "compiler/quantization/",
+    "compiler/tracing/",
+    "passes/cache/",
+    "passes/common_subexpressions.py",
+    "passes/fuse_linear.py",
+    "passes/guidance_interval.py",
+    "passes/mixed_precision.py",
+    "passes/outline.py",
+    "passes/quantize/",
+    "passes/recognize_linear.py",
+    "passes/stage.py",
+    "plugins/",
+    "runtime/bench_process.py",
+    "runtime/bundle/",
+    "runtime/disk_cache.py",
+    "runtime/engines/",
+    "runtime/errors.py",
+    "runtime/images.py",
+    "runtime/interpreter.py",
+    "runtime/memory.py",
+    "runtime/program/",
+    "runtime/prompt_cache.py",
+    "runtime/request.py",
+    "runtime/rng.py",
+    "runtime/sampler.py",
+)
+
 # A pass rewrites one graph, or one program, or all of a bundle where they share what it makes, after looking at their
 # trajectories or not, or the plan of their quantization.
 PASS_FORMS = [
@@ -167,6 +212,34 @@ def test_modules_and_public_names_have_docstrings(path: Path) -> None:
         if named and not ast.get_docstring(node):
             bare.append(node.name)
     assert bare == []
+
+
+def bindings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of each function, class, parameter, variable and attribute that a file binds."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                yield node.lineno, name
+            case ast.arg(arg=name) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield node.lineno, name
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield node.lineno, name
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each docstring, those of constants among them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+@each_module
+def test_docstrings_and_names_are_in_the_language_of_the_glossary(path: Path) -> None:
+    name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+    if name.startswith(NOT_YET_IN_THE_LANGUAGE):
+        return
+    faults = [f"{name}:{line}: {text.split()[0]} …" for line, text in docstrings(tree) if text.split()[0] in DIALECT]
+    assert faults + [f"{name}:{line}: {bound}" for line, bound in bindings(tree) if bound in NAMELESS] == []
 
 
 @pytest.mark.parametrize("module", ["diffc.runtime", "diffc.compiler.commands.cli"])
