@@ -1,5 +1,6 @@
 """Rewrite programs. One technique per file; a recipe is a list of them, read from top to bottom."""
 
+from diffc.compiler.recipe import optional
 from diffc.passes.common_subexpressions import common_subexpressions
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.guidance_interval import guidance_interval
@@ -9,16 +10,16 @@ from diffc.passes.stage import stage
 
 UNROLLED = (
     # Across time: from the pipeline's arithmetic to one linear for each step
-    recognize_linear,
-    fuse_linear,
+    optional(recognize_linear),
+    optional(fuse_linear),
 )
 """Leave what is linear as ``linear``: the form in which guidance can be read off."""
 
 OUTLINED = (
     # What is not linear becomes small graphs
-    outline,
+    optional(outline),
     # What the pipeline repeats in every step is computed once
-    common_subexpressions,
+    optional(common_subexpressions),
 )
 """Leave no operators of ATen."""
 

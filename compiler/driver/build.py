@@ -27,12 +27,13 @@ from diffc.compiler.bundle.report_html import page
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.driver.feature_caching import AskedCache, asked_cache
 from diffc.compiler.driver.half_precision import Half, asked_half
-from diffc.compiler.driver.pass_manager import Pass, run
+from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.driver.quantize import Asked, asked_quantization, quantize
 from diffc.compiler.errors import BuildError, CaptureError, Progress
 from diffc.compiler.ir.program import Program
 from diffc.compiler.ir.verify import verify
 from diffc.compiler.quantization.int8_saturation import has_reduced_range
+from diffc.compiler.recipe import Pass, optional
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, asked_sizes, default_steps, trace_pipeline
 from diffc.compiler.tracing.pipeline_inputs import PREPARED, Size
@@ -145,7 +146,7 @@ def _check_sizes(sizes: Sequence[Size], programs: Sequence[Program]) -> None:
 
 def _recipes(
     programs: Sequence[Program], parts: Mapping[str, str], interval: tuple[float, float] | None
-) -> Iterator[Sequence[Pass]]:
+) -> Iterator[Sequence[Pass[Program]]]:
     """Give each program's way to the normal form; the first program, and others with guidance, in the interval only."""
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
     halves = {whole: graphs[part] for whole, part in parts.items() if part in graphs}
@@ -153,7 +154,7 @@ def _recipes(
         if interval is None or (at and not _is_guided(program)):
             yield NORMAL_FORM
         else:
-            limited = partial(passes.guidance_interval, interval=interval, parts=halves)
+            limited = optional(partial(passes.guidance_interval, interval=interval, parts=halves))
             yield (*passes.UNROLLED, limited, *passes.OUTLINED)
 
 

@@ -1,30 +1,84 @@
-"""Run a recipe, a list of passes, over a program."""
+"""Run a recipe over what its passes rewrite: a program, the programs of a bundle, or the plan of their quantization."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from diffc.compiler.errors import DiffcError
+from diffc.compiler.errors import DiffcError, PassError, Progress
 from diffc.compiler.ir.program import Program
 from diffc.compiler.ir.verify import verify
+from diffc.compiler.recipe import Optional, Pass, name_of
 
-Pass = Callable[[Program], Program]
+T = TypeVar("T")
 
 
-def run(program: Program, recipe: Sequence[Pass], *, seen: Callable[[str, Program], None] = lambda *_: None) -> Program:
-    """Apply the passes in order and verify after each; ``seen`` is shown every pass's name and result.
+@dataclass(frozen=True)
+class Subject(Generic[T]):
+    """Hold the checks of one kind of thing that passes rewrite.
 
-    An error names the pass that it came from and those before it.
+    ``verify`` returns it or raises `DiffcError`, ``is_same`` compares it before and after a pass, and ``reasons`` says
+    of one that the named pass left alone why, if that is known.
+    """
+
+    verify: Callable[[T], T]
+    is_same: Callable[[T, T], bool]
+    reasons: Callable[[T, str], str] = lambda _, __: ""
+
+
+def is_same_program(before: Program, after: Program) -> bool:
+    """Return whether two programs have the same text, and share the bodies of their graphs and the data of tables."""
+    graphs = zip(before.graphs, after.graphs, strict=False)
+    tables = zip(before.tables, after.tables, strict=False)
+    is_shared = all(a.body is b.body for a, b in graphs) and all(a.data is b.data for a, b in tables)
+    return before == after and is_shared
+
+
+PROGRAM = Subject(verify, is_same_program)
+
+PROGRAMS = Subject[tuple[Program, ...]](
+    lambda programs: tuple(map(verify, programs)),
+    lambda before, after: len(before) == len(after) and all(map(is_same_program, before, after)),
+)
+
+
+def run(
+    program: Program, recipe: Sequence[Pass[Program]], *, seen: Callable[[str, Program, float], None] = lambda *_: None
+) -> Program:
+    """Run a recipe over one program, as `run_recipe` does."""
+    return run_recipe(program, recipe, PROGRAM, seen=seen)
+
+
+def run_recipe(
+    subject: T,
+    recipe: Sequence[Pass[T]],
+    kind: Subject[T],
+    *,
+    progress: Progress = lambda _: None,
+    seen: Callable[[str, T, float], None] = lambda *_: None,
+) -> T:
+    """Run the passes in order and verify the result of each.
+
+    ``progress`` is called with the name of each pass before it runs, ``seen`` with its name, result and seconds after.
+    Raises `PassError` for a pass that changes nothing and is not optional. An error names the pass that it came from
+    and those before it.
     """
     done: list[str] = []
-    verify(program)
-    for step in recipe:
-        name = getattr(step, "__name__", None) or step.func.__name__  # type: ignore[attr-defined]
+    kind.verify(subject)
+    for rewrite in recipe:
+        name, begin = name_of(rewrite), time.perf_counter()
+        progress(name)
         try:
-            program = verify(step(program))
+            result = kind.verify(rewrite(subject))
+            if not isinstance(rewrite, Optional) and kind.is_same(subject, result):
+                fix = f"leave it out, or mark it optional: {name}?"
+                raise PassError(f"{name} changes nothing", where=kind.reasons(result, name) or None, fix=fix)
         except DiffcError as error:
             error.inside = f"{name}, after {', '.join(done) or 'no other pass'}"
             raise
-        seen(name, program)
+        subject = result
+        seen(name, subject, time.perf_counter() - begin)
         done.append(name)
-    return program
+    return subject

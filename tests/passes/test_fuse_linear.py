@@ -20,8 +20,8 @@ from diffc.compiler.ir.program import Program
 from diffc.compiler.ir.verify import verify
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import Number, trace
+from diffc.passes import UNROLLED
 from diffc.passes.fuse_linear import fuse_linear
-from diffc.passes.recognize_linear import recognize_linear
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines
 from tests.tolerances import REWRITE, REWRITE_SINGLE, SCHEDULERS
 
@@ -386,7 +386,7 @@ def test_every_scheduler_of_diffusers_ends_where_it_did(scheduler: str, calls: i
         torch.manual_seed(7)
         with torch.no_grad():
             wanted = sample()
-    program = run(traced, [recognize_linear, fuse_linear])
+    program = run(traced, UNROLLED)
     torch.manual_seed(7)
     noises = [torch.randn(op.results[0].type.shape) for op in traced.ops if op.operator == "noise"]
     assert difference(numbers(program, noises), [wanted]) <= SCHEDULERS
@@ -413,7 +413,7 @@ def test_the_scale_of_a_two_branch_guidance_stays_a_number_of_the_request() -> N
 
     captured = Capture()
     (traced,) = captured.graphs([trace(sample, {"model": model}, {"guidance": Number(3.0)}, capture=captured)])
-    program = run(traced, [recognize_linear, fuse_linear])
+    program = run(traced, UNROLLED)
     assert not program.guards
     for guidance in (0.0, 1.0, 7.5):
         torch.manual_seed(1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from diffc.compiler.driver.pass_manager import run
+from diffc.compiler.driver.pass_manager import PROGRAMS, Subject, run, run_recipe
 from diffc.compiler.errors import PassError, VerifyError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
+from diffc.compiler.recipe import optional
 
 PROGRAM = parse("program main() { n: float32[2] = noise() return n }")
 
@@ -40,7 +43,7 @@ def test_an_empty_recipe_changes_nothing() -> None:
 
 def test_every_result_is_shown() -> None:
     seen = []
-    run(PROGRAM, [rename, partial(rename, to="b")], seen=lambda name, program: seen.append((name, program.name)))
+    run(PROGRAM, [rename, partial(rename, to="b")], seen=lambda name, program, _: seen.append((name, program.name)))
     assert seen == [("rename", "main_other"), ("rename", "main_other_b")]
 
 
@@ -53,7 +56,7 @@ def test_the_program_is_verified_before_the_first_pass() -> None:
 def test_a_pass_that_breaks_a_rule_is_named() -> None:
     seen = []
     with pytest.raises(VerifyError, match="the program returns nothing") as caught:
-        run(PROGRAM, [rename, forget, rename], seen=lambda name, _: seen.append(name))
+        run(PROGRAM, [rename, forget, rename], seen=lambda name, *_: seen.append(name))
     assert caught.value.inside == "forget, after rename"
     assert seen == ["rename"]
 
@@ -65,3 +68,55 @@ def test_a_refusal_is_named_with_the_passes_before_it() -> None:
     with pytest.raises(PassError) as caught:
         run(PROGRAM, [refuse])
     assert caught.value.inside == "refuse, after no other pass"
+
+
+def keep(program: Program, *, tidy: bool = False) -> Program:
+    """Change nothing."""
+    return replace(program)
+
+
+def test_a_pass_that_changes_nothing_is_refused_unless_it_is_optional() -> None:
+    for idle in (keep, partial(keep, tidy=True)):
+        with pytest.raises(PassError) as caught:
+            run(PROGRAM, [rename, idle])
+        assert str(caught.value) == (
+            "keep changes nothing\n  fix: leave it out, or mark it optional: keep?\n  in:  keep, after rename"
+        )
+        assert run(PROGRAM, [rename, optional(idle)]) == rename(PROGRAM)
+
+
+def test_the_subject_may_know_why_a_pass_changes_nothing() -> None:
+    words = Subject[tuple[str, ...]](lambda words: words, tuple.__eq__, lambda words, name: f"{name} of {words}")
+
+    def shout(words: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(str.upper, words))
+
+    assert run_recipe(("a",), [shout], words) == ("A",)
+    with pytest.raises(PassError, match="shout changes nothing") as caught:
+        run_recipe(("A",), [shout], words)
+    assert caught.value.where == "shout of ('A',)"
+
+
+def test_the_programs_of_a_bundle_are_verified_together() -> None:
+    def second(programs: tuple[Program, ...], change: Callable[[Program], Program]) -> tuple[Program, ...]:
+        return programs[0], change(programs[1])
+
+    both = (PROGRAM, replace(PROGRAM, name="b"))
+    names = list[str]()
+    found = run_recipe(both, [partial(second, change=rename)], PROGRAMS, progress=names.append)
+    assert (names, [program.name for program in found]) == (["second"], ["main", "b_other"])
+    with pytest.raises(VerifyError, match="the program returns nothing"):
+        run_recipe(both, [partial(second, change=forget)], PROGRAMS)
+    with pytest.raises(PassError, match="second changes nothing"):
+        run_recipe(both, [partial(second, change=keep)], PROGRAMS)
+
+
+def test_the_time_of_a_pass_is_shown() -> None:
+    seconds = list[float]()
+
+    def slow(program: Program) -> Program:
+        time.sleep(0.02)
+        return rename(program)
+
+    run(PROGRAM, [slow], seen=lambda _, __, taken: seconds.append(taken))
+    assert 0.02 <= seconds[0] < 2
