@@ -15,7 +15,8 @@ from diffc.runtime.bundle.manifest import parse_json
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.errors import Cancelled, RequestError
 from diffc.runtime.images import channels_last, pictures_from_arrays
-from diffc.runtime.interpreter import Interpreter, linear, preview
+from diffc.runtime.interpreter import Interpreter, linear
+from diffc.runtime.preview import preview
 from diffc.runtime.program.program import Op, Program, is_picture
 from diffc.runtime.request import Request, Seed, Texts, make_request
 

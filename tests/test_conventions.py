@@ -92,7 +92,6 @@ NOT_YET_IN_THE_LANGUAGE: tuple[str, ...] = (
     "runtime/engines/",
     "runtime/errors.py",
     "runtime/images.py",
-    "runtime/interpreter.py",
     "runtime/memory.py",
     "runtime/program/",
     "runtime/prompt_cache.py",

@@ -368,7 +368,7 @@ def test_refuses_latents_without_noise(tiny: Any, tmp_path: Path) -> None:
                 "(image: float32[1, 3, 4, 4]": "(image: float32[1, 3, 2, 8]",
                 "\nimage: float32[1, 3, 4, 4]": "\nimage: float32[1, 3, 2, 8]",
             },
-            r"graph decoder gave float32\[1, 3, 4, 4\] for image: float32\[1, 3, 2, 8\]",
+            r"graph decoder returned float32\[1, 3, 4, 4\] for image: float32\[1, 3, 2, 8\]",
         ),
         ({"timestep: int64[]": "timestep: float32[]"}, r"graph unet failed: .*expected: \(tensor\(int64\)\)"),
     ],
