@@ -29,8 +29,8 @@ import torch
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import example_inputs
+from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.graph.export import export
-from diffc.compiler.ir.evaluate import apply
 from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Table, Type, Value, print_op
 
 FACTORS = "factors"

@@ -27,7 +27,7 @@ from dataclasses import replace
 
 import torch
 
-from diffc.compiler.ir.evaluate import apply
+from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.ir.program import Literal, Op, Polynomial, Program, Ref, Type
 
 MOVING = (

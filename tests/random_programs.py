@@ -9,8 +9,9 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.graph.evaluate import evaluate
 from diffc.compiler.ir.program import Graph, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
+from tests.request_values import request_values
 
 PLAIN = Type("float64", (2, 3))
 JOINED = Type("float64", (4, 3))
@@ -134,8 +135,7 @@ def draws(program: Program, seed: int = 0) -> list[torch.Tensor]:
 
 def numbers(program: Program, noises: Sequence[torch.Tensor], **scalars: float) -> list[torch.Tensor]:
     """Run a program."""
-    with torch.no_grad():
-        return evaluate(program, tokens={}, noises=noises, scalars=scalars)
+    return list(evaluate(program, request_values(program, noises), scalars))
 
 
 def difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:

@@ -17,9 +17,10 @@ from diffc.compiler.checkpoint import schedulers
 from diffc.compiler.checkpoint.scheduler_choice import scheduler_class
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.graph.evaluate import evaluate
 from diffc.passes import NORMAL_FORM
 from tests.conftest import ROOT
+from tests.request_values import request_values
 from tests.tolerances import SCHEDULERS
 
 PAGE = ROOT / "docs" / "measured" / "schedulers.md"
@@ -228,7 +229,7 @@ def compiled_and_own(name: str, options: dict[str, Any]) -> tuple[Any, Tensor, T
     noises = [
         torch.randn(op.results[0].type.shape) for op in program.ops if op.operator == "noise" if op.results[0].type
     ]
-    return program, evaluate(program, tokens={}, noises=noises)[0], own
+    return program, evaluate(program, request_values(program, noises))[0], own
 
 
 def agrees(compiled: Tensor, own: Tensor) -> bool:

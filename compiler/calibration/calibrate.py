@@ -18,9 +18,10 @@ from types import MappingProxyType
 import torch
 
 from diffc.compiler.calibration.prompts import PROMPTS
-from diffc.compiler.calibration.run_program import Call, ProgramRun
+from diffc.compiler.calibration.run_program import ProgramRun
 from diffc.compiler.calibration.trajectory import Drawing, Sample, _read, _written
 from diffc.compiler.errors import DiffcWarning, Progress
+from diffc.compiler.graph.evaluate import Call
 from diffc.compiler.ir.program import Graph, Program
 from diffc.runtime.disk_cache import Cache
 
@@ -65,8 +66,7 @@ class Calibration:
         run = ProgramRun(program, self.tokenizers)
 
         def draw(prompts: int, instead: Mapping[str, Call]) -> list[Drawing]:
-            run.instead = instead
-            return [run.draw(each.prompt, each.seed, at) for at, each in enumerate(self.drawings[:prompts])]
+            return [run.draw(each.prompt, each.seed, at, instead) for at, each in enumerate(self.drawings[:prompts])]
 
         with run.ready:
             yield draw

@@ -20,7 +20,7 @@ from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.ir.evaluate import apply
+from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.ir.program import Graph, Program, Ref
 
 HEADROOM = 2.0

@@ -2,107 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx
 
 from diffc.compiler.analysis.stages import calls
 from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.calibration.trajectory import Drawing, Sample
-from diffc.compiler.errors import BuildError, CalibrationError
-from diffc.compiler.graph.body import body_of, size
-from diffc.compiler.graph.lazy_weights import bytes_to_settle, settled
-from diffc.compiler.ir.evaluate import apply
-from diffc.compiler.ir.program import Graph, Input, Literal, Op, Program, Ref, Value
+from diffc.compiler.errors import CalibrationError
+from diffc.compiler.graph.body import size
+from diffc.compiler.graph.evaluate import Call, Executor, Tensors
+from diffc.compiler.ir.program import Graph, Input, Op, Program
 from diffc.runtime.bundle.tokenizer import Tokenizer
-from diffc.runtime.memory import free_memory
 from diffc.runtime.rng import Generator
 
 NEGATIVE = "negative_prompt"
 
 
-Call = Callable[[int, tuple[torch.Tensor, ...]], Sequence[torch.Tensor]]
-"""Gives the outputs of a graph, of the count of its calls before and what it is given."""
-
-
 class ProgramRun:
-    """Execute a program in PyTorch. Each graph is made ready when it is first called, until ``ready`` is closed."""
+    """Run a program for prompts, and record its trajectories.
+
+    The weights of a graph are in memory from its first call until ``ready`` is closed.
+    """
 
     def __init__(self, program: Program, tokenizers: Mapping[str, bytes]) -> None:
         self.program = program
-        self.instead: Mapping[str, Call] = {}
         self.tokenizers = {name: Tokenizer(data, name) for name, data in tokenizers.items()}
-        self.graphs = {graph.name: graph for graph in program.graphs}
-        self.modules: dict[str, fx.GraphModule] = {}
-        self.ready = ExitStack()
-        self.scalars = {i.name: i.default for i in program.inputs if i.default is not None}
-        self.calls = {name: len(calls(program, graph)) for name, graph in self.graphs.items()}
+        self.ready = Executor(program)
+        self.weighted = {graph.name: graph for graph in program.graphs if size(graph)}
+        self.calls = {graph.name: len(calls(program, graph)) for graph in program.graphs}
 
     @property
     def work(self) -> int:
-        """Count the multiply-adds of a drawing."""
-        return sum(self.calls[name] * _work(graph) for name, graph in self.graphs.items())
+        """Count the multiply-adds of a trajectory."""
+        return sum(self.calls[name] * _work(graph) for name, graph in self.weighted.items())
 
-    def draw(self, prompt: str, seed: int, number: int) -> Drawing:
-        """Run the program for one prompt."""
+    def draw(self, prompt: str, seed: int, number: int, replace: Mapping[str, Call] = MappingProxyType({})) -> Drawing:
+        """Run the program for one prompt; ``replace`` computes the outputs of some graphs in another manner.
+
+        Raises `CalibrationError` where a graph yields NaN or infinity.
+        """
+        samples, steps, seen = list[Sample](), list[torch.Tensor](), Counter[str]()
+
+        def observe(op: Op, operands: Tensors, results: Tensors) -> None:
+            if op.operator == "step":
+                steps.extend(results)
+                return
+            name, of = op.operator, self.calls[op.operator]
+            _check_finite(self.ready.graphs[name], results, f"call {seen[name] + 1} of {of}, for the prompt {prompt!r}")
+            if name in self.weighted:
+                samples.append(Sample(name, seen[name], of, number, tuple(operands)))
+            seen[name] += 1
+
         texts, arrays = given(self.program, prompt, seed)
-        values = {table.name: torch.as_tensor(table.data) for table in self.program.tables}
-        values |= {name: torch.from_numpy(array) for name, array in arrays.items()}
-        samples, steps, seen = list[Sample](), list[torch.Tensor](), dict.fromkeys(self.graphs, 0)
-        with torch.no_grad():
-            for op in self.program.ops:
-                if op.operator == "tokenize":
-                    made = self._tokens(op, texts)
-                elif op.operator == "noise":
-                    continue
-                elif op.operator == "step":
-                    steps += apply(replace(op, operator="linear", results=(Value("latents"),)), values, self.scalars)
-                    continue
-                elif op.operator in self.graphs:
-                    graph = self.graphs[op.operator]
-                    feeds = feeds_of(op, graph, values)
-                    step, of = seen[graph.name], self.calls[graph.name]
-                    given_instead = self.instead.get(graph.name)
-                    made = list(given_instead(step, feeds) if given_instead else self._module(graph)(*feeds))
-                    _check_finite(graph, made, f"call {step + 1} of {of}, for the prompt {prompt!r}")
-                    seen[graph.name] += 1
-                    if size(graph):
-                        samples.append(Sample(graph.name, step, of, number, feeds))
-                else:
-                    made = list(apply(op, values, self.scalars))
-                values |= {value.name: tensor for value, tensor in zip(op.results, made, strict=False)}
-        return Drawing(prompt, seed, tuple(samples), tuple(steps), values[self.program.outputs[0]])
+        values = self._tokens(texts) | {name: torch.from_numpy(array) for name, array in arrays.items()}
+        outputs = self.ready.run(values, replace=replace, observe=observe)
+        return Drawing(prompt, seed, tuple(samples), tuple(steps), outputs[self.program.outputs[0]])
 
-    def _tokens(self, op: Op, texts: Mapping[str, Sequence[str]]) -> list[torch.Tensor]:
-        (text,) = op.reads()
-        options = {name: value for name, value in op.attrs if name != "tokenizer"}
-        encoded = self.tokenizers[str(op.attr("tokenizer"))](texts[text], **options)  # type: ignore[arg-type]
-        return [torch.from_numpy(array) for array in encoded]
-
-    def _module(self, graph: Graph) -> fx.GraphModule:
-        if graph.name not in self.modules:
-            module = body_of(graph)
-            _check_memory(graph, bytes_to_settle(module))
-            self.ready.enter_context(settled(module))
-            self.modules[graph.name] = module
-        return self.modules[graph.name]
-
-
-def feeds_of(op: Op, graph: Graph, values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Give what an operation gives a graph, in the order of its ports."""
-    attrs = dict(op.attrs)
-    return tuple(_tensor(attrs[port.name], port, values) for port in graph.inputs)
-
-
-def _tensor(literal: Literal, port: Value, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    if isinstance(literal, Ref):
-        return values[literal.name]
-    return torch.tensor(literal, dtype=getattr(torch, port.type.dtype) if port.type else None)
+    def _tokens(self, texts: Mapping[str, Sequence[str]]) -> dict[str, torch.Tensor]:
+        """Tokenize the texts of a request, as the operations of the program say."""
+        tokens = dict[str, torch.Tensor]()
+        for op in (op for op in self.program.ops if op.operator == "tokenize"):
+            (text,) = op.reads()
+            options = {name: value for name, value in op.attrs if name != "tokenizer"}
+            encoded = self.tokenizers[str(op.attr("tokenizer"))](texts[text], **options)  # type: ignore[arg-type]
+            tokens |= {value.name: torch.from_numpy(array) for value, array in zip(op.results, encoded, strict=False)}
+        return tokens
 
 
 def given(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[np.float32]]]:
@@ -134,13 +103,5 @@ def _check_finite(graph: Graph, made: Sequence[torch.Tensor], where: str) -> Non
             raise CalibrationError(what, where=where, fix="build for fp32, or calibrate with other prompts")
 
 
-def _check_memory(graph: Graph, needed: int) -> None:
-    free = free_memory()
-    if free is not None and free < needed:
-        what = f"calibrating {graph.name} needs {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
-        fix = "end other programs, add swap, or take a target that is not calibrated, such as ort-bf16"
-        raise BuildError(what, where=f"component {graph.component}", fix=fix)
-
-
 def _work(graph: Graph) -> int:
-    return sum(multiply_adds(node) for node in graph.body.graph.nodes) if size(graph) else 0
+    return sum(multiply_adds(node) for node in graph.body.graph.nodes)

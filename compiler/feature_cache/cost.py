@@ -18,14 +18,14 @@ from torch import fx
 
 from diffc.compiler.analysis.features import Feature
 from diffc.compiler.calibration.calibrate import Calibration
-from diffc.compiler.calibration.run_program import Call, feeds_of, given
+from diffc.compiler.calibration.run_program import given
 from diffc.compiler.calibration.trajectory import Drawing
 from diffc.compiler.feature_cache.apply_schedule import evaluations
 from diffc.compiler.feature_cache.search import Way
 from diffc.compiler.graph.body import body_of, needed
+from diffc.compiler.graph.evaluate import Call, Executor, needed_for
 from diffc.compiler.graph.lazy_weights import settle
-from diffc.compiler.ir.evaluate import apply
-from diffc.compiler.ir.program import Graph, Op, Program, Value
+from diffc.compiler.ir.program import Graph, Program, Value
 
 aten = torch.ops.aten
 
@@ -61,7 +61,8 @@ class Drift:
 def measure(program: Program, calls: Calls, calibration: Calibration) -> Drift:
     """Measure options on the trajectories of a calibration of the program, whose denoiser the calls are."""
     places = evaluations(program, [calls.name])
-    errors = [_errors(program, places, calls, drawing) for drawing in calibration.drawings]
+    with Executor(program) as executor:
+        errors = [_errors(executor, places, calls, drawing) for drawing in calibration.drawings]
     feeds = next(sample.feeds for sample in calibration.samples if sample.graph == calls.name)
     return Drift(*calls.timed(feeds), np.mean(errors, axis=0))
 
@@ -141,7 +142,7 @@ class Calls:
         return module
 
 
-def _errors(program: Program, places: Mapping[int, int], calls: Calls, drawing: Drawing) -> NDArray[np.float64]:
+def _errors(executor: Executor, places: Mapping[int, int], calls: Calls, drawing: Drawing) -> NDArray[np.float64]:
     """Reuse every option at every evaluation from each of the few before it, one at a time."""
     samples = [sample.feeds for sample in drawing.samples if sample.graph == calls.name]
     feeds: dict[int, list[Sequence[torch.Tensor]]] = {}
@@ -149,7 +150,7 @@ def _errors(program: Program, places: Mapping[int, int], calls: Calls, drawing: 
         feeds.setdefault(at, []).append(each)
     with torch.no_grad():
         made = {at: [calls.whole(each) for each in mine] for at, mine in feeds.items()}
-        sampler = _Sampler(program, places, drawing, {at: [out for out, _ in mine] for at, mine in made.items()})
+        sampler = _Sampler(executor, places, drawing, {at: [out for out, _ in mine] for at, mine in made.items()})
         errors = np.full((len(calls.options), len(made), len(made)), np.inf)
         for at, source, option in np.ndindex(len(made), len(made), len(calls.options)):
             if 0 < at - source < LONGEST and len(made[source]) == len(made[at]):
@@ -160,62 +161,39 @@ def _errors(program: Program, places: Mapping[int, int], calls: Calls, drawing: 
 
 
 class _Sampler:
-    """Do a sampler's arithmetic on recorded outputs of the denoiser, down to its last latents, or else the output."""
+    """Run a sampler's arithmetic on recorded outputs of the denoiser, down to its last latents, or else the output."""
 
     def __init__(
-        self, program: Program, places: Mapping[int, int], drawing: Drawing, outputs: Mapping[int, list[Tensors]]
+        self,
+        executor: Executor,
+        places: Mapping[int, int],
+        drawing: Drawing,
+        outputs: Mapping[int, list[Tensors]],
     ) -> None:
-        self.program, self.graphs = program, {graph.name: graph for graph in program.graphs}
-        self.scalars = {i.name: i.default for i in program.inputs if i.default is not None}
+        self.executor, program = executor, executor.program
         steps = [at for at, op in enumerate(program.ops) if op.operator == "step"]
-        end = [replace(program.ops[at], operator="linear", results=(Value(LATENTS),)) for at in steps[-1:]]
-        self.end = LATENTS if end else program.outputs[0]
-        self.modules = dict[str, fx.GraphModule]()
-        self.recorded: dict[str, torch.Tensor] = {}
-        self.results: dict[int, list[tuple[str, ...]]] = {}
+        last = [replace(program.ops[at], operator="linear", results=(Value(LATENTS),)) for at in steps[-1:]]
+        self.end = LATENTS if last else program.outputs[0]
+        self.results: dict[int, list[str]] = {}
+        recorded = dict[str, torch.Tensor]()
         turns = {at: iter(each) for at, each in outputs.items()}
         for place, at in places.items():
-            names = tuple(value.name for value in program.ops[place].results)
-            self.results.setdefault(at, []).append(names)
-            self.recorded |= zip(names, next(turns[at]), strict=True)
-        self.ops = self._needed([*program.ops[: steps[-1]], *end] if end else program.ops)
-        self.recorded |= {table.name: torch.as_tensor(table.data) for table in program.tables}
+            names = [value.name for value in program.ops[place].results]
+            self.results.setdefault(at, []).extend(names)
+            recorded |= zip(names, next(turns[at]), strict=True)
         _, arrays = given(program, drawing.prompt, drawing.seed)
-        self.recorded |= {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self.values = self._run(self.recorded, set(self.recorded))
-
-    def _needed(self, ops: Sequence[Op]) -> list[Op]:
-        """List the operations between the outputs that are recorded and the last latents."""
-        wanted, found = {self.end}, list[Op]()
-        for op in reversed(ops):
-            names = {value.name for value in op.results}
-            if names & wanted and not names & self.recorded.keys() and op.operator != "noise":
-                found.append(op)
-                wanted.update(op.reads())
-        return found[::-1]
-
-    def _run(self, values: Mapping[str, torch.Tensor], changed: set[str]) -> dict[str, torch.Tensor]:
-        """Do the operations that read what changed."""
-        values, changed = dict(values), set(changed)
-        for op in self.ops:
-            if changed.intersection(op.reads()) or not all(value.name in values for value in op.results):
-                made = self._applied(op, values)
-                values |= {value.name: tensor for value, tensor in zip(op.results, made, strict=True)}
-                changed.update(value.name for value in op.results)
-        return values
-
-    def _applied(self, op: Op, values: Mapping[str, torch.Tensor]) -> Sequence[torch.Tensor]:
-        graph = self.graphs.get(op.operator)
-        if graph is None:
-            return apply(op, values, self.scalars)
-        if graph.name not in self.modules:
-            self.modules[graph.name] = body_of(graph)
-            settle(self.modules[graph.name])
-        return list(self.modules[graph.name](*feeds_of(op, graph, values)))
+        recorded |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self.ops = needed_for([*program.ops[: steps[-1]], *last] if last else program.ops, [self.end], recorded)
+        computed = [value.name for op in self.ops for value in op.results]
+        self.values = recorded | executor.run(recorded, ops=self.ops, outputs=computed)
 
     def error(self, at: int, outputs: Sequence[Tensors]) -> float:
-        """Give the change of the last latents where an evaluation gives other outputs, as a part of their norm."""
-        names = [name for each in self.results[at] for name in each]
-        other = dict(zip(names, (tensor for each in outputs for tensor in each), strict=True))
-        found, wanted = self._run(self.values | other, set(other))[self.end], self.values[self.end]
-        return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+        """Return the change of the last latents where an evaluation has other outputs, relative to their norm."""
+        replaced = dict(zip(self.results[at], (tensor for each in outputs for tensor in each), strict=True))
+        changed = set(replaced)
+        for op in self.ops:
+            if changed.intersection(op.reads()):
+                changed.update(value.name for value in op.results)
+        values = {name: value for name, value in self.values.items() if name not in changed} | replaced
+        latents, exact = self.executor.run(values, ops=self.ops, outputs=[self.end])[self.end], self.values[self.end]
+        return float((latents - exact).norm() / exact.norm().clamp(min=1e-12))

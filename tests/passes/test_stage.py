@@ -12,12 +12,13 @@ from diffc.compiler.analysis import hoisting
 from diffc.compiler.analysis.stages import NAMES
 from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.errors import DiffcWarning
-from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.graph.evaluate import evaluate
 from diffc.compiler.ir.program import Graph, Op, Program
 from diffc.compiler.ir.verify import verify
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.stage import stage
+from tests.request_values import request_values
 from tests.tolerances import STAGED
 
 WIDTH, TOKENS = 16, 5
@@ -83,9 +84,8 @@ def same(function: Function, staged: Program) -> None:
     with torch.no_grad():
         wanted = function(["x"])
     torch.manual_seed(0)
-    found = evaluate(
-        verify(staged), tokens={"prompt": [torch.ones(1, TOKENS).long()] * 2}, noises=[torch.randn(1, WIDTH)]
-    )
+    tokens = [torch.ones(1, TOKENS).long()] * 2
+    found = evaluate(verify(staged), request_values(staged, [torch.randn(1, WIDTH)], prompt=tokens))
     assert (found[0] - wanted).abs().max() <= STAGED * wanted.abs().max()
 
 

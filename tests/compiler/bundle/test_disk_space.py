@@ -13,9 +13,9 @@ from torch import nn
 from diffc.compiler import build
 from diffc.compiler.bundle.atomic_folder import check_room
 from diffc.compiler.bundle.disk_space import OVERHEAD, bytes_needed
-from diffc.compiler.calibration import run_program
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.errors import BuildError
+from diffc.compiler.graph import evaluate as graph_evaluate
 from diffc.runtime.memory import free_memory
 from tests.zoo import ZOO
 
@@ -63,8 +63,8 @@ def test_too_little_memory_is_said_before_weights_are_read_in_float32(
 ) -> None:
     pipeline = ZOO["StableDiffusionPipeline"]().pipeline
     pipeline.to(torch.bfloat16).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(run_program, "free_memory", lambda: 50_000)
-    said = r"calibrating text_encoder needs 0.\d GB of memory, and there are 0.0 GB\n  at:  .*text_encoder\n  fix: "
+    monkeypatch.setattr(graph_evaluate, "free_memory", lambda: 50_000)
+    said = r"running text_encoder needs 0.\d GB of memory, and there are 0.0 GB\n  at:  .*text_encoder\n  fix: "
     with pytest.raises(BuildError, match=said):
         build(tmp_path / "model", "ort-w8a8", tmp_path / "x.diffc", steps=[1], size=(16, 16))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

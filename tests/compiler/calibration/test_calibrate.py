@@ -19,6 +19,7 @@ from diffc.compiler.calibration.run_program import given
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import BuildError, CalibrationError
+from diffc.compiler.graph import evaluate as graph_evaluate
 from diffc.compiler.graph import lazy_weights
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Input, Op, Program, Type, Value
@@ -244,7 +245,7 @@ def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeyp
     sampler, bodies = Sampler(), list[nn.Module]()
     lazy_weights.lend("denoiser", sampler.denoiser, "here")
     calibration = calibrate(sampler.program(), tokenizers, prompts=("a red circle",))
-    monkeypatch.setattr(run_program, "body_of", lambda graph: bodies.append(body_of(graph)) or bodies[-1])
+    monkeypatch.setattr(graph_evaluate, "body_of", lambda graph: bodies.append(body_of(graph)) or bodies[-1])
 
     def lent() -> list[bool]:
         (body,) = [body for body in bodies if any("conv" in name for name, _ in body.named_parameters())]

@@ -15,13 +15,14 @@ from diffc.compiler.analysis.stages import calls, denoisers
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached, evaluations
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.graph.evaluate import evaluate
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Graph, Program, Table
 from diffc.compiler.ir.verify import verify
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.stage import stage
+from tests.request_values import request_values
 from tests.tolerances import STAGED
 
 CHANNELS, TOKENS = 6, 5
@@ -168,8 +169,8 @@ def noise() -> torch.Tensor:
 
 def run(program: Program) -> torch.Tensor:
     """Run a program on them."""
-    tokens = {"prompt": [torch.ones(1, TOKENS).long()] * 2}
-    return evaluate(verify(program), tokens=tokens, noises=[noise()])[0]
+    tokens = [torch.ones(1, TOKENS).long()] * 2
+    return evaluate(verify(program), request_values(program, [noise()], prompt=tokens))[0]
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:

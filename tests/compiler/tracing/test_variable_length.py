@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.graph.evaluate import evaluate
 from diffc.compiler.tracing.trace import capture
+from tests.request_values import request_values
 
 LONGEST = 4
 
@@ -48,8 +49,8 @@ def test_every_length_is_exact(total: int, texts: list[str]) -> None:
 
     program = capture(sample, {"words": words}, batch=2)
     encoding = words(texts)
-    tokens = {"prompt": [encoding["input_ids"], encoding["attention_mask"]]}
-    [got] = evaluate(program, tokens=tokens, noises=[torch.zeros(1)])
+    tokens = [encoding["input_ids"], encoding["attention_mask"]]
+    [got] = evaluate(program, request_values(program, [torch.zeros(1)], prompt=tokens))
     assert torch.equal(got, cut(total, texts))
 
 
@@ -62,7 +63,7 @@ def refused(change: Callable[[Any, Any], Any]) -> CaptureError:
 
     with pytest.raises(CaptureError) as caught:
         capture(sample, {"words": words})
-    assert "test_lengths.py:" in str(caught.value.where), "the line that asks is named"
+    assert "test_variable_length.py:" in str(caught.value.where), "the line that asks is named"
     return caught.value
 
 

@@ -12,7 +12,7 @@ from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.ir.evaluate import evaluate
+from diffc.compiler.graph.evaluate import evaluate
 from diffc.compiler.ir.verify import verify
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
@@ -24,6 +24,7 @@ from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.smoothquant import smoothquant
 from diffc.passes.quantize.vidit_q import vidit_q
 from tests.one_graph import Tensors, layer_of, plan_of, signal_to_noise
+from tests.request_values import request_values
 from tests.tolerances import RANGES_GAIN
 
 WIDTH, STEPS = 32, 5
@@ -78,7 +79,8 @@ def schemes(plan: Plan) -> dict[str, str]:
 
 def computed(plan: Plan) -> list[torch.Tensor]:
     """Run the program of a plan."""
-    return evaluate(verify(plan.programs[0]), tokens={}, noises=[torch.ones(1, 6, WIDTH)])
+    program = verify(plan.programs[0])
+    return list(evaluate(program, request_values(program, [torch.ones(1, 6, WIDTH)])))
 
 
 def fidelity(plan: Plan) -> float:

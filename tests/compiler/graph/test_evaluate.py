@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffc.compiler.errors import VerifyError
-from diffc.compiler.ir.evaluate import apply, evaluate
+from diffc.compiler.graph.evaluate import Executor, apply, evaluate, needed_for, operands_of
 from diffc.compiler.ir.parse import parse
-from diffc.compiler.ir.program import Graph, Op, Program, Value
+from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Value
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import capture
+from tests.request_values import request_values
 
 X = torch.arange(12.0).reshape(4, 3) - 5
 Y = torch.linspace(-1, 2, 12).reshape(4, 3)
@@ -87,19 +89,15 @@ def test_a_call_binds_by_port() -> None:
     module = Subtract()
     program = capture(lambda: module(other=torch.randn(2), one=torch.tensor([1.0, 2.0])), {"module": module})
     noise = torch.tensor([0.25, 0.5])
-    assert torch.equal(evaluate(program, tokens={}, noises=[noise])[0], torch.tensor([0.75, 1.5]))
+    assert torch.equal(evaluate(program, request_values(program, [noise]))[0], torch.tensor([0.75, 1.5]))
 
 
 def test_a_number_given_to_a_port_gets_its_type() -> None:
-    class Body:
-        def module(self) -> Callable[..., tuple[torch.Tensor]]:
-            return lambda t: (t,)
-
     (call,) = parse("z = f(t=[3, 4])").ops
     for dtype in ("float32", "int64"):
         port = parse(f"program p() {{ graph f(t: {dtype}[2]) -> (z: {dtype}[2]) return z }}").graphs[0].inputs[0]
-        (given,) = apply(call, {}, {}, Graph("f", (port,), (Value("z", port.type),), Body()))
-        assert given.dtype == getattr(torch, dtype) and given.tolist() == [3, 4]
+        (operand,) = operands_of(call, Graph("f", (port,), (Value("z", port.type),)), {})
+        assert operand.dtype == getattr(torch, dtype) and operand.tolist() == [3, 4]
 
 
 PROGRAM = """
@@ -120,9 +118,90 @@ def test_a_request_is_bound() -> None:
     program = replace(program, tables=(replace(program.tables[0], data=np.array([1.0, 2.0], np.float32)),))
     noises = [torch.tensor([10.0, 20.0]), torch.tensor([0.5, 0.25])]
     ids, mask = torch.tensor([[5, 6]]), torch.tensor([[1, 0]])
-    x, *rest = evaluate(program, tokens={"prompt": [ids, mask]}, noises=noises, scalars={"h": 4.0})
+    x, *rest = evaluate(program, request_values(program, noises, prompt=[ids, mask]), {"h": 4.0})
     assert torch.equal(x, torch.tensor([20 + 2 + 1.0, 40 + 1 + 2.0]))
     assert torch.equal(rest[0], ids) and torch.equal(rest[1], mask)
+
+
+class Halve(torch.nn.Module):
+    """Halve."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Halve."""
+        return x / 2
+
+
+def halved_twice() -> Program:
+    """Call one graph twice, with a step after each call."""
+    module = Halve()
+    program = capture(lambda: module(module(torch.randn(2)) + 1), {"halve": module})
+    first, add, second = (op for op in program.ops if op.operator != "noise")
+    steps = [Op("step", (Ref(op.results[0].name),), (), (Polynomial.constant(2.0),)) for op in (first, second)]
+    noise = next(op for op in program.ops if op.operator == "noise")
+    return replace(program, ops=(noise, first, steps[0], add, second, steps[1]))
+
+
+NOISE = torch.tensor([4.0, 8.0])
+
+
+def test_calls_and_steps_are_observed() -> None:
+    program, seen = halved_twice(), list[tuple[str, list[list[float]], list[list[float]]]]()
+
+    def observe(op: Op, operands: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
+        seen.append((op.operator, [x.tolist() for x in operands], [x.tolist() for x in results]))
+
+    with Executor(program) as executor:
+        executor.run(request_values(program, [NOISE]), observe=observe)
+    assert seen == [
+        ("halve", [[4.0, 8.0]], [[2.0, 4.0]]),
+        ("step", [], [[4.0, 8.0]]),
+        ("halve", [[3.0, 5.0]], [[1.5, 2.5]]),
+        ("step", [], [[3.0, 5.0]]),
+    ]
+
+
+def test_a_graph_is_replaced_in_one_run() -> None:
+    program, counted = halved_twice(), list[int]()
+
+    def thirds(call: int, operands: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        counted.append(call)
+        return [operands[0] / 3]
+
+    with Executor(program) as executor:
+        values = request_values(program, [NOISE])
+        (replaced,) = executor.run(values, replace={"halve": thirds}).values()
+        (plain,) = executor.run(values).values()
+    assert torch.equal(replaced, (NOISE / 3 + 1) / 3) and torch.equal(plain, (NOISE / 2 + 1) / 2)
+    assert counted == [0, 1]
+
+
+def test_a_value_that_is_given_is_not_computed() -> None:
+    program = halved_twice()
+    _, first, _, _, second, _ = program.ops
+    seen = list[str]()
+    with Executor(program) as executor:
+        given = {first.results[0].name: torch.tensor([7.0, 9.0])}
+        ops = needed_for(program.ops, program.outputs, given)
+        (output,) = executor.run(given, ops=ops, observe=lambda op, *_: seen.append(op.results[0].name)).values()
+    assert output.tolist() == [4.0, 5.0] and seen == [second.results[0].name]
+
+
+def test_a_value_is_freed_after_its_last_use() -> None:
+    program, living = halved_twice(), list[bool]()
+    values = list[weakref.ref[torch.Tensor]]()
+
+    def observe(op: Op, _: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
+        values.append(weakref.ref(results[0]))
+        living.append(values[0]() is not None)
+
+    with Executor(program) as executor:
+        executor.run(request_values(program, [NOISE]), observe=observe)
+    assert living == [True, True, False, False]
+
+
+def test_a_program_needs_its_noise() -> None:
+    with pytest.raises(VerifyError, match="noise has no values"):
+        evaluate(halved_twice(), {})
 
 
 def test_what_is_no_operator_has_no_meaning() -> None:
@@ -143,5 +222,5 @@ def test_linear_is_the_weighted_sum(weights: list[float], constant: float) -> No
 def test_a_program_without_operations_gives_its_tables() -> None:
     program = Program("main", tables=parse("program p() { table t: float32[1] return t }").tables, outputs=("t",))
     program = replace(program, tables=(replace(program.tables[0], data=np.array([3.0], np.float32)),))
-    assert evaluate(program, tokens={}, noises=[])[0].tolist() == [3.0]
+    assert evaluate(program, {})[0].tolist() == [3.0]
     assert Capture().graphs([program])[0].outputs == ("t",)
