@@ -112,7 +112,7 @@ REDUCED = replace(
     linear=("int7:channel:scale=float16", "int8:token"),
     conv=("int7:channel:scale=float16", "uint8:tensor"),
 )
-"""Weights of seven bits, stored in eight: CPUs of x86 multiply them exactly, with VNNI or without (decision 8)."""
+"""Weights of seven bits, stored in eight: CPUs of x86 multiply them exactly, with VNNI or without (decision 13)."""
 
 OF_TARGETS: Mapping[str, Recipe] = {
     "ort-w8a8": REDUCED,
