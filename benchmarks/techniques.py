@@ -25,7 +25,7 @@ import torch
 from benchmarks.quantization import GUIDANCE, MODELS, ROOT, STEPS
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.backends.target import parse_target
-from diffc.compiler.calibration.calibrate import Calibration, calibrate
+from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.driver.build import tokenizer_text
 from diffc.compiler.driver.pass_manager import run
@@ -37,6 +37,7 @@ from diffc.compiler.metrics import sqnr
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes import NORMAL_FORM, stage
+from diffc.runtime.disk_cache import Cache
 
 PAGE = ROOT / "docs" / "measured" / "techniques.md"
 
@@ -103,7 +104,7 @@ class Model:
     """Hold a model as it is quantized, and held-out samples of its denoiser's calls with what they give in float."""
 
     programs: tuple[Program, ...]
-    tokenizers: Mapping[str, str]
+    tokenizers: Mapping[str, bytes]
     held_out: Calibration
     wanted: tuple[torch.Tensor, ...]
 
@@ -117,10 +118,10 @@ class Model:
         read = {op.attr("tokenizer") for program in programs for op in program.ops if op.operator == "tokenize"}
         texts = {str(name): tokenizer_text(str(name), pipeline.components[str(name)]) for name in read}
         encoded = {name: text.encode() for name, text in texts.items()}
-        held_out = calibrate(programs[0], encoded, prompts=HELD_OUT, seed=1000)
+        held_out = Calibrator(encoded, prompts=HELD_OUT, seed=1000)(programs[0])
         graph = denoiser(programs[0])
         assert graph is not None
-        return Model(programs, texts, held_out, tuple(_outputs(graph, held_out, [])))
+        return Model(programs, encoded, held_out, tuple(_outputs(graph, held_out, [])))
 
     def errors(self, precision: str, techniques: str) -> list[float]:
         """Quantize, and give the ratio in dB of signal to error of each held-out call."""
@@ -132,7 +133,8 @@ class Model:
             recipe.flush()
             asked = asked_quantization(target, techniques, recipe.name)
         assert asked is not None
-        made = quantize(self.programs, self.tokenizers, target, asked, "techniques", lambda _: None)
+        calibrator = Calibrator(self.tokenizers, source="techniques", cache=Cache.default())
+        made = quantize(self.programs, target, asked, calibrator, lambda _: None)
         graph = denoiser(made.programs[0])
         assert graph is not None
         scales = [made.programs[0]] if len(graph.inputs) > len(self.held_out.of(graph)[0].feeds) else []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration.calibrate import Calibration, calibrate
+from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.driver.build import tokenizer_text
 from diffc.compiler.ir.program import Program
 from diffc.passes.stage import stage
@@ -69,7 +69,7 @@ class Deep:
         """Run a program for the prompt."""
         components = self.entry.pipeline.components.items()
         tokenizers = {key: tokenizer_text(key, it).encode() for key, it in components if key.startswith("tokenizer")}
-        return calibrate(program or self.program, tokenizers, prompts=[PROMPT])
+        return Calibrator(tokenizers, prompts=(PROMPT,))(program or self.program)
 
     def drawn(self, program: Program) -> torch.Tensor:
         """Draw the prompt with a program; give the last latents where it tells them."""

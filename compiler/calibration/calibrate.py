@@ -10,10 +10,11 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -26,7 +27,7 @@ from diffc.compiler.ir.program import Graph, Program
 from diffc.runtime.disk_cache import Cache
 
 WORK = 6e12
-"""Multiply-adds after which no further prompt is started."""
+"""Multiply-adds after which `Calibrator` starts no further built-in prompt: three of SD 1.5, all of a small model's."""
 
 
 Draw = Callable[[int, Mapping[str, Call]], list[Drawing]]
@@ -81,40 +82,62 @@ class Calibration:
 
 
 Calibrate = Callable[[Program], Calibration]
-"""Give the trajectories of a program, as `calibrate` does."""
+"""Return the calibration of a program, as a `Calibrator` does."""
 
 
-def calibrate(
-    program: Program,
-    tokenizers: Mapping[str, bytes],
-    *,
-    prompts: Sequence[str] = (),
-    seed: int = 0,
-    source: str = "",
-    cache: Cache | None = None,
-    progress: Progress = lambda _: None,
-) -> Calibration:
-    """Draw each prompt with the program, and keep what every graph with weights was given.
+@dataclass(frozen=True)
+class Calibrator:
+    """Calibrate the programs of one build: run each prompt, and record the inputs of every graph with weights.
 
-    ``source`` is a digest of the weights; without it nothing is kept in the cache. Built-in prompts end when much work
-    was done, prompts of a file do not. Raises `CalibrationError` where a graph gives NaN or infinity.
+    ``tokenizers`` are the contents of each ``tokenizer.json``. Without ``prompts`` the built-in ones are run until
+    ``work`` multiply-adds are done. The n-th prompt is run with ``seed`` plus n. Trajectories are stored in ``cache``
+    under ``source``, a digest of the weights; without either nothing is stored.
     """
-    run = ProgramRun(program, tokenizers)
-    texts = tuple(prompts or PROMPTS[: max(1, math.ceil(WORK / max(1, run.work)))])
-    drawings, digest = list[Drawing](), hashlib.sha256(f"{program}{seed}{source}".encode())
-    with run.ready:
-        for at, prompt in enumerate(texts):
-            key = hashlib.sha256(json.dumps([str(program), source, prompt, seed + at]).encode()).hexdigest()
-            found = _read(cache.get(key), prompt, seed + at, at) if cache and source else None
-            if found is None:
-                progress(f"calibrate {at + 1}: {prompt}")
-                with warnings.catch_warnings():
-                    if not prompts:  # nobody wrote them for this model
-                        warnings.simplefilter("ignore", DiffcWarning)
-                    found = run.draw(prompt, seed + at, at)
-                if cache and source:
-                    cache.put(key, _written(found))
-            drawings.append(found)
+
+    tokenizers: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
+    source: str = ""
+    cache: Cache | None = None
+    work: float = WORK
+    progress: Progress = lambda _: None
+    _latest: WeakValueDictionary[str, Calibration] = field(
+        default_factory=WeakValueDictionary, init=False, repr=False, compare=False
+    )
+
+    def __call__(self, program: Program) -> Calibration:
+        """Run the program for each prompt. A calibration that is still in use is returned again.
+
+        Raises `CalibrationError` where a graph computes NaN or infinity.
+        """
+        calibration = self._latest.get(str(program))
+        if calibration is None:
+            calibration = self._latest[str(program)] = self._calibrate(program)
+        return calibration
+
+    def _calibrate(self, program: Program) -> Calibration:
+        run = ProgramRun(program, self.tokenizers)
+        prompts = self.prompts or PROMPTS[: max(1, math.ceil(self.work / max(1, run.work)))]
+        with run.ready:
+            drawings = tuple(self._trajectory(run, prompt, at) for at, prompt in enumerate(prompts))
+        samples = tuple(sample for drawing in drawings for sample in drawing.samples)
+        digest = hashlib.sha256(f"{program}{self.seed}{self.source}".encode())
+        for prompt in prompts:
             digest.update(prompt.encode() + b"\0")
-    samples = tuple(sample for drawing in drawings for sample in drawing.samples)
-    return Calibration(program, samples, tuple(drawings), seed, digest.hexdigest(), tokenizers)
+        return Calibration(program, samples, drawings, self.seed, digest.hexdigest(), self.tokenizers)
+
+    def _trajectory(self, run: ProgramRun, prompt: str, at: int) -> Drawing:
+        """Read the trajectory of the ``at``-th prompt from the cache, or run it and store it there."""
+        cache, seed = self.cache if self.source else None, self.seed + at
+        key = hashlib.sha256(json.dumps([str(run.program), self.source, prompt, seed]).encode()).hexdigest()
+        stored = _read(cache.get(key), prompt, seed, at) if cache else None
+        if stored is not None:
+            return stored
+        self.progress(f"calibrate {at + 1}: {prompt}")
+        with warnings.catch_warnings():
+            if not self.prompts:  # nobody wrote them for this model
+                warnings.simplefilter("ignore", DiffcWarning)
+            drawing = run.draw(prompt, seed, at)
+        if cache:
+            cache.put(key, _written(drawing))
+        return drawing

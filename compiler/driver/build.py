@@ -24,6 +24,8 @@ from diffc.compiler.backends.tensorrt.build import wanted_engines
 from diffc.compiler.bundle.atomic_folder import check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.bundle.disk_space import bytes_needed
 from diffc.compiler.bundle.report_html import page
+from diffc.compiler.calibration.calibrate import Calibrator
+from diffc.compiler.calibration.prompts import read_prompts
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.driver.feature_caching import AskedCache, asked_cache
 from diffc.compiler.driver.half_precision import Half, asked_half
@@ -40,6 +42,7 @@ from diffc.compiler.tracing.pipeline_inputs import PREPARED, Size
 from diffc.passes import NORMAL_FORM, stage
 from diffc.passes.fill_uniform_tables import fill_uniform_tables
 from diffc.runtime.bundle.manifest import SCHEMA
+from diffc.runtime.disk_cache import Cache
 
 IP_ADAPTER_IMAGE = "ip_adapter_image"
 VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
@@ -90,10 +93,10 @@ def build(
     Whatever fails, no half-made bundle is left. Raises `DiffcError` of the stage that failed.
     """
     wanted = parse_target(target)
-    features = asked_cache(cache, calibration, seed)
-    half = asked_half(wanted, calibration, seed)
+    features, half = asked_cache(cache), asked_half(wanted)
     calibrates = any(each is not None and each.is_calibrated for each in (features, half))
     asked = asked_quantization(wanted, quant, recipe, calibration, seed, min_psnr, calibrates=calibrates)
+    prompts = read_prompts(Path(calibration)) if calibration is not None else ()
     sizes = asked_sizes(size)
     source = Path(source)
     output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
@@ -127,7 +130,10 @@ def build(
         told |= {"guidance_interval": guidance_interval, "quantization": None if asked is None else asked.described}
         told |= {"ip_adapter": Path(ip_adapter).name if ip_adapter else None}
         told |= {"cache": None if features is None else features.described}
-        _write(folder, made, tokenizers, wanted, _provenance(source, told), progress, features, asked, half, finer)
+        texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
+        provenance = _provenance(source, told)
+        calibrator = _calibrator(texts, prompts, seed, provenance["source_sha256"], progress)
+        _write(folder, made, texts, wanted, provenance, progress, calibrator, features, asked, half, finer)
     return output
 
 
@@ -178,17 +184,35 @@ def write_bundle(
     with new_folder(output) as folder:
         made = [run(program, NORMAL_FORM) for program in programs]
         asked = asked_cache(cache), asked_quantization(wanted), asked_half(wanted)
-        _write(folder, made, tokenizers or {}, wanted, _provenance(None, {}), progress, *asked)
+        texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in (tokenizers or {}).items()}
+        _write(
+            folder,
+            made,
+            texts,
+            wanted,
+            _provenance(None, {}),
+            progress,
+            _calibrator(texts, (), 0, "", progress),
+            *asked,
+        )
     return output
+
+
+def _calibrator(
+    tokenizers: Mapping[str, str], prompts: tuple[str, ...], seed: int, source: str, progress: Progress
+) -> Calibrator:
+    texts = {name: text.encode() for name, text in tokenizers.items()}
+    return Calibrator(texts, prompts, seed, source, Cache.default(), progress=progress)
 
 
 def _write(
     folder: Path,
     programs: Sequence[Program],
-    tokenizers: Mapping[str, Any],
+    texts: Mapping[str, str],
     target: Target,
     provenance: dict[str, Any],
     progress: Progress,
+    calibrator: Calibrator,
     features: AskedCache | None,
     asked: Asked | None,
     half: Half | None,
@@ -197,20 +221,17 @@ def _write(
     progress("stage")
     work = work_by_stage(programs)
     programs = [verify(fill_uniform_tables(program)) for program in stage(programs)]
-    texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
-    source = str(provenance.get("source_sha256", ""))
     reports = dict[str, Any]()
     if features is not None:
-        programs, searched = features.applied(programs, texts, source, progress, finer)
+        programs, searched = features.applied(programs, calibrator, progress, finer)
         reports |= {} if searched is None else {"cache": searched}
     quantized, floats = None, programs
     if asked is not None:
-        quantized = quantize(programs, texts, target, asked, source, progress)
+        quantized = quantize(programs, target, asked, calibrator, progress)
         programs = [verify(program) for program in quantized.programs]
         provenance = provenance | {"calibration": quantized.plan.calibration.digest}
     if half is not None:
-        known = None if quantized is None else quantized.plan.calibration
-        typed, reports["precision"] = half.applied(programs, floats, texts, source, progress, known)
+        typed, reports["precision"] = half.applied(programs, floats, calibrator, progress)
         programs = [verify(program) for program in typed]
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
     backend = find_backend(target.backend)()
@@ -239,7 +260,7 @@ def _write(
             for name, graph in graphs.items()
         },
         "engines": {name: engine.entry for name, engine in engines.items()},
-        "tokenizers": {name: f"tokenizer/{name}.json" for name in tokenizers},
+        "tokenizers": {name: f"tokenizer/{name}.json" for name in texts},
         "files": {
             str(path.relative_to(folder)): file_entry(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target
-from diffc.compiler.calibration.calibrate import Calibrate, Calibration, calibrate
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration, Calibrator
 from diffc.compiler.calibration.float16_overflow import HEADROOM, LARGEST, Overflow, overflowing, with_readers
-from diffc.compiler.calibration.prompts import read_prompts
 from diffc.compiler.errors import Progress
 from diffc.compiler.graph.body import body_of, size
 from diffc.compiler.ir.program import Graph, Program
 from diffc.passes.mixed_precision import mixed_precision
-from diffc.runtime.disk_cache import Cache
 
 
 @dataclass(frozen=True)
 class Half:
-    """Hold the type that a target computes in, and what its range is looked at with."""
+    """Hold the type that a target computes in."""
 
     dtype: torch.dtype
-    prompts: tuple[str, ...] = ()
-    seed: int = 0
 
     @property
     def is_calibrated(self) -> bool:
@@ -38,30 +33,17 @@ class Half:
         self,
         programs: Sequence[Program],
         floats: Sequence[Program],
-        tokenizers: Mapping[str, str],
-        source: str,
+        calibrator: Calibrator,
         progress: Progress,
-        known: Calibration | None = None,
     ) -> tuple[tuple[Program, ...], dict[str, Any]]:
         """Rewrite all programs, and say what stays in float32.
 
-        ``floats`` are the programs before they were quantized, of which the first may have been calibrated already.
+        ``floats`` are the programs before they were quantized.
         """
-        texts = {name: text.encode() for name, text in tokenizers.items()}
-        seen = {} if known is None else {known.program.name: known}
+        by_name, seen = {program.name: program for program in floats}, dict[str, Calibration]()
 
         def calibrated(program: Program) -> Calibration:
-            if program.name not in seen:
-                seen[program.name] = calibrate(
-                    next(each for each in floats if each.name == program.name),
-                    texts,
-                    prompts=self.prompts,
-                    seed=self.seed,
-                    source=source,
-                    cache=Cache.default(),
-                    progress=progress,
-                )
-            return seen[program.name]
+            return seen.setdefault(program.name, calibrator(by_name[program.name]))
 
         looks = calibrated if self.is_calibrated else None
         made, report = half_precision(programs, looks, self.dtype, progress)
@@ -69,12 +51,12 @@ class Half:
         return made, report | {"prompts": list(prompts)}
 
 
-def asked_half(target: Target, calibration: Path | str | None = None, seed: int = 0) -> Half | None:
-    """Say how a target computes, if not in float32. Raises `BuildError` for a file of prompts that is none."""
+def asked_half(target: Target) -> Half | None:
+    """Say how a target computes, if not in float32."""
     name = find_backend(target.backend).computes.get(target.precision)
     if name is None:
         return None
-    return Half(getattr(torch, name), read_prompts(Path(calibration)) if calibration is not None else (), seed)
+    return Half(getattr(torch, name))
 
 
 def half_precision(

@@ -12,8 +12,7 @@ from typing import Any
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target
-from diffc.compiler.calibration.calibrate import calibrate
-from diffc.compiler.calibration.prompts import read_prompts
+from diffc.compiler.calibration.calibrate import Calibrate
 from diffc.compiler.errors import DiffcWarning, Progress, RecipeError
 from diffc.compiler.graph.lazy_weights import release
 from diffc.compiler.ir.program import Program
@@ -24,7 +23,6 @@ from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.recipe_file import RecipeFile, check_options, matching, parse_methods, read_recipe
 from diffc.compiler.quantization.report import Drift, check, drift, layer_errors, report
 from diffc.passes.quantize import EMBEDDING, METHODS, OF_TARGETS, RECIPES, Recipe, calibrate_ranges, round_to_nearest
-from diffc.runtime.disk_cache import Cache
 from diffc.runtime.errors import BundleError
 
 SMALLEST_GROUP = 16
@@ -38,7 +36,6 @@ class Asked:
     recipe: Recipe
     methods: tuple[tuple[str, dict[str, Any]], ...]
     file: RecipeFile
-    prompts: tuple[str, ...] = ()
     seed: int = 0
     min_psnr: float | None = None
 
@@ -62,7 +59,7 @@ def asked_quantization(
     *,
     calibrates: bool = False,
 ) -> Asked | None:
-    """Read what is asked for; None for a target that is not quantized. Raises `RecipeError` and `BuildError`.
+    """Read what is asked for; None for a target that is not quantized. Raises `RecipeError`.
 
     ``calibrates`` says that something else is calibrated as well, so that a file of prompts is of use in any case.
     """
@@ -80,8 +77,7 @@ def asked_quantization(
     methods = parse_methods(quant or file.settings.get("methods", chosen.methods), METHODS)
     for name, options in methods:
         check_options(name, METHODS[name], options, "--quant")
-    prompts = read_prompts(Path(calibration)) if calibration is not None else ()
-    return Asked(chosen, tuple(methods), file, prompts, seed, min_psnr)
+    return Asked(chosen, tuple(methods), file, seed, min_psnr)
 
 
 @dataclass(frozen=True)
@@ -121,24 +117,14 @@ class Quantized:
 
 def quantize(
     programs: Sequence[Program],
-    tokenizers: Mapping[str, str],
     target: Target,
     asked: Asked,
-    source: str,
+    calibrate: Calibrate,
     progress: Progress,
 ) -> Quantized:
     """Calibrate on the first program's own trajectory, run the techniques, and write what they decided."""
-    calibration = calibrate(
-        programs[0],
-        {name: text.encode() for name, text in tokenizers.items()},
-        prompts=asked.prompts,
-        seed=asked.seed,
-        source=source,
-        cache=Cache.default(),
-        progress=progress,
-    )
     schemes = _Schemes(programs, target, asked)
-    plan = schemes.applied_to(Plan.of(programs, calibration, lambda _: Scheme()))
+    plan = schemes.applied_to(Plan.of(programs, calibrate(programs[0]), lambda _: Scheme()))
     for name, options in (*asked.methods, (calibrate_ranges.__name__, {}), (round_to_nearest.__name__, {})):
         progress(f"quantize: {name}")
         plan = METHODS[name](plan, **options)

@@ -1,6 +1,9 @@
 """Reuse features of earlier steps: one system per file, each a schedule over features that it finds by structure."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from enum import auto as unique
 from typing import Any
 
 from diffc.passes.cache.a_sdm import a_sdm
@@ -11,24 +14,48 @@ from diffc.passes.cache.delta_dit import delta_dit
 from diffc.passes.cache.faster_diffusion import faster_diffusion
 from diffc.passes.cache.profiling_dit import profiling_dit
 
-CACHES: Mapping[str, Callable[..., Any]] = {
-    cache.__name__.replace("_", "-"): cache
+
+class Need(Enum):
+    """Name what a cache takes besides the programs."""
+
+    CALIBRATOR = unique()
+    """A function that returns the calibration of a program."""
+
+    FINER_PROGRAM = unique()
+    """The first program with twice as many steps."""
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Hold a cache and its needs, which are its arguments after the programs."""
+
+    apply: Callable[..., Any]
+    needs: tuple[Need, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the name that ``--cache`` takes."""
+        return self.apply.__name__.replace("_", "-")
+
+
+CACHES: Mapping[str, FeatureCache] = {
+    cache.name: cache
     for cache in (
         # What a UNet has inside of a skip connection
-        deepcache,
+        FeatureCache(deepcache),
         # All but what a UNet has behind its skip connections
-        faster_diffusion,
+        FeatureCache(faster_diffusion),
         # What blocks of a transformer add
-        delta_dit,
-        profiling_dit,
+        FeatureCache(delta_dit),
+        FeatureCache(profiling_dit, (Need.CALIBRATOR,)),
         # Either of them, where the trajectory says
-        cachequant,
+        FeatureCache(cachequant, (Need.CALIBRATOR,)),
         # What residual blocks give, in any denoiser
-        a_sdm,
+        FeatureCache(a_sdm),
         # What costs least of all this, measured
-        auto,
+        FeatureCache(auto, (Need.CALIBRATOR, Need.FINER_PROGRAM)),
     )
 }
 """The caches by the names that ``--cache`` takes; they give programs, and `auto` what it measured too."""
 
-__all__ = ["CACHES"]
+__all__ = ["CACHES", "FeatureCache", "Need"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.calibration import calibrate as module
 from diffc.compiler.calibration import run_program
-from diffc.compiler.calibration.calibrate import Calibration, calibrate
+from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.prompts import PROMPTS, read_prompts
 from diffc.compiler.calibration.run_program import given
@@ -117,7 +117,7 @@ def tokenizers(sampler: Sampler) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def calibration(program: Program, tokenizers: dict[str, bytes]) -> Calibration:
     """Draw two prompts."""
-    return calibrate(program, tokenizers, prompts=("a red circle", "blue"), seed=3)
+    return Calibrator(tokenizers, prompts=("a red circle", "blue"), seed=3)(program)
 
 
 def test_the_trajectory_is_that_of_the_function_that_was_compiled(
@@ -178,7 +178,7 @@ def test_what_was_drawn_is_kept_and_read_again(
     said, cache = list[str](), Cache(tmp_path)
     one, two = calibration.prompts
     for prompts in ((one,), (one, two), (one, two)):
-        again = calibrate(program, tokenizers, prompts=prompts, seed=3, source="a", cache=cache, progress=said.append)
+        again = Calibrator(tokenizers, prompts, 3, "a", cache, progress=said.append)(program)
     assert said == [f"calibrate 1: {one}", f"calibrate 2: {two}"]
     for found, wanted in zip(again.drawings, calibration.drawings, strict=True):
         assert torch.equal(found.output, wanted.output) and found.prompt == wanted.prompt
@@ -193,11 +193,11 @@ def test_a_damaged_entry_is_drawn_again(
     damage: bytes, program: Program, tokenizers: dict[str, bytes], tmp_path: Path
 ) -> None:
     cache = Cache(tmp_path)
-    first = calibrate(program, tokenizers, prompts=("a",), source="a", cache=cache)
+    first = Calibrator(tokenizers, prompts=("a",), source="a", cache=cache)(program)
     ((path, _),) = cache.entries()
     cache.put(path.stem, damage)
     assert torch.equal(
-        calibrate(program, tokenizers, prompts=("a",), source="a", cache=cache).drawings[0].output,
+        Calibrator(tokenizers, prompts=("a",), source="a", cache=cache)(program).drawings[0].output,
         first.drawings[0].output,
     )
 
@@ -208,7 +208,7 @@ def test_weights_prompts_seed_and_program_tell_calibrations_apart(
     cache = Cache(tmp_path)
 
     def digest(prompt: str = "a", source: str = "a", seed: int = 0) -> str:
-        return calibrate(program, tokenizers, prompts=(prompt,), seed=seed, source=source, cache=cache).digest
+        return Calibrator(tokenizers, prompts=(prompt,), seed=seed, source=source, cache=cache)(program).digest
 
     assert digest() == digest()
     assert len({digest(), digest(prompt="b"), digest(source="b"), digest(seed=1)}) == 4
@@ -235,7 +235,7 @@ def overflowing() -> Program:
 
 def test_infinity_is_reported_with_its_graph_and_call() -> None:
     with pytest.raises(CalibrationError) as refused:
-        calibrate(overflowing(), {}, prompts=("a b",))
+        Calibrator({}, prompts=("a b",))(overflowing())
     assert "scales gives NaN or infinity for" in refused.value.what
     assert refused.value.where == "call 2 of 2, for the prompt 'a b'"
 
@@ -244,7 +244,7 @@ def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeyp
     monkeypatch.setattr(lazy_weights, "SMALL", 0)
     sampler, bodies = Sampler(), list[nn.Module]()
     lazy_weights.lend("denoiser", sampler.denoiser, "here")
-    calibration = calibrate(sampler.program(), tokenizers, prompts=("a red circle",))
+    calibration = Calibrator(tokenizers, prompts=("a red circle",))(sampler.program())
     monkeypatch.setattr(graph_evaluate, "body_of", lambda graph: bodies.append(body_of(graph)) or bodies[-1])
 
     def lent() -> list[bool]:
@@ -257,15 +257,22 @@ def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeyp
     assert lent() == [True] * 6
 
 
-def test_built_in_prompts_end_when_much_work_was_done(
-    program: Program, tokenizers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = run_program.ProgramRun(program, {}).work
-    monkeypatch.setattr(module, "WORK", 2.5 * work)
-    assert calibrate(program, tokenizers).prompts == PROMPTS[:3]
-    assert len(calibrate(program, tokenizers, prompts=("a", "b", "c", "d")).prompts) == 4
-    monkeypatch.setattr(module, "WORK", 0.0)
-    assert calibrate(program, tokenizers).prompts == PROMPTS[:1]
+def test_built_in_prompts_end_when_much_work_was_done(program: Program, tokenizers: dict[str, bytes]) -> None:
+    work = 2.5 * run_program.ProgramRun(program, {}).work
+    assert Calibrator(tokenizers, work=work)(program).prompts == PROMPTS[:3]
+    assert len(Calibrator(tokenizers, prompts=("a", "b", "c", "d"), work=work)(program).prompts) == 4
+    assert Calibrator(tokenizers, work=0.0)(program).prompts == PROMPTS[:1]
+
+
+def test_a_calibration_in_use_is_returned_again(program: Program, tokenizers: dict[str, bytes]) -> None:
+    lines = list[str]()
+    calibrator = Calibrator(tokenizers, prompts=("a red circle",), progress=lines.append)
+    calibration = calibrator(program)
+    assert calibrator(replace(program)) is calibration and len(lines) == 1
+    assert calibrator(replace(program, name="another")) is not calibration and len(lines) == 2
+    del calibration
+    calibrator(program)
+    assert len(lines) == 3, "nobody used it: its samples were not kept in memory"
 
 
 def test_other_inputs_are_smooth_pictures_and_normal_numbers() -> None:

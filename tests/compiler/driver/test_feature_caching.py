@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
-from diffc.compiler.calibration.calibrate import Calibrate, Calibration
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration, Calibrator
 from diffc.compiler.driver import feature_caching
 from diffc.compiler.driver.feature_caching import AskedCache, asked_cache
 from diffc.compiler.errors import PassError, RecipeError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
-from diffc.passes.cache import CACHES
+from diffc.passes.cache import CACHES, FeatureCache, Need
 
 
 @pytest.mark.parametrize("text", [None, "none"])
@@ -50,11 +49,11 @@ def test_an_error_says_which_cache_it_comes_from() -> None:
         "n: float32[1] = noise() a: float32[1] = f(x=n) b: float32[1] = f(x=a) return b }"
     )
     with pytest.raises(PassError, match="no program calls a denoiser") as refused:
-        AskedCache("deepcache", {}).applied([program], {}, "", lambda _: None)
+        AskedCache("deepcache", {}).applied([program], Calibrator(), lambda _: None)
     assert refused.value.inside == "--cache deepcache"
 
 
-def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
     program = parse(
         "program p(prompt: text[1]) { n: float32[1] = noise() x: float32[1] = linear(n; 2) step(x; 1) return x }"
     )
@@ -64,11 +63,14 @@ def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch, tmp_p
         seen.extend(calibrated(each) for each in programs for _ in range(often))
         return tuple(programs)
 
-    monkeypatch.setattr(feature_caching, "CACHES", {"looking": looking, "deepcache": CACHES["deepcache"]})
-    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
-    asked = asked_cache("looking:often=2", tmp_path / "prompts.txt", seed=5)
+    monkeypatch.setattr(
+        feature_caching,
+        "CACHES",
+        {"looking": FeatureCache(looking, (Need.CALIBRATOR,)), "deepcache": CACHES["deepcache"]},
+    )
+    asked = asked_cache("looking:often=2")
     assert asked is not None and asked.is_calibrated
-    assert asked.applied([program], {}, "", lambda _: None) == ([program], None)
+    assert asked.applied([program], Calibrator(prompts=("one", "two"), seed=5), lambda _: None) == ([program], None)
     assert [calibration.prompts for calibration in seen] == [("one", "two")] * 2
     assert [drawing.seed for drawing in seen[0].drawings] == [5, 6]
     other = asked_cache("deepcache")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from diffc.compiler import build
-from diffc.compiler.backends import target
+from diffc.compiler.backends import backend
 from diffc.compiler.backends.ort import Ort
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.metrics import psnr
@@ -44,7 +44,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "half_backend", module)
     values = {"ort": "half_backend:Ort", "onnx": "half_backend:Halves"}
     points = EntryPoints(EntryPoint(name, value, "diffc.backends") for name, value in values.items())
-    monkeypatch.setattr(target, "entry_points", lambda **chosen: points.select(**chosen))
+    monkeypatch.setattr(backend, "entry_points", lambda **chosen: points.select(**chosen))
 
 
 def drawn(bundle: Path) -> NDArray[np.float32]:

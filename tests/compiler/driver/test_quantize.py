@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from diffc.compiler.backends.target import parse_target
-from diffc.compiler.calibration.calibrate import Calibration
+from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.driver.quantize import Asked, Quantized, asked_quantization, fitted, quantize
-from diffc.compiler.errors import BuildError, RecipeError
+from diffc.compiler.errors import RecipeError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.layer import Layer, Site
@@ -78,8 +78,6 @@ def test_files_and_names_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     assert "did you mean gptq? " in str(refused.value.fix)
     with pytest.raises(RecipeError, match="cannot be read"):
         asked_quantization(target, recipe=tmp_path / "none.toml")
-    with pytest.raises(BuildError, match="cannot be read"):
-        asked_quantization(target, calibration=tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +145,9 @@ def program() -> Program:
 
 def quantized(programs: Sequence[Program], wanted: Asked, target: str = "ort-w8a8") -> Quantized:
     """Quantize for a target, calibrated with one drawing."""
-    return quantize(programs, {}, parse_target(target), replace(wanted, prompts=("a",)), "", lambda _: None)
+    return quantize(
+        programs, parse_target(target), wanted, Calibrator(prompts=("a",), seed=wanted.seed), lambda _: None
+    )
 
 
 def schemes(found: Quantized) -> dict[str, str]:

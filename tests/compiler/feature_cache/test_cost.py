@@ -7,7 +7,7 @@ import pytest
 
 from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.analysis.stages import denoiser
-from diffc.compiler.calibration.calibrate import calibrate
+from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.driver.build import tokenizer_text
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, cached
 from diffc.compiler.feature_cache.cost import LONGEST, Calls, measure
@@ -26,7 +26,7 @@ def test_the_last_evaluation_errs_by_what_it_reuses() -> None:
     tokenizers = {"tokenizer": tokenizer_text("tokenizer", traced.pipeline.tokenizer).encode()}
     found = skips(graph, [program])
     options = [(Feature(found[at].up),) for at in (0, 2)]
-    calibration = calibrate(program, tokenizers, prompts=["a red circle", "a blue square"], seed=3)
+    calibration = Calibrator(tokenizers, prompts=("a red circle", "a blue square"), seed=3)(program)
     drift = measure(program, Calls(graph, options), calibration)
     assert drift.errors.shape == (2, STEPS, STEPS)
     possible = np.isfinite(drift.errors[0])

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from diffc.compiler import capture
-from diffc.compiler.calibration.calibrate import Calibration, calibrate
+from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.driver.build import write_bundle
 from diffc.compiler.driver.pass_manager import run as rewrite
 from diffc.compiler.errors import BuildError
@@ -113,7 +113,7 @@ def test_drift_is_what_the_bundle_and_the_float_program_differ_by(tmp_path: Path
         return (latents / 8 + 0.5).clamp(0, 1)
 
     program = rewrite(capture(sample, {"denoiser": denoiser}), NORMAL_FORM)
-    calibration = calibrate(program, {}, prompts=("one", "two", "three"), seed=5)
+    calibration = Calibrator({}, prompts=("one", "two", "three"), seed=5)(program)
     plan = Plan.of((program,), calibration, lambda _: Scheme(parse_spec("int4:channel")))
     quantized = applied(round_to_nearest(plan))
     bundle = write_bundle(quantized, tmp_path / "x.diffc")

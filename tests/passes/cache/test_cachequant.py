@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from diffc.compiler.analysis.stages import denoisers
-from diffc.compiler.calibration.calibrate import Calibration, calibrate
+from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.ir.verify import verify
@@ -51,7 +51,7 @@ def tokenizer() -> bytes:
 
 def calibrated(program: Program) -> Calibration:
     """Look at the trajectory that by_hand computes."""
-    return calibrate(program, {"words": tokenizer()}, prompts=[" ".join("a" * TOKENS)], seed=SEED)
+    return Calibrator({"words": tokenizer()}, prompts=(" ".join("a" * TOKENS),), seed=SEED)(program)
 
 
 def traced(model: Denoiser, key: str, **options: Any) -> list[np.ndarray[Any, Any]]:
