@@ -28,6 +28,7 @@ from onnxscript import values
 
 import diffc.compiler.quantization.ops  # noqa: F401  (defines the operators)
 from diffc.compiler.backends.tensorrt.int4_layout import lay_out, packed
+from diffc.compiler.backends.tensorrt.state_sizes import state_sizes
 from diffc.compiler.quantization.formats import E2M1, FORMATS, Spec, parse_spec
 
 DOMAIN = "diffc"
@@ -117,6 +118,7 @@ def spell(model: onnx_ir.Model, dialect: str) -> None:
             writer.write(node)
     if dialect == "trt":
         lay_out(model.graph)
+        state_sizes(model.graph)
     model.opset_imports.pop(DOMAIN, None)
     for domain in {node.domain for node in model.graph} & {MICROSOFT, TENSORRT}:
         model.opset_imports[domain] = 1

@@ -22,6 +22,8 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
+from diffc.compiler.backends.tensorrt.state_sizes import sizes_constant
+
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
 """What ONNX takes for said where a Gemm does not."""
 
@@ -78,9 +80,9 @@ def _rewrite(graph: onnx_ir.Graph, product: onnx_ir.Node, weight: onnx_ir.Node) 
         [_transposed(graph, weight.inputs[0]), _scales(graph, product, weight.inputs[1])],
         attributes={"axis": 0, "block_size": group},
     )
-    sizes = _sizes(graph, [math.prod(shape[:-1]), columns])
+    sizes = sizes_constant(graph, (math.prod(shape[:-1]), columns))
     matrix = onnx_ir.node("MatMul", [_flat(graph, product, activation, sizes), laid.outputs[0]])
-    whole = onnx_ir.node("Reshape", [matrix.outputs[0], _sizes(graph, list(shape))])
+    whole = onnx_ir.node("Reshape", [matrix.outputs[0], sizes_constant(graph, shape)])
     for part, node in {"laid": laid, "matrix": matrix, "whole": whole}.items():
         node.outputs[0].name = f"{name}_{part}"
     made = whole.outputs[0]
@@ -133,13 +135,6 @@ def _transposed(graph: onnx_ir.Graph, value: Any) -> onnx_ir.Value:
         if tensor.dtype in FOUR_BITS:
             made = onnx_ir.PackedTensor(packed(array.view(np.uint8)), tensor.dtype, shape=made.shape, name=name)
         graph.register_initializer(_initializer(made))
-    return graph.initializers[name]
-
-
-def _sizes(graph: onnx_ir.Graph, sizes: list[int]) -> onnx_ir.Value:
-    name = f"sizes_{'_'.join(map(str, sizes))}"
-    if name not in graph.initializers:
-        graph.register_initializer(_initializer(onnx_ir.tensor(np.array(sizes, np.int64), name=name)))
     return graph.initializers[name]
 
 
