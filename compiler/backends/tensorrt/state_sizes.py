@@ -13,6 +13,8 @@ of their shapes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir
 
@@ -25,14 +27,14 @@ def state_sizes(graph: onnx_ir.Graph) -> None:
         if sizes is None or sizes.const_value is None or shape is None or not shape.is_static():
             continue
         if -1 in sizes.const_value.numpy():
-            node.replace_input_with(1, sizes_constant(graph, shape.numpy()))
+            node.replace_input_with(1, sizes_constant(graph, tuple(shape.numpy())))
 
 
 def sizes_constant(graph: onnx_ir.Graph, sizes: tuple[int, ...]) -> onnx_ir.Value:
     """Return the initializer that holds a list of sizes, which all who read the same list share."""
     name = f"sizes_{'_'.join(map(str, sizes))}"
     if name not in graph.initializers:
-        tensor = onnx_ir.tensor(np.array(sizes, np.int64), name=name)
+        tensor: Any = onnx_ir.tensor(np.array(sizes, np.int64), name=name)
         type_ = onnx_ir.TensorType(tensor.dtype)
         graph.register_initializer(onnx_ir.Value(name=name, shape=tensor.shape, type=type_, const_value=tensor))
     return graph.initializers[name]
