@@ -44,7 +44,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for name, row in found.items():
         cells = [name]
         for key, (_, unit, form) in COLUMNS.items():
-            cells += [form.format(row["contenders"][who][key] / unit) for who in ("diffc", "torch")]
+            cells += [form.format(row["medians"][name][key] / unit) for name in ("diffc", "torch")]
             cells.append(f"{row['ratios']['torch'][key]:.1f} ×")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

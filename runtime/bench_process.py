@@ -1,8 +1,8 @@
-"""Draw pictures in a process of its own, and say how long each took and how much memory the process ever held.
+"""Measure the time per request and the peak memory of one process that samples.
 
-``python -m diffc.runtime.bench_process REQUEST`` does so with a bundle; whoever is compared with it reports likewise.
-REQUEST is a JSON object. Each line on stdout is one too: one for each request, the moment it is drawn, with its
-``seconds`` and those from the end of each step to the end of the next (``steps``); then ``peak_bytes``; or ``error``.
+``python -m diffc.runtime.bench_process REQUEST`` measures a bundle; its baselines use `run_benchmark` too. REQUEST is a
+JSON object. Each line on stdout is one too: after each request its ``seconds``, and those from the end of each step to
+the end of the next (``steps``); at the end ``peak_bytes``; or an ``error``.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from diffc.runtime.memory import peak_bytes
 from diffc.runtime.sampler import load
 
 Texts = list[str] | str
-Draw = Callable[[Texts, Callable[[], None]], object]
-"""Draws what the texts say, one for each picture, and calls the function after each step."""
+Sample = Callable[[Texts, Callable[[], None]], object]
+"""Samples one image per text, and calls the function after each step."""
 
 
-def compete(enter: Callable[[dict[str, Any]], Draw]) -> None:
-    """Enter with the request on the command line, draw each of its ``texts``, and report."""
+def run_benchmark(load_sampler: Callable[[dict[str, Any]], Sample]) -> None:
+    """Load the sampler of the request on the command line, measure each of its ``texts``, and print the results."""
     request = json.loads(sys.argv[1])
-    said = sys.stdout
+    results = sys.stdout
     try:
         with redirect_stdout(sys.stderr):
-            draw = enter(request)
+            sample = load_sampler(request)
             for texts in request["texts"]:
-                _report(said, _timed(draw, texts))
-        _report(said, {"peak_bytes": peak_bytes()})
+                _print(results, _timed(sample, texts))
+        _print(results, {"peak_bytes": peak_bytes()})
     except DiffcError as error:
-        _report(said, {"error": {"what": error.what, "where": error.where, "fix": error.fix}})
+        _print(results, {"error": {"what": error.what, "where": error.where, "fix": error.fix}})
         sys.exit(1)
 
 
-def _timed(draw: Draw, texts: Texts) -> dict[str, Any]:
+def _timed(sample: Sample, texts: Texts) -> dict[str, Any]:
     ends = list[float]()
     start = time.perf_counter()
-    draw(texts, lambda: ends.append(time.perf_counter()))
+    sample(texts, lambda: ends.append(time.perf_counter()))
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "steps": [after - before for before, after in itertools.pairwise(ends)]}
 
 
-def _report(to: TextIO, found: dict[str, Any]) -> None:
-    print(json.dumps(found), file=to, flush=True)
+def _print(stream: TextIO, result: dict[str, Any]) -> None:
+    print(json.dumps(result), file=stream, flush=True)
 
 
-def bundle(request: dict[str, Any]) -> Draw:
-    """Load the bundle that is asked for."""
+def load_bundle(request: dict[str, Any]) -> Sample:
+    """Load the bundle of the request."""
     sampler = load(request["bundle"], threads=request["threads"])
     options = {"seed": request["seed"], "program": request["program"], **request["scalars"]}
-    options["output"] = "np" if sampler.makes == "numbers" else "pil"
+    options["output"] = "np" if sampler.output_kind == "arrays" else "pil"
 
-    def draw(texts: Texts, on_step: Callable[[], None]) -> object:
+    def sample(texts: Texts, on_step: Callable[[], None]) -> object:
         return sampler(texts, callback=lambda _: on_step(), **options)
 
-    return draw
+    return sample
 
 
 if __name__ == "__main__":
-    compete(bundle)
+    run_benchmark(load_bundle)

@@ -1,8 +1,8 @@
-"""Keep what took long to make between builds and runs, by a digest of all that it was made from.
+"""Cache expensive results of builds and runs on disk, by a digest of all their inputs.
 
-The folder is ``$DIFFC_CACHE``, by default ``diffc`` in the user's folder for caches. Whoever cannot read or write it
-goes on without it, and says so. Entries appear whole or not at all, so processes at the same time share it; one that
-was damaged is dropped. The least recently used entries go when the sum of all passes ``$DIFFC_CACHE_BYTES``.
+The folder is ``$DIFFC_CACHE``, by default ``diffc`` in the user's folder for caches. Where it cannot be read or
+written, a warning is issued and nothing is cached. Entries are renamed into place when complete, so processes can share
+the folder; damaged entries are removed, and the least recently used where all together exceed ``$DIFFC_CACHE_BYTES``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Cache:
 
     @staticmethod
     def default() -> Cache:
-        """Give the cache that the environment asks for. Raises `DiffcError` where its size is no number."""
+        """Return the cache that the environment describes. Raises `DiffcError` where its size is not a number."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         limit = os.environ.get("DIFFC_CACHE_BYTES") or str(LIMIT)
         if not limit.isdecimal():
@@ -42,7 +42,7 @@ class Cache:
         return Cache(Path(os.environ.get("DIFFC_CACHE") or home / "diffc"), int(limit))
 
     def get(self, key: str) -> bytes | None:
-        """Look up an entry; None where there is none, or none that is whole."""
+        """Return an entry; None where there is none, or a damaged one."""
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -57,7 +57,7 @@ class Cache:
         return None
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep an entry, and make room for it."""
+        """Store an entry, and remove old ones where the cache exceeds its limit."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", suffix=".partial", delete=False) as file:
@@ -68,22 +68,22 @@ class Cache:
                 except BaseException:
                     Path(file.name).unlink(missing_ok=True)
                     raise
-            self._make_room()
+            self._evict()
         except OSError as error:
             self._warn(error)
 
     def entries(self) -> list[tuple[Path, os.stat_result]]:
         """List the entries, the least recently used first; none where the folder cannot be read."""
-        found = []
+        entries = []
         try:
             for path in self.folder.glob(f"*{SUFFIX}"):
-                found.append((path, path.stat()))
+                entries.append((path, path.stat()))
         except OSError as error:
             self._warn(error)
-        return sorted(found, key=lambda entry: entry[1].st_mtime)
+        return sorted(entries, key=lambda entry: entry[1].st_mtime)
 
     def clear(self) -> int:
-        """Remove every entry and give their bytes. Raises `DiffcError` where one cannot be removed."""
+        """Remove every entry and return their bytes. Raises `DiffcError` where one cannot be removed."""
         removed = 0
         for path, state in self.entries():
             try:
@@ -94,7 +94,7 @@ class Cache:
             removed += state.st_size
         return removed
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         entries = self.entries()
         size = sum(state.st_size for _, state in entries)
         for path, state in entries:

@@ -1,12 +1,12 @@
-"""Say what is wrong, where, and what to change: every error that a user can meet."""
+"""Define the errors that a user can meet: what is wrong, where, and what to change."""
 
 from __future__ import annotations
 
 
 class DiffcError(Exception):
-    """State an error in up to four lines: what, where (``at:``), what to change (``fix:``), during what (``in:``).
+    """Describe an error in up to four lines: what, where (``at:``), what to change (``fix:``), and a phase (``in:``).
 
-    ``inside`` is set by whoever knows it and re-raises, such as the pipeline that ran the pass.
+    ``inside`` is set by code that catches the error and raises it again, such as the pass manager.
 
     >>> print(DiffcError("shapes.diffc is truncated", where="weights/0.bin", fix="build it again"))
     shapes.diffc is truncated
@@ -40,4 +40,4 @@ class Cancelled(RequestError):
 
 
 class DiffcWarning(UserWarning):
-    """Tell the user of something that was let through, such as a prompt that was cut."""
+    """Warn of an input that was accepted with a change, such as a truncated prompt."""

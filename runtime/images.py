@@ -1,4 +1,4 @@
-"""Make pictures and films of arrays, lay them out in a grid, and save them."""
+"""Convert between arrays and images, lay images out in a grid, and save images and videos."""
 
 from __future__ import annotations
 
@@ -17,73 +17,73 @@ from diffc.runtime.errors import DiffcError, RequestError
 from diffc.runtime.program.program import is_picture
 
 FRAME_MS = 125
-"""How long a frame of a film is shown, in milliseconds."""
+"""Milliseconds for which a video shows a frame."""
 
 
-def pictures_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
+def images_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
     """Round [N, H, W, 1 or 3] in [0, 1] to 8 bits, as diffusers does. Raises `DiffcError` for NaN and infinity."""
     if not np.isfinite(arrays).all():
         raise DiffcError(
-            "the picture holds NaN or infinity", fix="use a lower guidance scale, or build at a higher precision"
+            "the image holds NaN or infinity", fix="use a lower guidance scale, or build at a higher precision"
         )
     rounded = (np.clip(arrays, 0, 1) * 255).round().astype(np.uint8)
-    return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in rounded]
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in rounded]
 
 
 def channels_last(arrays: NDArray[Any]) -> NDArray[np.float32]:
-    """Lay pictures and films out as people's tools do; other results stay as they are."""
+    """Move the channels of images [N, C, H, W] and videos [N, F, C, H, W] to the end; other shapes stay as they are."""
     moved = np.moveaxis(arrays, -3, -1) if is_picture(arrays.shape) else arrays
     return np.ascontiguousarray(moved, dtype=np.float32)
 
 
-def arrays_from_pictures(pictures: Sequence[Image.Image], size: tuple[int, int], channels: int) -> NDArray[np.float32]:
-    """Scale to a width and height, then convert to colour or grey, as diffusers does: [N, C, H, W] in [0, 1]."""
+def arrays_from_images(images: Sequence[Image.Image], size: tuple[int, int], channels: int) -> NDArray[np.float32]:
+    """Scale images to a width and height and convert them to RGB or grey, as diffusers does: [N, C, H, W] in [0, 1]."""
     mode = {1: "L", 3: "RGB"}[channels]
-    scaled = [picture.resize(size, Image.Resampling.LANCZOS).convert(mode) for picture in pictures]
-    arrays = np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in scaled])
+    scaled = [image.resize(size, Image.Resampling.LANCZOS).convert(mode) for image in images]
+    arrays = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in scaled])
     arrays = arrays[..., None] if channels == 1 else arrays
     return np.ascontiguousarray(np.moveaxis(arrays, -1, 1), dtype=np.float32)
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture file, turned upright as its camera says. Raises `RequestError` where it is none."""
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file, rotated as its EXIF orientation says. Raises `RequestError` for any other file."""
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{path} is no picture: {error}", fix="give a PNG, JPEG or WebP file") from error
+        raise RequestError(f"{path} is not an image: {error}", fix="give a PNG, JPEG or WebP file") from error
 
 
-def grid(pictures: Sequence[Image.Image], *, columns: int | None = None) -> Image.Image:
-    """Lay pictures of one size out in rows, as near to a square as ``columns`` does not say otherwise."""
-    if not pictures:
-        raise RequestError("a grid of no pictures")
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    width, height = pictures[0].size
-    whole = Image.new(pictures[0].mode, (columns * width, math.ceil(len(pictures) / columns) * height))
-    for at, picture in enumerate(pictures):
-        whole.paste(picture, (at % columns * width, at // columns * height))
-    return whole
+def grid(images: Sequence[Image.Image], *, columns: int | None = None) -> Image.Image:
+    """Combine images of one size into one, in rows of ``columns``; by default the grid is nearly square."""
+    if not images:
+        raise RequestError("a grid of no images")
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    width, height = images[0].size
+    combined = Image.new(images[0].mode, (columns * width, math.ceil(len(images) / columns) * height))
+    for at, image in enumerate(images):
+        combined.paste(image, (at % columns * width, at // columns * height))
+    return combined
 
 
 def save(frames: Image.Image | Sequence[Image.Image], path: str | os.PathLike[str]) -> Path:
-    """Write a picture or the frames of a film, whole or not at all, in the format of the path's extension.
+    """Write an image or the frames of a video, completely or not at all, in the format of the path's extension.
 
     Raises `RequestError` for an extension that Pillow does not write, and for a path that cannot be written.
     """
     first, *rest = [frames] if isinstance(frames, Image.Image) else frames
-    moving: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": FRAME_MS, "loop": 0} if rest else {}
-    format_ = check_path(path, moving=bool(rest))
-    return write_whole(path, lambda stream: first.save(stream, format_, **moving))
+    video: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": FRAME_MS, "loop": 0} if rest else {}
+    format_ = check_path(path, is_video=bool(rest))
+    return write_complete(path, lambda stream: first.save(stream, format_, **video))
 
 
 def save_array(array: NDArray[Any], path: str | os.PathLike[str]) -> Path:
-    """Write an array as a .npy file, whole or not at all. Raises `RequestError` where it cannot be written."""
-    return write_whole(path, lambda stream: np.save(stream, array, allow_pickle=False))
+    """Write an array as a .npy file, completely or not at all. Raises `RequestError` where it cannot be written."""
+    return write_complete(path, lambda stream: np.save(stream, array, allow_pickle=False))
 
 
-def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
-    """Let ``write`` fill a file beside the path that takes its name when all went well. Raises `RequestError`."""
+def write_complete(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
+    """Call ``write`` with a temporary file, which takes the path's name afterwards. Raises `RequestError`."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -92,18 +92,18 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
         partial.replace(path)
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror or error}"
-        raise RequestError(what, where=str(path), fix="give a path in a folder that exists and has room") from error
+        raise RequestError(what, where=str(path), fix="give a path in a folder that exists and has space") from error
     finally:
         with suppress(OSError):
             partial.unlink()
     return path
 
 
-def check_path(path: str | os.PathLike[str], *, moving: bool = False) -> str:
-    """Name Pillow's format for the path's extension. Raises `RequestError` where there is none, or none for films."""
-    known = Image.registered_extensions()
-    format_ = known.get(Path(path).suffix.lower())
-    if format_ is None or format_ not in (Image.SAVE_ALL if moving else Image.SAVE):
-        kind, fix = ("film", "use .gif, .webp or .png") if moving else ("picture", "use .png, .jpg or .webp")
-        raise RequestError(f"{path} names no {kind} format", where=str(path), fix=f"{fix}, or .npy for the numbers")
+def check_path(path: str | os.PathLike[str], *, is_video: bool = False) -> str:
+    """Return Pillow's format for the path's extension. Raises `RequestError` where Pillow cannot write it."""
+    format_ = Image.registered_extensions().get(Path(path).suffix.lower())
+    if format_ is None or format_ not in (Image.SAVE_ALL if is_video else Image.SAVE):
+        kind, fix = ("a video", "use .gif, .webp or .png") if is_video else ("an image", "use .png, .jpg or .webp")
+        what = f"{path} has no extension of {kind} format"
+        raise RequestError(what, where=str(path), fix=f"{fix}, or .npy for the array")
     return format_

@@ -1,4 +1,4 @@
-"""Say how much memory this process has held, and how much there is."""
+"""Read the peak memory of this process, and the free memory of the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_bytes() -> int:
-    """Give the most memory that this process ever held.
+    """Return the peak resident memory of this process, in bytes.
 
     Linux carries ``ru_maxrss`` over from the process that started this one, so there its status is read.
     """
@@ -22,7 +22,7 @@ def peak_bytes() -> int:
 
 
 def free_memory(info: Path = Path("/proc/meminfo")) -> int | None:
-    """Say how many bytes programs may still take, swap among them; None where the system does not say."""
+    """Return the bytes that programs may still take, swap among them; None where the system does not report it."""
     if not info.exists():
         return None
     lines = (line.split() for line in info.read_text(encoding="utf-8").splitlines())

@@ -1,4 +1,4 @@
-"""Remember what graphs made of earlier requests: a text encoder runs once for each distinct prompt."""
+"""Cache the results of graphs that depend on the prompt alone: a text encoder runs once for each distinct prompt."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 BYTES = 256 << 20
-"""Bytes that the results of earlier requests may take by default."""
+"""Bytes that cached results may take by default."""
 
 
 class PromptCache:
-    """Keep the results of graph calls by what the graphs were given; the least recently used go first.
+    """Hold the results of graph calls by the graphs' inputs; the least recently used are removed first.
 
     Results are read-only. One cache may be shared by threads; two that miss at once both compute.
     """
@@ -30,7 +30,7 @@ class PromptCache:
         self._lock = threading.Lock()
 
     def get(self, graph: str, feeds: Mapping[str, Array], compute: Callable[[], Sequence[Array]]) -> Sequence[Array]:
-        """Look up what the graph gave for these feeds, or compute it and keep it if it is not too large."""
+        """Return the cached results of a graph for these feeds, or compute them and cache what is not too large."""
         key = _digest(graph, feeds)
         with self._lock:
             if key in self._entries:
@@ -38,18 +38,18 @@ class PromptCache:
                 self.hits += 1
                 return self._entries[key]
             self.misses += 1
-        found = compute()
-        size = _bytes(found)
-        for array in found:
+        results = compute()
+        size = _bytes(results)
+        for array in results:
             array.flags.writeable = False
         with self._lock:
             if size <= self.limit and key not in self._entries:
-                self._entries[key] = found
+                self._entries[key] = results
                 self.bytes += size
             while self.bytes > self.limit:
                 _, oldest = self._entries.popitem(last=False)
                 self.bytes -= _bytes(oldest)
-        return found
+        return results
 
 
 def _digest(graph: str, feeds: Mapping[str, Array]) -> bytes:

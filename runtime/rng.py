@@ -1,9 +1,9 @@
-"""Draw the normal numbers that ``torch.randn`` draws on a CPU, without PyTorch.
+"""Generate the normal values that ``torch.randn`` generates on a CPU, without PyTorch.
 
 Source: Matsumoto and Nishimura, "Mersenne Twister: A 623-dimensionally equidistributed uniform pseudo-random number
         generator", ACM TOMACS 8(1), 1998 (MT19937 and ``init_genrand``).
 Source: Box and Muller, "A note on the generation of random normal deviates", Ann. Math. Statist. 29(2), 1958.
-Specification: PyTorch's ATen on the CPU, ``normal_fill`` (16 numbers or more) and ``normal_distribution`` (fewer).
+Specification: PyTorch's ATen on the CPU, ``normal_fill`` (16 values or more) and ``normal_distribution`` (fewer).
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class Generator:
         self._cached: float | None = None
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Draw the next normal numbers as float32 of ``shape``."""
+        """Return the next normal values, float32 of ``shape``."""
         count = math.prod(shape)
-        drawn = self._filled(count) if count >= 16 else np.array([self._single() for _ in range(count)], np.float32)
-        return drawn.reshape(shape)
+        values = self._filled(count) if count >= 16 else np.array([self._single() for _ in range(count)], np.float32)
+        return values.reshape(shape)
 
     def _filled(self, count: int) -> NDArray[np.float32]:
-        # Blocks of 16. When a part of a block is left, the last 16 numbers are drawn once more.
+        # Blocks of 16. Where the last block is incomplete, the last 16 values are generated anew.
         uniform = self._uniform(count)
-        whole = count - count % 16
-        drawn = np.empty(count, np.float32)
-        drawn[:whole] = _box_muller(uniform[:whole])
-        if whole < count:
-            drawn[-16:] = _box_muller(self._uniform(16))
-        return drawn
+        end = count - count % 16
+        values = np.empty(count, np.float32)
+        values[:end] = _box_muller(uniform[:end])
+        if end < count:
+            values[-16:] = _box_muller(self._uniform(16))
+        return values
 
     def _uniform(self, count: int) -> NDArray[np.float32]:
         return (self._words(count) & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
@@ -56,7 +56,7 @@ class Generator:
         return self._engine.randint(0, 1 << 32, size=count, dtype=np.uint32)
 
     def _single(self) -> float:
-        # In doubles, two at a time: the sine waits for the next call, over large draws in between.
+        # In doubles, two at a time: the sine waits for the next call, even if calls of 16 or more values come between.
         if self._cached is not None:
             value, self._cached = self._cached, None
             return value
@@ -69,8 +69,8 @@ class Generator:
 
 
 def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
-    # Of every 16 uniform numbers, eight make radii and eight make angles. Logarithm, cosine and sine are of float64 and
-    # rounded to float32: so every language and CPU computes the same bits, which float32's own functions do not.
+    # Of every 16 uniform values, eight become radii and eight become angles. Logarithm, cosine and sine are of float64
+    # and rounded to float32: so every language and CPU computes the same bits, which float32's own functions do not.
     first, second = uniform.reshape(-1, 2, 8).swapaxes(0, 1)
     radius = np.sqrt(np.float32(-2) * _rounded(np.log, np.float32(1) - first))
     angle = np.float32(2 * math.pi) * second

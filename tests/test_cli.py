@@ -204,7 +204,7 @@ def test_pictures_are_inputs_too(tmp_path: Path, task: str, given: tuple[str, ..
     options = ("--task", task, "--steps", "4", "--strength", "0.75", "-o", tmp_path / "x.diffc")
     succeeded("build", UNET, *options)
     assert succeeded("verify", tmp_path / "x.diffc", "--against", UNET)["psnr"] >= VERIFIED_PSNR
-    assert "needs the picture" in refused("run", tmp_path / "x.diffc", PROMPT, "-o", tmp_path / "none.png")
+    assert "needs the image" in refused("run", tmp_path / "x.diffc", PROMPT, "-o", tmp_path / "none.png")
     Image.new("RGBA", (100, 80), (200, 30, 30, 255)).save(tmp_path / "in.png")
     pictures = [part for option in given for part in (option, tmp_path / "in.png")]
     succeeded("run", tmp_path / "x.diffc", PROMPT, *pictures, "--seed", "1", "-o", tmp_path / "out.png")

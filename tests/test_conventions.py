@@ -86,18 +86,9 @@ NOT_YET_IN_THE_LANGUAGE: tuple[str, ...] = (
     "passes/recognize_linear.py",
     "passes/stage.py",
     "plugins/",
-    "runtime/bench_process.py",
     "runtime/bundle/",
-    "runtime/disk_cache.py",
     "runtime/engines/",
-    "runtime/errors.py",
-    "runtime/images.py",
-    "runtime/memory.py",
     "runtime/program/",
-    "runtime/prompt_cache.py",
-    "runtime/request.py",
-    "runtime/rng.py",
-    "runtime/sampler.py",
 )
 
 # A pass rewrites one graph, or one program, or all of a bundle where they share what it makes, after looking at their

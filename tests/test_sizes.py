@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffc.compiler.checkpoint.load import load as load_pipeline
-from diffc.compiler.commands.bench import Turn, bench
+from diffc.compiler.commands.bench import Measurement, bench
 from diffc.compiler.errors import BuildError
 from diffc.compiler.tracing.pipeline import asked_sizes
 from diffc.runtime import load
@@ -80,9 +80,9 @@ def test_a_size_is_drawn_as_diffusers_draws_it(bundle: Path, source: Source, tmp
 
 def test_a_size_that_is_not_there_is_refused_with_those_that_are(bundle: Path, tmp_path: Path) -> None:
     said = refused("run", bundle, PROMPT, "--size", "16x24", "-o", tmp_path / "x.png")
-    assert "this bundle draws no 16x24" in said and "it draws 16x16, 24x16; diffc build --size" in said
+    assert "this bundle has no size 16x24" in said and "it has 16x16, 24x16; diffc build --size" in said
     said = refused("run", bundle, PROMPT, "--size", "24x16", "--program", NAMES[0], "-o", tmp_path / "x.png")
-    assert f"{NAMES[0]} draws no 24x16" in said and "it draws 16x16" in said
+    assert f"{NAMES[0]} has no size 24x16" in said and "it has 16x16" in said
 
 
 @pytest.mark.parametrize("name", [NAMES[0], NAMES[2]])
@@ -93,17 +93,17 @@ def test_verify_compares_with_the_pipeline_at_the_program_s_size(bundle: Path, s
     assert min(each["sqnr"] for each in found["components"].values()) > VERIFIED_PSNR
 
 
-def test_rivals_draw_the_program_s_size(bundle: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = dict[str, Mapping[str, Any]]()
+def test_baselines_sample_at_the_program_s_size(bundle: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = dict[str, Mapping[str, Any]]()
 
-    def taken(name: str, request: Mapping[str, Any]) -> Turn:
-        asked[name] = request
-        return Turn(1.0, (1.0,), (1.0,), 1)
+    def measured(name: str, request: Mapping[str, Any]) -> Measurement:
+        requests[name] = request
+        return Measurement(1.0, (1.0,), (1.0,), 1)
 
-    monkeypatch.setattr("diffc.compiler.commands.bench.take_turn", taken)
+    monkeypatch.setattr("diffc.compiler.commands.bench.measure", measured)
     for name, (width, height) in zip(NAMES[::2], SIZES, strict=True):
         bench(bundle, against=("torch",), source=source.path, program=name, repeat=1)
-        arguments = asked["torch"]["arguments"]
+        arguments = requests["torch"]["arguments"]
         assert (arguments["width"], arguments["height"], arguments["num_inference_steps"]) == (width, height, 2)
 
 

@@ -1,4 +1,4 @@
-"""Measure a bundle's time and memory, in turns with rivals: everyone draws the same in a fresh process each turn."""
+"""Measure the time and memory of a bundle and of baselines, alternately, in a fresh process for each measurement."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from diffc.runtime.request import Request, make_request
 BUNDLE = "diffc"
 
 WARM = 2
-"""How many times each process draws after the first."""
+"""Requests of each process after the first."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Name the module that reports as `diffc.runtime.bench_process` says, and the packages that it needs."""
+class Subject:
+    """Name a module that prints results as `diffc.runtime.bench_process` does, and the packages that it needs."""
 
     module: str
     packages: tuple[str, ...] = ()
 
 
-CONTENDERS = {
-    BUNDLE: Contender("diffc.runtime.bench_process"),
-    "torch": Contender(
+BASELINES = {
+    "torch": Subject(
         "diffc.compiler.commands.bench_diffusers", ("torch", "diffusers", "transformers", "accelerate", "safetensors")
     ),
 }
+SUBJECTS = {BUNDLE: Subject("diffc.runtime.bench_process"), **BASELINES}
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Hold what one process took: seconds from its start to the first picture, then once warm, and its peak memory.
+class Measurement:
+    """Hold the results of one process: seconds from its start to the first image, then once warm, and its peak memory.
 
     ``seconds`` has one entry for each warm request, ``steps`` one for each warm step but the first of a request.
     """
@@ -68,70 +68,67 @@ def bench(
     repeat: int = 3,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """Let the bundle and each rival take ``repeat`` turns, one after the other, with as many threads (default: all).
+    """Measure the bundle and the baselines ``against`` it alternately, ``repeat`` times, with ``threads`` or all cores.
 
-    The only rival is ``torch``: the diffusers pipeline that the bundle was built from, of ``source``, in float32. Warm
-    requests have prompts of their own, so that nobody gains from remembering one. Gives what was asked for, the medians
-    of each of the ``contenders`` and, of each rival, ``ratios``: above 1 where the bundle takes less.
-    Raises `DiffcError` where the request cannot be served or a contender fails.
+    The only baseline is ``torch``: the diffusers pipeline that the bundle was built from, loaded from ``source``, in
+    float32. Each warm request has a prompt of its own, so that no cached text embedding counts. Returns the options,
+    the ``medians`` of each (``contenders`` is the same under its old name) and, of each baseline, ``ratios`` to the
+    bundle: above 1 where the bundle takes less. Raises `DiffcError` where the request cannot be served or a process
+    fails.
     """
-    _check_rivals(against, source)
+    _check_baselines(against, source)
     opened = open_bundle(Path(bundle))
-    given = {"prompt": prompt, "guidance_scale": guidance}
     reads_prompt = any(item.name == "prompt" for each in opened.programs.values() for item in each.texts)
-    given = given if reads_prompt else {"guidance_scale": guidance}
-    request = make_request(opened.programs, program=program, inputs=given, num_images=1, seed=seed, latents=None)
-    chosen = request.program
+    inputs = {"guidance_scale": guidance} | ({"prompt": prompt} if reads_prompt else {})
+    request = make_request(opened.programs, program=program, inputs=inputs, num_images=1, seed=seed, latents=None)
+    measured = request.program
     texts: list[list[str] | str] = [
-        [text] * chosen.batch if reads_prompt else "" for text in (prompt, *(f"{n} {prompt}" for n in range(WARM)))
+        [text] * measured.batch if reads_prompt else "" for text in (prompt, *(f"{n} {prompt}" for n in range(WARM)))
     ]
     common = {"texts": texts, "seed": seed, "threads": threads or _cores()}
-    requests = {BUNDLE: common | {"bundle": str(bundle), "program": chosen.name, "scalars": dict(request.scalars)}}
-    for rival in against:
-        requests[rival] = common | {"source": str(source)} | _asked_of_pipeline(opened, request)
-    turns: dict[str, list[Turn]] = {name: [] for name in requests}
+    requests = {BUNDLE: common | {"bundle": str(bundle), "program": measured.name, "scalars": dict(request.scalars)}}
+    for baseline in against:
+        requests[baseline] = common | {"source": str(source)} | _pipeline_options(opened, request)
+    measurements: dict[str, list[Measurement]] = {name: [] for name in requests}
     for number in range(repeat):
-        for name, asked in requests.items():
-            progress(f"turn {number + 1}/{repeat}: {name}")
-            turns[name].append(take_turn(name, asked))
-    said = {"program": chosen.name, "prompt": prompt, "seed": seed, **request.scalars}
-    said |= {"steps": sum(op.operator == "step" for op in chosen.ops), "batch": chosen.batch}
-    said |= {"threads": common["threads"], "repeat": repeat}
-    return {"bundle": str(bundle), **said, **compared(turns, chosen.batch)}
+        for name, options in requests.items():
+            progress(f"repeat {number + 1}/{repeat}: {name}")
+            measurements[name].append(measure(name, options))
+    result = {"program": measured.name, "prompt": prompt, "seed": seed, **request.scalars}
+    result |= {"steps": sum(op.operator == "step" for op in measured.ops), "batch": measured.batch}
+    result |= {"threads": common["threads"], "repeat": repeat}
+    return {"bundle": str(bundle), **result, **compared(measurements, measured.batch)}
 
 
-def compared(turns: Mapping[str, Sequence[Turn]], batch: int = 1) -> dict[str, Any]:
-    """Give each contender's medians, and how many times as much as the bundle each rival takes."""
-    contenders = {name: _medians(each, batch) for name, each in turns.items()}
-    own = contenders[BUNDLE]
-    return {
-        "contenders": contenders,
-        "ratios": {
-            rival: {key: _ratio(value, own[key]) for key, value in found.items()}
-            for rival, found in contenders.items()
-            if rival != BUNDLE
-        },
+def compared(measurements: Mapping[str, Sequence[Measurement]], batch: int = 1) -> dict[str, Any]:
+    """Compute the medians of the bundle and of each baseline, and the ratios of each baseline's to the bundle's."""
+    medians = {name: _medians(repeats, batch) for name, repeats in measurements.items()}
+    ratios = {
+        name: {key: _ratio(value, medians[BUNDLE][key]) for key, value in row.items()}
+        for name, row in medians.items()
+        if name != BUNDLE
     }
+    return {"medians": medians, "contenders": medians, "ratios": ratios}
 
 
-def _ratio(value: float | None, own: float | None) -> float | None:
-    return value / own if value and own else None
+def _ratio(value: float | None, bundle: float | None) -> float | None:
+    return value / bundle if value and bundle else None
 
 
-def _medians(turns: Sequence[Turn], batch: int) -> dict[str, float | None]:
-    steps = [seconds for turn in turns for seconds in turn.steps]
+def _medians(repeats: Sequence[Measurement], batch: int) -> dict[str, float | None]:
+    steps = [seconds for each in repeats for seconds in each.steps]
     return {
-        "first_seconds": statistics.median(turn.first_seconds for turn in turns),
-        "seconds": statistics.median(seconds for turn in turns for seconds in turn.seconds) / batch,
+        "first_seconds": statistics.median(each.first_seconds for each in repeats),
+        "seconds": statistics.median(seconds for each in repeats for seconds in each.seconds) / batch,
         "step_milliseconds": statistics.median(steps) * 1000 if steps else None,
-        "peak_bytes": round(statistics.median(turn.peak_bytes for turn in turns)),
+        "peak_bytes": round(statistics.median(each.peak_bytes for each in repeats)),
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Lay the medians out for people, a line for each contender, then one for the ratios of each rival."""
-    lines = [("", "first picture", "picture, warm", "step", "peak")]
-    for name, row in found["contenders"].items():
+def table(result: Mapping[str, Any]) -> str:
+    """Format the medians as a table, a line for each name, then a line for the ratios of each baseline."""
+    lines = [("", "first image", "image, warm", "step", "peak")]
+    for name, row in result["medians"].items():
         step = "" if row["step_milliseconds"] is None else f"{row['step_milliseconds']:.1f} ms"
         first, warm, peak = (
             f"{row['first_seconds']:.2f} s",
@@ -139,30 +136,30 @@ def table(found: Mapping[str, Any]) -> str:
             f"{row['peak_bytes'] / 1e6:.0f} MB",
         )
         lines.append((name, first, warm, step, peak))
-    for rival, row in found["ratios"].items():
+    for name, row in result["ratios"].items():
         first, warm, step, peak = ("" if value is None else f"{value:.2f} ×" for value in row.values())
-        lines.append((f"{rival} / {BUNDLE}", first, warm, step, peak))
+        lines.append((f"{name} / {BUNDLE}", first, warm, step, peak))
     return "\n".join("".join(f"{cell:>15}" for cell in line) for line in lines)
 
 
-def _check_rivals(against: Sequence[str], source: Path | str | None) -> None:
-    known = [name for name in CONTENDERS if name != BUNDLE]
-    for rival in against:
-        if rival not in known:
-            raise BuildError(f"unknown rival {rival!r}", where="--against", fix=f"name one of {', '.join(known)}")
-        missing = [name for name in CONTENDERS[rival].packages if importlib.util.find_spec(name) is None]
+def _check_baselines(against: Sequence[str], source: Path | str | None) -> None:
+    for name in against:
+        if name not in BASELINES:
+            fix = f"name one of {', '.join(BASELINES)}"
+            raise BuildError(f"unknown baseline {name!r}", where="--against", fix=fix)
+        missing = [package for package in BASELINES[name].packages if importlib.util.find_spec(package) is None]
         if missing:
-            what = f"the rival {rival} needs {', '.join(missing)}, not installed here"
+            what = f"the baseline {name} needs {', '.join(missing)}, not installed here"
             raise BuildError(what, where="--against", fix="pip install 'diffc[compiler]'")
         if source is None:
-            what = f"the rival {rival} draws with what the bundle was built from"
+            what = f"the baseline {name} needs the checkpoint that the bundle was built from"
             raise BuildError(what, where="--against", fix="name it with --source")
         if not Path(source).exists():
-            raise BuildError(f"there is no {source}", where="--source", fix="name what the bundle was built from")
+            raise BuildError(f"there is no {source}", where="--source", fix="name the checkpoint of the bundle")
 
 
-def _asked_of_pipeline(bundle: Bundle, request: Request) -> dict[str, Any]:
-    """Say what the pipeline draws where the bundle answers the request."""
+def _pipeline_options(bundle: Bundle, request: Request) -> dict[str, Any]:
+    """Return the options with which the pipeline samples as the bundle does for the request."""
     recipe = bundle.manifest.raw["provenance"]["recipe"]
     arguments = arguments_of(request.program.name, recipe) | dict(request.scalars)
     arguments |= {item.name: [""] * request.program.batch for item in request.program.texts if item.name != "prompt"}
@@ -173,27 +170,31 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def take_turn(name: str, request: Mapping[str, Any]) -> Turn:
-    """Let a contender draw in a fresh process. Raises `DiffcError` with what it says, or its last line on stderr."""
-    command = [sys.executable, "-P", "-m", CONTENDERS[name].module, json.dumps(request)]
+def measure(name: str, request: Mapping[str, Any]) -> Measurement:
+    """Measure the bundle or a baseline in a fresh process.
+
+    Raises `DiffcError` with the error that the process reports, or else with its last line on stderr.
+    """
+    command = [sys.executable, "-P", "-m", SUBJECTS[name].module, json.dumps(request)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         lines = _lines(command, errors)
         errors.seek(0)
-        said = errors.read().strip().rpartition("\n")[2]
-    found = [line for _, line in lines]
-    if found and "error" in found[-1]:
-        error = found[-1]["error"]
+        last_error = errors.read().strip().rpartition("\n")[2]
+    results = [line for _, line in lines]
+    if results and "error" in results[-1]:
+        error = results[-1]["error"]
         raise DiffcError(error["what"], where=error["where"] or name, fix=error["fix"])
-    if not found or "peak_bytes" not in found[-1]:
-        raise BuildError(f"{name} failed: {said or 'its process was killed'}", fix="see whether there is memory enough")
-    warm = found[1:-1]
+    if not results or "peak_bytes" not in results[-1]:
+        what = f"{name} failed: {last_error or 'its process was killed'}"
+        raise BuildError(what, fix="see whether there is memory enough")
+    warm = results[1:-1]
     seconds = tuple(each["seconds"] for each in warm)
     steps = tuple(step for each in warm for step in each["steps"])
-    return Turn(lines[0][0], seconds, steps, found[-1]["peak_bytes"])
+    return Measurement(lines[0][0], seconds, steps, results[-1]["peak_bytes"])
 
 
 def _lines(command: Sequence[str], errors: IO[str]) -> list[tuple[float, dict[str, Any]]]:
-    """Run a command and give each line of JSON that it prints, with the seconds since its start."""
+    """Run a command and return each line of JSON that it prints, with the seconds since its start."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
         assert process.stdout is not None

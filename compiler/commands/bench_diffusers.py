@@ -1,7 +1,7 @@
-"""Enter a comparison with the diffusers pipeline that a bundle was built from: PyTorch, eager, float32.
+"""Measure the baseline ``torch``: the diffusers pipeline that a bundle was built from, eager, in float32.
 
-``python -m diffc.compiler.commands.bench_diffusers REQUEST`` reports as `diffc.runtime.bench_process` says. It imports
-no more than it needs.
+``python -m diffc.compiler.commands.bench_diffusers REQUEST`` prints results as `diffc.runtime.bench_process` does. It
+imports only what the measurement needs.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any
 import torch
 
 from diffc.compiler.checkpoint.load import load
-from diffc.runtime.bench_process import Draw, Texts, compete
+from diffc.runtime.bench_process import Sample, Texts, run_benchmark
 
 
-def pipeline(request: dict[str, Any]) -> Draw:
-    """Load the pipeline, with the sampler and for the task that the bundle was built with."""
+def load_pipeline(request: dict[str, Any]) -> Sample:
+    """Load the pipeline of the request, with the bundle's sampler and task."""
     torch.set_num_threads(request["threads"])
     loaded: Any = load(request["source"], sampler=request["sampler"], task=request["task"])
     loaded.set_progress_bar_config(disable=True)
     takes = inspect.signature(type(loaded).__call__).parameters
     arguments = {name: value for name, value in request["arguments"].items() if name in takes}
 
-    def draw(texts: Texts, on_step: Callable[[], None]) -> object:
+    def sample(texts: Texts, on_step: Callable[[], None]) -> object:
         def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
             on_step()
             return values
 
-        given = arguments | ({"prompt": texts} if "prompt" in takes else {})
-        given |= {"callback_on_step_end": after} if "callback_on_step_end" in takes else {}
-        return loaded(**given, generator=torch.Generator("cpu").manual_seed(request["seed"]))
+        inputs = arguments | ({"prompt": texts} if "prompt" in takes else {})
+        inputs |= {"callback_on_step_end": after} if "callback_on_step_end" in takes else {}
+        return loaded(**inputs, generator=torch.Generator("cpu").manual_seed(request["seed"]))
 
-    return draw
+    return sample
 
 
 if __name__ == "__main__":
-    compete(pipeline)
+    run_benchmark(load_pipeline)

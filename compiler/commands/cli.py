@@ -200,7 +200,7 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     start = time.monotonic()
     sampler = load(options["bundle"])
     if not numbers:
-        check_path(output, moving=sampler.makes == "films")
+        check_path(output, is_video=sampler.output_kind == "videos")
     seed = secrets.randbits(32) if options["seed"] is None else options["seed"]
     with click.progressbar(length=1, label="draw", file=sys.stderr) as bar:
 
@@ -257,10 +257,10 @@ def _numbers(scalars: Mapping[str, float | None], guidance: float | None, settin
 
 
 def _inputs(files: Iterable[tuple[str, Path | str | None]]) -> dict[str, Any]:
-    from diffc.runtime.images import open_picture
+    from diffc.runtime.images import open_image
 
     paths = {name: Path(file) for name, file in files if file is not None}
-    return {name: _array(path) if path.suffix.lower() == ".npy" else open_picture(path) for name, path in paths.items()}
+    return {name: _array(path) if path.suffix.lower() == ".npy" else open_image(path) for name, path in paths.items()}
 
 
 def _array(path: Path) -> Any:
@@ -340,16 +340,18 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
 
 @_command
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--against", type=Names(), default=(), help="Rivals. torch: the pipeline that it was built from, eager.")
-@click.option("--source", type=click.Path(path_type=Path), help="What the bundle was built from, for the rivals.")
+@click.option(
+    "--against", type=Names(), default=(), help="Baselines. torch: the pipeline that it was built from, eager."
+)
+@click.option("--source", type=click.Path(path_type=Path), help="What the bundle was built from, for the baselines.")
 @click.option("--prompt", default="a red circle left of a blue square", show_default=True, help="What to draw.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The seed of every picture.")
 @click.option("--guidance", type=float, help="Guidance scale.  [default: the bundle's]")
 @click.option("--program", help="Which program of the bundle.  [default: the first that serves the request]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of everyone.  [default: all cores]")
-@click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of everyone.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of each process.  [default: all cores]")
+@click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Measurements of each.")
 def bench(bundle: Path, **options: Any) -> dict[str, Any]:
-    """Measure the time and memory of BUNDLE, in turns with rivals, in a fresh process each turn.
+    """Measure the time and memory of BUNDLE and of baselines, alternately, each time in a fresh process.
 
     \b
     diffc bench shapes.diffc

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from diffc.runtime import Sampler, load
 
 STEPS = (900, 500, 100)
 HIDDEN = np.linspace(-1, 1, 32, dtype=np.float32).reshape(8, 4)
@@ -25,7 +28,7 @@ Ports = Mapping[str, tuple[str, list[int]]]
 
 
 def word_tokenizer() -> str:
-    """Give one id to each of six words, between a start (0) and an end (1)."""
+    """Return a tokenizer with one id for each of six words, between a start (0) and an end (1)."""
     words = ["<start>", "<end>", "<unknown>", "red", "blue", "circle", "square", "small"]
     tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unknown>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -37,7 +40,7 @@ def word_tokenizer() -> str:
 
 
 def external(name: str, location: str, array: np.ndarray) -> TensorProto:
-    """Declare a tensor whose numbers lie in another file."""
+    """Declare a tensor whose values lie in another file."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=array.shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", "0"), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)
@@ -52,12 +55,12 @@ def graph(
     def ports(named: Ports) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, ONNX_TYPES[kind], shape) for name, (kind, shape) in named.items()]
 
-    made = helper.make_graph(nodes, "graph", ports(inputs), ports(outputs), initializers)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10).SerializeToString()
+    proto = helper.make_graph(nodes, "graph", ports(inputs), ports(outputs), initializers)
+    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=10).SerializeToString()
 
 
 def tiny_graphs(batch: int, location: str = "weights/hidden.bin") -> dict[str, bytes]:
-    """Make a text encoder (a lookup), a denoiser (out = sample/2 + timestep/1000 + mean of hidden) and a sigmoid."""
+    """Return a text encoder (a lookup), a denoiser (out = sample/2 + timestep/1000 + mean of hidden) and a sigmoid."""
     node, scalar = helper.make_node, lambda name, value: numpy_helper.from_array(np.float32(value), name)
     latents = ("float32", [2 * batch, 3, 4, 4])
     return {
@@ -133,8 +136,8 @@ def tiny_program(batch: int, name: str = "draw", guard: str = "guard guidance_sc
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def tiny_pictures(ids: np.ndarray, negative_ids: np.ndarray, guidance: float, noises: list[np.ndarray]) -> np.ndarray:
-    """Say what `tiny_program` means, in NumPy, for any number of pictures at once."""
+def tiny_images(ids: np.ndarray, negative_ids: np.ndarray, guidance: float, noises: list[np.ndarray]) -> np.ndarray:
+    """Compute the images of `tiny_program` in NumPy, any number at once."""
     means = [HIDDEN[each].mean(axis=(1, 2))[:, None, None, None] for each in (negative_ids, ids)]
     x = noises[0]
     for at, timestep in enumerate(STEPS):
@@ -144,7 +147,7 @@ def tiny_pictures(ids: np.ndarray, negative_ids: np.ndarray, guidance: float, no
 
 
 def decoded(x: np.ndarray) -> np.ndarray:
-    """Say what the tail of `tiny_program` means."""
+    """Compute the tail of `tiny_program` in NumPy."""
     return 1 / (1 + np.exp(-(0.5 * x + BIAS + 0.1)))
 
 
@@ -154,8 +157,8 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], **manifest: Any) -> P
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     listed = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()}
-    whole = {"schema": 1, "diffc": "0.1.0", "target": "ort-fp32", "files": listed, "provenance": {}, **manifest}
-    (folder / "manifest.json").write_text(json.dumps(whole))
+    complete = {"schema": 1, "diffc": "0.1.0", "target": "ort-fp32", "files": listed, "provenance": {}, **manifest}
+    (folder / "manifest.json").write_text(json.dumps(complete))
     return folder
 
 
@@ -170,13 +173,13 @@ def write_tiny(
     **changes: Any,
 ) -> Path:
     """Write the bundle of `tiny_program`, graphs at ``place`` and ``more`` files; ``changes`` are of the manifest."""
-    made = tiny_graphs(batch) | dict(graphs or {})
-    files = {place.format(name): content for name, content in made.items()}
+    models = tiny_graphs(batch) | dict(graphs or {})
+    files = {place.format(name): content for name, content in models.items()}
     files |= {"weights/hidden.bin": HIDDEN.tobytes(), "tokenizer/words.json": word_tokenizer().encode()}
     files |= {"tables.safetensors": save({"bias": BIAS}), **(more or {})}
     manifest = {
         "programs": programs or {"draw": tiny_program(batch)},
-        "graphs": {name: {"file": place.format(name), "component": name} for name in made},
+        "graphs": {name: {"file": place.format(name), "component": name} for name in models},
         "tokenizers": {"words": "tokenizer/words.json"},
     }
     return write_bundle(folder, files, **(manifest | changes))
@@ -184,7 +187,7 @@ def write_tiny(
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Share a bundle of two programs, with and without guidance, of one picture at a time."""
+    """Share a bundle of two programs, with and without guidance, of batch 1."""
     plain = tiny_program(1, "plain", "guard guidance_scale <= 1.0")
     programs = {"draw": tiny_program(1), "plain": plain}
     return write_tiny(tmp_path_factory.mktemp("shared") / "tiny.diffc", programs=programs)
@@ -196,8 +199,52 @@ def bundle(shared: Path, tmp_path: Path) -> Path:
     return shutil.copytree(shared, tmp_path / "tiny.diffc")
 
 
+@pytest.fixture(scope="session")
+def sampler(shared: Path) -> Sampler:
+    """Open the shared bundle."""
+    return load(shared, threads=1)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Sampler:
+    """Open a bundle of batch 2."""
+    return load(write_tiny(tmp_path_factory.mktemp("pairs") / "pairs.diffc", batch=2), threads=1)
+
+
+# The ids of two prompts and of the empty one.
+RED, BLUE, NOTHING = [0, 3, 5, 1, 1, 1, 1, 1], [0, 4, 6, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1]
+
+
+def noises(seed: int, count: int, times: int = 4) -> list[np.ndarray]:
+    """Return what torch generates for the noises of `tiny_program`."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return [torch.randn((count, 3, 4, 4), generator=generator).numpy() for _ in range(times)]
+
+
+def expected(ids: list[list[int]], noise: list[np.ndarray], guidance: float = 5.0) -> np.ndarray:
+    """Compute the images of prompts with an empty negative prompt."""
+    return tiny_images(np.array(ids), np.array([NOTHING] * len(ids)), guidance, noise)
+
+
+def close(array: np.ndarray, reference: np.ndarray) -> None:
+    """Compare images in [0, 1]. Float32 sums in another order differ by 2e-7, measured."""
+    np.testing.assert_allclose(array, reference, rtol=0, atol=2e-6)
+
+
+def small_sampler(folder: Path, body: str) -> Sampler:
+    """Open a bundle of a program of images T = float32[1, 3, 1, 1], with a scalar ``a`` and without graphs."""
+    text = f"program p(a: scalar = 2.0) {{ {body} }}".replace("T ", "float32[1, 3, 1, 1] ")
+    return load(write_bundle(folder, {}, programs={"p": text}, graphs={}, tokenizers={}))
+
+
 class Tiny:
     """Carry this file's functions to the tests, which cannot import it."""
+
+    red, blue = RED, BLUE
+    noises = staticmethod(noises)
+    expected = staticmethod(expected)
+    close = staticmethod(close)
+    sampler = staticmethod(small_sampler)
 
     steps = STEPS
     bias = BIAS
@@ -205,7 +252,7 @@ class Tiny:
     graphs = staticmethod(tiny_graphs)
     graph = staticmethod(graph)
     external = staticmethod(external)
-    pictures = staticmethod(tiny_pictures)
+    images = staticmethod(tiny_images)
     decoded = staticmethod(decoded)
     write = staticmethod(write_tiny)
     write_bundle = staticmethod(write_bundle)
@@ -214,5 +261,5 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny() -> type[Tiny]:
-    """Give the functions that write tiny bundles."""
+    """Return the functions that write tiny bundles."""
     return Tiny
