@@ -102,7 +102,8 @@ def _choose(
 
     Programs that read exactly the texts of the request are tried first.
     """
-    defaults = {key: value for key, value in candidates[0].scalars.items() if value is not None}
+    scalars_of = [program.scalars.items() for program in reversed(candidates)]  # the first default of a scalar counts
+    defaults = {key: value for items in scalars_of for key, value in items if value is not None}
     requested = defaults | dict(scalars)
     for program in sorted(
         candidates, key=lambda each: len({item.name for item in each.texts}.symmetric_difference(texts))
