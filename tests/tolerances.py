@@ -172,3 +172,7 @@ FOUR_BIT_PSNR = 24
 LARGE_BYTES_SQNR = 12.0
 """A call of layers of 7 and 8 bits at the ends of their grids, in dB.
 runtime/engines/test_registry.py: at least 16.1, and 4.2 where sums of two products are cut off at 16 bits."""
+
+NOISE = 1e-6
+"""A normal number against PyTorch's, whose vector functions differ in the last places from float64's, rounded.
+runtime/test_rng.py and format/make_corpus.py: at worst 4.8e-7."""

@@ -1,0 +1,446 @@
+"""Define bundles that show how requests are served, and compute in NumPy what they return, at PyTorch's noise.
+
+No runtime of diffc takes part. The programs are as small as what they show allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.format.authoring import Array, Case, Request, Step
+from tests.format.reference import grey, lanczos
+from tests.runtime.conftest import (
+    BIAS,
+    HIDDEN,
+    tiny_graphs,
+    tiny_pictures,
+    tiny_program,
+    word_tokenizer,
+)
+
+NOTHING, RED, BLUE = [0, 1, 1, 1, 1, 1, 1, 1], [0, 3, 5, 1, 1, 1, 1, 1], [0, 4, 6, 1, 1, 1, 1, 1]
+CUT = [0, 3, 3, 3, 3, 3, 3, 1]
+"""Token ids of an empty text, "red circle", "blue square", and of more than six times "red" in a length of 8."""
+
+
+def noise(seed: int, *shapes: tuple[int, ...]) -> list[Array]:
+    """Draw arrays of normal numbers from one generator of PyTorch."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return [torch.randn(shape, generator=generator).numpy() for shape in shapes]
+
+
+def last(channels_first: Array) -> Array:
+    """Move the channels of images or videos to the end."""
+    return np.moveaxis(channels_first, -3, -1)
+
+
+def request_cases() -> Iterator[Case]:
+    """Yield the bundles whose requests differ."""
+    yield sampler("sampler", 1)
+    yield sampler("pairs", 2)
+    yield from (guards(), texts(), sizes(), small_noise(), both_branches(), steps())
+    yield from (arrays(), images(), video(), audio(), stages())
+
+
+def sampler(name: str, batch: int) -> Case:
+    """Sample in three steps with guidance, and noise in each of them, ``batch`` images at a time."""
+
+    def result(
+        ids: Sequence[list[int]], noises: Sequence[Array], guidance: float = 5.0, no: Sequence[int] = ()
+    ) -> Array:
+        return tiny_pictures(np.array(ids), np.array([no or NOTHING] * len(ids)), guidance, list(noises))
+
+    def rows(count: int, draws: int = 4) -> list[tuple[int, ...]]:
+        return [(count, 3, 4, 4)] * draws
+
+    latents = np.linspace(-2, 2, 96, dtype=np.float32).reshape(2, 3, 4, 4)
+    seeds = [np.concatenate(each) for each in zip(*(noise(seed, *rows(1)) for seed in (7, 8, 9)), strict=True)]
+    first, three = noise(5, *rows(2, 3)), ["red circle", "blue square", "red circle"]
+    programs = {"draw": tiny_program(batch), "plain": tiny_program(batch, "plain", "guard guidance_scale <= 1.0")}
+    requests = [
+        Request("defaults", {"prompt": "red circle", "seed": 0}, result([RED], noise(0, *rows(1)))),
+        Request("no prompt", {"seed": 2}, result([NOTHING], noise(2, *rows(1)))),
+        Request(
+            "negative prompt and guidance",
+            {"prompt": "red circle", "negative_prompt": "blue square", "guidance_scale": 3, "seed": 1},
+            result([RED], noise(1, *rows(1)), 3.0, BLUE),
+        ),
+        Request("a long prompt is cut", {"prompt": "red " * 20, "seed": 0}, result([CUT], noise(0, *rows(1)))),
+        Request("one seed, three images", {"prompt": three, "seed": 7}, result([RED, BLUE, RED], noise(7, *rows(3)))),
+        Request(
+            "a seed for each image",
+            {"prompt": "red circle", "num_images": 3, "seed": [7, 8, 9]},
+            result([RED] * 3, seeds),
+        ),
+        Request(
+            "two images of each prompt",
+            {"prompt": ["red circle", "blue square"], "num_images": 2, "seed": 3},
+            result([RED, RED, BLUE, BLUE], noise(3, *rows(4))),
+        ),
+        Request(
+            "latents for each image",
+            {"prompt": "red circle", "num_images": 2, "latents": latents, "seed": 5},
+            result([RED] * 2, [latents, *first]),
+        ),
+        Request(
+            "latents for all images",
+            {"prompt": "red circle", "num_images": 2, "latents": latents[:1], "seed": 5},
+            result([RED] * 2, [latents[[0, 0]], *first]),
+        ),
+        Request(
+            "a guard chooses the program",
+            {"prompt": "red circle", "guidance_scale": 0.5, "seed": 0},
+            result([RED], noise(0, *rows(1)), 0.5),
+        ),
+        Request(
+            "a program by its name",
+            {"prompt": "red circle", "guidance_scale": 1.0, "program": "plain", "seed": 0},
+            result([RED], noise(0, *rows(1)), 1.0),
+        ),
+        Request("a size that it makes", {"size": [4, 4], "seed": 2}, result([NOTHING], noise(2, *rows(1)))),
+        Request("a named program whose guard fails", {"guidance_scale": 0.5, "program": "draw"}, refused="request"),
+        Request("the default of a named program fails its guard", {"program": "plain"}, refused="request"),
+        Request("an unknown program", {"program": "other"}, refused="request"),
+        Request("an unknown size", {"size": [8, 4]}, refused="request"),
+        Request("an unknown input", {"strength": 0.5}, refused="request"),
+        Request("no image", {"num_images": 0}, refused="request"),
+        Request("three negative prompts for two", {"prompt": three[:2], "negative_prompt": three}, refused="request"),
+        Request("two seeds for three images", {"num_images": 3, "seed": [1, 2]}, refused="request"),
+        Request("a seed that is too large", {"seed": 2**64}, refused="request"),
+        Request("a seed that is too small", {"seed": -(2**63) - 1}, refused="request"),
+        Request("a seed that is a text", {"seed": "0"}, refused="request"),
+        Request("guidance that is a text", {"guidance_scale": "5"}, refused="request"),
+        Request("a prompt that is a number", {"prompt": 5}, refused="request"),
+        Request("no prompts", {"prompt": []}, refused="request"),
+        Request("a prompt with a NUL", {"prompt": "red\0circle"}, refused="request"),
+        Request("latents of another shape", {"latents": latents[:, :, :2]}, refused="request"),
+        Request("latents for too many images", {"latents": latents}, refused="request"),
+        Request("latents that are NaN", {"latents": np.full((1, 3, 4, 4), np.nan, np.float32)}, refused="request"),
+    ]
+    graphs, files = tiny_graphs(batch), {"weights/hidden.bin": HIDDEN.tobytes()}
+    tokenizers = {"words": word_tokenizer()}
+    return Case(name, programs, requests, graphs, {"bias": BIAS}, tokenizers, files=files)
+
+
+def steps() -> Case:
+    """Report steps over batches of two: numbers, images and latents; previews where the tail allows them."""
+    T = "float32[2, 3, 2, 2]"
+    text = f"""program p(a: scalar = 2.0) {{
+    n: {T} = noise()
+    m: {T} = noise()
+    step(n; 1.0)
+    step(n, m; 0.5, 0.25*a, 1.0)
+    i: {T} = linear(m, n; 0.5*a, 1.0, 0.5)
+    return i
+}}
+"""
+    n, m = noise(2, (3, 3, 2, 2), (3, 3, 2, 2))
+    latents, result = [n, 0.5 * n + 0.5 * m + 1], last(m + n + 0.5)
+    previews = [last(2 * (x - 1) + 0.5) for x in latents]
+    reports = [
+        Step(2 * batch + at + 1, 4, list(range(3))[rows], latents[at][rows], previews[at][rows])
+        for batch, rows in enumerate((slice(0, 2), slice(2, 3)))
+        for at in (0, 1)
+    ]
+    three = {"num_images": 3, "seed": 2}
+    return Case(
+        "steps",
+        {"p": text},
+        [
+            Request("three images in two batches", three, result, steps=reports),
+            Request("a callback cancels", three, refused="cancelled", steps=reports[:3], cancel_after=3),
+        ],
+    )
+
+
+def guards() -> Case:
+    """Choose among programs by comparisons with two scalars; each program returns its own number."""
+
+    def program(name: str, inputs: str, value: float, *conditions: str) -> str:
+        lines = "".join(f"    guard {condition}\n" for condition in conditions)
+        return f"program {name}({inputs}) {{\n{lines}    y: float32[1, 1] = linear(; {value})\n    return y\n}}\n"
+
+    g, h = "g: scalar = 5.0", "h: scalar = 3.0"
+    programs = {
+        "above": program("above", g, 1.0, "g > 1.0"),
+        "at": program("at", g, 2.0, "g == 1.0"),
+        "between": program("between", f"{g}, {h}", 3.0, "g >= 0.5", "h != 2.0"),
+        "below": program("below", g, 4.0, "g < 0.5", "g <= 0.0"),
+        "needs": program("needs", f"{g}, k: scalar", 5.0, "k == -1.5"),
+    }
+
+    def serves(name: str, inputs: dict[str, object], value: float) -> Request:
+        return Request(name, inputs, np.array([[value]], np.float32))
+
+    return Case(
+        "guards",
+        programs,
+        [
+            serves("the default of the first program", {}, 1.0),
+            serves("just above a bound", {"g": 1.0000001}, 1.0),
+            serves("at a bound", {"g": 1}, 2.0),
+            serves("the default of another scalar", {"g": 0.5}, 3.0),
+            serves("a scalar that only one program reads", {"g": 4, "h": 1.0}, 3.0),
+            serves("both guards of a program", {"g": -1}, 4.0),
+            serves("a scalar without default", {"k": -1.5}, 5.0),
+            Request("a guard against each program", {"g": 0.25}, refused="request"),
+            Request("no program reads both scalars", {"h": 1.0, "k": -1.5}, refused="request"),
+            Request("not equal", {"h": 2.0}, refused="request"),
+            Request("a text for a scalar", {"g": ""}, refused="request"),
+            Request("a scalar without default is missing", {"program": "needs"}, refused="request"),
+        ],
+    )
+
+
+def texts() -> Case:
+    """Read texts through templates and truncation, and prefer the program that reads what the request gives."""
+    ids, options = "int64[1, 6]", 'tokenizer="words", length=6'
+    both = f"""program both(prompt: text[1], negative_prompt: text[1]) {{
+    a: {ids}, m: int32[1, 6] = tokenize(prompt, {options}, pad=1)
+    b: {ids} = tokenize(negative_prompt, {options}, pad=7)
+    y: float32[1, 6] = linear(a, b, m; 1.0, 10.0, 100.0)
+    return y
+}}
+"""
+    one = f"""program one(prompt: text[1]) {{
+    a: {ids}, m: {ids} = tokenize(prompt, {options}, pad=1, template="small {{}} circle")
+    y: float32[1, 6] = linear(a, m; 1.0, 100.0)
+    return y
+}}
+"""
+
+    def result(a: list[int], length: int, b: Sequence[int] = (0,) * 6) -> Array:
+        mask = np.arange(6) < length
+        return np.array([np.array(a) + 10 * np.array(b) + 100 * mask], np.float32)
+
+    no = [0, 4, 1, 7, 7, 7]
+    empty = [0, 1, 7, 7, 7, 7]
+    requests = [
+        Request("the negative prompt is left out", {"prompt": "red"}, result([0, 7, 3, 5, 1, 1], 5)),
+        Request("the template is cut", {"prompt": "red red red"}, result([0, 7, 3, 3, 3, 1], 6)),
+        Request("braces in a text stay", {"prompt": "{}"}, result([0, 7, 2, 5, 1, 1], 5)),
+        Request("an empty text in a template", {"prompt": ""}, result([0, 7, 5, 1, 1, 1], 4)),
+        Request(
+            "an empty negative prompt counts",
+            {"prompt": "red", "negative_prompt": ""},
+            result([0, 3, 1, 1, 1, 1], 3, empty),
+        ),
+        Request(
+            "a negative prompt", {"prompt": "RED green", "negative_prompt": "blue"}, result([0, 3, 2, 1, 1, 1], 4, no)
+        ),
+        Request("none is no text", {"prompt": "red", "negative_prompt": None}, result([0, 7, 3, 5, 1, 1], 5)),
+        Request(
+            "a full length",
+            {"prompt": "red blue circle square", "program": "both"},
+            result([0, 3, 4, 5, 6, 1], 6, empty),
+        ),
+    ]
+    return Case("texts", {"both": both, "one": one}, requests, tokenizers={"words": word_tokenizer()})
+
+
+def sizes() -> Case:
+    """Choose a program by the size of what it makes; a guard decides among those of one size."""
+
+    def program(name: str, height: int, width: int, value: float, guard: str) -> str:
+        y = f"y: float32[1, 1, {height}, {width}] = linear(; {value})"
+        return f"program {name}(g: scalar = 2.0) {{\n    guard {guard}\n    {y}\n    return y\n}}\n"
+
+    programs = {
+        "small": program("small", 2, 4, 0.25, "g > 1.0"),
+        "large": program("large", 4, 6, 0.5, "g > 1.0"),
+        "plain": program("plain", 4, 6, 0.75, "g <= 1.0"),
+    }
+    wide, high = np.full((1, 2, 4, 1), 0.25), np.full((1, 4, 6, 1), 0.5)
+    requests = [
+        Request("the first program's size", {}, wide),
+        Request("a width and a height", {"size": [6, 4]}, high),
+        Request("a size and a guard", {"size": [6, 4], "g": 1}, high * 1.5),
+        Request("a guard without a size", {"g": 0}, high * 1.5),
+        Request("a guard against the size", {"size": [4, 2], "g": 0}, refused="request"),
+        Request("height and width exchanged", {"size": [4, 6]}, refused="request"),
+        Request("a named program of another size", {"size": [4, 2], "program": "large"}, refused="request"),
+        Request("three edges", {"size": [6, 4, 1]}, refused="request"),
+    ]
+    return Case("sizes", programs, requests)
+
+
+def small_noise() -> Case:
+    """Draw fewer than 16 values, just 16, and numbers of values that are no multiple of 16, one after the other."""
+    text = """program p() {
+    a: float32[1, 3] = noise()
+    b: float32[1, 16] = noise()
+    c: float32[1, 1] = noise()
+    y: float32[1, 20] = concat(a, b, c, axis=1)
+    return y
+}
+"""
+
+    def result(seed: int, count: int) -> Array:
+        return np.concatenate(noise(seed, (count, 3), (count, 16), (count, 1)), axis=1)
+
+    requests = [
+        Request(f"{count} images", {"num_images": count, "seed": 3}, result(3, count)) for count in (1, 5, 7, 17)
+    ]
+    seeds = [11, 2**32 + 11, -1, 2**64 - 1]
+    each = np.concatenate([result(seed, 1) for seed in seeds])
+    requests.append(Request("seeds of 64 bits", {"num_images": 4, "seed": seeds}, each))
+    latents = np.arange(15, dtype=np.int64).reshape(5, 3)
+    rest = np.concatenate([latents, *noise(3, (5, 16), (5, 1))], axis=1)
+    requests.append(Request("latents are not drawn", {"num_images": 5, "seed": 3, "latents": latents}, rest))
+    return Case("small_noise", {"p": text}, requests)
+
+
+def both_branches() -> Case:
+    """Draw noise with two rows for each image of a batch of two: all first rows, then all second rows."""
+    text = """program p() {
+    n: float32[4, 3, 1, 1] = noise()
+    u: float32[2, 3, 1, 1], v: float32[2, 3, 1, 1] = split(n, axis=0)
+    y: float32[2, 3, 1, 1] = linear(u, v; 1.0, 0.5)
+    return y
+}
+"""
+    [n] = noise(4, (4, 3, 1, 1))
+    latents = np.arange(12, dtype=np.float32).reshape(4, 3, 1, 1)
+    requests = [
+        Request("one batch", {"num_images": 2, "seed": 4}, last(n[:2] + 0.5 * n[2:])),
+        Request("latents", {"num_images": 2, "latents": latents, "seed": 0}, last(latents[:2] + 0.5 * latents[2:])),
+        Request("less than a batch", {"seed": 4}, refused="request"),
+        Request("more than a batch", {"num_images": 4, "seed": 4}, refused="request"),
+        Request("a seed for each image", {"num_images": 2, "seed": [1, 2]}, refused="request"),
+    ]
+    return Case("both_branches", {"p": text}, requests)
+
+
+def arrays() -> Case:
+    """Read arrays with a row for each image, in batches of two."""
+    text = """program p(e: float32[2, 3], f: float32[2, 3]) {
+    y: float32[2, 3] = linear(e, f; 1.0, 10.0)
+    return y
+}
+"""
+    e, f = np.arange(9, dtype=np.float64).reshape(3, 3), np.array([[1, 2, 3]], np.int32)
+    requests = [
+        Request("a row for each image", {"e": e, "f": f}, e + 10 * f),
+        Request("one row without its batch", {"e": e[1], "f": f[0]}, e[1:2] + 10 * f),
+        Request("each row twice", {"e": e, "f": f, "num_images": 2}, np.repeat(e + 10 * f, 2, axis=0)),
+        Request("a missing array", {"e": e}, refused="request"),
+        Request("another shape", {"e": e[:, :2], "f": f}, refused="request"),
+        Request("no rows", {"e": e[:0], "f": f}, refused="request"),
+        Request("another number of rows", {"e": e, "f": e[:2]}, refused="request"),
+        Request("truth values", {"e": e > 3, "f": f}, refused="request"),
+        Request("more than float32 holds", {"e": np.full((1, 3), 1e39), "f": f}, refused="request"),
+        Request("NaN", {"e": np.full((1, 3), np.nan), "f": f}, refused="request"),
+    ]
+    return Case("arrays", {"p": text}, requests)
+
+
+def images() -> Case:
+    """Read images and a mask of the program's size, or scale them to it."""
+    text = """program p(image: picture[1, 3, 4, 6], mask_image: picture[1, 1, 4, 6]) {
+    y: float32[1, 3, 4, 6] = linear(image, mask_image; 1.0, 0.5)
+    return y
+}
+"""
+    rng = np.random.default_rng(0)
+    large = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    small = rng.integers(0, 256, (3, 2, 3), dtype=np.uint8)
+    exact, mask = np.linspace(0, 1, 72, dtype=np.float32).reshape(4, 6, 3), np.eye(4, 6, dtype=np.float32)[..., None]
+
+    def result(image: Array, mask: Array) -> Array:
+        return image + np.float32(0.5) * mask
+
+    def scaled(pixels: Array) -> Array:
+        return lanczos(pixels, 6, 4).astype(np.float32) / 255
+
+    shade = grey(lanczos(small, 6, 4))[..., None].astype(np.float32) / 255
+    requests = [
+        Request("arrays of the size", {"image": exact, "mask_image": mask}, result(exact, mask)[None]),
+        Request(
+            "arrays with a batch",
+            {"image": np.stack([exact, exact[::-1]]), "mask_image": mask},
+            np.stack([result(exact, mask), result(exact[::-1], mask)]),
+        ),
+        Request(
+            "images are scaled, masks are grey",
+            {"image": Image.fromarray(large), "mask_image": Image.fromarray(small)},
+            result(scaled(large), shade)[None],
+        ),
+        Request(
+            "several images and one mask",
+            {"image": [Image.fromarray(large), Image.fromarray(small)], "mask_image": mask},
+            np.stack([result(scaled(each), mask) for each in (large, small)]),
+        ),
+        Request(
+            "a grey image in colour",
+            {"image": Image.fromarray(grey(large)), "mask_image": mask},
+            result(np.repeat(scaled(grey(large)[..., None]), 3, axis=2), mask)[None],
+        ),
+        Request("a missing image", {"image": exact}, refused="request"),
+        Request("an array of another size", {"image": exact[:2], "mask_image": mask}, refused="request"),
+        Request(
+            "an array of integers", {"image": np.zeros((4, 6, 3), np.uint8), "mask_image": mask}, refused="request"
+        ),
+        Request("an array above 1", {"image": exact * 255, "mask_image": mask}, refused="request"),
+        Request("an array below 0", {"image": exact - 1, "mask_image": mask}, refused="request"),
+        Request("NaN", {"image": exact * np.float32(np.nan), "mask_image": mask}, refused="request"),
+    ]
+    return Case("images", {"p": text}, requests)
+
+
+def video() -> Case:
+    """Return frames of grey images: the channels come last."""
+    text = "program p() {\n    y: float32[1, 2, 1, 3, 2] = noise()\n    return y\n}\n"
+    [n] = noise(1, (2, 2, 1, 3, 2))
+    return Case("video", {"p": text}, [Request("two videos", {"num_images": 2, "seed": 1}, last(n))])
+
+
+def audio() -> Case:
+    """Return what is neither image nor video as it is, of two returned values the first."""
+    text = (
+        "program p() {\n    y: float32[1, 2, 9] = noise()\n    z: float32[1, 3, 2, 2] = noise()\n    return y, z\n}\n"
+    )
+    [n] = noise(1, (2, 2, 9))
+    return Case("audio", {"p": text}, [Request("two sounds", {"num_images": 2, "seed": 1}, n)])
+
+
+def stages() -> Case:
+    """Call a graph of the request once for each prompt, and one for all steps, whose memory may be given back."""
+    text = """program p(prompt: text[1]) {
+    graph encode(ids: int64[1, 4]) -> (hidden: float32[1, 4])
+    graph modulate(hidden: float32[1, 4], t: float32[2, 1]) -> (scales: float32[2, 4])
+    graph denoise(x: float32[1, 4], scale: float32[1, 4]) -> (y: float32[1, 4])
+    table t: float32[2, 1]
+    i: int64[1, 4] = tokenize(prompt, tokenizer="words", length=4, pad=1)
+    h: float32[1, 4] = encode(ids=i)
+    s: float32[2, 4] = modulate(hidden=h, t=t)
+    s0: float32[1, 4], s1: float32[1, 4] = split(s, axis=0)
+    x0: float32[1, 4] = noise()
+    x1: float32[1, 4] = denoise(x=x0, scale=s0)
+    x2: float32[1, 4] = denoise(x=x1, scale=s1)
+    return x2
+}
+"""
+    t = np.array([[0.5], [2.0]], np.float32)
+    graphs = {
+        "encode": "g (int64[1,4] ids) => (float[1,4] hidden) { hidden = Cast<to=1>(ids) }",
+        "modulate": "g (float[1,4] hidden, float[2,1] t) => (float[2,4] scales) { scales = Mul(hidden, t) }",
+        "denoise": "g (float[1,4] x, float[1,4] scale) => (float[1,4] y) { y = Add(x, scale) }",
+    }
+    facts = {"encode": {"component": "text_encoder"}, "denoise": {"component": "unet"}}
+    facts["modulate"] = {"component": "unet", "stage": "request_step"}
+
+    def result(ids: list[list[int]], seed: int) -> Array:
+        [n] = noise(seed, (len(ids), 4))
+        return n + 2.5 * np.array(ids)
+
+    red, blue = [0, 3, 1, 1], [0, 4, 1, 1]
+    requests = [
+        Request("a prompt", {"prompt": "red", "seed": 0}, result([red], 0)),
+        Request("the prompt again", {"prompt": "red", "seed": 1}, result([red], 1)),
+        Request("three prompts", {"prompt": ["red", "blue", "red"], "seed": 2}, result([red, blue, red], 2)),
+    ]
+    return Case("stages", {"p": text}, requests, graphs, {"t": t}, {"words": word_tokenizer()}, facts)

@@ -1,0 +1,117 @@
+"""Run the conformance corpus against the Python runtime; `README.md` says what each file means."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffc.runtime import BundleError, Cancelled, Progress, RequestError, Sampler, load
+from diffc.runtime.errors import DiffcWarning
+from diffc.runtime.images import arrays_from_pictures, open_picture, pictures_from_arrays
+from diffc.runtime.rng import Generator
+from tests.tolerances import PICTURE_8BIT, PICTURE_OF_NUMPY
+
+FOLDER = Path(__file__).parent
+ERRORS = {"request": RequestError, "bundle": BundleError, "cancelled": Cancelled}
+
+
+def entries(pattern: str) -> list[Any]:
+    """List the entries of every file of the corpus that matches, as parameters: the file's folder and the entry."""
+    return [
+        pytest.param(path.parent, entry, id=f"{path.parent.relative_to(FOLDER)}-{name}")
+        for path in sorted(FOLDER.glob(pattern))
+        for name, entry in json.loads(path.read_text()).items()
+    ]
+
+
+@cache
+def sampler(folder: Path) -> Sampler:
+    """Open a bundle of the corpus once."""
+    return load(folder / "bundle", threads=1)
+
+
+def read(value: Any, folder: Path) -> Any:
+    """Return an input of a request, read from its file where it has one."""
+    if isinstance(value, dict):
+        [(kind, name)] = value.items()
+        return np.load(folder / name) if kind == "npy" else open_picture(folder / name)
+    return [read(item, folder) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("folder", "entry"), entries("bundles/*/requests.json"))
+@pytest.mark.filterwarnings("ignore::diffc.runtime.errors.DiffcWarning")
+def test_request(folder: Path, entry: dict[str, Any]) -> None:
+    reports, steps = list[Progress](), entry.get("steps", [])
+    inputs = {name: read(value, folder) for name, value in entry["inputs"].items()}
+    inputs["size"] = tuple(inputs["size"]) if "size" in inputs else None
+
+    def callback(progress: Progress) -> bool:
+        reports.append(progress)
+        return progress.step == entry.get("cancel_after")
+
+    if "refused" in entry:
+        with pytest.raises(ERRORS[entry["refused"]]):
+            sampler(folder)(output="np", callback=callback, **inputs)
+    else:
+        result = sampler(folder)(output="np", callback=callback, **inputs)
+        expected = np.load(folder / entry["result"])
+        assert (result.dtype, result.shape) == (expected.dtype, expected.shape)
+        tolerance = 0 if entry.get("exact") else PICTURE_OF_NUMPY
+        np.testing.assert_allclose(result, expected, rtol=tolerance, atol=tolerance)
+    for progress, step in zip(reports, steps, strict=True) if steps else ():
+        check_step(progress, step, folder)
+
+
+def check_step(progress: Progress, step: dict[str, Any], folder: Path) -> None:
+    """Compare the report of a step."""
+    assert (progress.step, progress.steps, list(progress.images)) == (step["step"], step["steps"], step["images"])
+    expected = np.load(folder / step["latents"])
+    np.testing.assert_allclose(progress.latents, expected, rtol=PICTURE_OF_NUMPY, atol=PICTURE_OF_NUMPY)
+    if "preview" in step:
+        preview = np.stack([np.asarray(image, np.float32) for image in progress.preview()])
+        expected = np.clip(np.load(folder / step["preview"]), 0, 1) * 255
+        assert np.abs(preview - expected).max() <= PICTURE_8BIT
+
+
+@pytest.mark.parametrize(("folder", "entry"), entries("noise/streams.json"))
+def test_noise_is_exact(folder: Path, entry: dict[str, Any]) -> None:
+    generator = Generator(entry["seed"])
+    draws = [generator.randn(tuple(shape)).ravel() for shape in entry["shapes"]]
+    assert np.concatenate(draws).tobytes() == np.load(folder / entry["values"]).tobytes()
+
+
+def images(key: str) -> list[Any]:
+    """List the entries of one part of the images."""
+    return [
+        pytest.param(entry, id=name)
+        for name, entry in json.loads((FOLDER / "images/images.json").read_text())[key].items()
+    ]
+
+
+@pytest.mark.parametrize("entry", images("encode"))
+def test_arrays_become_images(entry: dict[str, Any]) -> None:
+    [image] = pictures_from_arrays(np.load(FOLDER / "images" / entry["array"]))
+    with Image.open(FOLDER / "images" / entry["image"]) as expected:
+        assert (image.mode, image.size, image.tobytes()) == (expected.mode, expected.size, expected.tobytes())
+
+
+@pytest.mark.parametrize("entry", images("decode"))
+def test_images_become_arrays(entry: dict[str, Any]) -> None:
+    image = open_picture(FOLDER / "images" / entry["image"])
+    array = arrays_from_pictures([image], (entry["width"], entry["height"]), entry["channels"])
+    np.testing.assert_array_equal(array, np.load(FOLDER / "images" / entry["array"]))
+
+
+def test_a_text_that_is_cut_is_warned_of() -> None:
+    with pytest.warns(DiffcWarning, match="cut off"):
+        sampler(FOLDER / "bundles/texts")("red red red", output="np")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler(FOLDER / "bundles/texts")("red", output="np")
