@@ -17,7 +17,7 @@ from tests.runtime.conftest import (
     BIAS,
     HIDDEN,
     tiny_graphs,
-    tiny_pictures,
+    tiny_images,
     tiny_program,
     word_tokenizer,
 )
@@ -52,7 +52,7 @@ def sampler(name: str, batch: int) -> Case:
     def result(
         ids: Sequence[list[int]], noises: Sequence[Array], guidance: float = 5.0, no: Sequence[int] = ()
     ) -> Array:
-        return tiny_pictures(np.array(ids), np.array([no or NOTHING] * len(ids)), guidance, list(noises))
+        return tiny_images(np.array(ids), np.array([no or NOTHING] * len(ids)), guidance, list(noises))
 
     def rows(count: int, draws: int = 4) -> list[tuple[int, ...]]:
         return [(count, 3, 4, 4)] * draws

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffc.runtime import BundleError, Cancelled, Progress, RequestError, Sampler, load
 from diffc.runtime.errors import DiffcWarning
-from diffc.runtime.images import arrays_from_pictures, open_picture, pictures_from_arrays
+from diffc.runtime.images import arrays_from_images, images_from_arrays, open_image
 from diffc.runtime.rng import Generator
 from tests.tolerances import PICTURE_8BIT, PICTURE_OF_NUMPY
 
@@ -41,7 +41,7 @@ def read(value: Any, folder: Path) -> Any:
     """Return an input of a request, read from its file where it has one."""
     if isinstance(value, dict):
         [(kind, name)] = value.items()
-        return np.load(folder / name) if kind == "npy" else open_picture(folder / name)
+        return np.load(folder / name) if kind == "npy" else open_image(folder / name)
     return [read(item, folder) for item in value] if isinstance(value, list) else value
 
 
@@ -97,15 +97,15 @@ def images(key: str) -> list[Any]:
 
 @pytest.mark.parametrize("entry", images("encode"))
 def test_arrays_become_images(entry: dict[str, Any]) -> None:
-    [image] = pictures_from_arrays(np.load(FOLDER / "images" / entry["array"]))
+    [image] = images_from_arrays(np.load(FOLDER / "images" / entry["array"]))
     with Image.open(FOLDER / "images" / entry["image"]) as expected:
         assert (image.mode, image.size, image.tobytes()) == (expected.mode, expected.size, expected.tobytes())
 
 
 @pytest.mark.parametrize("entry", images("decode"))
 def test_images_become_arrays(entry: dict[str, Any]) -> None:
-    image = open_picture(FOLDER / "images" / entry["image"])
-    array = arrays_from_pictures([image], (entry["width"], entry["height"]), entry["channels"])
+    image = open_image(FOLDER / "images" / entry["image"])
+    array = arrays_from_images([image], (entry["width"], entry["height"]), entry["channels"])
     np.testing.assert_array_equal(array, np.load(FOLDER / "images" / entry["array"]))
 
 
