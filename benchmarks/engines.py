@@ -27,7 +27,7 @@ from benchmarks.build import ROOT, autoencoder, sd15, tokenizer, vanishing, writ
 
 PAGE = ROOT / "docs" / "measured" / "engines.md"
 PROMPT = "a red circle left of a blue square\n"
-QUICK = "calibrate_ranges:by=minmax+round_to_nearest:by=minmax"
+QUICK = "calibrate_ranges?:by=minmax+round_to_nearest:by=minmax"
 QUANTIZED = ("w8a8", "w4a16", "w4a8", "fp8", "fp4")
 PRECISIONS = ("fp16", *QUANTIZED)
 

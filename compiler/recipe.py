@@ -6,7 +6,7 @@ A pass that changes nothing is an error, unless the recipe marks it: ``optional(
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +41,23 @@ def options_of(rewrite: Pass[Any]) -> Mapping[str, Any]:
     """Return the options that a recipe binds of a pass."""
     bound = rewrite.rewrite if isinstance(rewrite, Optional) else rewrite
     return bound.keywords if isinstance(bound, partial) else {}
+
+
+def is_unchanged(before: Any, after: Any) -> bool:
+    """Return whether a pass left a value as it was.
+
+    Dataclasses and sequences are compared part by part, arrays by identity.
+    """
+    if before is after:
+        return True
+    if type(before) is not type(after) or hasattr(before, "shape"):
+        return False
+    if is_dataclass(before):
+        names = (field.name for field in fields(before))
+        return all(is_unchanged(getattr(before, name), getattr(after, name)) for name in names)
+    if isinstance(before, tuple | list):
+        return len(before) == len(after) and all(map(is_unchanged, before, after))
+    return bool(before == after)
 
 
 def _function(rewrite: Any) -> Any:

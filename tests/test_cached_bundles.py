@@ -70,7 +70,7 @@ def test_verify_compares_the_pieces_together(cached: Path) -> None:
 
 
 def test_interval_1_changes_no_byte_of_graphs_and_weights(bundle: Path, tmp_path: Path) -> None:
-    succeeded("build", UNET, "--steps", "4,2", "--cache", "deepcache:interval=1", "-o", tmp_path / "x.diffc")
+    succeeded("build", UNET, "--steps", "4,2", "--cache", "deepcache?:interval=1", "-o", tmp_path / "x.diffc")
     found, wanted = digests(tmp_path / "x.diffc"), digests(bundle)
     differing = {name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)}
     assert differing == {"manifest.json"}, "which says what was asked for"
@@ -107,7 +107,7 @@ def test_a_guidance_interval_begins_with_a_whole_call(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_eight_bits_on_top(cached: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
-    quick = "keep_sensitive+calibrate_ranges:by=minmax+round_to_nearest:by=minmax"
+    quick = "keep_sensitive+calibrate_ranges?:by=minmax+round_to_nearest:by=minmax"
     options = ("--calibration", tmp_path / "prompts.txt", "--quant", quick, "--steps", "2", "--cache", CACHE)
     succeeded("build", UNET, "--target", "ort-w8a8", *options, "-o", tmp_path / "x.diffc")
     report = json.loads((tmp_path / "x.diffc" / "quantization.json").read_text())

@@ -17,7 +17,7 @@ from tests.zoo import ZOO
 
 PIPELINES = {"unet": "DDPMPipeline", "transformer": "DiTPipeline"}
 
-QUICK = "calibrate_ranges:by=minmax+round_to_nearest:by=minmax"
+QUICK = "calibrate_ranges?:by=minmax+round_to_nearest:by=minmax"
 
 
 class Source:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from diffc.compiler.calibration.calibrate import Calibrate
+from diffc.compiler.driver.pass_manager import PROGRAMS, run_recipe
 from diffc.compiler.errors import DiffcError, Progress, RecipeError
 from diffc.compiler.feature_cache.search import Searched
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
-from diffc.compiler.quantization.recipe_file import check_options, parse_methods
+from diffc.compiler.quantization.recipe_file import parse_passes
+from diffc.compiler.recipe import Optional, name_of, optional, options_of
 from diffc.passes.cache import CACHES, Need
 
 OPTION = "--cache"
@@ -19,10 +21,11 @@ OPTION = "--cache"
 
 @dataclass(frozen=True)
 class AskedCache:
-    """Hold the cache that a user asked for, and its options."""
+    """Hold the cache of a build and its options; where it is optional, it may change nothing."""
 
     name: str
     options: Mapping[str, Any]
+    is_optional: bool = False
 
     @property
     def described(self) -> list[Any]:
@@ -47,26 +50,39 @@ class AskedCache:
         finer: Program | None = None,
     ) -> tuple[list[Program], dict[str, Any] | None]:
         """Cache in all programs, and give what was measured. Raises `PassError` where it is not possible."""
-        cache = CACHES[self.name]
+        cache, searched = CACHES[self.name], list[dict[str, Any]]()
         supplies = {Need.CALIBRATOR: calibrate, Need.FINER_PROGRAM: finer}
-        progress(f"cache: {self.name}")
+
+        @wraps(cache.apply)
+        def apply(programs: tuple[Program, ...]) -> tuple[Program, ...]:
+            result = cache.apply(programs, *(supplies[need] for need in cache.needs), **self.options)
+            if isinstance(result, Searched):
+                searched.append(result.described)
+                return result.programs
+            return tuple(result)
+
+        recipe = [optional(apply) if self.is_optional else apply]
         try:
-            made = cache.apply(programs, *(supplies[need] for need in cache.needs), **self.options)
+            cached = run_recipe(tuple(programs), recipe, PROGRAMS, progress=lambda _: progress(f"cache: {self.name}"))
         except DiffcError as error:
             error.inside = f"{OPTION} {self.name}"
             raise
-        if isinstance(made, Searched):
-            return [verify(program) for program in made.programs], made.described
-        return [verify(program) for program in made], None
+        return list(cached), next(iter(searched), None)
 
 
 def asked_cache(text: str | None) -> AskedCache | None:
     """Read what is asked for; None for nothing or ``none``. Raises `RecipeError`."""
-    if text is None or text == "none":
+    if text is None:
         return None
-    (name, options), *more = parse_methods(text, ("none", *CACHES), "cache")
-    if more or name == "none":
+    known = {"none": _none} | {name: cache.apply for name, cache in CACHES.items()}
+    cache, *more = parse_passes(text, known, OPTION, "cache")
+    if more:
         fix = "choose one, such as deepcache:interval=3"
         raise RecipeError(f"{text!r} is more than one cache", where=OPTION, fix=fix)
-    check_options(name, CACHES[name].apply, options, OPTION)
-    return AskedCache(name, options)
+    name = next(name for name, function in known.items() if function.__name__ == name_of(cache))
+    return None if name == "none" else AskedCache(name, options_of(cache), isinstance(cache, Optional))
+
+
+def _none(programs: tuple[Program, ...]) -> tuple[Program, ...]:
+    """Leave out the cache."""
+    return programs

@@ -13,6 +13,7 @@ from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target
 from diffc.compiler.calibration.calibrate import Calibrate
+from diffc.compiler.driver.pass_manager import Subject, run_recipe
 from diffc.compiler.errors import DiffcWarning, Progress, RecipeError
 from diffc.compiler.graph.lazy_weights import release
 from diffc.compiler.ir.program import Program
@@ -20,10 +21,14 @@ from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec, parse_spec
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.recipe_file import RecipeFile, check_options, matching, parse_methods, read_recipe
+from diffc.compiler.quantization.recipe_file import RecipeFile, matching, parse_passes, read_recipe
 from diffc.compiler.quantization.report import Drift, check, drift, layer_errors, report
-from diffc.passes.quantize import EMBEDDING, METHODS, OF_TARGETS, RECIPES, Recipe, calibrate_ranges, round_to_nearest
+from diffc.compiler.quantization.verify_plan import verify_plan
+from diffc.compiler.recipe import Pass, name_of, options_of
+from diffc.passes.quantize import EMBEDDING, OF_TARGETS, RECIPES, REST, TECHNIQUES, Recipe
 from diffc.runtime.errors import BundleError
+
+PLAN = Subject(verify_plan)
 
 SMALLEST_GROUP = 16
 """A group is halved until it divides a row; below this many numbers, the whole row has one scale instead."""
@@ -34,7 +39,7 @@ class Asked:
     """Hold what a user asked for."""
 
     recipe: Recipe
-    methods: tuple[tuple[str, dict[str, Any]], ...]
+    techniques: tuple[Pass[Plan], ...]
     file: RecipeFile
     seed: int = 0
     min_psnr: float | None = None
@@ -46,7 +51,8 @@ class Asked:
             [each.pattern, {k: str(v or "float") for k, v in each.specs.items()}] for each in self.file.overrides
         ]
         kinds = {name: getattr(self.recipe, name) for name in ("linear", "conv", "attention", "other")}
-        return kinds | {"methods": [list(each) for each in self.methods], "layers": overrides, "seed": self.seed}
+        techniques = [[name_of(technique), dict(options_of(technique))] for technique in self.techniques]
+        return kinds | {"methods": techniques, "layers": overrides, "seed": self.seed}
 
 
 def asked_quantization(
@@ -74,10 +80,9 @@ def asked_quantization(
     settings: dict[str, Any] = {key: tuple(value) for key, value in file.settings.items() if key != "methods"}
     usual = OF_TARGETS.get(f"{target.backend}-{target.precision}", RECIPES[target.precision])
     chosen = replace(usual, **settings)
-    methods = parse_methods(quant or file.settings.get("methods", chosen.methods), METHODS)
-    for name, options in methods:
-        check_options(name, METHODS[name], options, "--quant")
-    return Asked(chosen, tuple(methods), file, seed, min_psnr)
+    text = quant or file.settings.get("methods")
+    techniques = chosen.techniques if text is None else parse_passes(text, TECHNIQUES, "--quant")
+    return Asked(chosen, techniques, file, seed, min_psnr)
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,8 @@ def quantize(
     """Calibrate on the first program's own trajectory, run the techniques, and write what they decided."""
     schemes = _Schemes(programs, target, asked)
     plan = schemes.applied_to(Plan.of(programs, calibrate(programs[0]), lambda _: Scheme()))
-    for name, options in (*asked.methods, (calibrate_ranges.__name__, {}), (round_to_nearest.__name__, {})):
-        progress(f"quantize: {name}")
-        plan = METHODS[name](plan, **options)
+    techniques = (*asked.techniques, *REST)
+    plan = run_recipe(plan, techniques, PLAN, progress=lambda name: progress(f"quantize: {name}"))
     plan, notes = schemes.adapted(plan)
     for note in notes:
         progress(note)

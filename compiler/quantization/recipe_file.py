@@ -22,11 +22,13 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.quantization.formats import Spec, parse_spec
+from diffc.compiler.recipe import Pass, optional
 
 KEYS = {
     "quantize": ("methods", "linear", "conv", "attention", "other"),
@@ -105,19 +107,32 @@ def matching(override: Override, names: Sequence[str]) -> set[str]:
     return found
 
 
-def parse_methods(text: str, known: Iterable[str], what: str = "technique") -> list[tuple[str, dict[str, Any]]]:
-    """Read techniques and their options, as ``smoothquant:alpha=0.5+gptq``. Raises `RecipeError`.
+def parse_passes(
+    text: str, known: Mapping[str, Callable[..., Any]], option: str, what: str = "technique"
+) -> tuple[Pass[Any], ...]:
+    """Return the passes that a text names, as ``smoothquant?:alpha=0.5+gptq``. Raises `RecipeError`.
 
-    A comma separates options as well as a colon does, a hyphen stands for an underscore, and decibels may be called so.
+    A pass whose name ends with ``?`` may change nothing. A comma separates options as well as a colon does, a hyphen
+    stands for an underscore, and decibels may be called so. ``option`` is the flag that the text belongs to.
     """
-    names, found = {name.replace("-", "_"): name for name in known}, []
+    passes = list[Pass[Any]]()
     for part in text.split("+"):
-        name, *options = re.split("[:,]", part.strip())
-        if name.replace("-", "_") not in names:
-            fix = f"{nearest(name, names.values())}known: {', '.join(names.values())}"
-            raise RecipeError(f"{name!r} is no {what}", where=text, fix=fix)
-        found.append((names[name.replace("-", "_")], dict(_option(option, text, what) for option in options)))
-    return found
+        is_optional = re.split("[:,]", part.strip())[0].endswith("?")
+        name, options = _parsed(part.replace("?", "", 1) if is_optional else part, tuple(known), text, what)
+        check_options(name, known[name], options, option)
+        rewrite = partial(known[name], **options) if options else known[name]
+        passes.append(optional(rewrite) if is_optional else rewrite)
+    return tuple(passes)
+
+
+def _parsed(part: str, known: Sequence[str], text: str, what: str) -> tuple[str, dict[str, Any]]:
+    """Return one name and its options."""
+    names = {name.replace("-", "_"): name for name in known}
+    name, *options = re.split("[:,]", part.strip())
+    if name.replace("-", "_") not in names:
+        fix = f"{nearest(name, known)}known: {', '.join(known)}"
+        raise RecipeError(f"{name!r} is no {what}", where=text, fix=fix)
+    return names[name.replace("-", "_")], dict(_option(option, text, what) for option in options)
 
 
 def _option(text: str, where: str, what: str) -> tuple[str, Any]:

@@ -6,8 +6,10 @@ order. What an engine cannot compute so, its back end adapts.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.recipe import Pass, optional
 from diffc.passes.quantize.adaround import adaround
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.decoupled_error_correction import decoupled_error_correction
@@ -24,9 +26,9 @@ from diffc.passes.quantize.svdquant import svdquant
 from diffc.passes.quantize.tfmq_dm import tfmq_dm
 from diffc.passes.quantize.vidit_q import vidit_q
 
-METHODS: Mapping[str, Callable[..., Plan]] = {
-    method.__name__: method
-    for method in (
+TECHNIQUES: Mapping[str, Callable[..., Plan]] = {
+    technique.__name__: technique
+    for technique in (
         # Which steps are calibrated on, and which layers there are
         ptq4dm,
         q_diffusion,
@@ -54,6 +56,9 @@ METHODS: Mapping[str, Callable[..., Plan]] = {
 }
 """The techniques by their names; ``--quant`` takes them in the order in which they run."""
 
+REST: tuple[Pass[Plan], ...] = (optional(calibrate_ranges), optional(round_to_nearest))
+"""Run after every recipe: ranges and weights that its techniques left open."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -67,7 +72,7 @@ class Recipe:
     linear: tuple[str, str]
     conv: tuple[str, str]
     other: tuple[str, str] = ("int8:group=128:scale=float16", "int8:channel:scale=float16")
-    methods: str = "round_to_nearest"
+    techniques: tuple[Pass[Plan], ...] = (round_to_nearest,)
     attention: tuple[str, str] = ("float", "float")
 
 
@@ -78,31 +83,56 @@ RECIPES: Mapping[str, Recipe] = {
     "w8a8": Recipe(
         ("int8:channel:scale=float16", "int8:token"),
         ("int8:channel:scale=float16", "uint8:tensor"),
-        methods="keep_sensitive:in_float=true+smoothquant:samples=8+calibrate_ranges+round_to_nearest:by=minmax",
+        techniques=(
+            optional(partial(keep_sensitive, in_float=True)),
+            optional(partial(smoothquant, samples=8)),
+            optional(calibrate_ranges),
+            partial(round_to_nearest, by="minmax"),
+        ),
     ),
-    "w4a16": Recipe(("int4:group=32", "float"), ("int4:group=32", "float"), OTHER_W4, "keep_sensitive+gptq"),
+    "w4a16": Recipe(
+        ("int4:group=32", "float"),
+        ("int4:group=32", "float"),
+        OTHER_W4,
+        (optional(keep_sensitive), gptq),
+    ),
     "w4a8": Recipe(
         ("int4:group=64:scale=uint4", "int8:token"),
         ("int4:group=64:scale=uint4", "uint8:tensor"),
         OTHER_W4,
-        "keep_sensitive:in_float=true+smoothquant+calibrate_ranges+gptq",
+        (
+            optional(partial(keep_sensitive, in_float=True)),
+            optional(smoothquant),
+            optional(calibrate_ranges),
+            gptq,
+        ),
     ),
     "w4a4": Recipe(
         ("int4:group=32", "int4:group=32:dynamic"),
         ("int4:group=32", "uint4:tensor"),
         OTHER_W4,
-        "keep_sensitive:in_float=true+svdquant+calibrate_ranges+gptq",
+        (
+            optional(partial(keep_sensitive, in_float=True)),
+            optional(svdquant),
+            optional(calibrate_ranges),
+            gptq,
+        ),
     ),
     "fp8": Recipe(
         ("e4m3:channel", "e4m3:token"),
         ("e4m3:channel", "e4m3:tensor"),
-        methods="calibrate_ranges+round_to_nearest:by=minmax",
+        techniques=(optional(calibrate_ranges), partial(round_to_nearest, by="minmax")),
     ),
     "fp4": Recipe(
         ("nvfp4", "nvfp4:dynamic"),
         ("nvfp4", "e4m3:tensor"),
         OTHER_W4,
-        "keep_sensitive:in_float=true+svdquant+calibrate_ranges+gptq",
+        (
+            optional(partial(keep_sensitive, in_float=True)),
+            optional(svdquant),
+            optional(calibrate_ranges),
+            gptq,
+        ),
     ),
 }
 """What each precision of a target means."""
@@ -118,7 +148,12 @@ OF_TARGETS: Mapping[str, Recipe] = {
     "ort-w8a8": REDUCED,
     "ov-w8a8": replace(
         REDUCED,
-        methods="keep_sensitive:in_float=true+smoothquant:samples=8+static_scales+round_to_nearest:by=minmax",
+        techniques=(
+            optional(partial(keep_sensitive, in_float=True)),
+            optional(partial(smoothquant, samples=8)),
+            optional(static_scales),
+            partial(round_to_nearest, by="minmax"),
+        ),
     ),
 }
 """What a precision means for one engine, where that was measured to be better (README: what NNCF makes of a graph)."""
@@ -126,4 +161,4 @@ OF_TARGETS: Mapping[str, Recipe] = {
 EMBEDDING = "int8:channel"
 """How tables of embeddings are stored."""
 
-__all__ = ["EMBEDDING", "METHODS", "OF_TARGETS", "RECIPES", "Recipe", "calibrate_ranges", "round_to_nearest"]
+__all__ = ["EMBEDDING", "OF_TARGETS", "RECIPES", "REST", "TECHNIQUES", "Recipe"]

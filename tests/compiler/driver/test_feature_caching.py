@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from diffc.compiler.ir.program import Program
 from diffc.passes.cache import CACHES, FeatureCache, Need
 
 
-@pytest.mark.parametrize("text", [None, "none"])
+@pytest.mark.parametrize("text", [None, "none", "none?"])
 def test_nothing_is_asked_for(text: str | None) -> None:
     assert asked_cache(text) is None
 
@@ -61,7 +62,7 @@ def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch) -> No
 
     def looking(programs: Sequence[Program], calibrated: Calibrate, *, often: int = 1) -> tuple[Program, ...]:
         seen.extend(calibrated(each) for each in programs for _ in range(often))
-        return tuple(programs)
+        return tuple(replace(each, name=f"{each.name}_{often}") for each in programs)
 
     monkeypatch.setattr(
         feature_caching,
@@ -70,10 +71,28 @@ def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch) -> No
     )
     asked = asked_cache("looking:often=2")
     assert asked is not None and asked.is_calibrated
-    assert asked.applied([program], Calibrator(prompts=("one", "two"), seed=5), lambda _: None) == ([program], None)
+    assert asked.applied([program], Calibrator(prompts=("one", "two"), seed=5), lambda _: None) == (
+        [replace(program, name="p_2")],
+        None,
+    )
     assert [calibration.prompts for calibration in seen] == [("one", "two")] * 2
     assert [drawing.seed for drawing in seen[0].drawings] == [5, 6]
     other = asked_cache("deepcache")
     assert other is not None and not other.is_calibrated
+    assert asked_cache("looking?:often=3") == AskedCache("looking", {"often": 3}, is_optional=True)
     with pytest.raises(RecipeError, match="looking has no option 'calibrated'"):
         asked_cache("looking:calibrated=1")
+
+
+def test_a_cache_that_changes_nothing_is_refused_unless_it_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    def idle_cache(programs: tuple[Program, ...], *, interval: int = 1) -> tuple[Program, ...]:
+        return programs
+
+    monkeypatch.setattr(feature_caching, "CACHES", {"idle-cache": FeatureCache(idle_cache)})
+    program = parse("program main() { n: float32[2] = noise() return n }")
+    required, allowed = asked_cache("idle-cache:interval=2"), asked_cache("idle_cache?")
+    assert required is not None and allowed is not None
+    with pytest.raises(PassError, match="idle_cache changes nothing") as refused:
+        required.applied([program], Calibrator(), lambda _: None)
+    assert refused.value.inside == "--cache idle-cache" and "idle_cache?" in str(refused.value.fix)
+    assert allowed.applied([program], Calibrator(), lambda _: None) == ([program], None)

@@ -86,7 +86,7 @@ def test_a_pass_that_changes_nothing_is_refused_unless_it_is_optional() -> None:
 
 
 def test_the_subject_may_know_why_a_pass_changes_nothing() -> None:
-    words = Subject[tuple[str, ...]](lambda words: words, tuple.__eq__, lambda words, name: f"{name} of {words}")
+    words = Subject[tuple[str, ...]](lambda words: words, reasons=lambda words, name: f"{name} of {words}")
 
     def shout(words: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(str.upper, words))

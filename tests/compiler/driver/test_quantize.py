@@ -14,13 +14,16 @@ from diffc.compiler.backends.target import parse_target
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.driver.quantize import Asked, Quantized, asked_quantization, fitted, quantize
-from diffc.compiler.errors import RecipeError
+from diffc.compiler.errors import PassError, RecipeError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.layer import Layer, Site
+from diffc.compiler.recipe import name_of
 from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM
 from diffc.passes.quantize import OF_TARGETS, RECIPES
+from diffc.passes.quantize.gptq import gptq
+from diffc.passes.quantize.round_to_nearest import round_to_nearest
 
 
 @pytest.mark.parametrize("name", ["quant", "recipe", "calibration", "min_psnr"])
@@ -46,29 +49,30 @@ def asked(target: str = "ort-w8a8", recipe: str = "", folder: Path | None = None
 @pytest.mark.parametrize("precision", RECIPES)
 def test_a_precision_has_a_recipe_whose_words_are_known(precision: str) -> None:
     found = asked(f"onnx-{precision}")
-    assert found.recipe == RECIPES[precision] and found.methods
+    assert found.recipe == RECIPES[precision] and found.techniques
     assert all(parse_spec(text) or text == "float" for text in (*found.recipe.linear, *found.recipe.conv))
 
 
 def test_a_target_may_have_techniques_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'diffc[openvino]'")
     assert asked("ov-w8a8").recipe == OF_TARGETS["ov-w8a8"]
-    assert ("static_scales", {}) in asked("ov-w8a8").methods and ("static_scales", {}) not in asked("ort-w8a8").methods
-    assert asked("ov-w8a8", "[quantize]\nmethods = 'gptq'", tmp_path).methods == (("gptq", {}),)
+    names = [[name_of(each) for each in asked(target).techniques] for target in ("ov-w8a8", "ort-w8a8")]
+    assert "static_scales" in names[0] and "static_scales" not in names[1]
+    assert asked("ov-w8a8", "[quantize]\nmethods = 'gptq'", tmp_path).techniques == (gptq,)
 
 
 def test_a_file_says_methods_and_an_option_says_others(tmp_path: Path) -> None:
     said = '[quantize]\nmethods = "smoothquant:alpha=0.5+gptq"\nconv = ["int8:channel", "float"]'
     found = asked("ort-w8a8", said, tmp_path)
-    assert found.methods == (("smoothquant", {"alpha": 0.5}), ("gptq", {}))
+    assert found.described["methods"] == [["smoothquant", {"alpha": 0.5}], ["gptq", {}]]
     assert found.recipe.conv == ("int8:channel", "float") and found.recipe.linear == OF_TARGETS["ort-w8a8"].linear
-    assert asked("ort-w8a8", said, tmp_path, "round_to_nearest").methods == (("round_to_nearest", {}),)
+    assert asked("ort-w8a8", said, tmp_path, "round_to_nearest").techniques == (round_to_nearest,)
 
 
 def test_what_was_asked_for_is_described(tmp_path: Path) -> None:
     found = asked("ort-w8a8", "[[layer]]\nname = 'a'\nweight = 'int4:group=32'\nactivation = 'float'", tmp_path)
     assert found.described["layers"] == [["a", {"weight": "int4:group=32", "activation": "float"}]]
-    assert found.described["methods"] == [list(each) for each in found.methods] and found.described["seed"] == 0
+    assert found.described["methods"][1] == ["smoothquant", {"samples": 8}] and found.described["seed"] == 0
 
 
 def test_files_and_names_that_do_not_exist_are_refused(tmp_path: Path) -> None:
@@ -283,3 +287,13 @@ def test_the_same_seed_gives_the_same_calibration(program: Program) -> None:
         return quantized([program], replace(asked(quant="calibrate_ranges:by=minmax"), seed=seed)).plan.calibration
 
     assert calibration(1).digest == calibration(1).digest != calibration(2).digest
+
+
+def test_techniques_run_in_the_pass_manager(program: Program) -> None:
+    steps = list[str]()
+    wanted, calibrator = asked(quant="round_to_nearest+smoothquant"), Calibrator(prompts=("a",))
+    with pytest.raises(PassError, match="smoothquant changes nothing") as refused:
+        quantize([program], parse_target("ort-w8a8"), wanted, calibrator, steps.append)
+    assert refused.value.inside == "smoothquant, after round_to_nearest" and "smoothquant?" in str(refused.value.fix)
+    assert steps[-2:] == ["quantize: round_to_nearest", "quantize: smoothquant"]
+    assert quantized([program], asked(quant="round_to_nearest+smoothquant?")).plan.layers

@@ -8,9 +8,9 @@ import pytest
 
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.quantization.formats import FORMATS, Spec
-from diffc.compiler.quantization.recipe_file import Override, matching, parse_methods, read_recipe
-
-KNOWN = ("smoothquant", "gptq", "round_to_nearest", "calibrate_ranges")
+from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.recipe_file import Override, matching, parse_passes, read_recipe
+from diffc.compiler.recipe import Optional, name_of, options_of
 
 RECIPE = """
 [quantize]
@@ -100,34 +100,81 @@ def test_a_layer_that_does_not_exist_is_named_with_the_nearest() -> None:
     assert "did you mean unet.conv_in? " in str(refused.value.fix)
 
 
+def gptq(plan: Plan, *, samples: int = 32, damping: float = 0.01, lazy: bool = True) -> Plan:
+    """Stand for a technique."""
+    return plan
+
+
+def smoothquant(plan: Plan, *, alpha: float | None = None) -> Plan:
+    """Stand for another."""
+    return plan
+
+
+def round_to_nearest(plan: Plan, *, by: str = "mse") -> Plan:
+    """Stand for a third."""
+    return plan
+
+
+TECHNIQUES = {"gptq": gptq, "smoothquant": smoothquant, "round_to_nearest": round_to_nearest}
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         ("gptq", [("gptq", {})]),
         ("smoothquant:alpha=0.5+gptq", [("smoothquant", {"alpha": 0.5}), ("gptq", {})]),
         ("gptq:samples=8:damping=1e-2:lazy=false", [("gptq", {"samples": 8, "damping": 0.01, "lazy": False})]),
+        ("gptq:damping=3dB,lazy=true", [("gptq", {"damping": 3, "lazy": True})]),
         ("round-to-nearest:by=minmax + gptq", [("round_to_nearest", {"by": "minmax"}), ("gptq", {})]),
     ],
 )
 def test_techniques_and_their_options_are_read(text: str, found: list[tuple[str, dict[str, object]]]) -> None:
-    made = parse_methods(text, KNOWN)
-    assert made == found
-    assert [type(value) for _, options in made for value in options.values()] == [
+    passes = parse_passes(text, TECHNIQUES, "--quant")
+    assert [(name_of(each), options_of(each)) for each in passes] == found
+    assert [type(value) for each in passes for value in options_of(each).values()] == [
         type(value) for _, options in found for value in options.values()
     ]
 
 
+def test_passes_are_read_with_their_options() -> None:
+    passes = parse_passes("gptq:samples=8 + round-to-nearest?+ gptq?:samples=9 ", TECHNIQUES, "--quant")
+    assert [(name_of(each), options_of(each), isinstance(each, Optional)) for each in passes] == [
+        ("gptq", {"samples": 8}, False),
+        ("round_to_nearest", {}, True),
+        ("gptq", {"samples": 9}, True),
+    ]
+    assert parse_passes("gptq", TECHNIQUES, "--quant") == (gptq,)
+
+
 @pytest.mark.parametrize(
-    ("text", "what", "fix"),
+    ("text", "what", "where"),
     [
-        ("gptqq", "'gptqq' is no technique", "did you mean gptq? "),
-        ("smooth-quant", "'smooth-quant' is no technique", "did you mean smoothquant? "),
-        ("gptq+", "'' is no technique", "known: smoothquant"),
-        ("gptq:samples", "'samples' is no option", "TECHNIQUE:option=value"),
-        ("gptq:=8", "'=8' is no option", "TECHNIQUE:option=value"),
+        ("gptqq", "'gptqq' is no technique", "gptqq"),
+        ("gptq+", "'' is no technique", "gptq+"),
+        ("gptq:samples", "'samples' is no option", "gptq:samples"),
+        ("gptq:=8", "'=8' is no option", "gptq:=8"),
+        ("gptq+gp?tq", "'gp?tq' is no technique", "gptq+gp?tq"),
+        ("gptq??", "'gptq?' is no technique", "gptq??"),
+        ("gptq?:sample=8", "gptq has no option 'sample'", "--quant"),
+        ("round_to_nearest:by=3", "round_to_nearest: by is 3", "--quant"),
     ],
 )
-def test_unknown_techniques_are_named(text: str, what: str, fix: str) -> None:
+def test_passes_that_do_not_exist_are_refused(text: str, what: str, where: str) -> None:
     with pytest.raises(RecipeError) as refused:
-        parse_methods(text, KNOWN)
-    assert refused.value.what == what and refused.value.where == text and fix in str(refused.value.fix)
+        parse_passes(text, TECHNIQUES, "--quant")
+    assert (refused.value.what, refused.value.where) == (what, where)
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("gptqq", "did you mean gptq? known: gptq, smoothquant, round_to_nearest"),
+        ("smooth-quant", "did you mean smoothquant? "),
+        ("gptq:samples", "write TECHNIQUE:option=value"),
+        ("gptq:sample=8", "did you mean samples? it has samples, damping, lazy"),
+    ],
+)
+def test_what_was_probably_meant_is_suggested(text: str, fix: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        parse_passes(text, TECHNIQUES, "--quant")
+    assert fix in str(refused.value.fix)
