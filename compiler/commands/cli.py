@@ -328,10 +328,10 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
         found = compare(bundle, source, prompts=read_prompts(prompts), progress=progress, **options)
     for name, component in found["components"].items():
         _say(f"{name:>24}: SQNR {component['sqnr']:6.1f} dB, max |difference| {component['max_abs']:.2e}")
-    for picture in found["pictures"]:
-        alike = "" if picture["ssim"] is None else f" SSIM {picture['ssim']:.4f},"
-        _say(f"{picture['psnr']:6.1f} dB,{alike} max {picture['max_abs']:.2e}: {picture['prompt']}")
-    _say(f"PSNR {found['psnr']:.1f} dB (the worst picture)")
+    for image in found["images"]:
+        similarity = "" if image["ssim"] is None else f" SSIM {image['ssim']:.4f},"
+        _say(f"{image['psnr']:6.1f} dB,{similarity} max {image['max_abs']:.2e}: {image['prompt']}")
+    _say(f"PSNR {found['psnr']:.1f} dB (the worst image)")
     if min_psnr is not None and found["psnr"] < min_psnr:
         _say(f"{bundle} is below {min_psnr} dB")
         found["failed"] = True

@@ -1,4 +1,4 @@
-"""Say what this machine can build and run, and what is missing."""
+"""Check which targets this machine can build and run, and what is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPILER = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir
 
 
 def examine(bundle: Path | None) -> dict[str, Any]:
-    """Give ``checks`` (name → ok, detail), the ``targets`` that can be built here and, of a bundle, whether it runs.
+    """Return ``checks`` (name → ok, detail), the ``targets`` that can be built here and, of a bundle, whether it runs.
 
     ``engine`` is the backend whose engine is the faster one on this CPU, be it installed or not.
 
@@ -54,13 +54,13 @@ def examine(bundle: Path | None) -> dict[str, Any]:
 
 
 def _engine() -> dict[str, Any]:
-    """Say which engine this CPU is faster with, and whether it is there."""
-    found = openvino_version()
-    here = f"openvino {found}" if found else f"openvino is missing: {INSTALL}"
-    bytes_ = "" if multiplies_bytes() else "; weights of 8 bits are multiplied in float, for this CPU has no VNNI"
+    """Check for the engine that is faster on this CPU."""
+    version = openvino_version()
+    here = f"openvino {version}" if version else f"openvino is missing: {INSTALL}"
+    bytes_ = "" if multiplies_bytes() else "; 8-bit weights are multiplied in float, as this CPU has no VNNI"
     if recommended() == "ov":
-        said = f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models"
-        return _check(bool(found), said + bytes_)
+        detail = f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models"
+        return _check(bool(version), detail + bytes_)
     return _check(True, f"the target ort-fp32 is what this CPU should use; {here}{bytes_}")
 
 
@@ -73,7 +73,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _tensorrt() -> dict[str, Any]:
-    """Say which TensorRT is here, for which GPUs it builds targets ``trt-…``, and whether their engines run here."""
+    """Check for TensorRT: its version, the GPUs that it builds ``trt-…`` for, and whether engines run here."""
     libraries = list[str]()
     for kind in installed():
         try:

@@ -1,4 +1,4 @@
-"""Say what a build and its bundle take before the build starts, from the shapes of the weights alone."""
+"""Estimate memory, disk and time of a build, from the shapes of the weights alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffc.runtime.memory import peak_bytes
 
 SECONDS_PER_TENSOR = 0.1
 SECONDS_PER_BYTE = 19e-9
-"""What builds of SD 1.5 (1130 tensors, 4.0 GB, 195 s) and FLUX.1-dev (1613, 24.8 GB, 646 s) took on two cores."""
+"""A line through builds of SD 1.5 (1130 tensors, 4.0 GB, 195 s) and FLUX.1-dev (1613, 24.8 GB, 646 s) on two cores."""
 
 
 def estimate(
@@ -26,26 +26,26 @@ def estimate(
     ip_adapter: Path | str | None = None,
     online: bool = False,
 ) -> dict[str, Any]:
-    """Give the ``parameters`` of each component and what a build for one number of steps takes.
+    """Return the ``parameters`` of each component, and estimates for a build with one number of steps.
 
     ``bundle_bytes`` counts all weights as the target stores them; a bundle leaves out those that nothing reads, such
-    as an autoencoder's encoder, and adds graphs. ``disk_bytes`` is the room that `build` asks for, ``free_bytes`` what
-    this folder has. ``memory_bytes`` is what loading alone takes, measured now: a build takes that and more.
-    ``seconds`` is a line through two builds on two cores without a cache, good for the order of magnitude only.
+    as an autoencoder's encoder, and adds graphs. ``disk_bytes`` is the space that `build` requires, ``free_bytes`` that
+    of this folder. ``memory_bytes`` is the peak memory of loading, measured now: a build takes that and more.
+    ``seconds`` is a line through two builds on two cores without a build cache, right in its order of magnitude only.
     Raises `LoadError` and `TargetError`.
     """
-    wanted = parse_target(target)
-    each = find_backend(wanted.backend).precisions[wanted.precision]
+    parsed = parse_target(target)
+    bytes_per_weight = find_backend(parsed.backend).precisions[parsed.precision]
     pipeline: Any = load(source, ip_adapter=ip_adapter, online=online, stand_ins=True)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    size = bytes_of_weights(modules.values(), each)
+    size = bytes_of_weights(modules.values(), bytes_per_weight)
     tensors = sum(len(list(module.parameters())) for module in modules.values())
     return {
         "source": str(source),
-        "target": str(wanted),
+        "target": str(parsed),
         "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
         "bundle_bytes": size,
-        "disk_bytes": bytes_needed(modules.values(), each),
+        "disk_bytes": bytes_needed(modules.values(), bytes_per_weight),
         "free_bytes": shutil.disk_usage(".").free,
         "memory_bytes": peak_bytes(),
         "seconds": SECONDS_PER_TENSOR * tensors + SECONDS_PER_BYTE * size,
