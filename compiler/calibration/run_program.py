@@ -17,10 +17,9 @@ from diffc.compiler.errors import CalibrationError
 from diffc.compiler.graph.body import size
 from diffc.compiler.graph.evaluate import Call, Executor, Tensors
 from diffc.compiler.ir.program import Graph, Input, Op, Program
+from diffc.compiler.tracing.pipeline import NEGATIVE
 from diffc.runtime.bundle.tokenizer import Tokenizer
 from diffc.runtime.rng import Generator
-
-NEGATIVE = "negative_prompt"
 
 
 class ProgramRun:

@@ -36,15 +36,11 @@ from diffc.compiler.checkpoint.safetensors_header import (
 )
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, unused_tensors
+from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.errors import DiffcWarning, LoadError, first_line
 from diffc.compiler.graph.lazy_weights import Weight, lend, postponed, settle, stand_in
 
 ENCODER = "image_encoder"
-TASKS = {
-    "text-to-image": None,
-    "image-to-image": "AutoPipelineForImage2Image",
-    "inpaint": "AutoPipelineForInpainting",
-}
 
 VARIANT = re.compile(r"[^.]+\.(?P<variant>[^.]+?)(-\d{5}-of-\d{5})?\.safetensors")
 PLAIN = re.compile(r"[^.]+\.safetensors")

@@ -16,13 +16,13 @@ from typing import Any
 
 import click
 
+from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.commands.parameter_types import Counts, Interval, Named, Names, Setting, Size, Sizes
 from diffc.runtime.errors import DiffcError, DiffcWarning
 from diffc.runtime.memory import peak_bytes
 
 Command = Callable[..., Any]
 
-TASKS = ("text-to-image", "image-to-image", "inpaint")
 INPUT = "NAME=SHAPE for each picture, as image_embeds=1280; NAME=picture,picture for a list."
 IP_ADAPTER = "An IP-Adapter's .safetensors file; its picture is asked for as ip_adapter_image."
 SETTING = Setting("num_frames=16")
@@ -99,7 +99,9 @@ def _timed(what: str) -> Iterator[Callable[[str], None]]:
 @click.option("--guidance-interval", type=Interval(), help="Fractions of the steps between which there is guidance.")
 @click.option("--size", type=Sizes(), help="Width and height in pixels; programs for each.  [default: the model's]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
-@click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What to draw from.")
+@click.option(
+    "--task", type=click.Choice(list(TASKS)), default="text-to-image", show_default=True, help="What to draw from."
+)
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of a given picture is drawn anew.")
 @click.option("--set", "options", type=SETTING, multiple=True, help="NAME=VALUE for the pipeline, as num_frames=16.")
 @click.option("--input", "inputs", type=Named("image_embeds=1280"), multiple=True, help=INPUT)
