@@ -25,9 +25,9 @@ import torch
 from benchmarks.quantization import GUIDANCE, MODELS, ROOT, STEPS
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.backends.target import parse_target
+from diffc.compiler.bundle.write import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.checkpoint.load import load
-from diffc.compiler.driver.build import tokenizer_text
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.driver.quantize import asked_quantization, quantize
 from diffc.compiler.graph.body import body_of

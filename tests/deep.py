@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from diffc.compiler.bundle.write import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
-from diffc.compiler.driver.build import tokenizer_text
 from diffc.compiler.ir.program import Program
 from diffc.passes.stage import stage
 from tests.test_zoo_programs import traced

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,8 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from safetensors.numpy import save
-from tokenizers import Tokenizer
 from torch import nn
 
 from diffc import passes
@@ -21,9 +16,11 @@ from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.backends.tensorrt.build import wanted_engines
-from diffc.compiler.bundle.atomic_folder import check_room, file_entry, new_folder, write_manifest
+from diffc.compiler.bundle.atomic_folder import check_room, new_folder
 from diffc.compiler.bundle.disk_space import bytes_needed
+from diffc.compiler.bundle.provenance import provenance_of
 from diffc.compiler.bundle.report_html import page
+from diffc.compiler.bundle.write import Contents, add_file, json_of, tokenizer_text, write_contents
 from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.calibration.prompts import read_prompts
 from diffc.compiler.checkpoint.load import load
@@ -31,21 +28,18 @@ from diffc.compiler.driver.feature_caching import AskedCache, asked_cache
 from diffc.compiler.driver.half_precision import Half, asked_half
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.driver.quantize import Asked, asked_quantization, quantize
-from diffc.compiler.errors import BuildError, CaptureError, Progress
+from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.ir.program import Program
 from diffc.compiler.ir.verify import verify
-from diffc.compiler.quantization.int8_saturation import has_reduced_range
 from diffc.compiler.recipe import Pass, optional
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, asked_sizes, default_steps, trace_pipeline
 from diffc.compiler.tracing.pipeline_inputs import PREPARED, Size
 from diffc.passes import NORMAL_FORM, stage
 from diffc.passes.fill_uniform_tables import fill_uniform_tables
-from diffc.runtime.bundle.manifest import SCHEMA
 from diffc.runtime.disk_cache import Cache
 
 IP_ADAPTER_IMAGE = "ip_adapter_image"
-VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 
 
 def build(
@@ -131,7 +125,7 @@ def build(
         told |= {"ip_adapter": Path(ip_adapter).name if ip_adapter else None}
         told |= {"cache": None if features is None else features.described}
         texts = {name: tokenizer_text(name, tokenizer) for name, tokenizer in tokenizers.items()}
-        provenance = _provenance(source, told)
+        provenance = provenance_of(source, told)
         calibrator = _calibrator(texts, prompts, seed, provenance["source_sha256"], progress)
         _write(folder, made, texts, wanted, provenance, progress, calibrator, features, asked, half, finer)
     return output
@@ -190,7 +184,7 @@ def write_bundle(
             made,
             texts,
             wanted,
-            _provenance(None, {}),
+            provenance_of(None, {}),
             progress,
             _calibrator(texts, (), 0, "", progress),
             *asked,
@@ -239,45 +233,14 @@ def _write(
     wanted = wanted_engines(graphs.values(), files, lambda name: graphs[name].component)
     engines = backend.engines(wanted, target.precision, target.archs, folder, progress)
     progress("write")
-    (folder / "tables.safetensors").write_bytes(
-        save({t.name: t.data for p in programs for t in p.tables if t.data is not None})
-    )
-    (folder / "tokenizer").mkdir()
-    for name, text in texts.items():
-        (folder / "tokenizer" / f"{name}.json").write_text(text, encoding="utf-8")
-    manifest: dict[str, Any] = {
-        "schema": SCHEMA,
-        "diffc": importlib.metadata.version("diffc"),
-        "target": str(target),
-        "programs": {program.name: str(program) for program in programs},
-        "graphs": {
-            name: {
-                "file": files[name],
-                "component": graph.component,
-                "stage": graph.stage,
-                "reduced_range": has_reduced_range(graph),
-            }
-            for name, graph in graphs.items()
-        },
-        "engines": {name: engine.entry for name, engine in engines.items()},
-        "tokenizers": {name: f"tokenizer/{name}.json" for name in texts},
-        "files": {
-            str(path.relative_to(folder)): file_entry(path) for path in sorted(folder.rglob("*")) if path.is_file()
-        },
-        "stages": work.parameters,
-        "multiply_adds": work.multiply_adds,
-        "provenance": provenance,
-    }
-    write_manifest(folder, manifest)
     reports |= {"engines": {Path(engine.file).stem: asdict(engine) for engine in engines.values()}} if engines else {}
+    contents = Contents(str(target), programs, texts, files, engines, work, provenance, reports)
+    write_contents(folder, contents)
     if quantized is not None:
         reports["quantization"] = quantized.measured(folder, progress)
-    written = {f"{name}.json": json.dumps(found) + "\n" for name, found in reports.items()}
-    written |= {"report.html": page(reports)} if reports else {}
-    for name, text in written.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    added = {name: file_entry(folder / name) for name in written}
-    write_manifest(folder, manifest | {"files": dict(sorted((manifest["files"] | added).items()))})
+        add_file(folder, "quantization.json", json_of(reports["quantization"]))
+    if reports:
+        add_file(folder, "report.html", page(reports))
 
 
 def _modules(pipeline: Any) -> list[nn.Module]:
@@ -286,35 +249,3 @@ def _modules(pipeline: Any) -> list[nn.Module]:
 
 def _is_called(name: str, programs: Iterable[Program]) -> bool:
     return any(op.attr("tokenizer") == name for program in programs for op in program.ops if op.operator == "tokenize")
-
-
-def tokenizer_text(name: str, tokenizer: Any) -> str:
-    """Write a tokenizer for the ``tokenizers`` library, without padding and truncation, which the program states."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise CaptureError(
-            f"{name} is no fast tokenizer",
-            where=type(tokenizer).__name__,
-            fix="add its tokenizer.json to the checkpoint",
-        )
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return str(copy.to_str(pretty=True))
-
-
-def _provenance(source: Path | None, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    origin = {} if source is None else {"source": source.resolve().name, "source_sha256": _source_digest(source)}
-    return {
-        **origin,
-        "recipe": dict(recipe),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
-    }
-
-
-def _source_digest(source: Path) -> str:
-    if source.is_file():
-        return str(file_entry(source)["sha256"])
-    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    lines = [f"{path.relative_to(source).as_posix()} {file_entry(path)['sha256']}" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

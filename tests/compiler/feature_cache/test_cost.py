@@ -7,8 +7,8 @@ import pytest
 
 from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.analysis.stages import denoiser
+from diffc.compiler.bundle.write import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibrator
-from diffc.compiler.driver.build import tokenizer_text
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, cached
 from diffc.compiler.feature_cache.cost import LONGEST, Calls, measure
 from tests.conftest import UNET
