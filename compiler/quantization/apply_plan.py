@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import fx
 
-import diffc.compiler.quantization.ops  # noqa: F401  (defines the operators)
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.export import export
@@ -31,7 +30,7 @@ from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Op, Program, Ref, Table, Type, Value
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.ops import scale_and_zero
+from diffc.compiler.quantization.ops import dynamic_scale, scale_and_zero
 from diffc.compiler.quantization.plan import Plan
 
 aten, ops = torch.ops.aten, torch.ops.diffc
@@ -199,11 +198,7 @@ class _Writing:
             factor = self._call(aten.slice.Tensor, self.scales, 1, at, at + 1)
             factor = self._call(aten.reshape.default, factor, [1])
         else:
-            largest = self._call(aten.abs.default, x)
-            token = spec.per == "token"
-            largest = self._call(aten.amax.default, largest, [-1] if token else list(range(rank)), token)
-            factor = self._call(aten.div.Tensor, largest, spec.format.highest)
-            factor = self._call(aten.clamp_min.default, factor, 1e-12)
+            factor = dynamic_scale(x, spec, rank, self._call)
         scaled = self._call(aten.div.Tensor, x, factor)
         one = self._constant("one", torch.ones(1))
         return self._call(ops.fake_quantize.default, scaled, one, None, spec.format.name), factor

@@ -21,7 +21,6 @@ from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan, Tensors, shared_out
-from diffc.compiler.quantization.scales import quantized_activation
 
 WIDEST = 4096
 """The columns of the widest block: its Gram matrix is 64 MB."""
@@ -70,7 +69,7 @@ def grams(
         sums = {layer.name: _Sum(windowed[layer.name], -(-windows // calls[layer.name])) for layer in some}
 
         def visit(layer: Layer, inputs: Tensors, output: torch.Tensor, sample: Sample, sums: Sums = sums) -> None:
-            x = quantized_activation(layer, inputs[0], sample) if quantized else inputs[0]
+            x = layer.quantized(inputs[0], sample) if quantized else inputs[0]
             sums[layer.name].add(layer, x, output)
 
         plan.watch(some, visit)

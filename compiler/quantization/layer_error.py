@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from diffc.compiler.calibration.trajectory import Sample
-from diffc.compiler.quantization.layer import Layer, smoothed
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.observers import largest_of_channels
 from diffc.compiler.quantization.plan import Plan, Tensors, shared_out
-from diffc.compiler.quantization.scales import quantized_activation, weight_scales
+from diffc.compiler.quantization.scales import weight_scales
 
 aten = torch.ops.aten
 
@@ -33,13 +33,13 @@ SEED = 0
 class Seen:
     """Hold pieces of a layer's input, and the largest number of each channel in all of it, [steps, channels].
 
-    ``wanted`` is what the layer makes of the pieces in float, once it was asked for.
+    ``exact`` are the outputs of the float layer for the pieces, once an error was measured.
     """
 
     steps: int
     pieces: list[tuple[torch.Tensor, Sample]] = field(default_factory=list)
     largest: torch.Tensor | None = None
-    wanted: list[torch.Tensor] = field(default_factory=list)
+    exact: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, layer: Layer, x: torch.Tensor, sample: Sample, random: torch.Generator) -> None:
         """Take in one call."""
@@ -55,17 +55,14 @@ class Seen:
 
         So every step counts alike, however small its numbers are.
         """
-        if not self.wanted:
-            weight = replace(layer, smoothing=None, branch=None).matrix(_every(layer))
-            self.wanted = [output(layer, piece, weight) for piece, _ in self.pieces]
-        quantized, branch = _weights(candidate)
-        errors = list[float]()
-        for (piece, sample), wanted in zip(self.pieces, self.wanted, strict=True):
-            x = smoothed(candidate, piece)
-            made = output(layer, quantized_activation(candidate, x, sample), quantized)
-            made = made if branch is None else made + output(layer, x, branch)
-            power = float(wanted.square().sum())
-            errors += [float((made - wanted).square().sum()) / power] if power else []
+        if not self.exact:
+            thin = layer.in_float().thinned(_every(layer))
+            self.exact = [thin.apply(piece, sample=sample) for piece, sample in self.pieces]
+        thin, errors = _rounded(replace(candidate, bounds=None).thinned(_every(candidate))), list[float]()
+        for (piece, sample), exact in zip(self.pieces, self.exact, strict=True):
+            power = float(exact.square().sum())
+            error = float((thin.apply(piece, sample=sample) - exact).square().sum())
+            errors += [error / power] if power else []
         return sum(errors) / max(1, len(errors))
 
 
@@ -107,32 +104,15 @@ def _piece(layer: Layer, x: torch.Tensor, random: torch.Generator) -> torch.Tens
     return x[(slice(item, item + 1), slice(None), *(slice(at, at + EDGE) for at in places))]
 
 
-def _weights(layer: Layer) -> Tensors | tuple[torch.Tensor, None]:
-    """Give the weight as it is rounded, or would be, and what the low-rank branch adds."""
+def _rounded(layer: Layer) -> Layer:
+    """Round the weight of a layer that no pass has rounded, as a later one might."""
     spec = layer.scheme.weight
-    if spec is None or layer.rounded is None:
-        matrix = layer.matrix(_every(layer))
-        matrix = (
-            matrix
-            if spec is None
-            else weight_scales(matrix, spec, "mse" if spec.format.bits < 7 else "minmax").value(spec)
-        )
-    else:
-        matrix = layer.rounded.value(spec)[:: _every(layer)]
-    if layer.branch is None:
-        return matrix, None
-    down, up = layer.branch
-    return matrix, (up[:: _every(layer)] @ down).reshape(matrix.shape)
+    if spec is None or layer.rounded is not None:
+        return layer
+    return replace(layer, rounded=weight_scales(layer.matrix(), spec, "mse" if spec.format.bits < 7 else "minmax"))
 
 
 def _every(layer: Layer) -> int:
     """Say how many outputs there are for one that is looked at; of a grouped convolution all are."""
     assert layer.weight is not None
     return 1 if layer.groups > 1 else max(1, len(layer.weight) // OUTPUTS)
-
-
-def output(layer: Layer, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Apply a layer's operator, without bias."""
-    operators = (aten.linear, aten.conv1d, aten.conv2d, aten.conv3d)
-    made: torch.Tensor = operators[weight.dim() - 2].default(x.float(), weight, None, *layer.options)
-    return made

@@ -5,9 +5,20 @@ Back ends translate them: to QuantizeLinear and DequantizeLinear, or to what the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
+from torch import fx
 
 from diffc.compiler.quantization.formats import FORMATS, Spec, parse_spec, spread
+
+aten = torch.ops.aten
+
+SMALLEST_SCALE = 1e-12
+"""The dynamic scale of an activation that is zero."""
+
+Value = TypeVar("Value", torch.Tensor, fx.Node)
 
 
 @torch.library.custom_op("diffc::dequantize", mutates_args=())
@@ -96,3 +107,20 @@ def scale_and_zero(spec: Spec, low: torch.Tensor, high: torch.Tensor) -> tuple[t
     scale = (high - low) / (grid.highest - grid.lowest)
     scale = torch.where(scale > 0, scale, 1.0)
     return scale, (grid.lowest - low / scale).round().clamp(grid.lowest, grid.highest)
+
+
+def quantize_in_range(x: torch.Tensor, spec: Spec, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Round an activation to a grid that covers a range [] or [1]."""
+    scale, zero = scale_and_zero(spec, low, high)
+    rounded: torch.Tensor = fake_quantize(x, scale.reshape(1), zero, spec.format.name)
+    return rounded
+
+
+def dynamic_scale(x: Value, spec: Spec, rank: int, call: Callable[..., Value]) -> Value:
+    """Compute the dynamic scale of an activation of some rank: for each token [..., 1], or one for all [].
+
+    ``call`` applies an operator to its arguments: at once to tensors, or in a graph to nodes.
+    """
+    token = spec.per == "token"
+    largest = call(aten.amax.default, call(aten.abs.default, x), [-1] if token else list(range(rank)), token)
+    return call(aten.clamp_min.default, call(aten.div.Tensor, largest, spec.format.highest), SMALLEST_SCALE)

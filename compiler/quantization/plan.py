@@ -22,7 +22,7 @@ from diffc.compiler.errors import CalibrationError
 from diffc.compiler.graph.body import body_of, size
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import Scheme
-from diffc.compiler.quantization.layer import Layer, Site, smoothed
+from diffc.compiler.quantization.layer import Layer, Site
 from diffc.compiler.quantization.observers import Statistics
 
 aten = torch.ops.aten
@@ -93,7 +93,7 @@ class Plan:
                     where = f"step {sample.step + 1} of {sample.of}"
                     fix = "keep the layer in float in a recipe, or calibrate with other prompts"
                     raise CalibrationError(f"NaN or infinity reaches {layer.name}", where=where, fix=fix)
-                visit(layer, tuple(smoothed(layer, x) for x in inputs), output, sample)
+                visit(layer, tuple(layer.smoothed(x) for x in inputs), output, sample)
 
             watch(graph, chosen, {name: _inputs(layer) for name, layer in at.items()}, seen)
 

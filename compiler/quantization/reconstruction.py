@@ -86,15 +86,6 @@ class Soft:
         grid, up = self.spec.format, (self.learned.detach() > 0).float()
         return replace(self.nearest, codes=grid.encode((self.below + self.step * up).clamp(grid.lowest, grid.highest)))
 
-    def original(self, value: torch.Tensor) -> torch.Tensor:
-        """Give the weight that acts alike without smoothing and a low-rank branch."""
-        if self.layer.branch is not None:
-            down, up = self.layer.branch
-            value = value + (up @ down).reshape(value.shape)
-        if self.layer.smoothing is not None:
-            value = value * self.layer.smoothing.reshape(1, -1, *[1] * (value.dim() - 2))
-        return value
-
 
 Error = Callable[[Sequence[torch.Tensor], int | None], torch.Tensor]
 """The squared error that weights make, in the sample of an iteration, or in all where that is None."""
@@ -135,7 +126,7 @@ def reconstruct_block(block: Block, feeds: Feeds, learning: Learning) -> dict[st
     module = block.module(body_of(block.graph), watched=learning.layers > 0)
     softs = [Soft(layer) for layer in block.layers.values()]
     with torch.no_grad():
-        exact = [soft.original(soft.weight) for soft in softs]
+        exact = [soft.layer.merged(soft.weight) for soft in softs]
         wanted = [module(*given, *exact) for given in feeds]
     order = torch.randint(len(feeds), (learning.iterations,), generator=torch.Generator().manual_seed(learning.seed))
 
@@ -145,7 +136,7 @@ def reconstruct_block(block: Block, feeds: Feeds, learning: Learning) -> dict[st
         return torch.stack([first, *(learning.layers * each for each in others)]).sum()
 
     def error(values: Sequence[torch.Tensor], iteration: int | None) -> torch.Tensor:
-        weights = [soft.original(value) for soft, value in zip(softs, values, strict=True)]
+        weights = [soft.layer.merged(value) for soft, value in zip(softs, values, strict=True)]
         if iteration is not None:
             return of_sample(weights, int(order[iteration]))
         return torch.stack([of_sample(weights, at) for at in range(len(feeds))]).mean()

@@ -18,9 +18,7 @@ from diffc.compiler.calibration.run_program import given
 from diffc.compiler.calibration.trajectory import Drawing, Sample
 from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.metrics import psnr, sqnr
-from diffc.compiler.quantization.layer import Layer, smoothed
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.scales import quantized_activation
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.interpreter import Interpreter, linear
 from diffc.runtime.program.program import Op
@@ -55,9 +53,9 @@ def layer_errors(plan: Plan) -> list[LayerError]:
 
         def seen(node: fx.Node, inputs: tuple[Any, ...], output: torch.Tensor, sample: Sample, at: Any = at) -> None:
             layer = at[node.name]
-            made = _output(layer, node, inputs[0], inputs[1], sample)
+            quantized = layer.apply(inputs[0], sample=sample, bias=inputs[1])
             signal[layer.name] = signal.get(layer.name, 0.0) + _power(output)
-            noise[layer.name] = noise.get(layer.name, 0.0) + _power(made - output)
+            noise[layer.name] = noise.get(layer.name, 0.0) + _power(quantized - output)
 
         if samples and at:
             watch(graph, samples[:: math.ceil(len(samples) / CALLS)], dict.fromkeys(at, (0, 2)), seen)
@@ -76,21 +74,6 @@ def layer_errors(plan: Plan) -> list[LayerError]:
 
 def _power(x: torch.Tensor) -> float:
     return float(x.square().sum(dtype=torch.float64))
-
-
-def _output(layer: Layer, node: Any, x: torch.Tensor, bias: Any, sample: Sample) -> torch.Tensor:
-    """Compute a layer as the plan says."""
-    options = node.args[3:]
-    x = smoothed(layer, x)
-    assert layer.rounded is not None and layer.scheme.weight is not None
-    weight = layer.rounded.value(layer.scheme.weight)
-    made: torch.Tensor = node.target(quantized_activation(layer, x, sample), weight, bias, *options)
-    if layer.shift is not None:
-        made = made + layer.shift.reshape(-1, *[1] * (made.dim() - 2) if layer.axis == 1 else [])
-    if layer.branch is not None:
-        branch = (layer.branch[1] @ layer.branch[0]).reshape(weight.shape)
-        made = made + node.target(x, branch, None, *options)
-    return made
 
 
 @dataclass(frozen=True)

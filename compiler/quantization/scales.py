@@ -11,11 +11,10 @@ from dataclasses import replace
 
 import torch
 
-from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.quantization.formats import FORMATS, Spec, spread
 from diffc.compiler.quantization.layer import Layer, Rounded
 from diffc.compiler.quantization.observers import Histogram, Statistics
-from diffc.compiler.quantization.ops import fake_quantize, fake_quantize_groups, scale_and_zero
+from diffc.compiler.quantization.ops import scale_and_zero
 
 PERCENTILE = 0.9999
 """The part of all numbers that a percentile range covers on each side."""
@@ -191,25 +190,6 @@ def _scales_of_scales(spec: Spec, scale: torch.Tensor, outer: torch.Tensor) -> t
         return torch.exp2(torch.log2(scale).ceil())
     each = scale / outer.reshape(-1, 1)
     return each.round().clamp(1, form.highest) if form.is_integer else form.round(each).clamp(min=2.0**-9)
-
-
-def quantized_activation(layer: Layer, x: torch.Tensor, sample: Sample) -> torch.Tensor:
-    """Give a layer's input as the quantized layer reads it; as it is, where its range is not known."""
-    spec = layer.scheme.activation
-    if spec is None or (spec.when != "dynamic" and spec.per != "group" and layer.low is None):
-        return x
-    made: torch.Tensor
-    if spec.per == "group":
-        made = fake_quantize_groups(x, str(spec))
-    elif layer.low is None or layer.high is None or spec.when == "dynamic":
-        largest = x.abs().amax(-1, keepdim=True) if spec.per == "token" else x.abs().amax()
-        scale = (largest / spec.format.highest).clamp(min=1e-12)
-        made = fake_quantize(x / scale, torch.ones(1), None, spec.format.name) * scale
-    else:
-        at = sample.nearest(layer.low.shape[1])
-        scale, zero = scale_and_zero(spec, layer.low[0, at], layer.high[0, at])
-        made = fake_quantize(x, scale.reshape(1), zero, spec.format.name)
-    return made
 
 
 def _groups(weight: torch.Tensor, spec: Spec) -> torch.Tensor:

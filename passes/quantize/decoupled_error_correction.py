@@ -23,10 +23,9 @@ import torch
 
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.layer_error import output
 from diffc.compiler.quantization.observers import Lines
 from diffc.compiler.quantization.plan import Plan, Tensors
-from diffc.compiler.quantization.scales import quantized_activation, rows_scaled, takes_factors
+from diffc.compiler.quantization.scales import rows_scaled, takes_factors
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 
@@ -41,10 +40,9 @@ def decoupled_error_correction(plan: Plan, *, samples: int = 32) -> Plan:
     lines = defaultdict[str, Lines](Lines)
 
     def visit(layer: Layer, inputs: Tensors, _: torch.Tensor, sample: Sample) -> None:
-        assert layer.rounded is not None and layer.scheme.weight is not None
-        exact, rounded = layer.matrix(), layer.rounded.value(layer.scheme.weight)
-        made = output(layer, quantized_activation(layer, inputs[0], sample), rounded)
-        lines[layer.name].add(_channels(layer, made), _channels(layer, output(layer, inputs[0], exact)))
+        alone = replace(layer, weight=layer.matrix(), smoothing=None, branch=None, shift=None, bounds=None)
+        quantized, exact = (each.apply(inputs[0], sample=sample) for each in (alone, alone.in_float()))
+        lines[layer.name].add(_channels(layer, quantized), _channels(layer, exact))
 
     replace(plan, calibration=plan.calibration.few(samples)).watch(wanted, visit)
     return plan.mapped(lambda layer: _corrected(layer, lines[layer.name]), lambda layer: layer.name in lines)

@@ -11,7 +11,7 @@ from torch import nn
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import CalibrationError
 from diffc.compiler.quantization.formats import parse_spec
-from diffc.compiler.quantization.layer import Layer, Rounded, Site, smoothed
+from diffc.compiler.quantization.layer import Layer, Rounded, Site
 from diffc.compiler.quantization.ops import scale_and_zero
 from diffc.compiler.quantization.plan import Plan, Scheme, find_layers
 from tests.one_graph import Tensors, layer_of, plan_of
@@ -87,9 +87,9 @@ def test_smoothing_and_a_branch_come_off_the_weight() -> None:
     down, up = torch.randn(2, 54), torch.randn(8, 2)
     layer = Layer("a", "", "conv", (Site("g", "n"),), weight, smoothing=smoothing, branch=(down, up))
     conv = nn.functional.conv2d
-    again = conv(smoothed(layer, x), layer.matrix() + (up @ down).reshape(weight.shape))
+    again = conv(layer.smoothed(x), layer.matrix() + (up @ down).reshape(weight.shape))
     torch.testing.assert_close(again, conv(x, weight), rtol=0, atol=1e-4)
-    assert smoothed(replace(layer, smoothing=None), x) is x
+    assert replace(layer, smoothing=None).smoothed(x) is x
 
 
 def test_a_rounded_weight_stands_for_its_scales_times_codes() -> None:

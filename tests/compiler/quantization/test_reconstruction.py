@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -69,11 +68,3 @@ def test_it_is_never_worse_than_rounding_to_nearest(iterations: int) -> None:
     found = reconstruct_layer(given, gram, Learning(iterations, 100.0))
     value, nearest = (r.value(given.scheme.weight) - given.matrix() for r in (found, Soft(given).nearest))
     assert float(((value @ gram[0]) * value).sum()) <= float(((nearest @ gram[0]) * nearest).sum())
-
-
-def test_the_original_weight_is_that_without_smoothing_and_a_branch() -> None:
-    given, _ = layer("int4:channel")
-    changed = replace(given, smoothing=torch.rand(64) + 0.5, branch=(torch.randn(2, 64), torch.randn(16, 2)))
-    soft = Soft(changed)
-    assert given.weight is not None
-    torch.testing.assert_close(soft.original(soft.weight), given.weight.detach())
