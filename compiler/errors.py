@@ -1,14 +1,10 @@
-"""Name the stage of the compilation that failed. The form of every error is that of ``diffc.runtime.errors``."""
+"""Define the errors of the compiler, one for each kind of fault, in the form of ``diffc.runtime.errors``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from diffc.runtime.errors import DiffcError, DiffcWarning
-
-if TYPE_CHECKING:  # it imports torch, and targets are listed without it
-    pass
 
 __all__ = [
     "BackendError",
@@ -27,15 +23,15 @@ __all__ = [
 
 
 class LoadError(DiffcError):
-    """Refuse a checkpoint that is damaged, incomplete, unsafe, or no model that can be compiled."""
+    """Refuse a checkpoint that is damaged, incomplete, unsafe or not a model that can be compiled."""
 
 
 class CaptureError(DiffcError):
-    """Refuse pipeline code that cannot be traced, with the line that asks for the impossible."""
+    """Refuse pipeline code that cannot be traced, with its line."""
 
 
 class ParseError(DiffcError):
-    """Refuse a text that is no program, with the line that is not in the grammar."""
+    """Refuse a text that is not a program, with the line that breaks the grammar."""
 
 
 class VerifyError(DiffcError):
@@ -59,17 +55,17 @@ class BuildError(DiffcError):
 
 
 class CalibrationError(DiffcError):
-    """Report numbers that no format can hold, met while the program was run to calibrate it."""
+    """Report values that no format can hold, or prompts that cannot be read, in a calibration."""
 
 
 class RecipeError(DiffcError):
-    """Refuse a recipe or a scheme that names what does not exist or cannot be computed."""
+    """Refuse a recipe or a scheme that names unknown layers, techniques or formats, or cannot be computed."""
 
 
 def first_line(error: Exception) -> str:
-    """Shorten what a library said to its first line."""
+    """Return the first line of a library's error, or the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 Progress = Callable[[str], None]
-"""Is told, in a few words, what a long piece of work does next."""
+"""A callback that long work calls with a short message before each of its parts."""

@@ -1,4 +1,4 @@
-"""Compute how far images and values are from a reference: PSNR, SSIM and SQNR."""
+"""Compute the distance of images and tensors from a reference: PSNR, SSIM and SQNR."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from scipy.ndimage import gaussian_filter
 Array = NDArray[np.float32]
 
 IDENTICAL = 200.0
-"""What stands for the ratio, in dB, of a signal to no error at all."""
+"""The ratio in dB that is returned where there is no error."""
 
 
-def psnr(picture: Array, reference: Array, peak: float = 1.0) -> float:
-    """Give the peak signal-to-noise ratio in dB, of pictures in [0, 1] by default; 200 where they are identical."""
-    error = float(np.mean((picture.astype(np.float64) - reference) ** 2))
+def psnr(image: Array, reference: Array, peak: float = 1.0) -> float:
+    """Compute the peak signal-to-noise ratio in dB, by default of images in [0, 1]; 200 where they are identical."""
+    error = float(np.mean((image.astype(np.float64) - reference) ** 2))
     return min(IDENTICAL, 10 * math.log10(peak**2 / error)) if error else IDENTICAL
 
 
-def ssim(picture: Array, reference: Array) -> float:
-    """Give the mean structural similarity of pictures [H, W, C] in [0, 1].
+def ssim(image: Array, reference: Array) -> float:
+    """Compute the mean structural similarity of images [H, W, C] in [0, 1].
 
     Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004, equation 13, with the
     Gaussian window of deviation 1.5 and the constants of section III.
@@ -31,7 +31,7 @@ def ssim(picture: Array, reference: Array) -> float:
     def blur(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(gaussian_filter(values, sigma=(1.5, 1.5, 0), truncate=3.5), dtype=np.float64)
 
-    a, b = picture.astype(np.float64), reference.astype(np.float64)
+    a, b = image.astype(np.float64), reference.astype(np.float64)
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
     covariance = blur(a * b) - mean_a * mean_b
@@ -41,6 +41,6 @@ def ssim(picture: Array, reference: Array) -> float:
 
 
 def sqnr(value: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Give the ratio of a signal to its error in dB; 200 where there is none."""
+    """Compute the signal-to-quantization-noise ratio in dB; 200 where there is no error."""
     signal, error = np.sum(reference.astype(np.float64) ** 2), np.sum((value.astype(np.float64) - reference) ** 2)
     return float(min(IDENTICAL, 10 * math.log10(signal / error))) if error and signal else IDENTICAL

@@ -60,11 +60,11 @@ def load(
     """Load a diffusers folder, or a single ``.safetensors`` file in its original layout.
 
     ``sampler`` replaces the checkpoint's scheduler. ``ip_adapter`` is the ``.safetensors`` file of an IP-Adapter; an
-    image encoder that the checkpoint does not bring is taken from ``image_encoder/`` beside it. Only ``online`` allows
-    the network, and only to fetch the configuration of a single file that brings none. With ``stand_ins``, large
-    weights stay in the file (`stored`): the pipeline can be traced but not run. Tensors that no component wants are
-    named in a `DiffcWarning`.
-    Raises `LoadError` where the checkpoint is damaged, incomplete, unsafe or no model, and where a name is unknown.
+    image encoder that the checkpoint lacks is taken from ``image_encoder/`` beside it. Only ``online`` allows
+    the network, and only to fetch the configuration of a single file that has none. With ``stand_ins``, large
+    weights are lazy (`diffc.compiler.graph.lazy_weights`): the pipeline can be traced but not run. A `DiffcWarning`
+    names tensors that no component uses. Raises `LoadError` where the checkpoint is damaged, incomplete, unsafe or not
+    a model, and where a name is unknown.
     """
     if task not in TASKS:
         raise LoadError(f"unknown task {task!r}", fix=f"choose one of {', '.join(TASKS)}")
@@ -91,7 +91,7 @@ def load(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence both libraries: what matters of what they log is checked here, and raised."""
+    """Silence the logs and progress bars of both libraries: faults that they log are checked here and raised."""
     libraries = [
         (library.utils.logging, library.utils.logging.get_verbosity()) for library in (diffusers, transformers)
     ]
@@ -124,19 +124,19 @@ def _load_folder(folder: Path) -> tuple[Any, list[str]]:
 
 
 def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.Module, list[str]]:
-    """Load one component and name the tensors that it did not want."""
+    """Load one component, and list the tensors of its files that it does not use."""
     if _is_container(component):
         return _container_of_folders(name, component, root)
     folder = root / name
     options: dict[str, Any] = {"variant": _variant(name, folder), "use_safetensors": True, "local_files_only": True}
     if issubclass(component, transformers.PreTrainedModel):
-        options["ignore_mismatched_sizes"] = True  # they are in the report then; diffusers names them in its error
+        options["ignore_mismatched_sizes"] = True  # the report lists them then; diffusers names them in its error
     try:
         module, report = component.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     except LIBRARY_ERRORS as error:
         raise misfit(name, str(folder), error) from error
-    for key, stored, wanted in sorted(report["mismatched_keys"]):
-        raise wrong_shape(f"{name}.{key}", list(stored), list(wanted), str(folder))
+    for key, stored, configured in sorted(report["mismatched_keys"]):
+        raise wrong_shape(f"{name}.{key}", list(stored), list(configured), str(folder))
     if report["missing_keys"]:
         raise missing_tensors(name, report["missing_keys"], str(folder))
     lend(name, module, str(folder))
@@ -144,7 +144,7 @@ def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.M
 
 
 def _is_container(component: type[Any]) -> bool:
-    """Say whether a model has no configuration: it holds others, which diffusers saves one by one."""
+    """Return whether a model has no configuration: it holds other models, which diffusers saves one by one."""
     return issubclass(component, diffusers.ModelMixin) and not issubclass(component, diffusers.ConfigMixin)
 
 
@@ -159,18 +159,18 @@ def _class_of_config(name: str, root: Path) -> type[Any]:
     path = root / name / "config.json"
     try:
         class_name = loads(path.read_text(encoding="utf-8"))["_class_name"]
-        found = getattr(diffusers, class_name, None)
+        class_ = getattr(diffusers, class_name, None)
     except (ValueError, LookupError, TypeError, OSError) as error:
         fix = "restore the file as diffusers saved it"
         raise LoadError(f"{name} has no configuration that names a class", where=str(path), fix=fix) from error
-    if not isinstance(found, type) or not issubclass(found, diffusers.ModelMixin) or _is_container(found):
+    if not isinstance(class_, type) or not issubclass(class_, diffusers.ModelMixin) or _is_container(class_):
         what = f"diffusers {diffusers.__version__} has no model {class_name!r}"
         raise LoadError(what, where=str(path), fix="install a version of diffusers that has it")
-    return found
+    return class_
 
 
 def _variant(name: str, folder: Path) -> str | None:
-    """Check a component's weight files; name their variant (``fp16``) where there are no plain ones."""
+    """Check a component's weight files, and return their variant, such as ``fp16``; None where there are plain ones."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
@@ -181,12 +181,12 @@ def _variant(name: str, folder: Path) -> str | None:
         raise LoadError(f"{name} has no weights", where=str(folder), fix=fix)
     if any(PLAIN.fullmatch(path.name) for path in files):
         variant = None
-        chosen = [path for path in files if PLAIN.fullmatch(path.name)]
+        loaded = [path for path in files if PLAIN.fullmatch(path.name)]
     else:
         variants = {path: match["variant"] for path in files if (match := VARIANT.fullmatch(path.name))}
         variant = min(variants.values(), key=lambda v: (v != "fp16", v != "bf16", v), default=None)
-        chosen = [path for path in files if variants.get(path) == variant]
-    for path in chosen:
+        loaded = [path for path in files if variants.get(path) == variant]
+    for path in loaded:
         read_header(path)
     return variant
 
@@ -218,7 +218,7 @@ def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
-    """Let diffusers put an adapter into the denoiser; name the tensors that the image encoder did not want."""
+    """Load an adapter into the denoiser, and list the tensors that the image encoder does not use."""
     if not hasattr(pipeline, "load_ip_adapter"):
         fix = "leave --ip-adapter out, or give another checkpoint"
         raise LoadError(f"{type(pipeline).__name__} takes no IP-Adapter", where=str(path), fix=fix)
@@ -254,7 +254,7 @@ def _module_class(annotation: Any) -> type[Any]:
     )
 
 
-# What both share
+# Folders and single files
 
 
 def _is_json(path: Path) -> bool:
@@ -266,14 +266,14 @@ def _is_json(path: Path) -> bool:
 
 
 def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Modules) -> Any:
-    """Let diffusers load what has no weights, and put the pipeline together."""
+    """Assemble a pipeline of loaded modules and of components without weights, which diffusers loads."""
     parameters = inspect.signature(pipeline_class(index, str(source)).__init__).parameters
     null = {name for name, value in index.items() if value == [None, None]}
     absent: dict[str, None] = {name: None for name in sorted(null.union(UNUSED)) if name in parameters}
     try:
-        with _without_weights(folder, index, modules) as shown:
+        with _without_weights(folder, index, modules) as rest:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                str(shown), local_files_only=True, dtype=torch.float32, **absent, **modules
+                str(rest), local_files_only=True, dtype=torch.float32, **absent, **modules
             )
     except LIBRARY_ERRORS as error:
         fix = "restore the folder as diffusers saved it"
@@ -290,22 +290,22 @@ def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Mod
 
 @contextmanager
 def _without_weights(folder: Path, index: Mapping[str, Any], modules: Modules) -> Iterator[Path]:
-    """Show the checkpoint without the components that are loaded: diffusers would look up classes that it hides."""
+    """Yield a folder of the components that are not loaded yet: diffusers would not find some classes of the others."""
     with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
-        shown = {name: value for name, value in index.items() if name not in modules}
-        (Path(temporary) / INDEX).write_text(dumps(shown), encoding="utf-8")
-        for name in components_of(shown):
+        rest = {name: value for name, value in index.items() if name not in modules}
+        (Path(temporary) / INDEX).write_text(dumps(rest), encoding="utf-8")
+        for name in components_of(rest):
             (Path(temporary) / name).symlink_to((folder / name).absolute())
         yield Path(temporary)
 
 
 def _check_vocabulary(name: str, tokenizer: Any, folder: Path, where: str) -> None:
-    """Refuse a tokenizer that was made without a vocabulary: transformers then makes up an empty one."""
+    """Raise `LoadError` for a tokenizer without a vocabulary, which transformers loads with an empty one."""
     files = dict(tokenizer.vocab_files_names)
-    whole = files.pop("tokenizer_file", "tokenizer.json")
+    single = files.pop("tokenizer_file", "tokenizer.json")
     absent = [file for file in sorted(files.values()) if not (folder / name / file).exists()]
-    if absent and not (folder / name / whole).exists():
-        what = f"{name} has no vocabulary: neither {whole} nor {', '.join(absent)}"
+    if absent and not (folder / name / single).exists():
+        what = f"{name} has no vocabulary: neither {single} nor {', '.join(absent)}"
         raise LoadError(what, where=where, fix="restore the tokenizer's files as they were saved")
 
 

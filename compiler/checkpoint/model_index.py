@@ -1,4 +1,4 @@
-"""Read ``model_index.json``, which names the classes of a pipeline and its components; refuse code of their own."""
+"""Read ``model_index.json``, which names the classes of a pipeline and its components; refuse foreign classes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import nn
 from diffc.compiler.errors import LoadError, first_line
 
 INDEX = "model_index.json"
-# Judges pictures after they are drawn; no part of the sampler.
+# Checks images after sampling; not a part of the sampler.
 UNUSED = ("safety_checker",)
 
 
 def read_index(folder: Path, named: str | None = None) -> dict[str, Any]:
-    """Read the index of a folder, which errors call ``named``.
+    """Return the index of a folder, which errors call ``named``.
 
-    Raises `LoadError` for a file that is no index, a class that is unknown or foreign, and a component that is missing.
+    Raises `LoadError` for a file that is not an index, an unknown or foreign class, and a missing component.
     """
     where = named or str(folder)
     if not (folder / INDEX).is_file():
@@ -47,15 +47,15 @@ def pipeline_class(index: Mapping[str, Any], where: str) -> Any:
     named = index["_class_name"]
     if not isinstance(named, str):
         raise _own_code(f"the pipeline {named}", where)
-    found = getattr(diffusers, named, None)
-    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
+    class_ = getattr(diffusers, named, None)
+    if not isinstance(class_, type) or not issubclass(class_, diffusers.DiffusionPipeline):
         what = f"diffusers {diffusers.__version__} has no pipeline {named!r}"
         raise LoadError(what, where=f"{where}, {INDEX}", fix="install a version of diffusers that has it")
-    return found
+    return class_
 
 
 def _check_components(folder: Path, index: Mapping[str, Any], where: str) -> None:
-    made = pipeline_class(index, where)
+    class_ = pipeline_class(index, where)
     for name, (library, _) in components_of(index).items():
         if not re.fullmatch(r"\w+", name):
             raise LoadError(f"{INDEX} names a component {name!r}", where=where, fix="use letters, digits and _")
@@ -66,18 +66,18 @@ def _check_components(folder: Path, index: Mapping[str, Any], where: str) -> Non
             raise LoadError(f"component {name} is missing", where=f"{where}, {name}/", fix=fix)
     required = {
         name
-        for name, parameter in inspect.signature(made.__init__).parameters.items()
+        for name, parameter in inspect.signature(class_.__init__).parameters.items()
         if parameter.default is inspect.Parameter.empty
         and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-        and name not in ("self", *UNUSED, *made._optional_components)
+        and name not in ("self", *UNUSED, *class_._optional_components)
     }
     if absent := sorted(required - set(index)):
-        what = f"component {absent[0]} is missing: {made.__name__} needs {', '.join(sorted(required))}"
+        what = f"component {absent[0]} is missing: {class_.__name__} needs {', '.join(sorted(required))}"
         raise LoadError(what, where=f"{where}, {INDEX}", fix="restore the file as diffusers saved it")
 
 
 def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Give library and class of each component that is present and used."""
+    """Return library and class of each component that is present and used."""
     pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     named = {name: (str(pair[0]), str(pair[1])) for name, pair in pairs.items() if pair[0] is not None}
     return {name: pair for name, pair in named.items() if name not in UNUSED and not name.startswith("_")}
@@ -92,16 +92,16 @@ def _library(name: str) -> Any:
 
 
 def _annotated(index: Mapping[str, Any], name: str) -> Any:
-    """Find a component's class in the pipeline's signature: a library need not show every class that it has."""
+    """Find a component's class in the pipeline's signature: a library need not export each of its classes."""
     parameter = inspect.signature(getattr(diffusers, index["_class_name"]).__init__).parameters.get(name)
-    found = parameter.annotation if parameter else None
-    is_its_own = getattr(found, "__module__", "").startswith("diffusers.")
-    return found if is_its_own and getattr(found, "__name__", "") == index[name][1] else None
+    annotation = parameter.annotation if parameter else None
+    is_of_diffusers = getattr(annotation, "__module__", "").startswith("diffusers.")
+    return annotation if is_of_diffusers and getattr(annotation, "__name__", "") == index[name][1] else None
 
 
 def neural_components(folder: Path, index: Mapping[str, Any], named: str | None = None) -> dict[str, type[Any]]:
     """Find the classes of the components that hold weights; tokenizers and schedulers are left to diffusers."""
-    found: dict[str, type[Any]] = {}
+    classes: dict[str, type[Any]] = {}
     for name, (library, class_name) in components_of(index).items():
         try:
             component = getattr(_library(library), class_name, None) or _annotated(index, name)
@@ -110,12 +110,12 @@ def neural_components(folder: Path, index: Mapping[str, Any], named: str | None 
             raise LoadError(f"{name} needs a missing package", where=class_name, fix=fix) from error
         has_weights = (folder / name / "config.json").exists()
         if isinstance(component, type) and issubclass(component, nn.Module):
-            found[name] = component
+            classes[name] = component
         elif component is None and has_weights:
             what = f"{library} has no class {class_name!r}, which {name} asks for"
             fix = f"install a version of {library} that has it"
             raise LoadError(what, where=f"{named or folder}, {INDEX}", fix=fix)
-    return found
+    return classes
 
 
 def _own_code(what: str, where: str) -> LoadError:

@@ -1,6 +1,6 @@
-"""Look into checkpoint files before anything loads them: what they are, and what they hold, from their headers alone.
+"""Check the type and the contents of checkpoint files by their headers, before any library loads them.
 
-A file is untrusted. Nothing here unpickles, and configuration that a file brings is text with a checked path and size.
+Files are untrusted: nothing here unpickles, and configuration inside of a file is text with a checked path and size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_CONFIG_FILES = 512
 MAX_CONFIG_BYTES = 256 << 20
 
 PICKLE_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
-# How a file starts says what it is, whatever its name says.
+# The type of a file by its first bytes, whatever its name.
 STARTS = {
     b"PK\x03\x04": "a pickle in a zip, as torch.save writes it",
     **{b"\x80" + bytes([protocol]): "a pickle" for protocol in range(2, 6)},
@@ -42,7 +42,7 @@ AUTOENCODER_PARTS = {"encoder", "decoder", "quant_conv", "post_quant_conv", "fir
 
 @dataclass(frozen=True)
 class Header:
-    """Hold what a safetensors file says of itself: the shape of each tensor, and free-form metadata."""
+    """Hold the header of a safetensors file: the shape of each tensor, and free-form metadata."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -50,12 +50,12 @@ class Header:
 
     @property
     def elements(self) -> int:
-        """Count the numbers in all tensors."""
+        """Return the number of elements of all tensors."""
         return sum(_product(shape) for shape in self.shapes.values())
 
 
 def read_header(path: Path) -> Header:
-    """Read a safetensors file's header.
+    """Return the header of a safetensors file.
 
     Raises `LoadError` where the file is empty, truncated, zero-filled or no safetensors file, and where it is a pickle.
     """
@@ -75,7 +75,7 @@ def read_header(path: Path) -> Header:
 
 
 def refuse_by_start(path: Path) -> None:
-    """Raise `LoadError` where the first bytes say that a file is no safetensors file, and say what it is instead."""
+    """Raise `LoadError` where the first bytes of a file are those of another type, which the error names."""
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -99,7 +99,7 @@ def refuse_by_start(path: Path) -> None:
 
 
 def refuse_partial_models(header: Header) -> None:
-    """Raise `LoadError` where a file's tensors are those of an adapter or of an autoencoder, not of a whole model."""
+    """Raise `LoadError` where a file holds an adapter, an autoencoder or one component instead of a model."""
     names = list(header.shapes)
     adapters = sum(bool(ADAPTER.search(name)) for name in names)
     if adapters > len(names) / 2:
@@ -118,7 +118,7 @@ def refuse_partial_models(header: Header) -> None:
 
 
 def config_of_metadata(header: Header) -> dict[str, bytes]:
-    """Read the configuration files in a header's metadata, by relative path; none where there is no such key.
+    """Return the configuration files in a header's metadata, by relative path; none where there is no such key.
 
     Raises `LoadError` where they are no JSON object of text, too large, or have a path that leaves their folder.
     """
@@ -140,11 +140,11 @@ def config_of_metadata(header: Header) -> dict[str, bytes]:
 
 
 def config_of_folder(folder: Path) -> dict[str, bytes]:
-    """Read the configuration files of a diffusers folder, by relative path; its weights and code are left alone."""
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix in CONFIG_SUFFIXES and p.is_file()]
-    if sum(path.stat().st_size for path in found) > MAX_CONFIG_BYTES:
+    """Return the configuration files of a diffusers folder, by relative path; weights and code are not read."""
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix in CONFIG_SUFFIXES and p.is_file()]
+    if sum(path.stat().st_size for path in paths) > MAX_CONFIG_BYTES:
         raise LoadError(f"{folder.name} is no folder of configuration files", where=str(folder), fix="keep weights out")
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     _check_config(files, str(folder))
     return files
 

@@ -1,7 +1,7 @@
 """Convert a single file in the original layout, as Stable Diffusion was published, component by component.
 
-The conversion is that of diffusers, which says little of tensors that are missing or too many. So where the
-counts differ it is run once more, on tensors filled with their own numbers: where these arrive shows what it used.
+The conversion is that of diffusers, which does not report all missing and unused tensors. So where the counts differ
+it runs once more, on tensors filled with their own index: the indices in its results show which tensors it used.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def config_of_file(header: Header, tensors: Mapping[str, torch.Tensor], *, onlin
 def component_of_file(
     name: str, component: type[Any], tensors: Mapping[str, torch.Tensor], folder: Path, path: Path
 ) -> nn.Module:
-    """Convert one component's tensors from their original layout."""
+    """Convert one component's tensors from their original layout, and return the component."""
     try:
         module = _convert(name, component, tensors, folder)
     except SingleFileComponentError as error:
         fix = "give a whole checkpoint, or a diffusers folder with all components"
         what = f"{path.name} has no weights for {name} ({component.__name__})"
         raise LoadError(what, where=str(path), fix=fix) from error
-    except NotImplementedError as error:  # parameters that nothing was written to are left without data
+    except NotImplementedError as error:  # parameters without a tensor stay without data
         raise missing_tensors(name, _unwritten_parameters(name, component, tensors, folder), str(path)) from error
     except KeyError as error:
         raise missing_tensors(name, [str(error.args[0])], str(path)) from error
@@ -90,33 +90,33 @@ def _convert(
 
 
 def _numbered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Fill the i-th tensor with i + 2: what moves these numbers about, as a conversion does, shows where each went."""
+    """Return lazy tensors of the same shapes, the i-th filled with i + 2, which survives a conversion."""
     return {
         name: stand_in(Weight(torch.full((), number, dtype=torch.float32).expand(tensor.shape), torch.float32))
         for number, (name, tensor) in enumerate(tensors.items(), start=2)
     }
 
 
-def _numbers(tensor: torch.Tensor) -> set[float]:
+def _indices(tensor: torch.Tensor) -> set[float]:
     stored = weight_of(tensor).source
     low, high = map(float, stored.aminmax())
     return {low} if low == high else set(np.unique(stored.numpy()).tolist())
 
 
 def unused_tensors(tensors: Mapping[str, torch.Tensor], components: Mapping[str, type[Any]], folder: Path) -> list[str]:
-    """Name the tensors of a single file that reach no component."""
+    """List the tensors of a single file that no component uses."""
     seen: set[float] = set()
     for name, component in components.items():
         module = _convert(name, component, _numbered(tensors), folder)
         for tensor in module.state_dict().values():
-            seen |= _numbers(tensor) if tensor.numel() else set()
+            seen |= _indices(tensor) if tensor.numel() else set()
     return [name for number, name in enumerate(tensors, start=2) if number not in seen and tensors[name].numel()]
 
 
 def _unwritten_parameters(
     name: str, component: type[Any], tensors: Mapping[str, torch.Tensor], folder: Path
 ) -> list[str]:
-    """Name a component's parameters that no tensor of a single file reaches."""
+    """List a component's parameters that no tensor of a single file is converted to."""
     module = _convert(name, component, _numbered(tensors), folder, low_cpu_mem_usage=False)
-    given = {float(number) for number in range(2, len(tensors) + 2)}
-    return [key for key, tensor in module.state_dict().items() if not _numbers(tensor) <= given]
+    indices = {float(number) for number in range(2, len(tensors) + 2)}
+    return [key for key, tensor in module.state_dict().items() if not _indices(tensor) <= indices]

@@ -1,4 +1,4 @@
-"""Hold the schedulers that diffusers lacks, in diffusers' own form; ``sampler.py`` finds them by class name."""
+"""Hold the schedulers that diffusers lacks, in diffusers' form; ``scheduler_choice.py`` finds them by class name."""
 
 from diffc.compiler.checkpoint.schedulers.evodiff import EVODiffScheduler
 from diffc.compiler.checkpoint.schedulers.ghvb import GHVBScheduler

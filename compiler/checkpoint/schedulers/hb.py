@@ -72,7 +72,7 @@ class HBScheduler(DPMSolverMultistepScheduler):  # type: ignore[misc]
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[torch.Tensor]:
-        """Take one step: DDIM's, and what the direction adds to the newest prediction."""
+        """Take one step: DDIM's, with the direction in place of the newest prediction."""
         if self.step_index is None:
             self._init_step_index(timestep)
         alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[self.step_index])
@@ -88,13 +88,13 @@ class HBScheduler(DPMSolverMultistepScheduler):  # type: ignore[misc]
         return self._averaged(self._extrapolated(noise, ADAMS_BASHFORTH))
 
     def _averaged(self, latest: torch.Tensor) -> torch.Tensor:
-        """Give the moving average, which starts at the first value."""
+        """Return the moving average, which starts at the first value."""
         before = latest if self._velocity is None else self._velocity
         self._velocity = (1 - self.beta) * before + self.beta * latest
         return self._velocity
 
     def _extrapolated(self, latest: torch.Tensor, differences: Sequence[float]) -> torch.Tensor:
-        """Combine the last values, newest first, given the weights of their backward differences."""
+        """Combine the last values, newest first, by the weights of their backward differences."""
         self._recent = [latest, *self._recent][: self.method_order]
         count = len(self._recent)
         weights = [(-1) ** j * sum(math.comb(i, j) * differences[i] for i in range(j, count)) for j in range(count)]
