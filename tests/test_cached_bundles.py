@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffc.runtime import load
 from tests.conftest import DIT, PROMPT, UNET
+from tests.format.manifest_schema import schema_errors
 from tests.test_cli import digests, refused, succeeded
 from tests.tolerances import CACHED_PSNR, SAME_PSNR, VERIFIED_PSNR
 
@@ -36,6 +37,10 @@ def times_called(text: str) -> dict[str, int]:
     """Count the calls of each piece in a program."""
     called = re.findall(r" = (unet\w*_piece_\d)\(", text)
     return {name: called.count(name) for name in sorted(set(called))}
+
+
+def test_its_manifest_fits_the_schema(cached: Path) -> None:
+    assert schema_errors(cached) == []
 
 
 def test_each_weight_is_there_once(cached: Path, bundle: Path) -> None:

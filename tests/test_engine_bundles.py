@@ -13,6 +13,7 @@ from diffc.compiler.backends.tensorrt import build
 from diffc.runtime import load
 from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, installed
 from diffc.runtime.errors import DiffcWarning
+from tests.format.manifest_schema import schema_errors
 from tests.test_cli import refused, succeeded
 from tests.test_quantized_bundles import PIPELINES, Source, in_float
 from tests.tolerances import FOUR_BIT_PSNR, HALF_PSNR
@@ -32,6 +33,10 @@ def bundle(unet: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("w4a8") / "x.diffc"
     unet.build(path, "trt-w4a8@sm86,sm120")
     return path
+
+
+def test_its_manifest_fits_the_schema(bundle: Path) -> None:
+    assert schema_errors(bundle) == []
 
 
 def test_a_bundle_holds_an_engine_for_each_graph_of_a_component(bundle: Path) -> None:

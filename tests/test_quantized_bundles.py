@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffc.runtime import load
+from tests.format.manifest_schema import schema_errors
 from tests.test_cli import digests, refused, succeeded
 from tests.test_zoo_bundles import build_options
 from tests.tolerances import QUANTIZED_PSNR
@@ -60,6 +61,10 @@ def in_float(bundle: Path, source: Source, folder: Path) -> tuple[np.ndarray[Any
     succeeded("build", source.path, "-o", folder / "float.diffc", *source.options)
     picture, wanted = (load(path)(seed=1, output="np") for path in (bundle, folder / "float.diffc"))
     return np.asarray(picture), np.asarray(wanted)
+
+
+def test_its_manifest_fits_the_schema(bundle: Path) -> None:
+    assert schema_errors(bundle) == []
 
 
 def test_eight_bits_draw_nearly_what_floats_draw(unet: Source, bundle: Path, tmp_path: Path) -> None:

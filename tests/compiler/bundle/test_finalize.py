@@ -23,6 +23,7 @@ from diffc.runtime import BundleError, load
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.engines.cuda import Gpu, find_gpu
 from diffc.runtime.engines.tensorrt_library import CLASSIC, INSTALL, RTX, Library, installed
+from tests.format.manifest_schema import schema_errors
 from tests.runtime.conftest import tiny_program, write_tiny
 from tests.test_cli import diffc, succeeded
 from tests.tolerances import PICTURE_OF_NUMPY
@@ -179,6 +180,7 @@ def test_a_finalized_bundle_is_still_drawn_without_a_gpu(bundle: Path, tmp_path:
 
 def test_engines_without_weights_are_asked_for_and_said_to_be_so(bundle: Path, ada: None) -> None:
     finalize(bundle, strip=True, build=stand_in)
+    assert schema_errors(bundle) == []
     manifest = open_bundle(bundle).manifest
     assert manifest.raw["schema"] == 2, "which an older diffc refuses"
     assert {name: engine.stripped for name, engine in manifest.engines.items()} == dict.fromkeys(GRAPHS, True)
