@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from diffc.runtime.bundle.open import Bundle
-from diffc.runtime.engines.registry import Array, Session, open_graph, reason
+from diffc.runtime.engines.registry import open_graph
+from diffc.runtime.engines.session import Array, Session, reason
 from diffc.runtime.errors import BundleError
 from diffc.runtime.program.program import Graph, Op, Program, Ref, Value, constant
 from diffc.runtime.prompt_cache import PromptCache

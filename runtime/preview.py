@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from diffc.runtime.engines.registry import Array
+from diffc.runtime.engines.session import Array
 from diffc.runtime.errors import RequestError
 from diffc.runtime.interpreter import Interpreter, Values, linear
 from diffc.runtime.program.program import Op, Program

@@ -176,3 +176,6 @@ runtime/engines/test_registry.py: at least 16.1, and 4.2 where sums of two produ
 NOISE = 1e-6
 """A normal number against PyTorch's, whose vector functions differ in the last places from float64's, rounded.
 runtime/test_rng.py and format/make_corpus.py: at worst 4.8e-7."""
+
+FLOAT_CODES_SQNR = 20.0
+"""A layer of 8-bit floats against float32, in dB. runtime/engines/test_registry.py: at least 25."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from diffc.compiler.errors import Progress, TargetError
 from diffc.compiler.ir.program import Graph
+from diffc.runtime.entry_points import find_entry_point
 
 if TYPE_CHECKING:  # it imports torch, and targets are listed without it
     from diffc.compiler.backends.tensorrt.build import Built, Wanted
@@ -49,22 +48,10 @@ def find_backend(name: str) -> type[Backend]:
 
     Raises `TargetError` where nobody did, where two did, or where what the backend needs is not installed.
     """
-    claims: dict[str, EntryPoint] = {found.value: found for found in entry_points(group=GROUP, name=name)}
-    if not claims:
-        raise TargetError(f"unknown backend {name!r}", fix=_known_backends(name))
-    if len(claims) > 1:
-        where = " and ".join(sorted(claims))
-        raise TargetError(f"backend {name!r} is claimed twice", where=where, fix="uninstall one of the two packages")
-    (value, claim), *_ = claims.items()
+    claim = find_entry_point(GROUP, name, "backend", TargetError)
     try:
         backend: type[Backend] = claim.load()
     except (ImportError, AttributeError) as error:
         fix = f"install what it needs: pip install 'diffc[{','.join(['compiler', *claim.extras])}]'"
-        raise TargetError(f"backend {name!r} cannot be imported: {error}", where=value, fix=fix) from error
+        raise TargetError(f"backend {name!r} cannot be imported: {error}", where=claim.value, fix=fix) from error
     return backend
-
-
-def _known_backends(name: str) -> str:
-    known = sorted({found.name for found in entry_points(group=GROUP)})
-    guess = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(name, known, n=1))
-    return f"{guess}known: {', '.join(known)}"

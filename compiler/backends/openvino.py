@@ -15,7 +15,8 @@ from diffc.compiler.backends.onnx.export import Onnx
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import Scheme
-from diffc.runtime.engines.registry import COMPUTES, openvino_core, openvino_version, reason
+from diffc.runtime.engines.openvino import COMPUTES, openvino_core, openvino_version
+from diffc.runtime.engines.session import reason
 
 if openvino_version() is None:
     raise ModuleNotFoundError("No module named 'openvino'", name="openvino")

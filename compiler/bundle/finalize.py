@@ -21,6 +21,8 @@ from diffc.compiler.errors import BuildError, Progress
 from diffc.runtime.bundle.manifest import SCHEMA, STRIPPED, parse_json
 from diffc.runtime.bundle.open import MANIFEST, Bundle, open_bundle
 from diffc.runtime.engines.cuda import find_gpu
+from diffc.runtime.engines.registry import find_engine, split_target
+from diffc.runtime.engines.tensorrt import TensorRT
 from diffc.runtime.engines.tensorrt_library import CLASSIC, INSTALL, RTX, architectures, find_library, installed
 from diffc.runtime.errors import BundleError
 
@@ -54,7 +56,7 @@ def finalize(
     needs this machine to have one of the GPUs. Raises `DiffcError`.
     """
     opened = open_bundle(Path(bundle))
-    if not opened.manifest.target.startswith(("trt-", "torchtrt-")):
+    if not issubclass(find_engine(split_target(opened.manifest.target)[0]), TensorRT):
         what = f"{bundle} was built for {opened.manifest.target}, which has no engines"
         raise BuildError(what, fix="build it for a target trt-…, such as trt-fp16")
     if output is None and not opened.path.is_dir():

@@ -193,7 +193,7 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     diffc run shapes.diffc "a blue circle above a red star" --size 96x64 -o wide.png
     """
     from diffc.runtime import load
-    from diffc.runtime.engines.registry import advice
+    from diffc.runtime.engines.openvino import advice
     from diffc.runtime.images import check_path
 
     numbers = output.suffix.lower() == ".npy"

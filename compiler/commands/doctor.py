@@ -15,8 +15,10 @@ import onnxruntime
 from diffc.compiler.backends.backend import GROUP, find_backend
 from diffc.compiler.errors import TargetError
 from diffc.runtime import load
+from diffc.runtime.engines.cpu import multiplies_bytes
 from diffc.runtime.engines.cuda import find_cuda, find_gpu
-from diffc.runtime.engines.registry import INSTALL, check_engine, multiplies_bytes, openvino_version, recommended
+from diffc.runtime.engines.openvino import INSTALL, openvino_version, recommended
+from diffc.runtime.engines.registry import check_engine
 from diffc.runtime.engines.tensorrt_library import INSTALL as INSTALL_TENSORRT
 from diffc.runtime.engines.tensorrt_library import RTX, architectures, find_library, installed
 from diffc.runtime.errors import BundleError

@@ -20,9 +20,6 @@ A diffc that knows the first alone would run such an engine on zeros: it must re
 """
 BYTES = 2**26
 
-BUILDER = re.compile(r"tensorrt(-rtx)? \d[0-9a-z.]*")
-ARCH = re.compile(r"sm[1-9]\d{1,2}")
-
 
 @dataclass(frozen=True)
 class File:
@@ -60,6 +57,10 @@ class Manifest:
     def component(self, graph: str) -> str:
         """Name the component of the pipeline that a graph belongs to; empty for arithmetic between them."""
         return str(self.raw["graphs"][graph].get("component") or "")
+
+    def kind(self, graph: str) -> str:
+        """Return the kind of a graph's file: ``onnx``, unless the manifest names another."""
+        return str(self.raw["graphs"][graph].get("kind", "onnx"))
 
     def has_reduced_range(self, graph: str) -> bool:
         """Say whether no two products of bytes in a graph can be too large for 16 bits."""
@@ -144,9 +145,6 @@ def _engine(name: str, entry: Any, graphs: Mapping[str, str]) -> BuiltEngine:
         raise BundleError("an engine is of no graph of the bundle", where=where[:200], fix="build the bundle again")
     file, builder = _entry(where, entry, "file"), _entry(where, entry, "builder")
     archs = tuple(typed(arch, str, where) for arch in typed(entry.get("archs"), list, where))
-    if not BUILDER.fullmatch(builder) or not archs or not all(map(ARCH.fullmatch, archs)):
-        what = f"{builder[:40]!r} for {', '.join(archs)[:80]!r} is no engine"
-        raise BundleError(what, where=where[:200], fix="build the bundle again")
     stripped = typed(entry.get("stripped", False), bool, where)
     if stripped and "/" in graphs[name]:  # beside which TensorRT looks for the weights, where nothing is checked
         what = f"an engine without weights is of {graphs[name][:200]}, which does not lie beside the manifest"

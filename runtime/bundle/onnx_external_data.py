@@ -15,6 +15,9 @@ from diffc.runtime.errors import BundleError
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 DEPTH = 100
 GRAPH, OUTPUT, NAME = 7, 12, 1  # of a model, of a graph, of an output
+NODE, INITIALIZER, INPUT, OPERATOR, TYPE, TENSOR_NAME = 1, 5, 1, 4, 2, 8  # of a graph, of a node, of a tensor
+FLOAT8 = (17, 18, 19, 20)
+"""The types of 8-bit floats, as tensors number them."""
 
 # Message -> number of a field that holds messages -> their kind. Everything that can hold a tensor is here.
 FIELDS: dict[str, dict[int, str]] = {
@@ -51,6 +54,27 @@ def output_names(model: bytes) -> list[str]:
     ]
 
 
+def quantizes_to_floats(model: bytes) -> bool:
+    """Return whether an activation of a serialized ONNX model is quantized to 8-bit floats.
+
+    Raises `BundleError` as `external_files` does.
+    """
+    if b"QuantizeLinear" not in model:
+        return False
+    types, zeros = dict[bytes, int](), set[bytes]()
+    for graph in (content for number, content in _fields(memoryview(model)) if number == GRAPH):
+        for number, content in _fields(graph):
+            if number == INITIALIZER:
+                tensor = dict(_every(content))
+                types[bytes(tensor.get(TENSOR_NAME, b""))] = int(tensor.get(TYPE, 0))
+            if number == NODE:
+                fields = [(field, bytes(name)) for field, name in _fields(content)]
+                inputs = [name for field, name in fields if field == INPUT]
+                if (OPERATOR, b"QuantizeLinear") in fields:
+                    zeros |= set(inputs[2:])
+    return any(types.get(zero) in FLOAT8 for zero in zeros)
+
+
 def _external(message: memoryview, kind: str, depth: int, key: bytes) -> Iterator[str]:
     """Yield what external tensors say under a key."""
     if depth > DEPTH:
@@ -66,22 +90,30 @@ def _external(message: memoryview, kind: str, depth: int, key: bytes) -> Iterato
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    return ((number, content) for number, content in _every(message) if isinstance(content, memoryview))
+
+
+def _every(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Yield the number of each field, and its bytes or its integer; fixed numbers are left out."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
-        wire = tag & 7
+        wire, content = tag & 7, memoryview(b"")
         if wire == VARINT:
-            _, at = _varint(message, at)
+            integer, at = _varint(message, at)
+            yield tag >> 3, integer
         elif wire in (FIXED64, FIXED32):
             at += 8 if wire == FIXED64 else 4
         elif wire == BYTES:
             size, start = _varint(message, at)
             at = start + size
-            yield tag >> 3, message[start:at]
+            content = message[start:at]
         else:
             raise _broken()
         if at > len(message) or tag >= 2**32:
             raise _broken()
+        if wire == BYTES:
+            yield tag >> 3, content
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from diffc.runtime.engines.cuda import Gpu
-from diffc.runtime.engines.registry import Machine
+from diffc.runtime.engines.tensorrt import Machine
 from diffc.runtime.engines.tensorrt_library import Library
 
 FIRST = 1 << 48  # no address of the host

@@ -18,7 +18,7 @@ from diffc.compiler import capture, write_bundle
 from diffc.compiler.backends.openvino import OpenVino
 from diffc.compiler.errors import BackendError
 from diffc.runtime import load
-from diffc.runtime.engines.registry import INSTALL, computes, openvino_core
+from diffc.runtime.engines.openvino import INSTALL, computes, openvino_core
 from tests.compiler.backends.onnx.test_export import Divides, Masks, Rearranges, Splits, Squeezes, Writes
 from tests.test_cli import diffc, refused, succeeded
 from tests.test_zoo_bundles import build_options

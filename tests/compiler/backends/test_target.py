@@ -39,7 +39,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
         def fake_entry_points(**chosen: Any) -> EntryPoints:
             return points.select(**chosen)
 
-        monkeypatch.setattr(target, "entry_points", fake_entry_points)
+        monkeypatch.setattr("diffc.runtime.entry_points.entry_points", fake_entry_points)
 
     module = ModuleType("fake_backends")
     module.Fake = module.Other = Fake  # type: ignore[attr-defined]

@@ -27,7 +27,9 @@ from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
-from diffc.runtime.engines.registry import IN_FLOAT, multiplies_bytes, openvino_core, openvino_version
+from diffc.runtime.engines.cpu import multiplies_bytes
+from diffc.runtime.engines.openvino import openvino_core, openvino_version
+from diffc.runtime.engines.ort import IN_FLOAT
 from tests.one_graph import Tensors, plan_of
 from tests.tolerances import ENGINE_SQNR, OPENVINO_SQNR
 
