@@ -28,12 +28,14 @@ from diffc.compiler.backends.target import parse_target
 from diffc.compiler.bundle.write import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.checkpoint.load import load
+from diffc.compiler.driver.options import read_quantization
 from diffc.compiler.driver.pass_manager import run
-from diffc.compiler.driver.quantize import asked_quantization, quantize
+from diffc.compiler.driver.quantize import plan_of
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.metrics import sqnr
+from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes import NORMAL_FORM, stage
@@ -131,13 +133,13 @@ class Model:
             settings = [f"{kind} = {list(STATIC[precision])}" for kind in ("linear", "conv")] if static else []
             recipe.write("\n".join(["[quantize]", *settings]))
             recipe.flush()
-            asked = asked_quantization(target, techniques, recipe.name)
-        assert asked is not None
+            options = read_quantization(target, techniques, recipe.name)
+        assert options is not None
         calibrator = Calibrator(self.tokenizers, source="techniques", cache=Cache.default())
-        made = quantize(self.programs, target, asked, calibrator, lambda _: None)
-        graph = denoiser(made.programs[0])
+        programs = applied(plan_of(self.programs, target, options, calibrator, lambda _: None)[0])
+        graph = denoiser(programs[0])
         assert graph is not None
-        scales = [made.programs[0]] if len(graph.inputs) > len(self.held_out.of(graph)[0].feeds) else []
+        scales = [programs[0]] if len(graph.inputs) > len(self.held_out.of(graph)[0].feeds) else []
         found = _outputs(graph, self.held_out, scales)
         return [sqnr(a.numpy(), b.numpy()) for a, b in zip(found, self.wanted, strict=True)]
 

@@ -83,7 +83,7 @@ def test_it_runs_and_says_how_it_was_made(unet: Source, bundle: Path, tmp_path: 
     found = succeeded("inspect", bundle)
     report = json.loads((bundle / "quantization.json").read_text())
     provenance = found["provenance"]
-    assert found["target"] == "ort-w8a8" and {"quantization.json", "report.html"} <= found["files"].keys()
+    assert found["target"] == "ort-w8a8" and "quantization.json" in found["files"]
     assert provenance["calibration"] == report["calibration"]["digest"] and len(provenance["calibration"]) == 64
     quantization = provenance["recipe"]["quantization"]
     assert [name for name, _ in quantization["methods"]] == ["calibrate_ranges", "round_to_nearest"]

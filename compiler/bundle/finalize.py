@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diffc.compiler.backends.tensorrt.build import FOLDER, Built, build_engines, wanted_engines
 from diffc.compiler.bundle.atomic_folder import changed_folder, check_room, file_entry, new_folder, write_manifest
-from diffc.compiler.bundle.report_html import SECTIONS, page
+from diffc.compiler.bundle.report_html import REPORT, SECTIONS, page
 from diffc.compiler.errors import BuildError, Progress
 from diffc.runtime.bundle.manifest import SCHEMA, STRIPPED, parse_json
 from diffc.runtime.bundle.open import MANIFEST, Bundle, open_bundle
@@ -28,7 +28,7 @@ from diffc.runtime.errors import BundleError
 
 Builder = Callable[..., dict[str, Built]]
 
-ENGINES, REPORT = "engines.json", "report.html"
+ENGINES = "engines.json"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Bu
     built = build(folder, [replace(each, strip=aim.strip) for each in wanted], aim.archs, progress, kind=aim.kind)
     _report(opened, folder, built.values())
     files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}
-    written = [*(folder / FOLDER).iterdir(), folder / ENGINES, folder / REPORT]
+    written = [*(folder / FOLDER).iterdir(), folder / ENGINES]
     files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in written}
     engines = {name: engine.entry for name, engine in built.items()}
     schema = STRIPPED if any(engine.stripped for engine in built.values()) else SCHEMA

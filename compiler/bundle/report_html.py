@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+REPORT = "report.html"
+"""Its file in a bundle. It holds times, so that no manifest lists it (decision 15)."""
+
 WIDTH, HEIGHT = 600, 240
 
 LEAST, MOST = 15.0, 75.0
@@ -86,9 +89,16 @@ def precision(found: Mapping[str, Any]) -> str:
     return f"<h1>What computes in {escape(found['dtype'])}</h1><p>All layers; {kept}.</p>{table}\n"
 
 
+def phases(found: Mapping[str, Any]) -> str:
+    """Show how long each phase of the build took, in order."""
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{seconds:.1f}</td></tr>" for name, seconds in found.items())
+    return f"<h1>How long the build took</h1><table><tr><th>phase<th>seconds</tr>{rows}</table>\n"
+
+
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "cache": cache,
     "engines": engines,
+    "phases": phases,
     "precision": precision,
     "quantization": quantization,
 }

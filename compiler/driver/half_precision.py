@@ -3,60 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from diffc.compiler.backends.backend import find_backend
-from diffc.compiler.backends.target import Target
-from diffc.compiler.calibration.calibrate import Calibrate, Calibration, Calibrator
+from diffc.compiler.calibration.calibrate import Calibrate, Calibration
 from diffc.compiler.calibration.float16_overflow import HEADROOM, LARGEST, Overflow, overflowing, with_readers
+from diffc.compiler.driver.options import PrecisionOptions
+from diffc.compiler.driver.state import State
 from diffc.compiler.errors import Progress
 from diffc.compiler.graph.body import body_of, size
 from diffc.compiler.ir.program import Graph, Program
 from diffc.passes.mixed_precision import mixed_precision
 
 
-@dataclass(frozen=True)
-class Half:
-    """Hold the type that a target computes in."""
+def legalize(state: State, *, options: PrecisionOptions) -> State:
+    """Rewrite the graphs to compute in the 16-bit type of the target, but for values that it cannot hold."""
+    floats = {program.name: program for program in state.floats}
+    calibrations = dict[str, Calibration]()
 
-    dtype: torch.dtype
+    def calibrate(program: Program) -> Calibration:
+        calibrations[program.name] = state.calibrator(floats[program.name])
+        return calibrations[program.name]
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Say whether trajectories are looked at: bfloat16 has float32's range."""
-        return self.dtype == torch.float16
-
-    def applied(
-        self,
-        programs: Sequence[Program],
-        floats: Sequence[Program],
-        calibrator: Calibrator,
-        progress: Progress,
-    ) -> tuple[tuple[Program, ...], dict[str, Any]]:
-        """Rewrite all programs, and say what stays in float32.
-
-        ``floats`` are the programs before they were quantized.
-        """
-        by_name, seen = {program.name: program for program in floats}, dict[str, Calibration]()
-
-        def calibrated(program: Program) -> Calibration:
-            return seen.setdefault(program.name, calibrator(by_name[program.name]))
-
-        looks = calibrated if self.is_calibrated else None
-        made, report = half_precision(programs, looks, self.dtype, progress)
-        prompts = next((each.prompts for each in seen.values()), ()) if self.is_calibrated else ()
-        return made, report | {"prompts": list(prompts)}
-
-
-def asked_half(target: Target) -> Half | None:
-    """Say how a target computes, if not in float32."""
-    name = find_backend(target.backend).computes.get(target.precision)
-    if name is None:
-        return None
-    return Half(getattr(torch, name))
+    looks = calibrate if options.is_calibrated else None
+    programs, report = half_precision(state.programs, looks, options.dtype, state.progress)
+    prompts = next((calibration.prompts for calibration in calibrations.values()), ())
+    return replace(
+        state, programs=programs, reports={**state.reports, "precision": report | {"prompts": list(prompts)}}
+    )
 
 
 def half_precision(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target
+from diffc.compiler.bundle.write import add_file, json_of
 from diffc.compiler.calibration.calibrate import Calibrate
+from diffc.compiler.driver.options import QuantizationOptions
 from diffc.compiler.driver.pass_manager import Subject, run_recipe
+from diffc.compiler.driver.state import State
 from diffc.compiler.errors import DiffcWarning, Progress, RecipeError
 from diffc.compiler.graph.lazy_weights import release
 from diffc.compiler.ir.program import Program
@@ -21,11 +22,10 @@ from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec, parse_spec
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.recipe_file import RecipeFile, matching, parse_passes, read_recipe
+from diffc.compiler.quantization.recipe_file import matching
 from diffc.compiler.quantization.report import Drift, check, drift, layer_errors, report
 from diffc.compiler.quantization.verify_plan import verify_plan
-from diffc.compiler.recipe import Pass, name_of, options_of
-from diffc.passes.quantize import EMBEDDING, OF_TARGETS, RECIPES, REST, TECHNIQUES, Recipe
+from diffc.passes.quantize import EMBEDDING, REST
 from diffc.runtime.errors import BundleError
 
 PLAN = Subject(verify_plan)
@@ -34,124 +34,69 @@ SMALLEST_GROUP = 16
 """A group is halved until it divides a row; below this many numbers, the whole row has one scale instead."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Hold what a user asked for."""
-
-    recipe: Recipe
-    techniques: tuple[Pass[Plan], ...]
-    file: RecipeFile
-    seed: int = 0
-    min_psnr: float | None = None
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """Say it as provenance does."""
-        overrides = [
-            [each.pattern, {k: str(v or "float") for k, v in each.specs.items()}] for each in self.file.overrides
-        ]
-        kinds = {name: getattr(self.recipe, name) for name in ("linear", "conv", "attention", "other")}
-        techniques = [[name_of(technique), dict(options_of(technique))] for technique in self.techniques]
-        return kinds | {"methods": techniques, "layers": overrides, "seed": self.seed}
+def quantize(state: State, *, options: QuantizationOptions) -> State:
+    """Quantize all programs, calibrated on the trajectories of the first."""
+    plan, notes = plan_of(state.programs, state.options.target, options, state.calibrator, state.progress)
+    provenance = {**state.provenance, "calibration": plan.calibration.digest}
+    return replace(state, programs=applied(plan), plan=plan, notes=notes, provenance=provenance)
 
 
-def asked_quantization(
-    target: Target,
-    quant: str | None = None,
-    recipe: Path | str | None = None,
-    calibration: Path | str | None = None,
-    seed: int = 0,
-    min_psnr: float | None = None,
-    *,
-    calibrates: bool = False,
-) -> Asked | None:
-    """Read what is asked for; None for a target that is not quantized. Raises `RecipeError`.
-
-    ``calibrates`` says that something else is calibrated as well, so that a file of prompts is of use in any case.
-    """
-    given = {"--quant": quant, "--recipe": recipe, "--min-psnr": min_psnr}
-    given |= {} if calibrates else {"--calibration": calibration}
-    if target.precision not in RECIPES:
-        for name in (name for name, value in given.items() if value is not None):
-            fix = f"choose a precision that is quantized: {', '.join(RECIPES)}"
-            raise RecipeError(f"the target {target} is not quantized", where=name, fix=fix)
-        return None
-    file = read_recipe(Path(recipe)) if recipe is not None else RecipeFile({})
-    settings: dict[str, Any] = {key: tuple(value) for key, value in file.settings.items() if key != "methods"}
-    usual = OF_TARGETS.get(f"{target.backend}-{target.precision}", RECIPES[target.precision])
-    chosen = replace(usual, **settings)
-    text = quant or file.settings.get("methods")
-    techniques = chosen.techniques if text is None else parse_passes(text, TECHNIQUES, "--quant")
-    return Asked(chosen, techniques, file, seed, min_psnr)
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """Hold the quantized programs, the plan that made them, and what was done otherwise than asked.
-
-    What is built for other machines need not run here.
-    """
-
-    programs: tuple[Program, ...]
-    plan: Plan
-    notes: tuple[str, ...]
-    min_psnr: float | None
-    runs_here: bool = True
-
-    def measured(self, bundle: Path, progress: Progress) -> dict[str, Any]:
-        """Measure the bundle that they became; raises `BuildError` where it misses ``min_psnr``."""
-        progress("measure layers")
-        errors = layer_errors(self.plan)
-        for weight in (layer.weight for layer in self.plan.layers):
-            if weight is not None:
-                release(weight)
-        drifts, notes = list[Drift](), self.notes
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DiffcWarning)  # it does not matter here which engine draws
-                drifts = drift(bundle, self.plan.calibration, progress)
-        except BundleError as error:
-            if self.runs_here or self.min_psnr is not None:
-                raise
-            notes = (*notes, f"no picture was drawn, for this machine cannot: {error.what}")
-            progress(notes[-1])
-        if self.min_psnr is not None:
-            check(errors, drifts, self.min_psnr)
-        return report(errors, drifts, self.plan, notes)
-
-
-def quantize(
+def plan_of(
     programs: Sequence[Program],
     target: Target,
-    asked: Asked,
+    options: QuantizationOptions,
     calibrate: Calibrate,
     progress: Progress,
-) -> Quantized:
-    """Calibrate on the first program's own trajectory, run the techniques, and write what they decided."""
-    schemes = _Schemes(programs, target, asked)
+) -> tuple[Plan, tuple[str, ...]]:
+    """Return the plan that the techniques decide, and notes on schemes that the engine computes otherwise."""
+    schemes = _Schemes(programs, target, options)
     plan = schemes.applied_to(Plan.of(programs, calibrate(programs[0]), lambda _: Scheme()))
-    techniques = (*asked.techniques, *REST)
+    techniques = (*options.techniques, *REST)
     plan = run_recipe(plan, techniques, PLAN, progress=lambda name: progress(f"quantize: {name}"))
     plan, notes = schemes.adapted(plan)
     for note in notes:
         progress(note)
-    runs_here = not find_backend(target.backend).archs
-    return Quantized(applied(plan), plan, notes, asked.min_psnr, runs_here)
+    return plan, notes
+
+
+def measure(state: State, *, options: QuantizationOptions) -> State:
+    """Measure what quantization costs in the bundle; raises `BuildError` where it misses ``min_psnr``."""
+    assert state.plan is not None, "quantize makes the plan"
+    errors = layer_errors(state.plan)
+    for weight in (layer.weight for layer in state.plan.layers):
+        if weight is not None:
+            release(weight)
+    drifts, notes = list[Drift](), state.notes
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DiffcWarning)  # it does not matter here which engine runs
+            drifts = drift(state.folder, state.plan.calibration, state.progress)
+    except BundleError as error:
+        runs_here = not find_backend(state.options.target.backend).archs
+        if runs_here or options.min_psnr is not None:
+            raise
+        notes = (*notes, f"nothing was sampled, for this machine cannot: {error.what}")
+        state.progress(notes[-1])
+    if options.min_psnr is not None:
+        check(errors, drifts, options.min_psnr)
+    measured = report(errors, drifts, state.plan, notes)
+    add_file(state.folder, "quantization.json", json_of(measured))
+    return replace(state, reports={**state.reports, "quantization": measured})
 
 
 class _Schemes:
     """Choose the scheme of each layer: its kind's, as the engine computes it, unless the user's file says otherwise."""
 
-    def __init__(self, programs: Sequence[Program], target: Target, asked: Asked) -> None:
+    def __init__(self, programs: Sequence[Program], target: Target, options: QuantizationOptions) -> None:
         found = denoiser(programs[0])
         self.component = found.component if found else ""
-        self.backend, self.asked = find_backend(target.backend), asked
+        self.backend, self.options = find_backend(target.backend), options
         self.notes: Counter[str] = Counter()
 
     def applied_to(self, plan: Plan) -> Plan:
         """Give every layer its scheme. Raises `RecipeError` for one that does not exist or cannot be computed so."""
         overrides: dict[str, dict[str, Spec | None]] = {}
-        for override in self.asked.file.overrides:
+        for override in self.options.file.overrides:
             for name in matching(override, [layer.name for layer in plan.layers]):
                 overrides.setdefault(name, {}).update(override.specs)
 
@@ -185,7 +130,7 @@ class _Schemes:
         return plan.mapped(change), tuple(f"{count} layers: {note}" for note, count in notes.items())
 
     def _usual(self, layer: Layer) -> Scheme:
-        recipe = self.asked.recipe
+        recipe = self.options.recipe
         if layer.kind == "attention":
             return _attention(recipe.attention) if layer.component == self.component else Scheme()
         if layer.kind == "embedding":

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from diffc.compiler.calibration.calibrate import Calibrate, Calibration, Calibrator
-from diffc.compiler.driver import feature_caching
-from diffc.compiler.driver.feature_caching import AskedCache, asked_cache
+from diffc.compiler.driver import options as module
+from diffc.compiler.driver.feature_caching import apply_cache
+from diffc.compiler.driver.options import CacheOptions, read_cache
 from diffc.compiler.errors import PassError, RecipeError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
@@ -18,12 +19,12 @@ from diffc.passes.cache import CACHES, FeatureCache, Need
 
 @pytest.mark.parametrize("text", [None, "none", "none?"])
 def test_nothing_is_asked_for(text: str | None) -> None:
-    assert asked_cache(text) is None
+    assert read_cache(text) is None
 
 
 @pytest.mark.parametrize("text", ["deepcache:interval=5,branch=1", "deepcache:interval=5:branch=1"])
 def test_options_are_read(text: str) -> None:
-    assert asked_cache(text) == AskedCache("deepcache", {"interval": 5, "branch": 1})
+    assert read_cache(text) == CacheOptions(CACHES["deepcache"], {"interval": 5, "branch": 1})
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_options_are_read(text: str) -> None:
 )
 def test_what_is_no_cache_is_refused(text: str, what: str, fix: str) -> None:
     with pytest.raises(RecipeError) as refused:
-        asked_cache(text)
+        read_cache(text)
     assert what in refused.value.what and fix in str(refused.value.fix)
 
 
@@ -50,7 +51,7 @@ def test_an_error_says_which_cache_it_comes_from() -> None:
         "n: float32[1] = noise() a: float32[1] = f(x=n) b: float32[1] = f(x=a) return b }"
     )
     with pytest.raises(PassError, match="no program calls a denoiser") as refused:
-        AskedCache("deepcache", {}).applied([program], Calibrator(), lambda _: None)
+        apply_cache([program], CacheOptions(CACHES["deepcache"], {}), Calibrator(), lambda _: None)
     assert refused.value.inside == "--cache deepcache"
 
 
@@ -64,35 +65,31 @@ def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch) -> No
         seen.extend(calibrated(each) for each in programs for _ in range(often))
         return tuple(replace(each, name=f"{each.name}_{often}") for each in programs)
 
-    monkeypatch.setattr(
-        feature_caching,
-        "CACHES",
-        {"looking": FeatureCache(looking, (Need.CALIBRATOR,)), "deepcache": CACHES["deepcache"]},
-    )
-    asked = asked_cache("looking:often=2")
-    assert asked is not None and asked.is_calibrated
-    assert asked.applied([program], Calibrator(prompts=("one", "two"), seed=5), lambda _: None) == (
-        [replace(program, name="p_2")],
-        None,
-    )
+    technique = FeatureCache(looking, (Need.CALIBRATOR,))
+    monkeypatch.setattr(module, "CACHES", {"looking": technique, "deepcache": CACHES["deepcache"]})
+    options = read_cache("looking:often=2")
+    assert options is not None and options.is_calibrated
+    calibrator = Calibrator(prompts=("one", "two"), seed=5)
+    renamed = (replace(program, name="p_2"),)
+    assert apply_cache([program], options, calibrator, lambda _: None) == (renamed, {})
     assert [calibration.prompts for calibration in seen] == [("one", "two")] * 2
     assert [drawing.seed for drawing in seen[0].drawings] == [5, 6]
-    other = asked_cache("deepcache")
-    assert other is not None and not other.is_calibrated
-    assert asked_cache("looking?:often=3") == AskedCache("looking", {"often": 3}, is_optional=True)
+    uniform = read_cache("deepcache")
+    assert uniform is not None and not uniform.is_calibrated
+    assert read_cache("looking?:often=3") == CacheOptions(technique, {"often": 3}, is_optional=True)
     with pytest.raises(RecipeError, match="looking has no option 'calibrated'"):
-        asked_cache("looking:calibrated=1")
+        read_cache("looking:calibrated=1")
 
 
 def test_a_cache_that_changes_nothing_is_refused_unless_it_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     def idle_cache(programs: tuple[Program, ...], *, interval: int = 1) -> tuple[Program, ...]:
         return programs
 
-    monkeypatch.setattr(feature_caching, "CACHES", {"idle-cache": FeatureCache(idle_cache)})
+    monkeypatch.setattr(module, "CACHES", {"idle-cache": FeatureCache(idle_cache)})
     program = parse("program main() { n: float32[2] = noise() return n }")
-    required, allowed = asked_cache("idle-cache:interval=2"), asked_cache("idle_cache?")
+    required, allowed = read_cache("idle-cache:interval=2"), read_cache("idle_cache?")
     assert required is not None and allowed is not None
     with pytest.raises(PassError, match="idle_cache changes nothing") as refused:
-        required.applied([program], Calibrator(), lambda _: None)
+        apply_cache([program], required, Calibrator(), lambda _: None)
     assert refused.value.inside == "--cache idle-cache" and "idle_cache?" in str(refused.value.fix)
-    assert allowed.applied([program], Calibrator(), lambda _: None) == ([program], None)
+    assert apply_cache([program], allowed, Calibrator(), lambda _: None) == ((program,), {})

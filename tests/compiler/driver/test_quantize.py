@@ -12,12 +12,14 @@ from torch import nn
 
 from diffc.compiler.backends.target import parse_target
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
+from diffc.compiler.driver.options import QuantizationOptions, read_quantization
 from diffc.compiler.driver.pass_manager import run
-from diffc.compiler.driver.quantize import Asked, Quantized, asked_quantization, fitted, quantize
+from diffc.compiler.driver.quantize import fitted, plan_of
 from diffc.compiler.errors import PassError, RecipeError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.layer import Layer, Site
+from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.recipe import name_of
 from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM
@@ -30,18 +32,20 @@ from diffc.passes.quantize.round_to_nearest import round_to_nearest
 def test_a_target_in_float_takes_no_options(name: str, tmp_path: Path) -> None:
     given = {"quant": "gptq", "recipe": tmp_path / "r", "calibration": tmp_path / "c", "min_psnr": 20.0}
     with pytest.raises(RecipeError, match="the target ort-fp32 is not quantized") as refused:
-        asked_quantization(parse_target("ort-fp32"), **{name: given[name]})  # type: ignore[arg-type]
+        read_quantization(parse_target("ort-fp32"), **{name: given[name]})  # type: ignore[arg-type]
     assert refused.value.where == f"--{name.replace('_', '-')}" and "w8a8" in str(refused.value.fix)
-    assert asked_quantization(parse_target("ort-fp32")) is None
+    assert read_quantization(parse_target("ort-fp32")) is None
 
 
-def asked(target: str = "ort-w8a8", recipe: str = "", folder: Path | None = None, quant: str | None = None) -> Asked:
+def asked(
+    target: str = "ort-w8a8", recipe: str = "", folder: Path | None = None, quant: str | None = None
+) -> QuantizationOptions:
     """Ask for a target, and what a recipe says."""
     file = None
     if folder is not None:
         file = folder / "recipe.toml"
         file.write_text(recipe)
-    found = asked_quantization(parse_target(target), quant, file)
+    found = read_quantization(parse_target(target), quant, file)
     assert found is not None
     return found
 
@@ -64,24 +68,24 @@ def test_a_target_may_have_techniques_of_its_own(tmp_path: Path) -> None:
 def test_a_file_says_methods_and_an_option_says_others(tmp_path: Path) -> None:
     said = '[quantize]\nmethods = "smoothquant:alpha=0.5+gptq"\nconv = ["int8:channel", "float"]'
     found = asked("ort-w8a8", said, tmp_path)
-    assert found.described["methods"] == [["smoothquant", {"alpha": 0.5}], ["gptq", {}]]
+    assert found.recorded["methods"] == [["smoothquant", {"alpha": 0.5}], ["gptq", {}]]
     assert found.recipe.conv == ("int8:channel", "float") and found.recipe.linear == OF_TARGETS["ort-w8a8"].linear
     assert asked("ort-w8a8", said, tmp_path, "round_to_nearest").techniques == (round_to_nearest,)
 
 
 def test_what_was_asked_for_is_described(tmp_path: Path) -> None:
     found = asked("ort-w8a8", "[[layer]]\nname = 'a'\nweight = 'int4:group=32'\nactivation = 'float'", tmp_path)
-    assert found.described["layers"] == [["a", {"weight": "int4:group=32", "activation": "float"}]]
-    assert found.described["methods"][1] == ["smoothquant", {"samples": 8}] and found.described["seed"] == 0
+    assert found.recorded["layers"] == [["a", {"weight": "int4:group=32", "activation": "float"}]]
+    assert found.recorded["methods"][1] == ["smoothquant", {"samples": 8}] and found.recorded["seed"] == 0
 
 
 def test_files_and_names_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     target = parse_target("ort-w8a8")
     with pytest.raises(RecipeError, match="'gpqt' is no technique") as refused:
-        asked_quantization(target, "gpqt")
+        read_quantization(target, "gpqt")
     assert "did you mean gptq? " in str(refused.value.fix)
     with pytest.raises(RecipeError, match="cannot be read"):
-        asked_quantization(target, recipe=tmp_path / "none.toml")
+        read_quantization(target, recipe=tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize(
@@ -147,16 +151,15 @@ def program() -> Program:
     return run(capture(sample, {"denoiser": denoiser, "decoder": decoder}), NORMAL_FORM)
 
 
-def quantized(programs: Sequence[Program], wanted: Asked, target: str = "ort-w8a8") -> Quantized:
-    """Quantize for a target, calibrated with one drawing."""
-    return quantize(
-        programs, parse_target(target), wanted, Calibrator(prompts=("a",), seed=wanted.seed), lambda _: None
-    )
+def quantized(programs: Sequence[Program], wanted: QuantizationOptions, target: str = "ort-w8a8") -> Plan:
+    """Quantize for a target, calibrated with one trajectory."""
+    calibrator = Calibrator(prompts=("a",), seed=wanted.seed)
+    return plan_of(programs, parse_target(target), wanted, calibrator, lambda _: None)[0]
 
 
-def schemes(found: Quantized) -> dict[str, str]:
+def schemes(plan: Plan) -> dict[str, str]:
     """Print the scheme of each layer."""
-    named = {layer.name: layer.scheme for layer in found.plan.layers}
+    named = {layer.name: layer.scheme for layer in plan.layers}
     return {
         name: " ".join(str(spec or "-") for spec in (scheme.weight, scheme.activation, scheme.output))
         for name, scheme in named.items()
@@ -248,7 +251,7 @@ def test_products_of_attention_are_quantized_where_a_file_says_so(
     attending: Program, said: str, wanted: tuple[str, ...], tmp_path: Path
 ) -> None:
     found = quantized([attending], asked(recipe=f"[quantize]\n{said}", folder=tmp_path))
-    (scheme,) = (layer.scheme for layer in found.plan.layers if layer.kind == "attention")
+    (scheme,) = (layer.scheme for layer in found.layers if layer.kind == "attention")
     made = scheme.activation, scheme.values, scheme.probabilities
     assert tuple(str(spec or "-") for spec in made) == wanted
 
@@ -263,8 +266,9 @@ def test_attention_has_static_scales(attending: Program, said: str, tmp_path: Pa
 
 
 def test_what_is_done_otherwise_than_the_precision_says_is_noted(program: Program) -> None:
-    found = quantized([program], asked("ort-fp8", quant="round_to_nearest"), "ort-fp8")
-    assert found.notes == ("3 layers: ONNX Runtime computes e4m3 in float32, on rounded numbers",)
+    options, calibrator = asked("ort-fp8", quant="round_to_nearest"), Calibrator(prompts=("a",))
+    _, notes = plan_of([program], parse_target("ort-fp8"), options, calibrator, lambda _: None)
+    assert notes == ("3 layers: ONNX Runtime computes e4m3 in float32, on rounded numbers",)
 
 
 def test_a_layer_that_does_not_exist_is_refused(program: Program, tmp_path: Path) -> None:
@@ -275,16 +279,16 @@ def test_a_layer_that_does_not_exist_is_refused(program: Program, tmp_path: Path
 
 def test_options_that_a_technique_has_not_are_refused() -> None:
     with pytest.raises(RecipeError, match="round_to_nearest has no option 'bye'") as refused:
-        asked_quantization(parse_target("ort-w8a8"), "round_to_nearest:bye=mse")
+        read_quantization(parse_target("ort-w8a8"), "round_to_nearest:bye=mse")
     assert refused.value.fix == "did you mean by? it has by"
     with pytest.raises(RecipeError, match="ptq4dm: samples is 'many'"):
-        asked_quantization(parse_target("ort-w8a8"), "ptq4dm:samples=many")
-    assert asked_quantization(parse_target("ort-w8a8"), "smoothquant:alpha=0.5+keep_sensitive:in_float=true")
+        read_quantization(parse_target("ort-w8a8"), "ptq4dm:samples=many")
+    assert read_quantization(parse_target("ort-w8a8"), "smoothquant:alpha=0.5+keep_sensitive:in_float=true")
 
 
 def test_the_same_seed_gives_the_same_calibration(program: Program) -> None:
     def calibration(seed: int) -> Calibration:
-        return quantized([program], replace(asked(quant="calibrate_ranges:by=minmax"), seed=seed)).plan.calibration
+        return quantized([program], replace(asked(quant="calibrate_ranges:by=minmax"), seed=seed)).calibration
 
     assert calibration(1).digest == calibration(1).digest != calibration(2).digest
 
@@ -293,7 +297,7 @@ def test_techniques_run_in_the_pass_manager(program: Program) -> None:
     steps = list[str]()
     wanted, calibrator = asked(quant="round_to_nearest+smoothquant"), Calibrator(prompts=("a",))
     with pytest.raises(PassError, match="smoothquant changes nothing") as refused:
-        quantize([program], parse_target("ort-w8a8"), wanted, calibrator, steps.append)
+        plan_of([program], parse_target("ort-w8a8"), wanted, calibrator, steps.append)
     assert refused.value.inside == "smoothquant, after round_to_nearest" and "smoothquant?" in str(refused.value.fix)
     assert steps[-2:] == ["quantize: round_to_nearest", "quantize: smoothquant"]
-    assert quantized([program], asked(quant="round_to_nearest+smoothquant?")).plan.layers
+    assert quantized([program], asked(quant="round_to_nearest+smoothquant?")).layers

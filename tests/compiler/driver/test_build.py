@@ -1,0 +1,159 @@
+"""Phases are a list made from the options; each is verified, timed, shown, and named in errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffc.compiler import build, write_bundle
+from diffc.compiler.bundle.write import Contents, write_contents
+from diffc.compiler.driver import phases as module
+from diffc.compiler.driver.build import dump_below, phases_to_bundle, phases_to_programs
+from diffc.compiler.driver.options import read_options
+from diffc.compiler.driver.state import Phase, State, run_phases
+from diffc.compiler.errors import BuildError, PassError, VerifyError
+from diffc.compiler.ir.parse import parse
+from diffc.compiler.ir.program import Program
+from diffc.compiler.recipe import name_of
+
+PROGRAM = parse("program main() { n: float32[2] = noise() x: float32[2] = aten.mul(n, 2.0) return x }")
+NORMALIZED = parse("program main() { n: float32[2] = noise() x0: float32[2] = linear(n; 2.0) return x0 }")
+
+
+def names(phases: Sequence[Phase]) -> list[str]:
+    """List the names of phases."""
+    return [name_of(phase) for phase in phases]
+
+
+@pytest.mark.parametrize(
+    ("target", "cache", "present"),
+    [
+        ("ort-fp32", None, ["normalize", "stage", "lower", "write", "check"]),
+        ("ort-bf16", "none", ["normalize", "stage", "lower", "write", "check"]),
+        ("ort-fp32", "deepcache", ["normalize", "stage", "cache", "lower", "write", "check"]),
+        ("ort-w8a8", None, ["normalize", "stage", "quantize", "lower", "write", "measure", "check"]),
+        ("trt-fp16", None, ["normalize", "stage", "legalize", "lower", "write", "check"]),
+        (
+            "trt-w8a8",
+            "deepcache",
+            ["normalize", "stage", "cache", "quantize", "legalize", "lower", "write", "measure", "check"],
+        ),
+    ],
+)
+def test_a_phase_that_no_option_requests_is_absent(target: str, cache: str | None, present: list[str]) -> None:
+    options = read_options(target, cache=cache)
+    assert names([*phases_to_bundle(options)]) == present
+    assert names([*phases_to_programs(options)]) == ["load", "trace", "capture"]
+
+
+def test_a_cache_that_compares_has_the_program_of_twice_as_many_steps() -> None:
+    phases = phases_to_programs(read_options("ort-fp32", cache="auto"))
+    assert names([*phases]) == ["load", "trace", "trace_finer", "capture"]
+
+
+def test_a_dump_holds_the_text_that_every_phase_and_pass_returned(tmp_path: Path) -> None:
+    options, texts = read_options("ort-fp32"), list[tuple[str, str]]()
+
+    def recorded(phase: Phase) -> Phase:
+        def record(state: State) -> State:
+            after = phase(state)
+            texts.append((state.place, str(after.programs[0])))
+            return after
+
+        record.__name__ = name_of(phase)
+        return record
+
+    (tmp_path / "x.diffc").mkdir()
+    state = State(options, tmp_path / "x.diffc", programs=(PROGRAM,), seen=dump_below(tmp_path / "dump"))
+    run_phases(state, map(recorded, phases_to_bundle(options)))
+    places = ["01-normalize", "02-stage", "03-lower", "04-write", "05-check"]
+    assert [place for place, _ in texts] == places and texts[-1][1] == str(NORMALIZED)
+    assert [(place, (tmp_path / "dump" / place / "main.txt").read_text()) for place in places] == [
+        (place, f"{text}\n") for place, text in texts
+    ]
+    passes = ["01-recognize_linear", "02-fuse_linear", "03-outline", "04-common_subexpressions"]
+    assert sorted(path.name for path in (tmp_path / "dump" / "01-normalize").iterdir()) == [*passes, "main.txt"]
+    after = [(tmp_path / "dump" / "01-normalize" / name / "main.txt").read_text() for name in passes]
+    assert after[0] == f"{PROGRAM}\n" and after[1:] == [f"{NORMALIZED}\n"] * 3
+
+
+def test_a_dump_replaces_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="exists") as refused:
+        build(tmp_path / "none.safetensors", "ort-fp32", tmp_path / "x.diffc", dump=tmp_path)
+    assert refused.value.where == "--dump" and list(tmp_path.iterdir()) == []
+
+
+def test_the_report_shows_the_time_of_every_phase(tmp_path: Path) -> None:
+    report = (write_bundle([PROGRAM], tmp_path / "x.diffc") / "report.html").read_text()
+    for name in ("normalize", "stage", "lower", "write", "check"):
+        assert f"<td>{name}</td>" in report
+    assert "report.html" not in (tmp_path / "x.diffc" / "manifest.json").read_text(), "its bytes differ"
+
+
+def test_a_bundle_that_nothing_could_open_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaging(folder: Path, contents: Contents) -> None:
+        write_contents(folder, contents)
+        (folder / "tables.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(module, "write_contents", damaging)
+    with pytest.raises(BuildError, match=r"the bundle cannot be opened: tables\.safetensors is truncated") as failed:
+        write_bundle([PROGRAM], tmp_path / "x.diffc")
+    assert failed.value.inside == "phase check" and list(tmp_path.iterdir()) == []
+
+
+def state(tmp_path: Path, **fields: Any) -> State:
+    """Make a state with one program."""
+    return State(read_options("ort-fp32"), tmp_path, programs=(PROGRAM,), **fields)
+
+
+def rename(state: State, *, to: str = "renamed") -> State:
+    """Rename all programs."""
+    return replace(state, programs=tuple(replace(program, name=to) for program in state.programs))
+
+
+def forget(state: State) -> State:
+    """Break a rule of programs."""
+    return replace(state, programs=tuple(replace(program, outputs=()) for program in state.programs))
+
+
+def refuse(state: State) -> State:
+    """Refuse as a pass inside of the phase does."""
+    error = PassError("no")
+    error.inside = "fold, after no other pass"
+    raise error
+
+
+def test_phases_are_timed_and_reported_in_order(tmp_path: Path) -> None:
+    lines, seen = list[str](), list[tuple[str, str]]()
+
+    def show(place: str, program: Program) -> None:
+        seen.append((place, program.name))
+
+    after = run_phases(state(tmp_path, progress=lines.append, seen=show), [rename, stay])
+    assert lines == ["rename", "stay"] == list(after.seconds) and min(after.seconds.values()) >= 0
+    assert seen == [("01-rename", "renamed"), ("02-stay", "renamed")]
+
+
+def stay(state: State) -> State:
+    """Change nothing."""
+    return state
+
+
+def test_an_error_names_its_phase(tmp_path: Path) -> None:
+    with pytest.raises(VerifyError, match="the program returns nothing") as broken:
+        run_phases(state(tmp_path), [rename, forget, refuse])
+    assert broken.value.inside == "phase forget"
+    with pytest.raises(PassError) as refused:
+        run_phases(state(tmp_path), [refuse])
+    assert str(refused.value) == "no\n  in:  phase refuse: fold, after no other pass"
+
+
+def test_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="stepz"):
+        build(tmp_path / "none.safetensors", stepz=3)
