@@ -38,7 +38,7 @@ FLOORS = (
     ("runtime.bundle",),
     ("runtime.engines",),
     ("runtime",),
-    ("compiler.errors", "compiler.metrics", "compiler.recipe"),
+    ("compiler.errors", "compiler.metrics", "compiler.text_table", "compiler.recipe"),
     ("compiler.ir",),
     ("compiler.graph",),
     ("compiler.checkpoint", "compiler.tracing", "compiler.analysis"),

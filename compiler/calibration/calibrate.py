@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from diffc.compiler.calibration.trajectory import Drawing, Sample, _read, _writt
 from diffc.compiler.errors import DiffcWarning, Progress
 from diffc.compiler.graph.evaluate import Call
 from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.text_table import text_table
 from diffc.runtime.disk_cache import Cache
 
 WORK = 6e12
@@ -44,6 +46,13 @@ class Calibration:
     seed: int
     digest: str
     tokenizers: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        title = f"{self.program.name}: {len(self.drawings)} prompts from seed {self.seed}, digest {self.digest[:12]}"
+        counts = Counter(sample.graph for sample in self.samples)
+        calls = {sample.graph: sample.of for sample in self.samples}
+        rows = [(graph, str(calls[graph]), str(count)) for graph, count in counts.items()]
+        return f"{title}\n{text_table(('graph', 'calls', 'samples'), rows)}"
 
     @property
     def prompts(self) -> tuple[str, ...]:

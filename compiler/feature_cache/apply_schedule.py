@@ -29,6 +29,7 @@ from diffc.compiler.feature_cache.partition import Pieces
 from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.ir.program import Graph, Literal, Names, Op, Polynomial, Program, Ref, Table, Type, Value
+from diffc.compiler.text_table import text_table
 
 __all__ = ["Feature", "Reuse", "Schedule", "Scheduler", "cached", "check_interval", "evaluations", "since"]
 
@@ -44,9 +45,20 @@ class Reuse:
     source: int
     correction: tuple[Table, Table] | None = None
 
+    def __str__(self) -> str:
+        corrected = " with a correction" if self.correction is not None else ""
+        return f"{self.feature.node} of {self.source}{corrected}"
 
-Schedule = Sequence[tuple[Reuse, ...]]
-"""What each evaluation of a program reuses, in order; an empty tuple computes everything."""
+
+class Schedule(tuple[tuple[Reuse, ...], ...]):
+    """List the features that each evaluation of a program reuses, in order; an empty tuple computes everything."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        rows = [(str(at), ", ".join(map(str, reuses)) or "-") for at, reuses in enumerate(self)]
+        return text_table(("evaluation", "reuses"), rows)
+
 
 Scheduler = Callable[[Program, Graph, int], Schedule]
 """Give the schedule of a program with so many evaluations, for one graph of the denoiser that it calls."""

@@ -20,7 +20,7 @@ OCP Microscaling Formats (MX) 1.0, sections 5.3 and 6; ONNX's float4e2m1 and flo
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -153,6 +153,10 @@ class Scheme:
     output: Spec | None = None
     probabilities: Spec | None = None
     values: Spec | None = None
+
+    def __str__(self) -> str:
+        specs = {name: getattr(self, name) for name in (field.name for field in fields(self))}
+        return ", ".join(f"{name} {spec}" for name, spec in specs.items() if spec is not None) or "float"
 
     def of_input(self, at: int) -> Spec | None:
         """Give the spec of one of a layer's inputs: the third of attention are its values."""

@@ -76,6 +76,23 @@ class Layer:
     rounded: Rounded | None = None
     shift: torch.Tensor | None = None
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind}): {self.scheme}; {self.decided or 'nothing decided'}"
+
+    @property
+    def decided(self) -> str:
+        """Describe what passes have decided about the layer, in the order in which it acts."""
+        steps = 0 if self.low is None else self.low.shape[1]
+        words = {
+            "smoothing": self.smoothing is not None,
+            "range" if steps == 1 else f"ranges of {steps} steps": self.low is not None,
+            "rounded weight": self.rounded is not None,
+            f"low-rank branch of {0 if self.branch is None else len(self.branch[0])}": self.branch is not None,
+            "shift": self.shift is not None,
+            "output range": self.bounds is not None,
+        }
+        return ", ".join(word for word, is_decided in words.items() if is_decided)
+
     @property
     def axis(self) -> int:
         """Give the axis of the input's channels."""

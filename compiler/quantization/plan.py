@@ -24,6 +24,7 @@ from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import Scheme
 from diffc.compiler.quantization.layer import Layer, Site
 from diffc.compiler.quantization.observers import Statistics
+from diffc.compiler.text_table import text_table
 
 aten = torch.ops.aten
 
@@ -50,6 +51,10 @@ class Plan:
     programs: tuple[Program, ...]
     layers: tuple[Layer, ...]
     calibration: Calibration
+
+    def __str__(self) -> str:
+        rows = [(layer.name, layer.kind, str(layer.scheme), layer.decided) for layer in self.layers]
+        return text_table(("layer", "kind", "scheme", "decided"), rows)
 
     @staticmethod
     def of(programs: Sequence[Program], calibration: Calibration, scheme: Callable[[Layer], Scheme]) -> Plan:

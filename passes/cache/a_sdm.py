@@ -66,7 +66,8 @@ def a_sdm(
             raise PassError(what, where=graph.name, fix="give a wider part, or another level")
         first, last = round(start * count), round(stop * count)
         since = [(at - first) % interval if first <= at < last else 0 for at in range(count)]
-        return [tuple(Reuse(feature, at - since[at]) for feature in features if since[at]) for at in range(count)]
+        reuses = (tuple(Reuse(feature, at - since[at]) for feature in features if since[at]) for at in range(count))
+        return Schedule(reuses)
 
     return cached(programs, follow)
 

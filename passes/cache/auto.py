@@ -151,7 +151,7 @@ class _Search:
                 reuse = way[there] if place else None
                 source = place if reuse is None else source
                 schedule.append(() if reuse is None else tuple(Reuse(f, source) for f in options[reuse[1]]))
-            return schedule
+            return Schedule(schedule)
 
         return follow
 

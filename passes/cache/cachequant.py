@@ -64,7 +64,7 @@ def cachequant(
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
         check_interval("cachequant", interval, program, count)
         if interval == 1:
-            return [()] * count
+            return Schedule([()] * count)
         features = _features(graph, program, branch, span)
         pairs = _Pairs(graph, program, features, 2 * interval)
         pairs.look(calibrated(program))
@@ -76,7 +76,7 @@ def cachequant(
             given = zip(features, corrections, strict=True)
             return tuple(Reuse(feature, source, each) for feature, each in given if source != at)
 
-        return [reuses(at) for at in range(count)]
+        return Schedule(map(reuses, range(count)))
 
     return cached(programs, follow)
 

@@ -60,7 +60,8 @@ def deepcache(
             around = round(CENTER * count) if center is None else center
             refresh = _quadratic(count, len(refresh), around, power)
         feature = _feature(graph, program, branch)
-        return [(Reuse(feature, source),) if source != at else () for at, source in enumerate(since(refresh, count))]
+        last = enumerate(since(refresh, count))
+        return Schedule((Reuse(feature, source),) if source != at else () for at, source in last)
 
     return cached(programs, follow)
 

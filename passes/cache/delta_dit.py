@@ -52,9 +52,9 @@ def delta_dit(
         (rear,) = found.features(range(blocks - skipped, blocks))
         (front,) = found.features(range(skipped))
         spans = [rear if at < switch * count else front for at in range(count)]
-        return [
+        return Schedule(
             tuple(Reuse(feature, at - at % interval) for feature in each if at % interval)
             for at, each in enumerate(spans)
-        ]
+        )
 
     return cached(programs, follow)

@@ -49,7 +49,8 @@ def faster_diffusion(
             raise PassError(what, where=program.name, fix=f"give an interval from 1 to {count}, or 0 for key steps")
         keys = range(0, count, interval) if interval else sorted({round(key * count / OF) for key in KEYS})
         features = _encoded(graph, program)
-        return [tuple(Reuse(f, key) for f in features if key != at) for at, key in enumerate(since(keys, count))]
+        last = enumerate(since(keys, count))
+        return Schedule(tuple(Reuse(f, key) for f in features if key != at) for at, key in last)
 
     found = cached(programs, follow)
     found = step_batches(found) if batched else found

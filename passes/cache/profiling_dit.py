@@ -80,7 +80,8 @@ def profiling_dit(
             raise PassError(what, where=graph.name, fix="give the share of the blocks that is reused, as share=0.5")
         added = [feature for each in found.features(*labels[graph.name]) for feature in each]
         since = [max(0, at - first) % interval for at in range(count)]
-        return [tuple(Reuse(feature, at - since[at]) for feature in added if since[at]) for at in range(count)]
+        reuses = (tuple(Reuse(feature, at - since[at]) for feature in added if since[at]) for at in range(count))
+        return Schedule(reuses)
 
     return cached(programs, follow)
 

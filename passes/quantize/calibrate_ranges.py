@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.scales import METHODS, needs_range, ranged
+from diffc.compiler.quantization.ranges import METHODS, needs_range, ranged
 
 
 def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:

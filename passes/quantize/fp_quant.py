@@ -24,7 +24,7 @@ from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.observers import Statistics
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.scales import METHODS, ranged
+from diffc.compiler.quantization.ranges import METHODS, ranged
 
 EIGHT_BITS = ("e4m3", "e5m2")
 """What is tried; of equals the first is taken."""

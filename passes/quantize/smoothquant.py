@@ -8,7 +8,7 @@ Before (inside a graph):
     y = linear(x, w)
 
 After:
-    y = linear(x / s, w * s)    with s = max|x|^alpha / max|w|^(1 - alpha) for each channel
+    y = linear(x * m, w / m)    with m = max|w|^(1 - alpha) / max|x|^alpha for each channel: 1 / s of equation 4
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from diffc.compiler.quantization.formats import FORMATS, Spec
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.scales import METHODS, needs_range, ranged
+from diffc.compiler.quantization.ranges import METHODS, needs_range, ranged
 
 
 def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: int = 8) -> Plan:

@@ -8,7 +8,7 @@ Before (inside a graph):
     y = linear(x, w)
 
 After:
-    y = linear(q(x / s), q(w * s - up @ down)) + linear(linear(x / s, down), up)
+    y = linear(q(x * m), q(w / m - up @ down)) + linear(linear(x * m, down), up)
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from diffc.compiler.quantization.formats import FORMATS, Spec
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.scales import METHODS, ranged
+from diffc.compiler.quantization.ranges import METHODS, ranged
 
 
 def tfmq_dm(plan: Plan, *, by: str = "mse", gain: float = 1.0, samples: int = 16) -> Plan:

@@ -10,7 +10,7 @@ Before (inside a graph):
     y = linear(fake_quantize(x, scale), w)
 
 After:
-    y = linear(fake_quantize(x / s / t, 1), w * s) * t    with t for each row, s for each channel and range of steps
+    y = linear(fake_quantize(x * m / t, 1), w / m) * t    with t for each row, m for each channel and range of steps
 """
 
 from __future__ import annotations

@@ -324,3 +324,16 @@ def test_watching_shows_what_a_graph_computes(calibration: Calibration) -> None:
     assert [sample for _, sample in seen] == samples
     for output, sample in seen:
         assert torch.equal(output, graph.body.module()(*sample.feeds)[0])
+
+
+def test_a_calibration_reads_as_a_table() -> None:
+    samples = tuple(
+        Sample(graph, step, of, 0, ()) for graph, of in (("encoder", 1), ("denoiser", 3)) for step in range(of)
+    )
+    title, *rows = str(Calibration(Program("main"), samples, (), 7, "abc")).splitlines()
+    assert title == "main: 0 prompts from seed 7, digest abc"
+    assert [row.split() for row in rows] == [
+        ["graph", "calls", "samples"],
+        ["encoder", "1", "1"],
+        ["denoiser", "3", "3"],
+    ]

@@ -355,3 +355,14 @@ def test_a_base_that_does_not_lead_to_the_feature_is_refused() -> None:
     feature = Feature(nodes(program, torch.ops.aten.conv2d.default)[0], base=deep(program).node)
     with pytest.raises(PassError, match="is not computed from"):
         cached([program], follow(feature, (0, 0, 0, 3, 3)))
+
+
+def test_a_schedule_reads_as_a_table() -> None:
+    corrected = Reuse(Feature("mid"), 1, (Table.of(np.ones(1)), Table.of(np.zeros(1))))
+    schedule = Schedule([(), (Reuse(Feature("up"), 0), Reuse(Feature("down"), 0)), (corrected,)])
+    assert str(schedule).splitlines() == [
+        "evaluation  reuses",
+        "0           -",
+        "1           up of 0, down of 0",
+        "2           mid of 1 with a correction",
+    ]

@@ -256,3 +256,16 @@ def test_some_outputs_are_those_of_all(kinds: Plan, weight: str) -> None:
     whole, some = layer.apply(x, sample=sample), layer.thinned(5).apply(x, sample=sample)
     assert some.shape[-1] == 5 and (some - whole[..., ::5]).abs().max() <= GRAPH * whole.abs().max()
     assert layer.thinned(1) is layer
+
+
+def test_a_plan_reads_as_a_table(kinds: Plan) -> None:
+    plan = planned(kinds, "int8:channel", "int8:tensor", "int8:tensor:step")
+    plan = round_to_nearest(plan.mapped(lambda layer: smoothed(branched(layer)), lambda layer: layer.kind == "linear"))
+    header, *rows = str(plan).splitlines()
+    assert header.split() == ["layer", "kind", "scheme", "decided"] and len(rows) == 6
+    decided = "smoothing, range, rounded weight, low-rank branch of 4"
+    words = ["net.linear", "linear", "weight int8:channel, activation int8:tensor", decided]
+    assert rows[0].split() == " ".join(words).split()
+    assert rows[2].endswith("weight int8:channel, activation int8:tensor:step  ranges of 3 steps, rounded weight")
+    assert str(plan.layers[0]) == f"net.linear (linear): {words[2]}; {decided}"
+    assert str(plan.layers[0].in_float()) == "net.linear (linear): float; nothing decided"
