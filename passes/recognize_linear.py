@@ -27,17 +27,11 @@ from dataclasses import replace
 
 import torch
 
+from diffc.compiler.graph.aten import Trait, has, overload
 from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.ir.program import Literal, Op, Polynomial, Program, Ref, Type
 
-MOVING = (
-    *("stack", "cat", "unsqueeze", "squeeze", "permute", "transpose", "view", "reshape", "_unsafe_view"),
-    *("expand", "select", "slice", "clone", "sum"),
-)
-"""ATen operators that are linear whatever their operands."""
-
-WEIGHING = ("mul", "bmm", "mm", "matmul", "div")
-"""ATen operators that are linear when all operands but one are constants."""
+aten = torch.ops.aten
 
 EXACT = 1e-9
 
@@ -59,12 +53,14 @@ def recognize_linear(program: Program) -> Program:
 
 
 def _is_linear(op: Op, constants: Mapping[str, torch.Tensor]) -> bool:
-    if not op.operator.startswith("aten.") or len(op.results) != 1:
+    """Return whether an operation moves, sums or weighs elements of values, and is linear in them."""
+    operator = overload(op.operator)
+    if operator is None or len(op.results) != 1:
         return False
-    kind = op.operator.split(".")[1]
     variable = [name for name in op.reads() if name not in constants]
-    divides_by_value = kind == "div" and isinstance(op.args[1], Ref) and op.args[1].name not in constants
-    return kind in MOVING or (kind in WEIGHING and len(variable) == 1 and not divides_by_value)
+    divides_by_value = operator is aten.div.Tensor and isinstance(op.args[1], Ref) and op.args[1].name not in constants
+    moves = has(operator, Trait.MOVES) or (has(operator, Trait.LINEAR) and not has(operator, Trait.POINTWISE))
+    return moves or (has(operator, Trait.BILINEAR) and len(variable) == 1 and not divides_by_value)
 
 
 def _weighted_sum(

@@ -16,26 +16,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from diffc.compiler.graph.aten import Trait, has
+
 aten = torch.ops.aten
-
-EXACT = {
-    *(aten.sin, aten.cos, aten.tan, aten.exp, aten.exp2, aten.expm1),
-    *(aten.log, aten.log2, aten.log10, aten.log1p, aten.cumsum, aten.cumprod, aten.logcumsumexp),
-    *(aten.var, aten.var_mean, aten.std, aten.std_mean, aten.linalg_vector_norm, aten.norm),
-}
-"""What is computed in float32 wherever it is."""
-
-HEAVY = {
-    *(aten.linear, aten.addmm, aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution, aten.embedding),
-    *(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.scaled_dot_product_attention),
-    *(aten.layer_norm, aten.group_norm, aten.rms_norm, aten.batch_norm),
-}
-"""What follows from these is a feature, no position."""
-
-SQUARES = {aten.square, aten.var, aten.linalg_vector_norm}
-
-BETWEEN = {aten.mean, aten.sum, aten.add, aten.clamp, aten.clamp_min, aten.maximum, aten.mul, aten.div}
-"""What may lie between a square and its root."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """The types that numbers of a graph are computed in, one as well as the other."""
@@ -48,7 +31,7 @@ def sensitive(body: fx.GraphModule, dtype: torch.dtype) -> frozenset[str]:
     """Name the nodes that compute in float32 where others do in ``dtype``."""
     found, features = set[fx.Node](), set[fx.Node]()
     for node in body.graph.nodes:
-        if _kind(node) in HEAVY or not features.isdisjoint(node.all_input_nodes):
+        if has(node.target, Trait.LAYER) or not features.isdisjoint(node.all_input_nodes):
             features.add(node)
     for node in body.graph.nodes:
         if _is_exact(node) or _holds_large(node, dtype):
@@ -58,23 +41,18 @@ def sensitive(body: fx.GraphModule, dtype: torch.dtype) -> frozenset[str]:
     return frozenset(node.name for node in found if node.op == "call_function")
 
 
-def _kind(node: fx.Node) -> Any:
-    """Give the operator of a node, whatever its overload."""
-    return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None
-
-
 def _is_exact(node: fx.Node) -> bool:
-    if _kind(node) == aten.pow and isinstance(node.args[1], fx.Node):
+    if node.target in (aten.pow.Tensor_Tensor, aten.pow.Scalar):
         return True
     is_other = _is_of(node, lambda dtype: dtype.is_complex or dtype == torch.float64)
-    return _kind(node) in EXACT or is_other or _becomes_integers(node)
+    return has(node.target, Trait.NEEDS_FLOAT32) or is_other or _becomes_integers(node)
 
 
 def _becomes_integers(node: fx.Node) -> bool:
     """Say whether numbers are cut off to integers, where a little less is one less."""
     given = node.all_input_nodes
     return (
-        _kind(node) is aten._to_copy
+        node.target is aten._to_copy.default
         and not _floats(node)
         and any(_floats(source) for source in given)
         and node.meta["val"].dtype != torch.bool
@@ -146,8 +124,8 @@ def _leading_to(node: fx.Node, features: set[fx.Node]) -> Iterator[fx.Node]:
 
 
 def _is_root(node: fx.Node) -> bool:
-    power = node.args[1] if _kind(node) == aten.pow else None
-    return _kind(node) in (aten.rsqrt, aten.sqrt) or (isinstance(power, float) and abs(power) == 0.5)
+    power = node.args[1] if node.target is aten.pow.Tensor_Scalar else None
+    return node.target in (aten.rsqrt.default, aten.sqrt.default) or (isinstance(power, float) and abs(power) == 0.5)
 
 
 def _root_mean_square(root: fx.Node) -> Iterator[fx.Node]:
@@ -160,13 +138,13 @@ def _root_mean_square(root: fx.Node) -> Iterator[fx.Node]:
         chain.append(source)
         if _is_square(source):
             break
-        if _kind(source) not in BETWEEN:
+        if not has(source.target, Trait.AVERAGES):
             return
     yield from chain
-    yield from (user for user in root.users if _kind(user) in (aten.mul, aten.div))
+    yield from (user for user in root.users if user.target in (aten.mul.Tensor, aten.div.Tensor))
 
 
 def _is_square(node: fx.Node) -> bool:
-    if _kind(node) == aten.pow:
+    if node.target is aten.pow.Tensor_Scalar:
         return bool(node.args[1] == 2)
-    return _kind(node) in SQUARES or (_kind(node) == aten.mul and bool(node.args[0] is node.args[1]))
+    return has(node.target, Trait.SQUARES) or (node.target is aten.mul.Tensor and node.args[0] is node.args[1])

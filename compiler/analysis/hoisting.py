@@ -22,7 +22,7 @@ from diffc.compiler.analysis.stages import (
 )
 from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import DiffcWarning
-from diffc.compiler.graph.aten import is_view
+from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.ir.program import Graph, Literal, Program, Value
 
@@ -133,7 +133,7 @@ def _ports(graph: Graph, programs: Sequence[Program]) -> Mapping[str, Stage]:
 
 
 def _looks(node: fx.Node) -> bool:
-    return node.target is operator.getitem or is_view(node.target)
+    return node.target is operator.getitem or has(node.target, Trait.VIEW)
 
 
 def _bytes(node: fx.Node) -> int:

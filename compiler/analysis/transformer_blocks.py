@@ -20,6 +20,7 @@ from diffc.compiler.analysis.features import Feature
 from diffc.compiler.analysis.stages import LATENT, stages_of_nodes, stages_of_ports
 from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import PassError
+from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.ir.program import Graph, Program
 
@@ -149,7 +150,7 @@ class _Search:
         sources, bit = node.all_input_nodes, 1 << self.place[node]
         self.above[node] = bit | _union(self.above, sources)
         self.heavy[node] = _union(self.above if self.work.get(node) else self.heavy, sources)
-        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        pointwise = has(node.target, Trait.POINTWISE)
         kept = [s for s in sources if not pointwise or _shape(s) == _shape(node)]
         self.light[node] = bit | (0 if self.work.get(node) else _union(self.light, kept))
         if node.target is aten.add.Tensor and len(sources) == 2 and self._late(node) and kept == sources:

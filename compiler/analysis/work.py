@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffc.compiler.analysis.stages import BUILD, NAMES, Stage, denoiser, name_of, stages_of_nodes, stages_of_ports
+from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph, Program
 
@@ -64,8 +65,7 @@ def work_of_graph(graph: Graph, ports: Mapping[str, Stage]) -> Work:
 
 def multiply_adds(node: fx.Node) -> int:
     """Count the multiply-adds of one node, as PyTorch's counter of floating-point operations does."""
-    tags = getattr(node.target, "tags", ())
-    if node.op != "call_function" or node.target is operator.getitem or torch.Tag.pointwise in tags:
+    if node.op != "call_function" or node.target is operator.getitem or has(node.target, Trait.POINTWISE):
         return 0
     if len(node.all_input_nodes) < 2:
         return 0

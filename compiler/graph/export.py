@@ -23,20 +23,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.aten import STRIDELESS, Trait, has
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.ir.program import Type
 
 aten = torch.ops.aten
-STRIDELESS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
-"""Operators that ask how a tensor is stored, and those that mean the same and do not."""
-
 PRODUCTS = (aten.matmul.default, aten.mm.default, aten.addmm.default)
 """What a linear layer is taken apart into; the last begins with the bias."""
 
 CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 """Convolutions by the number of their strides."""
-
-CONVERSIONS = (aten.to, aten.type_as, aten._to_copy)
 
 
 def type_of(tensor: torch.Tensor) -> Type:
@@ -77,13 +73,13 @@ def _recompose(graph: fx.Graph) -> None:
 def _convert_only(graph: fx.Graph) -> None:
     """Spell conversions alike, and leave out those to the same type, and dropout, which does nothing here."""
     for node in list(graph.nodes):
-        packet = getattr(node.target, "overloadpacket", None)
-        if packet in CONVERSIONS:
+        is_conversion = has(node.target, Trait.CONVERTS)
+        if is_conversion:
             node.target, node.args = aten._to_copy.default, node.args[:1]
             node.kwargs = {"dtype": node.meta["val"].dtype}
         converts = node.target is aten._to_copy.default and node.args[0].meta["val"].dtype != node.meta["val"].dtype
-        idle = packet in CONVERSIONS and not converts or packet is aten.dropout and not node.args[2]
-        if packet is aten._assert_tensor_metadata:  # of what a conversion was given
+        idle = is_conversion and not converts or node.target is aten.dropout.default and not node.args[2]
+        if node.target is aten._assert_tensor_metadata.default:  # of what a conversion was given
             graph.erase_node(node)
         elif idle and all(user.op != "output" for user in node.users):  # outputs keep their names
             node.replace_all_uses_with(node.args[0])

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffc.compiler.errors import LoadError
-from diffc.compiler.graph.aten import is_view
+from diffc.compiler.graph.aten import Trait, has
 
 aten = torch.ops.aten
 
@@ -150,7 +150,7 @@ class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(first, StandIn):
             if func._schema.is_mutable:
                 raise RuntimeError(f"{func} writes into a weight while it is loaded")
-            if is_view(func) or func.namespace == "prim":  # prim asks where a tensor is
+            if has(func, Trait.VIEW) or func.namespace == "prim":  # prim asks where a tensor is
                 taken = func(first.stored.source, *args[1:], **kwargs)
                 return pytree.tree_map_only(torch.Tensor, lambda t: stand_in(replace(first.stored, source=t)), taken)
         if _only_converts(func, first, kwargs):

@@ -15,43 +15,19 @@ import torch
 from torch import fx
 
 import diffc.compiler.quantization.ops  # noqa: F401  (defines the operators)
+from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import FORMATS
 
-aten, ops = torch.ops.aten, torch.ops.diffc
+ops = torch.ops.diffc
 
 LARGEST = 64
 """What a code with a sign may be, so that two products with bytes fit into 16 bits."""
 
-PRODUCTS = {
-    aten.linear.default,
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.matmul.default,
-    aten.bmm.default,
-    aten.scaled_dot_product_attention.default,  # whose probabilities are in float, or it is two products
-}
-"""Operators that multiply what they read first with what they read second, which has a sign where both are bytes."""
-
-MOVES = {
-    aten.cat.default,
-    aten.expand.default,
-    aten.flatten.using_ints,
-    aten.permute.default,
-    aten.reshape.default,
-    aten.slice.Tensor,
-    aten.transpose.int,
-    aten.unflatten.int,
-    aten.unsqueeze.default,
-    aten.view.default,
-}
-"""Operators that leave codes as they are, which an engine may therefore compute on codes."""
-
 
 def has_reduced_range(graph: Graph) -> bool:
     """Say whether no two products of bytes in a graph can be too large for 16 bits; the graph must have a body."""
-    return all(_fits(node) for node in graph.body.graph.nodes if node.target in PRODUCTS)
+    return all(_fits(node) for node in graph.body.graph.nodes if has(node.target, Trait.PRODUCT))
 
 
 def _fits(product: fx.Node) -> bool:
@@ -61,7 +37,7 @@ def _fits(product: fx.Node) -> bool:
 
 def _largest(node: Any) -> float:
     """Give the largest code that a value consists of; 0 where it is no codes of integers."""
-    if node.target in MOVES:
+    if has(node.target, Trait.MOVES):
         return max(map(_largest, node.all_input_nodes))
     if node.target == ops.fake_quantize.default:
         return _end(node.args[3])

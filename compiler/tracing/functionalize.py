@@ -14,14 +14,12 @@ from typing import Any
 import torch
 
 from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.aten import Trait, has
 
 aten = torch.ops.aten
 
 Record = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """Record an operator that returns new tensors, and give them."""
-
-SAME = ("alias", "detach", "view_as")
-RESHAPED = ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -40,21 +38,18 @@ class Link:
 
     def scatter(self, whole: Any, part: Any, record: Record) -> Any:
         """Give the whole with another part where this view was. Raises `CaptureError` where that has no meaning."""
-        kind = self.func._schema.name.split("::")[1]
-        if kind in SAME:
-            return part
-        if kind in RESHAPED:
-            return record(aten.view.default, (part, list(whole.shape)), {})
-        if kind in ("transpose", "t"):
+        if has(self.func, Trait.RESHAPES):
+            return part if part.shape == whole.shape else record(aten.view.default, (part, list(whole.shape)), {})
+        if self.func in (aten.transpose.int, aten.t.default):
             return record(aten.transpose.int, (part, *(self.args or (0, 1))), {})
-        if kind == "permute":
+        if self.func is aten.permute.default:
             inverse = torch.tensor(self.args[0]).argsort().tolist()
             return record(aten.permute.default, (part, inverse), {})
-        if kind == "select":
+        if self.func is aten.select.int:
             return record(aten.select_scatter.default, (whole, part, *self.args), {})
-        if kind == "slice":
+        if self.func is aten.slice.Tensor:
             return record(aten.slice_scatter.default, (whole, part, *self.args), {})
-        if kind == "split" and self.index is not None:
+        if self.func is aten.split.Tensor and self.index is not None:
             size, axis = self.args[0], self.args[1] if len(self.args) > 1 else 0
             start = self.index * size
             return record(aten.slice_scatter.default, (whole, part, axis, start, start + part.shape[axis]), {})

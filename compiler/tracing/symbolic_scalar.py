@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffc.compiler.graph.aten import overload
 from diffc.compiler.ir.program import Guard, Literal, Op, Polynomial, Ref, Table, Type, Value
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -28,7 +29,8 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
-SCALED = tuple(f"aten.{kind}.Scalar" for kind in ("add", "sub", "rsub", "mul", "div"))
+aten = torch.ops.aten
+SCALED = (aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, aten.mul.Scalar, aten.div.Scalar)
 """Operators whose second argument is a number, but may as well be a tensor that has no axes."""
 
 
@@ -199,7 +201,7 @@ class _Merger:
             return None
         columns = zip(*(op.args for op in same), strict=True)
         args = [self._literal(column, _takes_tensor(first.operator, at)) for at, column in enumerate(columns)]
-        takes = not first.operator.startswith("aten.")
+        takes = overload(first.operator) is None
         values = [
             self._literal(column, takes) for column in zip(*((v for _, v in op.attrs) for op in same), strict=True)
         ]
@@ -258,10 +260,10 @@ class _Merger:
 
 def _takes_tensor(operator: str, position: int) -> bool:
     """Say whether an argument may be a tensor where the trace saw a number."""
-    if not operator.startswith("aten.") or (position == 1 and operator in SCALED):
+    function = overload(operator)
+    if function is None or (position == 1 and function in SCALED):
         return True
-    _, packet, overload = operator.split(".")
-    return "Tensor" in str(getattr(getattr(torch.ops.aten, packet), overload)._schema.arguments[position].type)
+    return "Tensor" in str(function._schema.arguments[position].type)
 
 
 _UNEQUAL = object()

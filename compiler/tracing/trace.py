@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graph.aten import is_view
-from diffc.compiler.graph.export import STRIDELESS, type_of
+from diffc.compiler.graph.aten import STRIDELESS, Trait, has
+from diffc.compiler.graph.export import type_of
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import SCALAR, Guard, Input, Literal, Op, Polynomial, Program, Ref, Table, Type, Value
 from diffc.compiler.tracing.component_calls import ENTRY_POINTS, Capture, returned_tensors, with_tensors
@@ -248,7 +248,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value in made:
             terms = tensors[0].numel() // max(1, value.numel())
             value.bounds = None if constants else kept(func, [t.bounds for t in tensors], value.dtype, terms)
-        if is_view(func):
+        if has(func, Trait.VIEW):
             several = isinstance(out, list | tuple)
             for index, value in enumerate(made):
                 link(value, args[0], Link(func, tuple(args[1:]), kwargs, index if several else None))

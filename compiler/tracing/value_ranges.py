@@ -11,47 +11,16 @@ from typing import Any
 import torch
 
 from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.aten import Trait, has
 
 Bounds = tuple[float, float]
 
-KEEPING = (
-    *(
-        "min",
-        "max",
-        "amin",
-        "amax",
-        "mean",
-        "select",
-        "slice",
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "unsqueeze",
-        "squeeze",
-    ),
-    *(
-        "permute",
-        "transpose",
-        "expand",
-        "clone",
-        "detach",
-        "alias",
-        "cat",
-        "stack",
-        "repeat",
-        "_to_copy",
-        "split",
-        "unbind",
-    ),
-    *("upsample_nearest2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa"),
-)
-"""ATen operators whose results lie between the smallest and the largest of their operands."""
-
-COMPARED: dict[str, Callable[[float, float, float], bool | None]] = {
-    "lt": lambda low, high, than: True if high < than else False if low >= than else None,
-    "le": lambda low, high, than: True if high <= than else False if low > than else None,
-    "gt": lambda low, high, than: True if low > than else False if high <= than else None,
-    "ge": lambda low, high, than: True if low >= than else False if high < than else None,
+aten = torch.ops.aten
+COMPARED: dict[Any, Callable[[float, float, float], bool | None]] = {
+    aten.lt.Scalar: lambda low, high, than: True if high < than else False if low >= than else None,
+    aten.le.Scalar: lambda low, high, than: True if high <= than else False if low > than else None,
+    aten.gt.Scalar: lambda low, high, than: True if low > than else False if high <= than else None,
+    aten.ge.Scalar: lambda low, high, than: True if low >= than else False if high < than else None,
 }
 
 
@@ -62,19 +31,19 @@ class Ranged:
         self.bounds = bounds
 
     def __lt__(self, than: float) -> bool:
-        return self._compare("lt", than)
+        return self._compare(aten.lt.Scalar, than)
 
     def __le__(self, than: float) -> bool:
-        return self._compare("le", than)
+        return self._compare(aten.le.Scalar, than)
 
     def __gt__(self, than: float) -> bool:
-        return self._compare("gt", than)
+        return self._compare(aten.gt.Scalar, than)
 
     def __ge__(self, than: float) -> bool:
-        return self._compare("ge", than)
+        return self._compare(aten.ge.Scalar, than)
 
-    def _compare(self, how: str, than: float) -> bool:
-        outcome = COMPARED[how](*self.bounds, float(than))
+    def _compare(self, func: Any, than: float) -> bool:
+        outcome = COMPARED[func](*self.bounds, float(than))
         if outcome is None:
             raise CaptureError(f"a number between {self.bounds[0]} and {self.bounds[1]} is compared with {than}")
         return outcome
@@ -88,21 +57,17 @@ def kept(func: Any, operands: Iterable[Bounds | None], dtype: torch.dtype, terms
     known = list(operands)
     if dtype == torch.bool:
         return 0.0, 1.0
-    if _kind(func) == "sum" and known[0] is not None:
+    if func in (aten.sum.default, aten.sum.dim_IntList) and known[0] is not None:
         return known[0][0] * terms, known[0][1] * terms
-    if _kind(func) not in KEEPING or not known or None in known:
+    if not has(func, Trait.BOUNDED) or not known or None in known:
         return None
     return min(b[0] for b in known if b), max(b[1] for b in known if b)
 
 
 def decided(func: Any, bounds: Bounds | None, args: tuple[Any, ...], shape: Iterable[int]) -> torch.Tensor | None:
     """Give the outcome of a comparison with a number, if the range alone decides it."""
-    rule = COMPARED.get(_kind(func))
+    rule = COMPARED.get(func)
     if rule is None or bounds is None or len(args) < 2 or not isinstance(args[1], int | float):
         return None
     outcome = rule(*bounds, float(args[1]))
     return None if outcome is None else torch.full(tuple(shape), outcome)
-
-
-def _kind(func: Any) -> str:
-    return str(func._schema.name).split("::")[1]

@@ -17,7 +17,6 @@ nothing but elementwise and shaping operators between.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -25,7 +24,7 @@ import torch
 from torch import fx
 
 from diffc.compiler.analysis.stages import denoisers, stages_of_ports
-from diffc.compiler.graph.aten import is_view
+from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import Scheme
@@ -36,16 +35,6 @@ aten = torch.ops.aten
 
 WIDENING = 4
 """How many times more channels a first layer makes at least."""
-
-SHAPING: tuple[object, ...] = (
-    operator.getitem,
-    aten.cat.default,
-    aten.clone.default,
-    aten.constant_pad_nd.default,
-    aten.pad.default,
-    aten.pixel_shuffle.default,
-)
-"""Operators that move numbers, and are neither views nor elementwise."""
 
 
 def keep_sensitive(plan: Plan, *, in_float: bool = False) -> Plan:
@@ -99,11 +88,9 @@ def _reached(start: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[f
 
 
 def _moves(node: fx.Node) -> bool:
-    if node.op != "call_function" or node.target in SHAPING:
-        return node.op == "call_function"
     if node.target == aten.einsum.default:
         return len(node.all_input_nodes) == 1
-    return torch.Tag.pointwise in node.target.tags or is_view(node.target)  # type: ignore[union-attr]
+    return has(node.target, Trait.MOVES | Trait.PADS | Trait.VIEW | Trait.POINTWISE)
 
 
 def _widens(node: fx.Node) -> bool:

@@ -28,6 +28,7 @@ import torch
 from torch import fx, nn
 
 from diffc.compiler.errors import PassError
+from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.lazy_weights import channels
@@ -36,9 +37,6 @@ from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan, find_layers
 
 aten = torch.ops.aten
-
-NORMS = (aten.group_norm.default, aten.layer_norm.default, aten.rms_norm.default)
-"""Operators that are not elementwise, and yet leave each channel where it is."""
 
 
 def q_diffusion(plan: Plan, *, steps: int = 20) -> Plan:
@@ -133,9 +131,9 @@ def _bounds(node: Any, axis: int) -> list[int]:
     while node.op == "call_function" and node.target is not aten.cat.default:
         shape = node.meta["val"].shape if isinstance(node.meta.get("val"), torch.Tensor) else None
         whole = [n for n in node.all_input_nodes if getattr(n.meta.get("val"), "shape", None) == shape]
-        if node.target in NORMS:
+        if has(node.target, Trait.NORMALIZES):
             whole = [node.args[0]]
-        elif torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+        elif not has(node.target, Trait.POINTWISE):
             return []
         if shape is None or len(whole) != 1:
             return []

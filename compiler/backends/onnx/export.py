@@ -26,6 +26,7 @@ from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, Store
 from diffc.compiler.backends.onnx.quantized_ops import spell, translations
 from diffc.compiler.backends.tensorrt.build import Built, Wanted
 from diffc.compiler.errors import BackendError, Progress
+from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.export import one_layout
 from diffc.compiler.graph.lazy_weights import Weight
 from diffc.compiler.ir.program import Graph
@@ -281,7 +282,7 @@ def _is_composite_view(op: torch._ops.OpOverload) -> bool:
     """Say whether PyTorch takes an operator apart whoever knows it: such stand in no table."""
     key = "CompositeImplicitAutograd"
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # type: ignore[no-untyped-call]
-    return composite and any(output.alias_info for output in op._schema.returns)
+    return composite and has(op, Trait.VIEW)
 
 
 def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
