@@ -31,349 +31,201 @@ After:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
-import numpy as np
+import torch
 
-from diffc.compiler.ir.program import Literal, Op, Polynomial, Program, Ref, Value
+from diffc.compiler.analysis.linear_form import ONE, LinearForms, Sum, combined, substituted
+from diffc.compiler.graph.aten import overload
+from diffc.compiler.ir.program import Op, Polynomial, Program, Ref, Value
 
-ONE = Polynomial.constant(1.0)
+aten = torch.ops.aten
+
 LONGEST = 8
 """A sum of more atoms than this becomes a value of its own when it outlives a call."""
-
-ROUNDING = 1e-12
-"""What is left of a coefficient, relative to what cancelled, when it should have vanished."""
-
-GROWTH = 100.0
-"""A sum is not expressed by a state that would make its coefficients larger than this: too much would cancel."""
 
 NEW = "%"
 """Starts the names of new values until all are known; no name in a program's text does."""
 
-Sum = dict[str, Polynomial]
-"""Coefficients by atom; the empty name stands for the constant term."""
-
-IDENTITIES = (
-    "alias",
-    "clone",
-    "detach",
-    "contiguous",
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "expand",
-    "repeat",
-    "_to_copy",
-    "slice",
-)
-"""ATen operators that return their first operand's elements as they are, if they keep its shape."""
-
-CONSTANTS = {"zeros_like": 0.0, "ones_like": 1.0}
-"""ATen operators that give the same number everywhere."""
+SCALING = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
+"""Operators that scale each part of a concatenation alike."""
 
 
 def fuse_linear(program: Program) -> Program:
     """Replace the linear arithmetic of ATen by ``linear``, ``concat`` and ``split``; leave the rest as it is."""
-    return _Unroll(program).run()
+    return _Fusion(program).run()
 
 
-class _Unroll:
+class _Fusion:
+    """Write a program anew: what is linear as late as possible, what is not as it stands."""
+
     def __init__(self, program: Program) -> None:
-        self.program = program
-        self.types = program.types()
-        self.sums: dict[str, Sum] = {table.name: {table.name: ONE} for table in program.tables}
-        self.tables = {table.name: table.data for table in program.tables}
-        self.parts: dict[str, tuple[tuple[str, ...], int]] = {}
-        self.names: dict[str, str] = {}
-        self.states = dict[str, None]()
-        self.steps = list[Op]()
+        self.program, self.graphs = program, {graph.name for graph in program.graphs}
+        self.concats: dict[str, tuple[tuple[str, ...], int]] = {}  # parts and axis of concatenations, by name
+        self.forms = LinearForms(program, opaque=self.concats)
+        self.states = dict[str, None]()  # noise and sums that are computed, the oldest first
+        self.steps = list[Op]()  # reports of latents that wait for the next operation that is computed
         self.ops = list[Op]()
         self.last_use = {name: i for i, op in enumerate(program.ops) for name in op.reads()}
         self.last_use |= dict.fromkeys(program.outputs, len(program.ops))
         self.at = 0
-        self.count = 0
 
     def run(self) -> Program:
         for at, op in enumerate(self.program.ops):
             self.at = at
-            self._op(op)
-        outputs = tuple(self._value(name) for name in self.program.outputs)
-        self._flush_steps()
+            self._visit(op)
+        outputs = tuple(self._computed(name) for name in self.program.outputs)
+        self._report_steps()
         return _numbered(replace(self.program, ops=tuple(self.ops), outputs=outputs).live())
 
-    def _op(self, op: Op) -> None:
+    def _visit(self, op: Op) -> None:
         if op.operator == "step":
             self.steps.append(op)
-            for name in _operands(op):
-                self.last_use[name] += len(self.program.ops)
             return
-        name = op.results[0].name if op.results else ""
-        made = self._linear(op)
-        if made is not None:
-            self.sums[name] = made
-        elif not self._structure(op, name):
-            self._emit(op)
+        form = self.forms.of_operation(op)
+        if form is not None:
+            self.forms.sums[op.results[0].name] = form
+        elif not (self._concatenates(op) or self._scales_concat(op)):
+            self._emit(_as_split(op) or op)
 
-    # Linear arithmetic
+    def _is_read_after(self, name: str, at: int) -> bool:
+        waiting = any(name in _operands(op) for op in self.steps)
+        return waiting or self.last_use.get(name, -1) > at
 
-    def _linear(self, op: Op) -> Sum | None:
-        """Give the sum that an operation stands for, or None if it is not linear."""
-        if op.operator == "linear":
-            sums = [self._sum(operand) for operand in op.args]
-            terms = [(s, c) for s, c in zip(sums, op.coefficients, strict=False) if s is not None]
-            constant = op.coefficients[len(op.args) :]
-            complete = len(terms) == len(sums)
-            return _added(*terms, ({"": ONE}, constant[0] if constant else Polynomial())) if complete else None
-        if not op.operator.startswith("aten.") or (op.results[0].type and not op.results[0].type.is_float):
-            return None
-        kind = op.operator.split(".")[1]
-        if kind in IDENTITIES:
-            return self._sum(op.args[0]) if self._keeps(op) else None
-        if kind == "copy":
-            same = isinstance(op.args[1], Ref) and self.types.get(op.args[1].name) == op.results[0].type
-            return self._sum(op.args[1]) if same else None
-        if kind in CONSTANTS:
-            return _added(({"": ONE}, Polynomial.constant(CONSTANTS[kind])))
-        rule = {
-            "add": self._add,
-            "sub": self._add,
-            "rsub": self._add,
-            "mul": self._mul,
-            "div": self._div,
-            "neg": self._neg,
-        }
-        return rule[kind](op, kind) if kind in rule and not self._is_concat(op) else None
+    # Concatenations, which linear arithmetic passes through
 
-    def _keeps(self, op: Op) -> bool:
-        source = op.args[0]
-        if not isinstance(source, Ref) or source.name in self.parts:
+    def _concatenates(self, op: Op) -> bool:
+        """Remember a concatenation of values of its own type; return False for every other operation."""
+        if op.operator == "concat":
+            operands, axis = op.args, op.attr("axis", 0)
+        elif op.operator == "aten.cat.default" and isinstance(op.args[0], tuple):
+            operands, axis = op.args[0], op.args[1] if len(op.args) > 1 else op.attr("axis", 0)
+        else:
             return False
-        before, after = self.types[source.name], op.results[0].type
-        return before is not None and after is not None and before.shape == after.shape and before.is_float
-
-    def _is_concat(self, op: Op) -> bool:
-        return any(name in self.parts for name in op.reads())
-
-    def _add(self, op: Op, kind: str) -> Sum | None:
-        alpha = op.attr("alpha", op.args[2] if len(op.args) > 2 else 1)
-        left, right = self._sum(op.args[0]), self._sum(op.args[1])
-        if left is None or right is None or not isinstance(alpha, int | float):
-            return None
-        signs = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[kind]
-        return _added((left, Polynomial.constant(signs[0])), (right, Polynomial.constant(signs[1])))
-
-    def _mul(self, op: Op, _kind: str) -> Sum | None:
-        for one, other in (op.args, op.args[::-1]):
-            factor, operand = self._scalar(other), self._sum(one)
-            if factor is not None and operand is not None:
-                return _added((operand, factor))
-        return None
-
-    def _div(self, op: Op, _kind: str) -> Sum | None:
-        divisor, operand = self._scalar(op.args[1]), self._sum(op.args[0])
-        if (
-            len(op.args) > 2
-            or op.attrs
-            or divisor is None
-            or operand is None
-            or not divisor.is_constant
-            or not divisor.terms
-        ):
-            return None
-        return _added((operand, Polynomial.constant(1.0 / divisor({}))))
-
-    def _neg(self, op: Op, _kind: str) -> Sum | None:
-        operand = self._sum(op.args[0])
-        return None if operand is None else _added((operand, Polynomial.constant(-1.0)))
-
-    def _sum(self, literal: Literal) -> Sum | None:
-        if isinstance(literal, Ref):
-            type_ = self.types.get(literal.name)
-            known = literal.name not in self.parts and (type_ is None or type_.is_float)
-            return self.sums.setdefault(literal.name, {literal.name: ONE}) if known else None
-        if isinstance(literal, int | float) and not isinstance(literal, bool):
-            return {"": Polynomial.constant(literal)}
-        return None
-
-    def _scalar(self, literal: Literal) -> Polynomial | None:
-        """Give a factor that is the same for all elements and does not change the other operand's shape."""
-        if isinstance(literal, Ref) and (data := self.tables.get(literal.name)) is not None:
-            same = data.size > 0 and data.ndim <= 4 and np.all(data == data.flat[0]) and data.size == 1
-            return Polynomial.constant(float(data.flat[0])) if same else None
-        found = self._sum(literal)
-        return None if found is None or found.keys() - {""} else found.get("", Polynomial())
-
-    # Concatenations, which linear arithmetic passes through, and splits
-
-    def _structure(self, op: Op, name: str) -> bool:
-        """Handle what moves elements but does not compute; False if the operation is none of these."""
-        kind = op.operator.split(".")[1] if op.operator.startswith("aten.") else op.operator
-        if op.operator in ("aten.cat.default", "concat"):
-            return self._concat(op, name)
-        if op.operator.startswith("aten.split."):
-            return self._split(op)
-        if op.operator.startswith("aten.") and kind in ("mul", "div", "neg"):
-            return self._scaled_concat(op, name)
-        return False
-
-    def _concat(self, op: Op, name: str) -> bool:
-        operands = op.args[0] if op.operator.startswith("aten.") else op.args
-        axis = op.attr("axis", op.args[1] if op.operator.startswith("aten.") and len(op.args) > 1 else 0)
-        if (
-            not isinstance(operands, tuple)
-            or not isinstance(axis, int)
-            or not all(isinstance(o, Ref) for o in operands)
-        ):
+        names = [operand.name for operand in operands if isinstance(operand, Ref)]
+        if not isinstance(axis, int) or len(names) < len(operands):
             return False
-        rank = len(type_.shape) if (type_ := op.results[0].type) else 0
-        names = [o.name for o in operands if isinstance(o, Ref)]
-        known = [operand for operand in map(self.types.get, names) if operand]
-        if type_ and any(operand.dtype != type_.dtype for operand in known):
+        name, type_ = op.results[0].name, op.results[0].type
+        if type_ and any(part.dtype != type_.dtype for part in map(self.forms.types.get, names) if part):
             return False
-        parts = tuple(self._value(name) if name in self.parts else name for name in names)
-        self.parts[name] = (parts, axis % rank if rank else axis)
-        self._keep(parts, name)
+        parts = tuple(self._computed(part) if part in self.concats else part for part in names)
+        self._remember(name, parts, axis % len(type_.shape) if type_ and type_.shape else axis)
         return True
 
-    def _keep(self, parts: Sequence[str], whole: str) -> None:
-        """Let parts live as long as the whole."""
-        for part in parts:
-            self.last_use[part] = max(self.last_use.get(part, -1), self.last_use.get(whole, -1))
-
-    def _scaled_concat(self, op: Op, name: str) -> bool:
-        concats = [a for a in op.args if isinstance(a, Ref) and a.name in self.parts]
-        if len(concats) != 1 or self.types.get(concats[0].name) != self.types.get(name):
+    def _scales_concat(self, op: Op) -> bool:
+        """Scale the parts of a concatenation instead of it; return False for every other operation."""
+        concats = [a.name for a in op.args if isinstance(a, Ref) and a.name in self.concats]
+        if overload(op.operator) not in SCALING or len(concats) != 1:
             return False
-        parts, axis = self.parts[concats[0].name]
-        made: dict[str, str] = {}
+        name, types = op.results[0].name, self.forms.types
+        if types.get(concats[0]) != types.get(name):
+            return False
+        parts, axis = self.concats[concats[0]]
+        scaled: dict[str, str] = {}
         for part in dict.fromkeys(parts):
-            scaled = op.renamed({concats[0].name: part})
-            result = self._linear(replace(scaled, results=(Value(name, self.types.get(part)),)))
-            if result is None:
+            on_part = replace(op.renamed({concats[0]: part}), results=(Value(name, types.get(part)),))
+            form = self.forms.of_operation(on_part)
+            if form is None:
                 return False
-            made[part] = f"{name}.{part}"
-            self.sums[made[part]], self.types[made[part]] = result, self.types.get(part)
-        self.parts[name] = (tuple(made[part] for part in parts), axis)
-        self._keep(tuple(made.values()), name)
+            scaled[part] = f"{name}.{part}"
+            self.forms.sums[scaled[part]], types[scaled[part]] = form, types.get(part)
+        self._remember(name, tuple(scaled[part] for part in parts), axis)
         return True
 
-    def _split(self, op: Op) -> bool:
-        if not isinstance(op.args[0], Ref):
-            return False
-        sizes = {value.type for value in op.results}
-        axis = op.args[2] if len(op.args) > 2 else op.attr("dim", 0)
-        if len(sizes) != 1 or not isinstance(axis, int):
-            return False
-        type_ = op.results[0].type
-        self._emit(Op("split", op.args[:1], (("axis", axis % len(type_.shape) if type_ else axis),), (), op.results))
-        return True
+    def _remember(self, name: str, parts: Sequence[str], axis: int) -> None:
+        """Note a concatenation; its parts live as long as it does."""
+        self.concats[name] = tuple(parts), axis
+        for part in parts:
+            self.last_use[part] = max(self.last_use.get(part, -1), self.last_use.get(name, -1))
 
-    # Values
+    # Operations that are computed
 
     def _emit(self, op: Op) -> None:
         """Write an operation that is not linear, and before it the values that it reads."""
-        names = {name: self._value(name) for name in dict.fromkeys(op.reads()) if name in self.types}
-        if op.operator in {graph.name for graph in self.program.graphs}:
+        names = {name: self._computed(name) for name in dict.fromkeys(op.reads()) if name in self.forms.types}
+        if op.operator in self.graphs:
             self._shorten()
-        self._flush_steps()
+        self._report_steps()
         self.ops.append(op.renamed(names))
         if op.operator == "noise":
             self.states[op.results[0].name] = None
-        for value in op.results:
-            self.sums[value.name] = {value.name: ONE}
+        self.forms.are_atoms(value.name for value in op.results)
 
     def _shorten(self) -> None:
-        for name in [n for n, s in self.sums.items() if len(s) > LONGEST and self.last_use.get(n, -1) > self.at]:
-            self._value(name)
+        sums = self.forms.sums
+        for name in [n for n, s in sums.items() if len(s) > LONGEST and self._is_read_after(n, self.at)]:
+            self._computed(name)
 
-    def _flush_steps(self) -> None:
-        for op in self.steps:
-            for name in _operands(op):
-                self.last_use[name] -= len(self.program.ops)
-            sums = [self._sum(Ref(name)) or {self._value(name): ONE} for name in _operands(op)]
-            rest = op.coefficients[len(sums) :]
-            latents = _added(*zip(sums, op.coefficients, strict=False), ({"": ONE}, rest[0] if rest else Polynomial()))
+    def _report_steps(self) -> None:
+        while self.steps:
+            op = self.steps.pop(0)
+            names = _operands(op)
+            sums = [self.forms.of_operand(Ref(name)) or {self._computed(name): ONE} for name in names]
+            latents = combined(sums, op.coefficients)
             if not latents.keys() - {""}:
-                latents = {self._value(_operands(op)[0]): Polynomial()} | latents
-            atoms = [atom for atom in latents if atom]
-            constant = [latents[""]] if "" in latents else []
-            coefficients = tuple([latents[atom] for atom in atoms] + constant)
-            self.ops.append(Op("step", tuple(map(Ref, atoms)), (), coefficients))
-        self.steps.clear()
+                latents = {self._computed(names[0]): Polynomial()} | latents
+            self.ops.append(_weighted("step", latents))
 
-    def _value(self, name: str) -> str:
-        """Make sure that a value is computed and give the name under which it stands."""
-        if name in self.parts:
+    def _computed(self, name: str) -> str:
+        """Make sure that a value is computed, and return the name under which it stands."""
+        if name in self.concats:
             return self._joined(name)
-        found = self.sums.get(name)
-        if found is None or self._is_atom(name, found):
-            return next(iter(found)) if found else name
-        self.count += 1
-        new = Value(f"{NEW}{self.count}", self.types[name])
-        self.types[new.name] = new.type
-        self._write(new, name, found)
+        form = self.forms.sums.get(name)
+        if form is None:
+            return name
+        if self.forms.is_atom(name):
+            return next(iter(form))
+        new = Value(f"{NEW}{len(self.ops)}", self.forms.types[name])
+        self.forms.types[new.name] = new.type
+        self._write(new, name, form)
         return new.name
 
-    def _is_atom(self, name: str, found: Sum) -> bool:
-        atom = next(iter(found), "")
-        return (
-            len(found) == 1 and found.get(atom) == ONE and bool(atom) and self.types.get(atom) == self.types.get(name)
-        )
-
-    def _write(self, new: Value, name: str, found: Sum) -> None:
-        atoms = [atom for atom in found if atom]
-        coefficients = [found[atom] for atom in atoms] + (
-            [found.get("", Polynomial())] if "" in found or not atoms else []
-        )
-        self.ops.append(Op("linear", tuple(map(Ref, atoms)), (), tuple(coefficients), (new,)))
-        for other, theirs in self.sums.items():
-            if theirs == found and self.types.get(other) == new.type:
-                self.sums[other] = {new.name: ONE}
-        self.sums[new.name] = self.sums[name] = {new.name: ONE}
-        self._replace_state(new, found)
+    def _write(self, new: Value, name: str, form: Sum) -> None:
+        """Compute a sum, and express by the new state the sums that were made of the oldest state in it."""
+        sums, types = self.forms.sums, self.forms.types
+        self.ops.append(_weighted("linear", form, (new,)))
+        alike = [other for other, theirs in sums.items() if theirs == form and types.get(other) == new.type]
+        sums |= {other: {new.name: ONE} for other in (*alike, new.name, name)}
+        living = {n: s for n, s in sums.items() if self._is_read_after(n, self.at - 1) and n != new.name}
+        for old in self.states:
+            if old in form and form[old].is_constant and types.get(old) == new.type:
+                changed = substituted(living, old, new.name, form)
+                if changed is not None:
+                    sums |= changed
+                    break
         self.states[new.name] = None
 
-    def _replace_state(self, new: Value, found: Sum) -> None:
-        """Express living sums by the new state instead of the oldest one it was made from, if none grows longer."""
-        living = {n: s for n, s in self.sums.items() if self.last_use.get(n, -1) >= self.at and n != new.name}
-        for old in self.states:
-            if old not in found or not found[old].is_constant or self.types.get(old) != new.type:
-                continue
-            inverse = Polynomial.constant(1.0 / found[old]({}))
-            rest = {atom: c for atom, c in found.items() if atom != old}
-            replaced = {
-                n: _added(
-                    ({a: c for a, c in s.items() if a != old}, ONE),
-                    ({new.name: ONE}, s[old] * inverse),
-                    (rest, s[old] * inverse * Polynomial.constant(-1.0)),
-                )
-                for n, s in living.items()
-                if old in s
-            }
-            if all(_is_no_worse(s, living[n]) for n, s in replaced.items()):
-                self.sums |= replaced
-                return
-
     def _joined(self, name: str) -> str:
-        if name not in self.names:
-            parts, axis = self.parts[name]
-            operands = tuple(Ref(self._value(part)) for part in parts)
-            self.ops.append(Op("concat", operands, (("axis", axis),), (), (Value(name, self.types.get(name)),)))
-            self.names[name] = name
-            self.sums[name] = {name: ONE}
-        return self.names[name]
+        if name not in self.forms.sums:
+            parts, axis = self.concats[name]
+            operands = tuple(Ref(self._computed(part)) for part in parts)
+            result = Value(name, self.forms.types.get(name))
+            self.ops.append(Op("concat", operands, (("axis", axis),), (), (result,)))
+            self.forms.are_atoms((name,))
+        return name
 
 
 def _operands(op: Op) -> list[str]:
     return [operand.name for operand in op.args if isinstance(operand, Ref)]
 
 
-def _is_no_worse(new: Sum, old: Sum) -> bool:
-    bound = GROWTH * sum(c.size for c in old.values())
-    return len(new) <= len(old) and (len(new) == 1 or sum(c.size for c in new.values()) <= bound)
+def _weighted(operator: str, form: Sum, results: tuple[Value, ...] = ()) -> Op:
+    """Write a sum as an operation: its atoms, their coefficients, and the constant term if there is one."""
+    atoms = [atom for atom in form if atom]
+    constant = [form.get("", Polynomial())] if "" in form or not atoms else []
+    return Op(operator, tuple(map(Ref, atoms)), (), tuple([form[atom] for atom in atoms] + constant), results)
+
+
+def _as_split(op: Op) -> Op | None:
+    """Write a division into equal parts as the built-in operation; return None for every other operation."""
+    if overload(op.operator) not in (aten.split.Tensor, aten.split.sizes) or not isinstance(op.args[0], Ref):
+        return None
+    type_, axis = op.results[0].type, op.args[2] if len(op.args) > 2 else op.attr("dim", 0)
+    if len({value.type for value in op.results}) != 1 or not isinstance(axis, int):
+        return None
+    return Op("split", op.args[:1], (("axis", axis % len(type_.shape) if type_ else axis),), (), op.results)
 
 
 def _numbered(program: Program) -> Program:
@@ -386,15 +238,3 @@ def _numbered(program: Program) -> Program:
         for op in program.ops
     )
     return replace(program, ops=ops, outputs=tuple(names.get(name, name) for name in program.outputs))
-
-
-def _added(*terms: tuple[Mapping[str, Polynomial], Polynomial]) -> Sum:
-    """Add sums times factors, dropping what cancels."""
-    total: Sum = {}
-    magnitude: dict[str, float] = {}
-    for addend, factor in terms:
-        for atom, coefficient in addend.items():
-            term = coefficient * factor
-            total[atom] = total.get(atom, Polynomial()) + term
-            magnitude[atom] = magnitude.get(atom, 0.0) + term.size
-    return {atom: c for atom, c in total.items() if not c.size <= ROUNDING * magnitude[atom] < math.inf}

@@ -40,9 +40,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 
+from diffc.compiler.analysis.linear_form import ROUNDING
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.program import BUILTINS, Graph, Literal, Op, Polynomial, Program, Ref, Type, Value, print_op
-from diffc.passes.fuse_linear import ROUNDING
 
 
 def guidance_interval(
