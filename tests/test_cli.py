@@ -112,10 +112,11 @@ def test_programs_of_two_step_counts_share_weights(bundle: Path) -> None:
 
 def test_verify_measures_fidelity_and_fails_below_the_floor(bundle: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text(f"{PROMPT}\n")
+    prompts.write_text(f"\n  {PROMPT}\n\n")
     common = ("verify", bundle, "--against", UNET, "--prompts", prompts)
     found = succeeded(*common, "--min-psnr", str(VERIFIED_PSNR))
     assert found["psnr"] >= VERIFIED_PSNR
+    assert [image["prompt"] for image in found["images"]] == [PROMPT], "blank lines are no prompts"
     assert {"text_encoder", "unet", "vae_decode"} <= found["components"].keys()
     assert diffc(*common, "--min-psnr", "190").exit_code == 1
 
@@ -176,12 +177,23 @@ def test_doctor_names_a_backend_that_cannot_be_imported(monkeypatch: pytest.Monk
     assert not any(target.startswith("onnx-") for target in found["targets"]) and "ort-fp32" in found["targets"]
 
 
-@pytest.mark.parametrize("command", ["build", "finalize", "run", "inspect", "verify", "bench", "estimate", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["build", "finalize", "run", "inspect", "verify", "bench", "estimate", "doctor", "build-cache"]
+)
 def test_help_has_an_example(command: str) -> None:
     result = diffc(command, "--help")
     assert result.exit_code == 0
     assert f"diffc {command}" in result.output
     assert "--json" in result.output
+
+
+def test_the_old_name_of_a_command_still_works_and_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFC_CACHE", str(tmp_path))
+    assert succeeded("cache") == succeeded("build-cache")
+    listed = [line.split()[0] for line in diffc("--help").output.splitlines() if line.startswith("  ")]
+    assert "build-cache" in listed and "cache" not in listed
 
 
 def test_half_precision_storage_computes_in_float32(tmp_path: Path, bundle: Path) -> None:
@@ -348,11 +360,11 @@ def test_an_interrupted_build_leaves_nothing_and_is_resumed(
         assert process.wait(60) == 1
         assert "interrupted" in process.stderr.read()
     assert list(tmp_path.iterdir()) == []
-    kept = succeeded("cache")
+    kept = succeeded("build-cache")
     assert kept["entries"] == 1, "the text encoder, which was lowered before the UNet"
     succeeded("build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
-    assert succeeded("cache", "--clear")["removed"] > kept["bytes"]
-    assert succeeded("cache")["entries"] == 0
+    assert succeeded("build-cache", "--clear")["removed"] > kept["bytes"]
+    assert succeeded("build-cache")["entries"] == 0
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""List the prompts that calibration draws, and read those of a file."""
+"""List the prompts that calibration runs by default, and read prompts of a file."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ PROMPTS = (
     "a small blue star",
     "an astronaut riding a horse on the moon",
 )
-"""What is drawn when no file says what: objects, scenes and styles."""
+"""The prompts of a calibration without a file: objects, scenes and styles."""
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read prompts to calibrate with, one a line. Raises `BuildError` for a file that is none."""
+    """Read prompts, one a line, without the spaces around them; blank lines are skipped.
+
+    Raises `BuildError` for a file that cannot be read or holds none.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BuildError(f"{path} cannot be read: {error}", fix="give a UTF-8 text file, one prompt a line") from error
+        raise BuildError(f"{path} cannot be read: {error}", fix="use a UTF-8 text file, one prompt a line") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise BuildError(f"{path} holds no prompts", where="--calibration", fix="write one prompt a line")
+        raise BuildError(f"{path} holds no prompts", fix="write one prompt a line")
     return prompts

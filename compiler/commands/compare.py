@@ -26,19 +26,6 @@ VERIFICATION_PROMPTS = ("a red circle left of a blue square", "a small green tri
 """The default prompts; the last one is that of the unconditional image."""
 
 
-def read_prompts(path: Path | None) -> tuple[str, ...]:
-    """Read a file of prompts, one a line; without a file, return the built-in ones."""
-    if path is None:
-        return VERIFICATION_PROMPTS
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BuildError(f"{path} cannot be read: {error}", fix="use a UTF-8 text file, one prompt a line") from error
-    if not any(lines):
-        raise BuildError(f"{path} holds no prompts", fix="write one prompt a line")
-    return tuple(lines)
-
-
 def compare(
     bundle: Path | str,
     source: Path | str,
