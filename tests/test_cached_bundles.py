@@ -112,7 +112,7 @@ def test_a_guidance_interval_begins_with_a_whole_call(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_eight_bits_on_top(cached: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
-    quick = "keep_sensitive+calibrate_ranges?:by=minmax+round_to_nearest:by=minmax"
+    quick = "keep_first_last+calibrate_ranges?:by=minmax+round_to_nearest:by=minmax"
     options = ("--calibration", tmp_path / "prompts.txt", "--quant", quick, "--steps", "2", "--cache", CACHE)
     succeeded("build", UNET, "--target", "ort-w8a8", *options, "-o", tmp_path / "x.diffc")
     report = json.loads((tmp_path / "x.diffc" / "quantization.json").read_text())

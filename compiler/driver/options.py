@@ -21,7 +21,7 @@ from diffc.compiler.recipe import Optional, Pass, name_of, options_of
 from diffc.compiler.tracing.pipeline import asked_sizes
 from diffc.compiler.tracing.pipeline_inputs import PREPARED, Size
 from diffc.passes.cache import CACHES, FeatureCache, Need
-from diffc.passes.quantize import OF_TARGETS, RECIPES, TECHNIQUES, Recipe
+from diffc.passes.quantize import FORMER_NAMES, OF_TARGETS, RECIPES, TECHNIQUES, Recipe
 
 IP_ADAPTER_IMAGE = "ip_adapter_image"
 CACHE = "--cache"
@@ -227,7 +227,7 @@ def read_quantization(
     usual = OF_TARGETS.get(f"{target.backend}-{target.precision}", RECIPES[target.precision])
     formats = replace(usual, **settings)
     text = quant or file.settings.get("methods")
-    techniques = formats.techniques if text is None else parse_passes(text, TECHNIQUES, QUANT)
+    techniques = formats.techniques if text is None else parse_passes(text, TECHNIQUES, QUANT, former=FORMER_NAMES)
     return QuantizationOptions(formats, techniques, file, seed, min_psnr)
 
 

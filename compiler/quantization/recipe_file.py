@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from diffc.compiler.errors import RecipeError
@@ -108,26 +109,33 @@ def matching(override: Override, names: Sequence[str]) -> set[str]:
 
 
 def parse_passes(
-    text: str, known: Mapping[str, Callable[..., Any]], option: str, what: str = "technique"
+    text: str,
+    known: Mapping[str, Callable[..., Any]],
+    option: str,
+    what: str = "technique",
+    former: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Pass[Any], ...]:
     """Return the passes that a text names, as ``smoothquant?:alpha=0.5+gptq``. Raises `RecipeError`.
 
     A pass whose name ends with ``?`` may change nothing. A comma separates options as well as a colon does, a hyphen
-    stands for an underscore, and decibels may be called so. ``option`` is the flag that the text belongs to.
+    stands for an underscore, and decibels may be called so. ``option`` is the flag that the text belongs to, ``former``
+    maps names that passes had to those that they have.
     """
     passes = list[Pass[Any]]()
     for part in text.split("+"):
         is_optional = re.split("[:,]", part.strip())[0].endswith("?")
-        name, options = _parsed(part.replace("?", "", 1) if is_optional else part, tuple(known), text, what)
+        name, options = _parsed(part.replace("?", "", 1) if is_optional else part, tuple(known), text, what, former)
         check_options(name, known[name], options, option)
         rewrite = partial(known[name], **options) if options else known[name]
         passes.append(optional(rewrite) if is_optional else rewrite)
     return tuple(passes)
 
 
-def _parsed(part: str, known: Sequence[str], text: str, what: str) -> tuple[str, dict[str, Any]]:
+def _parsed(
+    part: str, known: Sequence[str], text: str, what: str, former: Mapping[str, str]
+) -> tuple[str, dict[str, Any]]:
     """Return one name and its options."""
-    names = {name.replace("-", "_"): name for name in known}
+    names = {name.replace("-", "_"): name for name in known} | dict(former)
     name, *options = re.split("[:,]", part.strip())
     if name.replace("-", "_") not in names:
         fix = f"{nearest(name, known)}known: {', '.join(known)}"

@@ -16,7 +16,7 @@ from diffc.passes.quantize.decoupled_error_correction import decoupled_error_cor
 from diffc.passes.quantize.eda_dm import eda_dm
 from diffc.passes.quantize.fp_quant import fp_quant
 from diffc.passes.quantize.gptq import gptq
-from diffc.passes.quantize.keep_sensitive import keep_sensitive
+from diffc.passes.quantize.keep_first_last import keep_first_last
 from diffc.passes.quantize.ptq4dm import ptq4dm
 from diffc.passes.quantize.q_diffusion import q_diffusion
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
@@ -33,7 +33,7 @@ TECHNIQUES: Mapping[str, Callable[..., Plan]] = {
         ptq4dm,
         q_diffusion,
         # Which layers have more bits
-        keep_sensitive,
+        keep_first_last,
         # Where outliers go
         smoothquant,
         vidit_q,
@@ -55,6 +55,9 @@ TECHNIQUES: Mapping[str, Callable[..., Plan]] = {
     )
 }
 """The techniques by their names; ``--quant`` takes them in the order in which they run."""
+
+FORMER_NAMES: Mapping[str, str] = {"keep_sensitive": keep_first_last.__name__}
+"""Names that techniques had, which ``--quant`` and recipe files still take."""
 
 REST: tuple[Pass[Plan], ...] = (optional(calibrate_ranges), optional(round_to_nearest))
 """Run after every recipe: ranges and weights that its techniques left open."""
@@ -84,7 +87,7 @@ RECIPES: Mapping[str, Recipe] = {
         ("int8:channel:scale=float16", "int8:token"),
         ("int8:channel:scale=float16", "uint8:tensor"),
         techniques=(
-            optional(partial(keep_sensitive, in_float=True)),
+            optional(partial(keep_first_last, in_float=True)),
             optional(partial(smoothquant, samples=8)),
             optional(calibrate_ranges),
             partial(round_to_nearest, by="minmax"),
@@ -94,14 +97,14 @@ RECIPES: Mapping[str, Recipe] = {
         ("int4:group=32", "float"),
         ("int4:group=32", "float"),
         OTHER_W4,
-        (optional(keep_sensitive), gptq),
+        (optional(keep_first_last), gptq),
     ),
     "w4a8": Recipe(
         ("int4:group=64:scale=uint4", "int8:token"),
         ("int4:group=64:scale=uint4", "uint8:tensor"),
         OTHER_W4,
         (
-            optional(partial(keep_sensitive, in_float=True)),
+            optional(partial(keep_first_last, in_float=True)),
             optional(smoothquant),
             optional(calibrate_ranges),
             gptq,
@@ -112,7 +115,7 @@ RECIPES: Mapping[str, Recipe] = {
         ("int4:group=32", "uint4:tensor"),
         OTHER_W4,
         (
-            optional(partial(keep_sensitive, in_float=True)),
+            optional(partial(keep_first_last, in_float=True)),
             optional(svdquant),
             optional(calibrate_ranges),
             gptq,
@@ -128,7 +131,7 @@ RECIPES: Mapping[str, Recipe] = {
         ("nvfp4", "e4m3:tensor"),
         OTHER_W4,
         (
-            optional(partial(keep_sensitive, in_float=True)),
+            optional(partial(keep_first_last, in_float=True)),
             optional(svdquant),
             optional(calibrate_ranges),
             gptq,
@@ -149,7 +152,7 @@ OF_TARGETS: Mapping[str, Recipe] = {
     "ov-w8a8": replace(
         REDUCED,
         techniques=(
-            optional(partial(keep_sensitive, in_float=True)),
+            optional(partial(keep_first_last, in_float=True)),
             optional(partial(smoothquant, samples=8)),
             optional(static_scales),
             partial(round_to_nearest, by="minmax"),
@@ -161,4 +164,4 @@ OF_TARGETS: Mapping[str, Recipe] = {
 EMBEDDING = "int8:channel"
 """How tables of embeddings are stored."""
 
-__all__ = ["EMBEDDING", "OF_TARGETS", "RECIPES", "REST", "TECHNIQUES", "Recipe"]
+__all__ = ["EMBEDDING", "FORMER_NAMES", "OF_TARGETS", "RECIPES", "REST", "TECHNIQUES", "Recipe"]

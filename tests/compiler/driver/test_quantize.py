@@ -283,7 +283,7 @@ def test_options_that_a_technique_has_not_are_refused() -> None:
     assert refused.value.fix == "did you mean by? it has by"
     with pytest.raises(RecipeError, match="ptq4dm: samples is 'many'"):
         read_quantization(parse_target("ort-w8a8"), "ptq4dm:samples=many")
-    assert read_quantization(parse_target("ort-w8a8"), "smoothquant:alpha=0.5+keep_sensitive:in_float=true")
+    assert read_quantization(parse_target("ort-w8a8"), "smoothquant:alpha=0.5+keep_first_last:in_float=true")
 
 
 def test_the_same_seed_gives_the_same_calibration(program: Program) -> None:
@@ -301,3 +301,13 @@ def test_techniques_run_in_the_pass_manager(program: Program) -> None:
     assert refused.value.inside == "smoothquant, after round_to_nearest" and "smoothquant?" in str(refused.value.fix)
     assert steps[-2:] == ["quantize: round_to_nearest", "quantize: smoothquant"]
     assert quantized([program], asked(quant="round_to_nearest+smoothquant?")).layers
+
+
+@pytest.mark.parametrize("name", ["keep_sensitive", "keep-sensitive"])
+def test_the_former_name_of_a_technique_is_taken_and_not_shown(name: str, tmp_path: Path) -> None:
+    written = f"[quantize]\nmethods = '{name}:in_float=true'"
+    for found in (asked(quant=f"{name}:in_float=true"), asked(recipe=written, folder=tmp_path)):
+        assert found.recorded["methods"] == [["keep_first_last", {"in_float": True}]]
+    with pytest.raises(RecipeError) as refused:
+        asked(quant="keep_insensitive")
+    assert "keep_first_last" in str(refused.value.fix) and "keep_sensitive" not in str(refused.value.fix)

@@ -37,7 +37,7 @@ WIDENING = 4
 """How many times more channels a first layer makes at least."""
 
 
-def keep_sensitive(plan: Plan, *, in_float: bool = False) -> Plan:
+def keep_first_last(plan: Plan, *, in_float: bool = False) -> Plan:
     """Give the ends of the denoiser eight bits where they have fewer, or none at all, unless a user chose otherwise."""
     ends = set[Site]()
     for graph in denoisers(plan.programs):

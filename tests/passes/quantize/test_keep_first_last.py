@@ -15,7 +15,7 @@ from diffc.compiler.quantization.formats import parse_spec
 from diffc.compiler.quantization.plan import Plan, Scheme
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear
-from diffc.passes.quantize.keep_sensitive import keep_sensitive
+from diffc.passes.quantize.keep_first_last import keep_first_last
 
 WIDTH = 64
 
@@ -79,7 +79,7 @@ def schemes(plan: Plan) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("denoiser", [Convolutional, Patched])
 def test_both_ends_are_kept(denoiser: Callable[[], nn.Module]) -> None:
     plan = planned(denoiser(), "int4:channel", "int4:tensor:dynamic")
-    before, after = schemes(plan), schemes(keep_sensitive(plan))
+    before, after = schemes(plan), schemes(keep_first_last(plan))
     assert {name for name in after if after[name] != before[name]} == {"first", "last"}
     assert after["first"] == after["last"] == ("int8:channel", "int8:tensor:dynamic")
 
@@ -95,12 +95,12 @@ def test_both_ends_are_kept(denoiser: Callable[[], nn.Module]) -> None:
     ],
 )
 def test_eight_bits_take_the_place_of_fewer(given: tuple[str, str], kept: tuple[str, str]) -> None:
-    found = schemes(keep_sensitive(planned(Patched(), *given)))
+    found = schemes(keep_first_last(planned(Patched(), *given)))
     assert (found["first"], found["last"]) == (kept, kept)
 
 
 def test_float_is_asked_for() -> None:
-    found = schemes(keep_sensitive(planned(Patched(), "int8:channel", "int8:token"), in_float=True))
+    found = schemes(keep_first_last(planned(Patched(), "int8:channel", "int8:token"), in_float=True))
     assert [name for name, scheme in found.items() if scheme == ("None", "None")] == ["first", "last"]
 
 
@@ -112,7 +112,7 @@ def test_between_pieces_of_a_cached_denoiser_there_are_no_ends() -> None:
     plan = Plan.of(pieces, plan.calibration, lambda layer: plan.layers[0].scheme)
     ends = {site.graph for layer in plan.layers if layer.name.endswith("middle") for site in layer.sites}
     assert ends == {"denoiser_piece_1"}, "the middle layer is the last of its piece"
-    before, after = schemes(plan), schemes(keep_sensitive(plan))
+    before, after = schemes(plan), schemes(keep_first_last(plan))
     assert {name for name in after if after[name] != before[name]} == {"first", "last"}
 
 
@@ -121,4 +121,4 @@ def test_what_is_computed_before_the_loop_has_no_ends() -> None:
     (graph,) = plan.programs[0].graphs
     early = replace(plan.programs[0], graphs=(replace(graph, stage="request"),))
     plan = replace(plan, programs=(early,))
-    assert keep_sensitive(plan) == plan
+    assert keep_first_last(plan) == plan
