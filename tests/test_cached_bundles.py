@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from diffc.runtime import load
+from tests.command_line import digests, refused, succeeded
 from tests.conftest import DIT, PROMPT, UNET
 from tests.format.manifest_schema import schema_errors
-from tests.test_cli import digests, refused, succeeded
 from tests.tolerances import CACHED_PSNR, SAME_PSNR, VERIFIED_PSNR
 
 CACHE = "deepcache:interval=2"

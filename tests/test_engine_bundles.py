@@ -13,8 +13,8 @@ from diffc.compiler.backends.tensorrt import build
 from diffc.runtime import load
 from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, installed
 from diffc.runtime.errors import DiffcWarning
+from tests.command_line import refused, succeeded
 from tests.format.manifest_schema import schema_errors
-from tests.test_cli import refused, succeeded
 from tests.test_quantized_bundles import PIPELINES, Source, in_float
 from tests.tolerances import FOUR_BIT_PSNR, HALF_PSNR
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from diffc.runtime import load
+from tests.command_line import refused, succeeded
 from tests.conftest import DIT, UNET
-from tests.test_cli import refused, succeeded
 from tests.test_zoo_bundles import PROMPT, build_options
 from tests.tolerances import PICTURE, VERIFIED_PSNR
 from tests.zoo import ZOO

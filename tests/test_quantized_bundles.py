@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from diffc.runtime import load
+from tests.command_line import digests, refused, succeeded
 from tests.format.manifest_schema import schema_errors
-from tests.test_cli import digests, refused, succeeded
 from tests.test_zoo_bundles import build_options
 from tests.tolerances import QUANTIZED_PSNR
 from tests.zoo import ZOO

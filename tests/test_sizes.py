@@ -17,7 +17,7 @@ from diffc.compiler.errors import BuildError
 from diffc.compiler.tracing.pipeline import asked_sizes
 from diffc.runtime import load
 from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, installed
-from tests.test_cli import digests, refused, succeeded
+from tests.command_line import digests, refused, succeeded
 from tests.test_quantized_bundles import PIPELINES, QUICK, Source
 from tests.tolerances import PICTURE, QUANTIZED_PSNR, VERIFIED_PSNR
 

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffc.runtime import load
+from tests.command_line import refused, succeeded
 from tests.conftest import ROOT
-from tests.test_cli import refused, succeeded
 from tests.test_zoo_programs import REFUSED
 from tests.tolerances import PICTURE
 from tests.zoo import ZOO, Entry

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from diffc.compiler.commands.cli import main
+from tests.command_line import diffc
 from tests.conftest import ROOT, UNET
-from tests.test_cli import diffc
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(sh|python|toml)\n(.*?)^```$", re.M | re.S)

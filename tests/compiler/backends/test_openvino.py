@@ -19,8 +19,8 @@ from diffc.compiler.backends.openvino import OpenVino
 from diffc.compiler.errors import BackendError
 from diffc.runtime import load
 from diffc.runtime.engines.openvino import INSTALL, computes, openvino_core
+from tests.command_line import diffc, refused, succeeded
 from tests.compiler.backends.onnx.test_export import Divides, Masks, Rearranges, Splits, Squeezes, Writes
-from tests.test_cli import diffc, refused, succeeded
 from tests.test_zoo_bundles import build_options
 from tests.tolerances import GRAPH, PICTURE, VERIFIED_PSNR, VERIFIED_PSNR_BF16
 from tests.zoo import ZOO

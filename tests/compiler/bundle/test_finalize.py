@@ -23,9 +23,9 @@ from diffc.runtime import BundleError, load
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.engines.cuda import Gpu, find_gpu
 from diffc.runtime.engines.tensorrt_library import CLASSIC, INSTALL, RTX, Library, installed
+from tests.command_line import diffc, succeeded
 from tests.format.manifest_schema import schema_errors
 from tests.runtime.conftest import tiny_program, write_tiny
-from tests.test_cli import diffc, succeeded
 from tests.tolerances import PICTURE_OF_NUMPY
 
 GRAPHS = ["decoder", "text_encoder", "unet"]

@@ -13,9 +13,9 @@ import pytest
 from diffc.compiler.errors import PassError
 from diffc.passes.cache.auto import auto
 from diffc.runtime import load
+from tests.command_line import refused, succeeded
 from tests.conftest import UNET
 from tests.deep import deep
-from tests.test_cli import refused, succeeded
 from tests.tolerances import JUDGED
 
 PROMPTS = ("a red circle left of a blue square",)

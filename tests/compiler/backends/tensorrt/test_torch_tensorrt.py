@@ -27,10 +27,10 @@ from diffc.compiler.ir.program import Graph, Value
 from diffc.passes.mixed_precision import mixed_precision
 from diffc.runtime import load
 from diffc.runtime.errors import DiffcWarning
+from tests.command_line import succeeded
 from tests.compiler.backends.onnx.test_typed import transformer, unet
 from tests.compiler.backends.tensorrt.test_backend import MORE, Wide
 from tests.compiler.backends.tensorrt.torch_tensorrt_builder import PORTS
-from tests.test_cli import succeeded
 from tests.test_quantized_bundles import Source
 from tests.tolerances import PICTURE
 from tests.zoo import ZOO

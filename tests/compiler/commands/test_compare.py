@@ -1,0 +1,42 @@
+"""Verify bundles against the pipelines that they were built from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from diffc.compiler import capture, write_bundle
+from tests.command_line import diffc, refused, succeeded
+from tests.conftest import PROMPT, UNET
+from tests.tolerances import VERIFIED_PSNR
+
+
+def test_verify_measures_fidelity_and_fails_below_the_floor(bundle: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n")
+    common = ("verify", bundle, "--against", UNET, "--prompts", prompts)
+    found = succeeded(*common, "--min-psnr", str(VERIFIED_PSNR))
+    assert found["psnr"] >= VERIFIED_PSNR
+    assert {"text_encoder", "unet", "vae_decode"} <= found["components"].keys()
+    assert diffc(*common, "--min-psnr", "190").exit_code == 1
+
+
+def test_what_no_pipeline_made_cannot_be_verified(tmp_path: Path) -> None:
+    write_bundle([capture(lambda: torch.randn(1, 3, 4, 4), {})], tmp_path / "own.diffc")
+    said = refused("verify", tmp_path / "own.diffc", "--against", UNET)
+    assert "main was not built from a pipeline" in said
+
+
+def test_verify_notices_another_checkpoint(bundle: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(UNET, "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    name = next(key for key in tensors if key.endswith("input_blocks.0.0.weight"))
+    tensors[name] = tensors[name] * 1.5
+    save_file(tensors, tmp_path / "other.safetensors", metadata)
+    found = succeeded("verify", bundle, "--against", tmp_path / "other.safetensors")
+    assert found["psnr"] < VERIFIED_PSNR
+    assert found["components"]["unet"]["sqnr"] < found["components"]["text_encoder"]["sqnr"]

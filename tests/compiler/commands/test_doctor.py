@@ -1,0 +1,46 @@
+"""Check the machine: targets, engines, a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.errors import TargetError
+from diffc.runtime import BundleError
+from diffc.runtime.engines.cuda import find_gpu
+from diffc.runtime.engines.tensorrt_library import installed
+from tests.command_line import succeeded
+
+
+def test_doctor_knows_targets_and_opens_a_bundle(bundle: Path) -> None:
+    found = succeeded("doctor", bundle)
+    assert "ort-fp32" in found["targets"]
+    assert found["checks"]["bundle"]["ok"]
+    assert found["checks"]["compiler"]["ok"]
+
+
+def test_doctor_says_which_tensorrt_is_here_and_whether_engines_run() -> None:
+    checks = succeeded("doctor")["checks"]
+    try:
+        gpu = find_gpu()
+        assert checks["gpu"] == {"ok": True, "detail": f"{gpu.name}, {gpu.arch}, with a driver for CUDA {gpu.cuda}"}
+    except BundleError as error:
+        assert checks["gpu"] == {"ok": False, "detail": f"{error.what}: {error.fix}"}
+    assert checks["tensorrt"]["ok"] == bool(installed())
+    for kind, version in installed().items():
+        assert f"{kind} {version} builds trt-… for " in checks["tensorrt"]["detail"]
+
+
+def test_doctor_names_a_backend_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        if name == "onnx":
+            raise TargetError("backend 'onnx' cannot be imported", fix="install it")
+        return find_backend(name)
+
+    monkeypatch.setattr("diffc.compiler.commands.doctor.find_backend", broken)
+    found = succeeded("doctor")
+    assert found["checks"]["backend onnx"] == {"ok": False, "detail": "backend 'onnx' cannot be imported: install it"}
+    assert not any(target.startswith("onnx-") for target in found["targets"]) and "ort-fp32" in found["targets"]
