@@ -57,19 +57,31 @@ def test_inspect_shows_programs_bytes_and_stages(bundle: Path) -> None:
     assert list(found["programs"]) == names
     for text in found["programs"].values():
         assert str(parse(text)) == text
-    on_disk = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file() and path.name != "manifest.json")
+    described = ("manifest.json", "report.html")
+    on_disk = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file() and path.name not in described)
     assert found["bytes"] == on_disk
     assert found["stages"].keys() == {"step", "request", "request_step", "latent"}
     assert sum(found["stages"].values()) == sum(p.numel() for p in load(UNET).unet.parameters())
     assert list(succeeded("inspect", bundle, "--program", names[2])["programs"]) == [names[2]]
 
 
-@pytest.mark.parametrize("command", ["build", "finalize", "run", "inspect", "verify", "bench", "estimate", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["build", "finalize", "run", "inspect", "verify", "bench", "estimate", "doctor", "build-cache"]
+)
 def test_help_has_an_example(command: str) -> None:
     result = diffc(command, "--help")
     assert result.exit_code == 0
     assert f"diffc {command}" in result.output
     assert "--json" in result.output
+
+
+def test_the_old_name_of_a_command_still_works_and_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFC_CACHE", str(tmp_path))
+    assert succeeded("cache") == succeeded("build-cache")
+    listed = [line.split()[0] for line in diffc("--help").output.splitlines() if line.startswith("  ")]
+    assert "build-cache" in listed and "cache" not in listed
 
 
 def test_a_picture_of_no_size() -> None:

@@ -14,10 +14,11 @@ from tests.tolerances import VERIFIED_PSNR
 
 def test_verify_measures_fidelity_and_fails_below_the_floor(bundle: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text(f"{PROMPT}\n")
+    prompts.write_text(f"\n  {PROMPT}\n\n")
     common = ("verify", bundle, "--against", UNET, "--prompts", prompts)
     found = succeeded(*common, "--min-psnr", str(VERIFIED_PSNR))
     assert found["psnr"] >= VERIFIED_PSNR
+    assert [image["prompt"] for image in found["images"]] == [PROMPT], "blank lines are no prompts"
     assert {"text_encoder", "unet", "vae_decode"} <= found["components"].keys()
     assert diffc(*common, "--min-psnr", "190").exit_code == 1
 
