@@ -26,6 +26,7 @@ from benchmarks.build import MODELS, ROOT, write
 from diffc.compiler.metrics import sqnr
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.interpreter import Interpreter
+from diffc.runtime.program.program import Graph, Program, Ref
 from diffc.runtime.request import make_request
 
 TARGETS = ("ort-fp32", "ov-fp32", "ov-bf16", "ort-w8a8", "ov-w8a8", "ort-w4a8")
@@ -47,6 +48,11 @@ def build(source: Path, output: Path, target: str, steps: int) -> dict[str, Any]
     return dict(json.loads(done.stdout))
 
 
+def most_called(program: Program) -> Graph:
+    """Return the graph of the denoiser: the one that a program calls most."""
+    return max(program.graphs, key=lambda graph: sum(op.operator == graph.name for op in program.ops))
+
+
 def denoiser_calls(bundle: Path, steps: tuple[int, ...]) -> list[Feeds]:
     """Run a bundle up to the last of some calls of its denoiser, and give what all of these are given."""
     opened = open_bundle(bundle)
@@ -54,12 +60,9 @@ def denoiser_calls(bundle: Path, steps: tuple[int, ...]) -> list[Feeds]:
     request = make_request(
         opened.programs, program=None, inputs={"prompt": "a cat"}, num_images=1, seed=0, latents=None
     )
-    name = max(program.graphs, key=lambda graph: sum(op.operator == graph for op in program.ops))
+    name = most_called(program).name
     calls = [op for op in program.ops if op.operator == name]
-    wanted = [
-        {port.name: calls[step].attrs[port.name].name for port in program.graphs[name].inputs}  # type: ignore[union-attr]
-        for step in steps
-    ]
+    wanted = [{port: ref.name for port, ref in calls[step].attrs if isinstance(ref, Ref)} for step in steps]
     before = program.ops[: program.ops.index(calls[max(steps)])]
     values = {value for each in wanted for value in each.values()}
     made = Interpreter(opened).run(program, request.chunk(0), request.scalars, ops=before, outputs=values)
@@ -82,8 +85,7 @@ def contend(who: str, bundle: Path, feeds: Path) -> None:
     else:
         opened = open_bundle(bundle)
         program = next(iter(opened.programs.values()))
-        name = max(program.graphs, key=lambda graph: sum(op.operator == graph for op in program.ops))
-        session = Interpreter(opened).session(program.graphs[name])
+        session = Interpreter(opened).session(most_called(program))
 
         def call() -> NDArray[Any]:
             return np.asarray(session.run(given)[0])
@@ -105,7 +107,7 @@ def quantize_with_nncf(bundle: Path, work: Path, output: Path) -> float:
 
     opened = open_bundle(bundle)
     program = next(iter(opened.programs.values()))
-    name = max(program.graphs, key=lambda graph: sum(op.operator == graph for op in program.ops))
+    name = most_called(program).name
     start = time.monotonic()
     model = openvino.Core().read_model(bundle / opened.manifest.graphs[name])
     data = nncf.Dataset([dict(np.load(work / f"sample-{at}.npz")) for at in range(SAMPLES)])

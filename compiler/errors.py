@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from diffc.runtime.errors import DiffcError, DiffcWarning
+from diffc.runtime.errors import DiffcError, DiffcWarning, ParseError, VerifyError
 
 __all__ = [
     "BackendError",
@@ -28,14 +28,6 @@ class LoadError(DiffcError):
 
 class CaptureError(DiffcError):
     """Refuse pipeline code that cannot be traced, with its line."""
-
-
-class ParseError(DiffcError):
-    """Refuse a text that is not a program, with the line that breaks the grammar."""
-
-
-class VerifyError(DiffcError):
-    """Refuse a program that breaks a rule of the IR."""
 
 
 class PassError(DiffcError):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffc.compiler.ir.program import Op, Program, print_op
+from diffc.compiler.ir.program import Op, Program
 
 
 def common_subexpressions(program: Program) -> Program:
@@ -31,7 +31,7 @@ def common_subexpressions(program: Program) -> Program:
     ops = list[Op]()
     for op in program.ops:
         read = op.renamed(names)
-        same = print_op(replace(read, results=tuple(replace(value, name="") for value in read.results)))
+        same = str(replace(read, results=tuple(replace(value, name="") for value in read.results)))
         if read.operator in ("noise", "step") or same not in first:
             first[same] = read
             ops.append(read)

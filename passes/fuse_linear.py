@@ -39,7 +39,7 @@ import torch
 
 from diffc.compiler.analysis.linear_form import ONE, LinearForms, Sum, combined, substituted
 from diffc.compiler.graph.aten import overload
-from diffc.compiler.ir.program import Op, Polynomial, Program, Ref, Value
+from diffc.compiler.ir.program import UNTYPED, Op, Polynomial, Program, Ref, Value
 
 aten = torch.ops.aten
 
@@ -108,10 +108,10 @@ class _Fusion:
         if not isinstance(axis, int) or len(names) < len(operands):
             return False
         name, type_ = op.results[0].name, op.results[0].type
-        if type_ and any(part.dtype != type_.dtype for part in map(self.forms.types.get, names) if part):
+        if len({type_.dtype, *(self.forms.types[part].dtype for part in names)} - {UNTYPED.dtype}) > 1:
             return False
         parts = tuple(self._computed(part) if part in self.concats else part for part in names)
-        self._remember(name, parts, axis % len(type_.shape) if type_ and type_.shape else axis)
+        self._remember(name, parts, axis % len(type_.shape) if type_.shape else axis)
         return True
 
     def _scales_concat(self, op: Op) -> bool:
@@ -125,12 +125,12 @@ class _Fusion:
         parts, axis = self.concats[concats[0]]
         scaled: dict[str, str] = {}
         for part in dict.fromkeys(parts):
-            on_part = replace(op.renamed({concats[0]: part}), results=(Value(name, types.get(part)),))
+            on_part = replace(op.renamed({concats[0]: part}), results=(Value(name, types[part]),))
             form = self.forms.of_operation(on_part)
             if form is None:
                 return False
             scaled[part] = f"{name}.{part}"
-            self.forms.sums[scaled[part]], types[scaled[part]] = form, types.get(part)
+            self.forms.sums[scaled[part]], types[scaled[part]] = form, types[part]
         self._remember(name, tuple(scaled[part] for part in parts), axis)
         return True
 
@@ -201,7 +201,7 @@ class _Fusion:
         if name not in self.forms.sums:
             parts, axis = self.concats[name]
             operands = tuple(Ref(self._computed(part)) for part in parts)
-            result = Value(name, self.forms.types.get(name))
+            result = Value(name, self.forms.types[name])
             self.ops.append(Op("concat", operands, (("axis", axis),), (), (result,)))
             self.forms.are_atoms((name,))
         return name
@@ -225,7 +225,7 @@ def _as_split(op: Op) -> Op | None:
     type_, axis = op.results[0].type, op.args[2] if len(op.args) > 2 else op.attr("dim", 0)
     if len({value.type for value in op.results}) != 1 or not isinstance(axis, int):
         return None
-    return Op("split", op.args[:1], (("axis", axis % len(type_.shape) if type_ else axis),), (), op.results)
+    return Op("split", op.args[:1], (("axis", axis % len(type_.shape) if type_.shape else axis),), (), op.results)
 
 
 def _numbered(program: Program) -> Program:

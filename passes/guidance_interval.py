@@ -42,7 +42,7 @@ from itertools import count
 
 from diffc.compiler.analysis.linear_form import ROUNDING
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir.program import BUILTINS, Graph, Literal, Op, Polynomial, Program, Ref, Type, Value, print_op
+from diffc.compiler.ir.program import BUILTINS, UNTYPED, Graph, Literal, Op, Polynomial, Program, Ref, Type, Value
 
 
 def guidance_interval(
@@ -125,7 +125,7 @@ class _Switch:
 
     def _call_part(self, op: Op, part: Graph, at: int, number: int) -> None:
         given = tuple((name, self._part(part, name, literal, at, number)) for name, literal in op.attrs)
-        types = [port.type for port in part.outputs] or [None] * len(op.results)
+        types = [port.type for port in part.outputs] or [UNTYPED] * len(op.results)
         results = [self._new(part.name, type_) for type_ in types]
         self.slices |= {(whole.name, at): mine.name for whole, mine in zip(op.results, results, strict=True)}
         self.unguided.update(value.name for value in results)
@@ -137,7 +137,7 @@ class _Switch:
         concats = [self.made[name] for name in op.reads() if name in self.made]
         return max((len(c.args) for c in concats if c.operator == "concat" and c.attr("axis") == 0), default=0)
 
-    def _new(self, stem: str, type_: Type | None) -> Value:
+    def _new(self, stem: str, type_: Type) -> Value:
         name = next(name for i in count() if (name := f"{stem}_{i}") not in self.types)
         self.types[name] = type_
         return Value(name, type_)
@@ -152,19 +152,19 @@ class _Switch:
 
     def _part(self, graph: Graph, port: str, literal: Literal, at: int, number: int) -> Literal:
         """Give one part of an argument; what has no batch is the same for all."""
-        type_ = next((value.type for value in graph.inputs if value.name == port), None)
-        if isinstance(literal, tuple) and type_ and type_.shape and len(literal) > type_.shape[0]:
+        type_ = next((value.type for value in graph.inputs if value.name == port), UNTYPED)
+        if isinstance(literal, tuple) and type_.shape and len(literal) > type_.shape[0]:
             return literal[at * type_.shape[0] : (at + 1) * type_.shape[0]]
         return Ref(self._slice(literal.name, type_, at, number)) if isinstance(literal, Ref) else literal
 
-    def _slice(self, name: str, type_: Type | None, at: int, number: int) -> str:
+    def _slice(self, name: str, type_: Type, at: int, number: int) -> str:
         """Name a part of a value; split the value where nothing has made its parts."""
         op = self.made.get(name)
         if (name, at) in self.slices:
             return self.slices[name, at]
         if op and op.operator == "concat" and op.attr("axis") == 0 and len(op.args) == number:
             return self.names.get([*op.reads()][at], [*op.reads()][at])
-        if type_ is not None and self.types.get(name) == type_:
+        if UNTYPED != type_ == self.types.get(name):
             return name
         results = tuple(self._new(f"{name}_part", type_) for _ in range(number))
         self.slices |= {(name, part): value.name for part, value in enumerate(results)}
@@ -181,7 +181,7 @@ class _Switch:
         if needed:
             what = "guidance_interval: a step outside the interval needs all that its guidance would"
             fix = "leave the interval out: this guidance cannot be switched off for single steps"
-            raise PassError(what, where=print_op(needed[-1]), fix=fix)
+            raise PassError(what, where=str(needed[-1]), fix=fix)
 
 
 def _one(coefficient: Polynomial) -> Polynomial:

@@ -31,7 +31,7 @@ from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.graph.export import export
-from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Table, Type, Value, print_op
+from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Table, Type, Value
 
 FACTORS = "factors"
 
@@ -84,7 +84,7 @@ def _leading_run(ops: list[Op]) -> list[Op]:
 class _Region(torch.nn.Module):
     """Apply a run of operations to the values that it reads from outside."""
 
-    def __init__(self, run: list[Op], types: Mapping[str, Type | None], read_later: set[str]) -> None:
+    def __init__(self, run: list[Op], types: Mapping[str, Type], read_later: set[str]) -> None:
         super().__init__()
         made = {value.name: value for op in run for value in op.results}
         self.read = [name for name in dict.fromkeys(n for op in run for n in op.reads()) if name not in made]
@@ -95,8 +95,8 @@ class _Region(torch.nn.Module):
         self.factors = tuple(factor({}) for op in run for factor in op.coefficients)
         self.table: Table | None = None
         for port in self.inputs:
-            if port.type is None or port.type.dtype in ("text", "scalar"):
-                raise PassError(f"outline: {port.name} has no tensor type", where=print_op(run[0]))
+            if port.type.dtype in ("", "text", "scalar"):
+                raise PassError(f"outline: {port.name} has no tensor type", where=str(run[0]))
 
     @property
     def name(self) -> str:
@@ -146,7 +146,6 @@ class _Region(torch.nn.Module):
 def _weighted_sum(op: Op, values: Mapping[str, torch.Tensor], factors: Iterator[torch.Tensor]) -> torch.Tensor:
     """Apply a linear operation with factors that are tensors."""
     type_ = op.results[0].type
-    assert type_ is not None
     dtype = getattr(torch, type_.dtype)
     total = torch.zeros((), dtype=dtype)
     for name, _ in zip((*op.reads(), None), op.coefficients, strict=False):
@@ -164,5 +163,5 @@ def _canonical(inputs: Sequence[Value], body: list[Op], results: list[Value], *,
             numbers[value.name] = f"v{len(numbers)}"
         if not with_factors:
             renamed = replace(renamed, coefficients=(Polynomial.constant(1.0),) * len(op.coefficients))
-        yield print_op(replace(renamed, results=tuple(Value(numbers[v.name], v.type) for v in op.results)))
+        yield str(replace(renamed, results=tuple(Value(numbers[v.name], v.type) for v in op.results)))
     yield " ".join(numbers[value.name] for value in results)

@@ -64,12 +64,12 @@ def _is_linear(op: Op, constants: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _weighted_sum(
-    op: Op, made: Mapping[str, Op], types: Mapping[str, Type | None], constants: Mapping[str, torch.Tensor]
+    op: Op, made: Mapping[str, Op], types: Mapping[str, Type], constants: Mapping[str, torch.Tensor]
 ) -> Op | None:
     """Measure the weights of the values that an operation is made from; None if it is no weighted sum of them."""
     chain, leaves = _chain(op, made, constants)
     type_ = op.results[0].type
-    if len(chain) < 2 or type_ is None or not type_.is_float or not math.prod(type_.shape):
+    if len(chain) < 2 or not type_.is_float or not math.prod(type_.shape):
         return None
     if not leaves or any(types[leaf] != type_ for leaf in leaves):
         return None

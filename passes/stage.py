@@ -174,7 +174,6 @@ class _Split:
             return [[value.detach().clone() for value in region(*tensors)] for tensors in given]
 
     def _tensor(self, literal: Literal, port: Value) -> torch.Tensor:
-        assert port.type is not None
         data = self.tables[literal.name] if isinstance(literal, Ref) else literal
         return torch.as_tensor(data, dtype=getattr(torch, port.type.dtype)).reshape(port.type.shape)
 

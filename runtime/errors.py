@@ -27,6 +27,14 @@ class DiffcError(Exception):
         return "\n".join(label + " ".join(text.splitlines()) for label, text in parts if text)
 
 
+class ParseError(DiffcError):
+    """Refuse a text that is not a program, with the line that breaks the grammar."""
+
+
+class VerifyError(DiffcError):
+    """Refuse a program that breaks a rule, with the operation that breaks it."""
+
+
 class BundleError(DiffcError):
     """Refuse a bundle: too new, truncated, tampered with, or built for another machine."""
 

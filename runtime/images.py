@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from diffc.runtime.errors import DiffcError, RequestError
-from diffc.runtime.program.program import is_picture
+from diffc.runtime.program.program import is_image
 
 FRAME_MS = 125
 """Milliseconds for which a video shows a frame."""
@@ -32,7 +32,7 @@ def images_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
 
 def channels_last(arrays: NDArray[Any]) -> NDArray[np.float32]:
     """Move the channels of images [N, C, H, W] and videos [N, F, C, H, W] to the end; other shapes stay as they are."""
-    moved = np.moveaxis(arrays, -3, -1) if is_picture(arrays.shape) else arrays
+    moved = np.moveaxis(arrays, -3, -1) if is_image(arrays.shape) else arrays
     return np.ascontiguousarray(moved, dtype=np.float32)
 
 

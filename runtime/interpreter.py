@@ -17,7 +17,8 @@ from diffc.runtime.bundle.open import Bundle
 from diffc.runtime.engines.registry import open_graph
 from diffc.runtime.engines.session import Array, Session, reason
 from diffc.runtime.errors import BundleError
-from diffc.runtime.program.program import Graph, Op, Program, Ref, Value, constant
+from diffc.runtime.program.constant import constant
+from diffc.runtime.program.program import Graph, Op, Program, Ref, Value
 from diffc.runtime.prompt_cache import PromptCache
 
 Values = dict[str, Any]  # name -> tensor, or the texts of the request
@@ -57,22 +58,28 @@ class Interpreter:
         outputs = program.outputs if outputs is None else tuple(outputs)
         values: Values = {table.name: self.bundle.tables[table.name] for table in program.tables} | dict(inputs)
         dead, early = _dead_after(ops, keep=set(outputs)), _early(program)
+        graphs = {graph.name: graph for graph in program.graphs}
         with np.errstate(over="ignore", invalid="ignore"):
             for at, op in enumerate(ops):
                 if op.operator == "step":
                     if on_step is not None:
                         on_step(op, values)
                 else:
-                    self._execute(program, op, values, scalars, early)
+                    self._execute(graphs, op, values, scalars, early)
                 for name in dead[at]:
                     values.pop(name, None)
         return {name: values[name] for name in outputs}
 
     def _execute(
-        self, program: Program, op: Op, values: Values, scalars: Mapping[str, float], early: Container[str]
+        self,
+        graphs: Mapping[str, Graph],
+        op: Op,
+        values: Values,
+        scalars: Mapping[str, float],
+        early: Container[str],
     ) -> None:
-        if op.operator in program.graphs:
-            results = self._call(program.graphs[op.operator], op, values, remember=op.results[0].name in early)
+        if op.operator in graphs:
+            results = self._call(graphs[op.operator], op, values, remember=op.results[0].name in early)
         elif op.operator == "tokenize":
             results = self._tokenize(op, values)
         else:
@@ -87,9 +94,9 @@ class Interpreter:
         return [_cast(result, array) for result, array in zip(op.results, ids_and_mask, strict=False)]
 
     def _call(self, graph: Graph, op: Op, values: Values, *, remember: bool) -> Iterable[Array]:
-        feeds = {}
+        feeds, arguments = {}, dict(op.attrs)
         for port in graph.inputs:
-            literal = op.attrs[port.name]
+            literal = arguments[port.name]
             array = values[literal.name] if isinstance(literal, Ref) else constant(literal, port.type)
             feeds[port.name] = np.asarray(array, order="C")
         if not remember:
@@ -102,11 +109,11 @@ class Interpreter:
         except BundleError:
             raise
         except Exception as error:  # the errors of engines have no class in common
-            raise BundleError(f"graph {graph.name} failed: {reason(error)}", where=op.source) from error
+            raise BundleError(f"graph {graph.name} failed: {reason(error)}", where=op.where) from error
         for port, array in zip(graph.outputs, results, strict=True):
             if (str(array.dtype), array.shape) != (port.type.dtype, port.type.shape):
                 what = f"graph {graph.name} returned {array.dtype}{list(array.shape)} for {port.name}: {port.type}"
-                raise BundleError(what, where=op.source, fix="build the bundle again")
+                raise BundleError(what, where=op.where, fix="build the bundle again")
         if self.bundle.manifest.stage(graph.name) == "request_step":
             with self._lock:
                 self._sessions.pop(graph.name, None)
@@ -134,7 +141,7 @@ def linear(op: Op, values: Mapping[str, Array], scalars: Mapping[str, float]) ->
 
     One coefficient more than there are operands is a constant term.
     """
-    operands = [values[name] for name in op.reads()]
+    operands = [values[name] for name in op.operands()]
     wide = any(operand.dtype == np.float64 for operand in operands) or any(
         r.type.dtype == "float64" for r in op.results
     )
@@ -151,7 +158,7 @@ ARITHMETIC: dict[str, Callable[[Op, Values, Mapping[str, float]], Iterable[Array
     "noise": lambda op, values, _: [values[op.results[0].name]],
     "linear": lambda op, values, scalars: [_cast(op.results[0], linear(op, values, scalars))],
     "split": lambda op, values, _: np.split(values[_first(op)], len(op.results), axis=_axis(op)),
-    "concat": lambda op, values, _: [np.concatenate([values[name] for name in op.reads()], axis=_axis(op))],
+    "concat": lambda op, values, _: [np.concatenate([values[name] for name in op.operands()], axis=_axis(op))],
 }
 
 
@@ -159,16 +166,16 @@ def _early(program: Program) -> set[str]:
     """List the values that depend on no noise."""
     late = set[str]()
     for op in program.ops:
-        if op.operator == "noise" or not late.isdisjoint(op.reads()):
+        if op.operator == "noise" or not late.isdisjoint(op.operands()):
             late |= {value.name for value in op.results}
-    return set(program.types) - late
+    return set(program.types()) - late
 
 
 def _dead_after(ops: tuple[Op, ...], keep: set[str]) -> list[list[str]]:
     """List, for each operation, the values that no later one reads."""
     seen, dead = set(keep), list[list[str]]()
     for op in reversed(ops):
-        names = {*op.reads(), *(value.name for value in op.results)}
+        names = {*op.operands(), *(value.name for value in op.results)}
         dead.append(sorted(names - seen))
         seen |= names
     return dead[::-1]
@@ -179,10 +186,10 @@ def _cast(result: Value, array: Array) -> Array:
 
 
 def _first(op: Op) -> str:
-    return next(op.reads())
+    return next(op.operands())
 
 
 def _axis(op: Op) -> int:
-    axis = op.attrs["axis"]
+    axis = op.attr("axis")
     assert isinstance(axis, int)
     return axis

@@ -41,7 +41,7 @@ def preview(
     last_step, tail = _ending(program)
     factors, offset = _combination(last_step, scalars)
     results = {value.name for op in tail for value in op.results}
-    reads = {name for op in tail for name in op.reads()} - results - factors.keys()
+    reads = {name for op in tail for name in op.operands()} - results - factors.keys()
     inputs = {name: value for name, value in values.items() if name in reads | results}  # of the results: the noise
     latents = linear(step, values, scalars)
 
@@ -63,7 +63,7 @@ def _ending(program: Program) -> tuple[Op, tuple[Op, ...]]:
 
 def _operands(program: Program, factors: Mapping[str, float], latents: Array) -> dict[str, Array]:
     """Return operands whose latents are ``latents``: zeros, but for the one of that shape with the largest factor."""
-    types = {name: program.types[name] for name in factors}
+    types = {name: type_ for name, type_ in program.types().items() if name in factors}
     name = max(factors, key=lambda name: (types[name].shape == latents.shape, abs(factors[name])))
     if factors[name] == 0.0 or types[name].shape != latents.shape:
         raise RequestError("the latents of this step differ in shape from the last ones", fix=WITHOUT_PREVIEWS)
@@ -73,7 +73,7 @@ def _operands(program: Program, factors: Mapping[str, float], latents: Array) ->
 
 def _combination(op: Op, scalars: Mapping[str, float]) -> tuple[dict[str, float], float]:
     """Return the factor of each operand of a linear combination, and its constant term."""
-    names, values = list(op.reads()), [coefficient(scalars) for coefficient in op.coefficients]
+    names, values = list(op.operands()), [coefficient(scalars) for coefficient in op.coefficients]
     factors = dict.fromkeys(names, 0.0)
     for name, value in zip(names, values, strict=False):
         factors[name] += value
@@ -84,7 +84,7 @@ def _reads_in_proportion(ops: Iterable[Op], factors: Mapping[str, float], scalar
     """Return whether each operation that reads operands is a linear combination with multiples of their factors."""
     p = np.array(list(factors.values()))
     for op in ops:
-        if factors.keys().isdisjoint(op.reads()):
+        if factors.keys().isdisjoint(op.operands()):
             continue
         read, _ = _combination(op, scalars)
         q = np.array([read.get(name, 0.0) for name in factors])

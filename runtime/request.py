@@ -143,7 +143,7 @@ def _spread(name: str, texts: Sequence[str], count: int, num_images: int) -> Seq
 
 
 def _rows(item: Input, value: Any) -> NDArray[np.float32]:
-    return _image(item.name, value, item.type.shape) if item.is_picture else _array(item.name, value, item.type.shape)
+    return _image(item.name, value, item.type.shape) if item.is_image else _array(item.name, value, item.type.shape)
 
 
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from diffc.runtime.errors import Cancelled, RequestError
 from diffc.runtime.images import channels_last, images_from_arrays
 from diffc.runtime.interpreter import Interpreter, linear
 from diffc.runtime.preview import preview
-from diffc.runtime.program.program import Op, Program, is_picture
+from diffc.runtime.program.program import Op, Program, is_image
 from diffc.runtime.request import Request, Seed, Texts, make_request
 
 
@@ -106,8 +106,8 @@ class Sampler:
     def output_kind(self) -> Literal["images", "videos", "arrays"]:
         """Return the kind of the default program's output; arrays are all that is not visible, such as audio."""
         program = next(iter(self._bundle.programs.values()))
-        shape = program.types[program.outputs[0]].shape
-        return "arrays" if not is_picture(shape) else "images" if len(shape) == 4 else "videos"
+        shape = program.types()[program.outputs[0]].shape
+        return "arrays" if not is_image(shape) else "images" if len(shape) == 4 else "videos"
 
     @property
     def makes(self) -> str:
@@ -204,8 +204,8 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Sampler
 
 def _check_visible(program: Program) -> None:
     """Raise `RequestError` where the output is neither images nor videos."""
-    type_ = program.types[program.outputs[0]]
-    if not is_picture(type_.shape):
+    type_ = program.types()[program.outputs[0]]
+    if not is_image(type_.shape):
         raise RequestError(f"{program.name} returns {type_}, no images", fix='request an array: output="np"')
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from diffc.compiler.graph.aten import Trait, has, overload
-from diffc.compiler.ir.program import Literal, Op, Polynomial, Program, Ref
+from diffc.compiler.ir.program import FLOATS, UNTYPED, Literal, Op, Polynomial, Program, Ref
 
 aten = torch.ops.aten
 
 Sum = dict[str, Polynomial]
 """Coefficients by atom; the empty name stands for the constant term."""
 
+FLOATING = (*FLOATS, UNTYPED.dtype)
 ONE = Polynomial.constant(1.0)
 
 ROUNDING = 1e-12
@@ -92,7 +93,7 @@ class LinearForms:
         if op.operator == "linear":
             return self._combination(op.args, op.coefficients)
         function = overload(op.operator)
-        if function is None or (op.results[0].type and not op.results[0].type.is_float):
+        if function is None or op.results[0].type.dtype not in FLOATING:
             return None
         if has(function, Trait.IDENTITY):
             return self.of_operand(op.args[0]) if self._keeps_shape(op) else None
@@ -106,8 +107,7 @@ class LinearForms:
     def of_operand(self, literal: Literal) -> Sum | None:
         """Return the sum that a floating-point value or a number stands for, or None if it stands for none."""
         if isinstance(literal, Ref):
-            type_ = self.types.get(literal.name)
-            if literal.name in self.opaque or (type_ is not None and not type_.is_float):
+            if literal.name in self.opaque or self.types.get(literal.name, UNTYPED).dtype not in FLOATING:
                 return None
             return self.sums.setdefault(literal.name, {literal.name: ONE})
         if isinstance(literal, int | float) and not isinstance(literal, bool):
@@ -134,7 +134,7 @@ class LinearForms:
         if not isinstance(source, Ref) or source.name in self.opaque:
             return False
         before, after = self.types[source.name], op.results[0].type
-        return before is not None and after is not None and before.shape == after.shape and before.is_float
+        return UNTYPED not in (before, after) and before.shape == after.shape and before.is_float
 
     def _arithmetic(self, op: Op, function: Any) -> Sum | None:
         if any(name in self.opaque for name in op.reads()):

@@ -108,7 +108,7 @@ def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Bu
         if name.as_posix() not in stale:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
-    graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs.values()}
+    graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs}
     wanted = wanted_engines(graphs.values(), manifest.graphs, manifest.component)
     built = build(folder, [replace(each, strip=aim.strip) for each in wanted], aim.archs, progress, kind=aim.kind)
     _report(opened, folder, built.values())

@@ -78,7 +78,7 @@ def given(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]
     random = Generator(seed)
     texts = {i.name: [_text(i, prompt)] * i.type.shape[0] for i in program.inputs if i.type.dtype == "text"}
     noises = [value for op in program.ops if op.operator == "noise" for value in op.results]
-    arrays = {value.name: random.randn(value.type.shape) for value in noises if value.type}
+    arrays = {value.name: random.randn(value.type.shape) for value in noises}
     arrays |= {i.name: _array(i, random) for i in program.inputs if i.type.dtype not in ("text", "scalar")}
     return texts, arrays
 
@@ -88,7 +88,7 @@ def _text(item: Input, prompt: str) -> str:
 
 
 def _array(item: Input, random: Generator) -> NDArray[np.float32]:
-    if not item.is_picture:
+    if not item.is_image:
         return random.randn(item.type.shape)
     _, channels, height, width = item.type.shape
     x, y = np.meshgrid(np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32))

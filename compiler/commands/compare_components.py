@@ -76,7 +76,7 @@ def compare_components(path: Path, name: str, calls: Sequence[ComponentCall]) ->
     bundle = open_bundle(path)
     interpreter, program, comparisons = Interpreter(bundle), bundle.programs[name], {}
     hidden = _between_graphs(program, bundle)
-    for graph in program.graphs.values():
+    for graph in program.graphs:
         ops = _with_prelude(program, next(op for op in program.ops if op.operator == graph.name), bundle)
         names = [value.name for value in ops[-1].results if value.name not in hidden]
         call = None if bundle.manifest.stage(graph.name) else _first(calls, program, ops, bundle)
@@ -97,7 +97,7 @@ def compare_components(path: Path, name: str, calls: Sequence[ComponentCall]) ->
 def _with_prelude(program: Program, op: Op, bundle: Bundle) -> list[Op]:
     """List a call after the operations of its component that it depends on: splits of tables, calls of other graphs."""
     producers = {value.name: producer for producer in program.ops for value in producer.results}
-    tables, prelude = {table.name for table in program.tables}, dict[str, Op]()
+    tables, prelude = {table.name for table in program.tables}, dict[Op, None]()
 
     def add(op: Op) -> None:
         for producer in (producers[ref.name] for _, ref in _refs(op) if ref.name in producers):
@@ -106,10 +106,10 @@ def _with_prelude(program: Program, op: Op, bundle: Bundle) -> list[Op]:
             if _component(source, bundle) == _component(op, bundle):
                 add(source)
             if operand in tables or _component(source, bundle) == _component(op, bundle):
-                prelude.update({each.source: each for each in (source, producer)})
+                prelude.update(dict.fromkeys((source, producer)))
 
     add(op)
-    return [*prelude.values(), op]
+    return [*prelude, op]
 
 
 def _component(op: Op, bundle: Bundle) -> str | None:
@@ -131,12 +131,12 @@ def _between_graphs(program: Program, bundle: Bundle) -> set[str]:
 
 
 def _refs(op: Op) -> list[tuple[str, Ref]]:
-    return [(port, literal) for port, literal in op.attrs.items() if isinstance(literal, Ref)]
+    return [(port, literal) for port, literal in op.attrs if isinstance(literal, Ref)]
 
 
 def _first(calls: Sequence[ComponentCall], program: Program, ops: Sequence[Op], bundle: Bundle) -> ComponentCall | None:
     """Find the first call of the component that has the inputs of ``ops``."""
     component = _component(ops[-1], bundle)
     results = {value.name for op in ops for value in op.results}
-    ports = {port: program.types[ref.name] for op in ops for port, ref in _refs(op) if ref.name not in results}
+    ports = {port: program.types()[ref.name] for op in ops for port, ref in _refs(op) if ref.name not in results}
     return next((call for call in calls if call.component == component and call.has(ports)), None)

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 from diffc.compiler.errors import DiffcError, PassError, Progress
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
 from diffc.compiler.recipe import Optional, Pass, is_unchanged, name_of
+from diffc.runtime.program.verify import Level, verify
 
 T = TypeVar("T")
 
@@ -28,15 +28,21 @@ class Subject(Generic[T]):
     reasons: Callable[[T, str], str] = lambda _, __: ""
 
 
-PROGRAM = Subject(verify)
-PROGRAMS = Subject[tuple[Program, ...]](lambda programs: tuple(map(verify, programs)))
+PROGRAM = Subject[Program](verify)
+PROGRAMS = Subject[tuple[Program, ...]](
+    lambda programs: tuple(verify(program, Level.EXECUTABLE) for program in programs)
+)
 
 
 def run(
-    program: Program, recipe: Sequence[Pass[Program]], *, seen: Callable[[str, Program, float], None] = lambda *_: None
+    program: Program,
+    recipe: Sequence[Pass[Program]],
+    *,
+    level: Level = Level.TRACED,
+    seen: Callable[[str, Program, float], None] = lambda *_: None,
 ) -> Program:
-    """Run a recipe over one program, as `run_recipe` does."""
-    return run_recipe(program, recipe, PROGRAM, seen=seen)
+    """Run a recipe over one program, as `run_recipe` does; the result meets the rules of ``level``."""
+    return verify(run_recipe(program, recipe, PROGRAM, seen=seen), level)
 
 
 def run_recipe(

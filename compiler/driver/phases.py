@@ -33,6 +33,7 @@ from diffc.passes.fill_uniform_tables import fill_uniform_tables
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.disk_cache import Cache
 from diffc.runtime.errors import BundleError
+from diffc.runtime.program.verify import Level
 
 
 def load(state: State) -> State:
@@ -117,8 +118,9 @@ def normalize(state: State) -> State:
         Cache.default(),
         progress=state.progress,
     )
-    finer = tuple(programs[length:])
-    return replace(state, programs=tuple(programs[:length]), finer=finer, tokenizers=tokenizers, calibrator=calibrator)
+    finer, programs = tuple(programs[length:]), programs[:length]
+    state = replace(state, programs=tuple(programs), level=Level.NORMAL_FORM, finer=finer)
+    return replace(state, tokenizers=tokenizers, calibrator=calibrator)
 
 
 def _normalized(state: State, program: Program, recipe: Sequence[Pass[Program]]) -> Program:
@@ -127,7 +129,7 @@ def _normalized(state: State, program: Program, recipe: Sequence[Pass[Program]])
     def seen(name: str, rewritten: Program, _seconds: float) -> None:
         state.seen(f"{state.place}/{next(numbers):02}-{name}", rewritten)
 
-    return run(program, recipe, seen=seen)
+    return run(program, recipe, level=Level.NORMAL_FORM, seen=seen)
 
 
 def _recipes(
@@ -160,7 +162,7 @@ def stage(state: State) -> State:
     """Compute every value as early as its inputs are known: at build, once per request, or in each step."""
     work = work_by_stage(state.programs)
     programs = tuple(fill_uniform_tables(program) for program in passes.stage(state.programs))
-    return replace(state, programs=programs, floats=programs, work=work)
+    return replace(state, programs=programs, level=Level.EXECUTABLE, floats=programs, work=work)
 
 
 def lower(state: State) -> State:

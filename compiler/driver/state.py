@@ -14,10 +14,10 @@ from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.driver.options import Options
 from diffc.compiler.errors import DiffcError, Progress
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.recipe import name_of
 from diffc.compiler.tracing.component_calls import Capture
+from diffc.runtime.program.verify import Level, verify
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,10 @@ class State:
     """Hold what a build knows after a phase.
 
     ``traced`` are programs whose components are opaque calls, ``programs`` those with graphs, and ``finer`` the first
-    program with twice as many steps, where a cache compares with it. ``floats`` are the programs before quantization,
-    with the same names. ``files`` and ``engines`` map graphs to their files and engines, ``seconds`` each phase that
-    ran to its time. ``seen`` is called with each program after a phase or pass, and the ``place`` of either.
+    program with twice as many steps, where a cache compares with it. ``level`` is the one at which ``programs`` are
+    verified after each phase from now on. ``floats`` are the programs before quantization, with the same names.
+    ``files`` and ``engines`` map graphs to their files and engines, ``seconds`` each phase that ran to its time.
+    ``seen`` is called with each program after a phase or pass, and the ``place`` of either.
     """
 
     options: Options
@@ -42,6 +43,7 @@ class State:
     traced: tuple[Program, ...] = ()
     finer: tuple[Program, ...] = ()
     programs: tuple[Program, ...] = ()
+    level: Level = Level.TRACED
     floats: tuple[Program, ...] = ()
     tokenizers: Mapping[str, str] = field(default_factory=dict)
     calibrator: Calibrator = field(default_factory=Calibrator)
@@ -66,7 +68,7 @@ def run_phases(state: State, phases: Iterable[Phase]) -> State:
         try:
             state = phase(replace(state, place=f"{number:02}-{name}"))
             for program in () if state.programs is before else state.programs:
-                verify(program)
+                verify(program, state.level)
         except DiffcError as error:
             error.inside = f"phase {name}" + (f": {error.inside}" if error.inside else "")
             raise

@@ -96,7 +96,6 @@ def _over_steps(graph: Graph, count: int, over: tuple[str, ...]) -> Graph:
 
 
 def _of_steps(port: Value, count: int) -> Value:
-    assert port.type is not None
     first, *rest = port.type.shape
     return Value(port.name, Type(port.type.dtype, (count * first, *rest)))
 

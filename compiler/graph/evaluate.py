@@ -19,7 +19,7 @@ from torch import fx
 from diffc.compiler.errors import BuildError, VerifyError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import bytes_to_settle, settled
-from diffc.compiler.ir.program import Graph, Literal, Op, Program, Ref, Type
+from diffc.compiler.ir.program import UNTYPED, Graph, Literal, Op, Program, Ref, Type
 from diffc.runtime.memory import free_memory
 
 Tensors = Sequence[torch.Tensor]
@@ -164,19 +164,19 @@ def _last_uses(ops: Sequence[Op], keep: Collection[str]) -> list[list[str]]:
 
 
 def _linear(op: Op, operands: Tensors, scalars: Mapping[str, float]) -> torch.Tensor:
-    type_ = op.results[0].type if op.results else None
+    type_ = op.results[0].type if op.results else UNTYPED
     factors = [coefficient(scalars) for coefficient in op.coefficients]
     constant = factors[len(operands)] if len(factors) > len(operands) else 0.0
     terms = [factor * operand for factor, operand in zip(factors, operands, strict=False)]
     total = sum(terms[1:], terms[0]) if terms else torch.zeros(())
     total = total + constant if constant else total
-    return total.expand(type_.shape).to(getattr(torch, type_.dtype)) if type_ else total
+    return total.expand(type_.shape).to(getattr(torch, type_.dtype)) if type_ != UNTYPED else total
 
 
-def _tensor(literal: Literal, values: Values, type_: Type | None) -> torch.Tensor:
+def _tensor(literal: Literal, values: Values, type_: Type) -> torch.Tensor:
     if isinstance(literal, Ref):
         return values[literal.name]
-    return torch.tensor(literal, dtype=getattr(torch, type_.dtype) if type_ else None)
+    return torch.tensor(literal, dtype=getattr(torch, type_.dtype))
 
 
 def _aten(op: Op, values: Values) -> Tensors:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from diffc.compiler.errors import VerifyError
-from diffc.compiler.ir.verify import verify
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
+from diffc.runtime.program.verify import verify
 
 
 def verify_plan(plan: Plan) -> Plan:

@@ -159,7 +159,7 @@ def _declared(name: str, item: Asked) -> Input:
         case Number(default):
             return Input(name, SCALAR, default)
         case Picture(shape) | Tensor(shape):
-            return Input(name, Type("float32", shape), is_picture=isinstance(item, Picture))
+            return Input(name, Type("float32", shape), is_image=isinstance(item, Picture))
 
 
 class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached, since
 from diffc.compiler.feature_cache.batch_steps import step_batches
-from diffc.compiler.ir.program import Graph, Names, Op, Polynomial, Program, Ref, Value, print_op
+from diffc.compiler.ir.program import Graph, Names, Op, Polynomial, Program, Ref, Value
 
 KEYS, OF = (0, 1, 2, 3, 5, 10, 15, 25, 35), 50
 """The published key steps, and of how many; for other numbers of steps they are spread alike."""
@@ -79,7 +79,7 @@ def _with_noise(program: Program, amount: float) -> Program:
             if noise is None or others or program.types()[next(op.reads())] != noise.type:
                 fix = "leave noise out, or choose a sampler of which each step has one value, such as dpmpp-2m"
                 what = "faster-diffusion: latents are not one value that noise can be added to"
-                raise PassError(what, where=print_op(op), fix=fix)
+                raise PassError(what, where=str(op), fix=fix)
             made = Value(names.new("noised_"), noise.type)
             factors = (Polynomial.constant(1.0), Polynomial.constant(amount))
             ops.append(Op("linear", (latents, Ref(noise.name)), (), factors, (made,)))

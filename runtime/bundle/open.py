@@ -18,10 +18,10 @@ from diffc.runtime.bundle.manifest import BYTES, File, Manifest, read_manifest
 from diffc.runtime.bundle.onnx_external_data import external_files
 from diffc.runtime.bundle.safetensors import read_tables
 from diffc.runtime.bundle.tokenizer import Tokenizer
-from diffc.runtime.errors import BundleError
+from diffc.runtime.errors import BundleError, ParseError, VerifyError
 from diffc.runtime.program.parse import read_program
 from diffc.runtime.program.program import Program
-from diffc.runtime.program.verify import verify
+from diffc.runtime.program.verify import Level, verify
 
 MANIFEST, TABLES = "manifest.json", "tables.safetensors"
 
@@ -102,11 +102,14 @@ def _check_graph(root: Path, name: str, manifest: Manifest) -> None:
 
 
 def _program(name: str, text: str, manifest: Manifest, tables: Mapping[str, NDArray[Any]]) -> Program:
-    program = read_program(text)
-    verify(program, tokenizers=manifest.tokenizers)
+    try:
+        program = verify(read_program(text), Level.EXECUTABLE, tokenizers=manifest.tokenizers)
+    except (ParseError, VerifyError) as error:
+        fix = "build the bundle again"
+        raise BundleError(f"program {name}: {error.what}", where=error.where, fix=fix) from error
     for graph in program.graphs:
-        if graph not in manifest.graphs:
-            raise BundleError(f"program {name} calls {graph}, which the bundle lacks", fix="build it again")
+        if graph.name not in manifest.graphs:
+            raise BundleError(f"program {name} calls {graph.name}, which the bundle lacks", fix="build it again")
     for table in program.tables:
         found = tables.get(table.name)
         if found is None or (str(found.dtype), found.shape) != (table.type.dtype, table.type.shape):

@@ -109,7 +109,7 @@ def check_entry(engine: BuiltEngine) -> None:
 def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any) -> Session:
     file = bundle.manifest.engines[graph].file
     key = (*_made_of(bundle, graph), library, gpu)
-    called = next(program.graphs[graph] for program in bundle.programs.values() if graph in program.graphs)
+    called = next(g for program in bundle.programs.values() for g in program.graphs if g.name == graph)
     shapes = {port.name: port.type.shape for port in called.inputs}
     try:
         plan = PLANS.get(key) or PLANS.setdefault(key, _read(bundle, graph, library))

@@ -1,6 +1,6 @@
-"""Read the text of a program, in the grammar at the head of ``compiler/ir/program.py``; every value must say its type.
+"""Read the text of a program, in the grammar at the head of ``program.py``.
 
-The text comes out of a bundle that may be hostile, so everything is bounded, and all that is wrong is a `BundleError`.
+The text may come out of a hostile bundle, so everything is bounded.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from diffc.runtime.errors import BundleError
+from diffc.runtime.errors import ParseError
 from diffc.runtime.program.program import (
     COMPARISONS,
     DTYPES,
+    FLOATS,
+    SCALAR,
+    UNTYPED,
     Graph,
     Guard,
     Input,
@@ -30,6 +33,12 @@ from diffc.runtime.program.program import (
 T = TypeVar("T")
 
 CHARACTERS, DIGITS, DEPTH, RANK, ELEMENTS = 2**24, 400, 8, 8, 2**32
+"""Bounds of a text, a number, nested lists, and the rank and the elements of a shape."""
+
+WORDS: dict[str, Literal] = {"true": True, "false": False, "none": None}
+RESERVED = (*WORDS, "inf", "nan", "program", "guard", "graph", "table", "return")
+"""Words of the grammar, which name nothing."""
+
 
 TOKEN = re.compile(
     r"""(?P<space>\s+)
@@ -42,17 +51,20 @@ TOKEN = re.compile(
 
 
 def read_program(text: str) -> Program:
-    """Read a program. Raises `BundleError` with the line that is not in the grammar."""
-    if len(text) > CHARACTERS:
-        raise BundleError(f"program text: {len(text)} characters are too many", fix=f"at most {CHARACTERS}")
-    return _Reader(text).program()
+    """Read a program in which every value states its type. Raises `ParseError` with the line that is no such text."""
+    return Reader(text).program()
 
 
-class _Reader:
-    """Read tokens from left to right, one method for each rule of the grammar."""
+class Reader:
+    """Read tokens from left to right, one method for each rule of the grammar.
 
-    def __init__(self, text: str) -> None:
-        self.lines = text.split("\n")
+    Raises `ParseError`. A value of an ``untyped`` text need not state its type.
+    """
+
+    def __init__(self, text: str, *, untyped: bool = False) -> None:
+        if len(text) > CHARACTERS:
+            raise ParseError(f"program text: {len(text)} characters are too many", fix=f"at most {CHARACTERS}")
+        self.lines, self.untyped = text.split("\n"), untyped
         self.tokens, self.at, self.depth = list[tuple[str, str, int]](), 0, 0
         position, line = 0, 0
         while position < len(text):
@@ -64,17 +76,15 @@ class _Reader:
             line += match.group().count("\n")
             position = match.end()
 
-    def _source(self, line: int) -> str:
-        return f"line {line + 1}: {self.lines[line].strip()[:200]}"
-
-    def _error(self, what: str, line: int) -> BundleError:
-        return BundleError(f"program text: {what}", where=self._source(line), fix="build the bundle again")
+    def _error(self, what: str, line: int) -> ParseError:
+        where = f"line {line + 1}: {self.lines[line].strip()[:200]}"
+        return ParseError(f"program text: {what}", where=where, fix="see the grammar in docs/program-format.md")
 
     def line(self) -> int:
         return self.tokens[self.at][2] if self.at < len(self.tokens) else len(self.lines) - 1
 
-    def fail(self, wanted: str) -> BundleError:
-        return self._error(f"expected {wanted}, found {self.peek()[:80] or 'the end'}", self.line())
+    def fail(self, expected: str) -> ParseError:
+        return self._error(f"expected {expected}, found {self.peek()[:80] or 'the end'}", self.line())
 
     def peek(self, ahead: int = 0) -> str:
         return self.tokens[self.at + ahead][1] if self.at + ahead < len(self.tokens) else ""
@@ -83,9 +93,9 @@ class _Reader:
         return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
 
     def takes(self, mark: str) -> bool:
-        found = self.peek() == mark
-        self.at += found
-        return found
+        matches = self.peek() == mark
+        self.at += matches
+        return matches
 
     def take(self, *marks: str) -> None:
         for mark in marks:
@@ -128,16 +138,13 @@ class _Reader:
         self.take("(")
         inputs = self.listed(self.input, (")",))
         self.take(")", "{")
-        guards, graphs, tables, ops = list[Guard](), dict[str, Graph](), list[Value](), list[Op]()
+        guards, graphs, tables, ops = list[Guard](), list[Graph](), list[Value](), list[Op]()
         while self.takes("guard"):
             guards.append(self.guard())
         while self.takes("graph"):
-            graph = self.graph()
-            if graph.name in graphs:
-                raise self.fail(f"one graph named {graph.name}")
-            graphs[graph.name] = graph
+            graphs.append(self.graph())
         while self.takes("table"):
-            tables.append(self.value())
+            tables.append(self.table())
         while self.peek() not in ("return", ""):
             ops.append(self.op())
         self.take("return")
@@ -145,20 +152,20 @@ class _Reader:
         self.take("}")
         if self.peek():
             raise self.fail("the end")
-        return Program(name, inputs, tuple(guards), graphs, tuple(tables), tuple(ops), outputs)
+        return Program(name, inputs, tuple(guards), tuple(graphs), tuple(tables), tuple(ops), outputs)
 
     def input(self) -> Input:
         name = self.name()
         self.take(":")
-        if self.takes("picture"):
-            return Input(name, Type("float32", self.shape()), None, is_picture=True)
+        if self.takes("picture") or self.takes("image"):
+            return Input(name, Type("float32", self.shape()), is_image=True)
         return Input(name, self.type(), self.real() if self.takes("=") else None)
 
     def guard(self) -> Guard:
-        name, comparison = self.name(), self.of_kind("mark")
-        if comparison not in COMPARISONS:
+        name = self.name()
+        if self.peek() not in COMPARISONS:
             raise self.fail("a comparison")
-        return Guard(name, comparison, self.real())
+        return Guard(name, self.of_kind("mark"), self.real())
 
     def graph(self) -> Graph:
         name = self.name()
@@ -170,23 +177,28 @@ class _Reader:
         return Graph(name, inputs, outputs)
 
     def op(self) -> Op:
-        source, results = self._source(self.line()), tuple[Value, ...]()
+        line, results = self.line() + 1, tuple[Value, ...]()
         if self.peek(1) != "(":
-            results = self.listed(self.value, ("=",))
+            results = self.listed(self.value, ())
             self.take("=")
         operator = self.name()
         self.take("(")
         arguments = self.listed(self.argument, (";", ")"))
         coefficients = self.listed(self.polynomial, (")",)) if self.takes(";") else ()
         self.take(")")
-        attrs = {key: value for key, value in arguments if key is not None}
         args = tuple(value for key, value in arguments if key is None)
-        if len(attrs) + len(args) < len(arguments):
-            raise self.fail("each keyword once")
-        return Op(operator, args, attrs, coefficients, results, source)
+        attrs = tuple((key, value) for key, value in arguments if key is not None)
+        return Op(operator, args, attrs, coefficients, results, line)
+
+    def table(self) -> Value:
+        name = self.name()
+        self.take(":")
+        return Value(name, self.type())
 
     def value(self) -> Value:
         name = self.name()
+        if self.untyped and self.peek() != ":":
+            return Value(name, UNTYPED)
         self.take(":")
         return Value(name, self.type())
 
@@ -211,37 +223,37 @@ class _Reader:
         if self.kind() == "string":
             return self.string()
         name = self.name()
-        words: dict[str, Literal] = {"true": True, "false": False, "none": None}
-        return words.get(name, Ref(name))
+        return WORDS[name] if name in WORDS else Ref(name)
 
     def string(self) -> str:
         text = self.of_kind("string")
         try:
             return str(json.loads(text))
         except ValueError as error:
+            self.at -= 1
             raise self.fail("a string as JSON writes it") from error
 
     def polynomial(self) -> Polynomial:
-        terms = [self.term(-1.0 if self.takes("-") else 1.0)]
+        total = self.term(negative=self.takes("-"))
         while self.peek() in ("+", "-") or (self.kind() == "number" and self.peek().startswith("-")):
-            terms.append(self.term(-1.0 if not self.takes("+") and self.takes("-") else 1.0))
-        return Polynomial(tuple(terms))
+            total += self.term(negative=not self.takes("+") and self.takes("-"))
+        return total
 
-    def term(self, sign: float) -> tuple[float, tuple[str, ...]]:
-        factor, names = sign, list[str]()
+    def term(self, *, negative: bool) -> Polynomial:
+        factor, names = 1.0, list[str]()
         if self.kind() == "number":
-            factor *= self.real()
+            factor = self.real()
         else:
             names.append(self.name())
         while self.takes("*"):
             names.append(self.name())
-        return factor, tuple(names)
+        return Polynomial.of({tuple(sorted(names)): -factor if negative else factor})
 
     def type(self) -> Type:
         dtype = self.name()
         if dtype == "scalar":
-            return Type(dtype)
-        if dtype != "text" and dtype not in DTYPES:
+            return SCALAR
+        if dtype != "text" and dtype not in DTYPES + FLOATS:
             raise self._error(f"unknown type {dtype[:80]}", self.line())
         return Type(dtype, self.shape())
 

@@ -1,19 +1,47 @@
-"""Define the program as the runtime sees it: the part of ``compiler/ir/program.py`` that can be executed."""
+"""Define the program: a straight line of operations on named values. Its text is normative (docs/program-format.md).
+
+    program     = "program" NAME "(" [input {"," input}] ")" "{" {guard} {graph} {table} {operation}
+                  "return" [NAME {"," NAME}] "}"
+    input       = NAME ":" type ["=" NUMBER] | NAME ":" "image" shape
+    guard       = "guard" NAME ("<" | "<=" | ">" | ">=" | "==" | "!=") NUMBER
+    graph       = "graph" NAME "(" [value {"," value}] ")" "->" "(" [value {"," value}] ")"
+    table       = "table" NAME ":" type
+    operation   = [value {"," value} "="] NAME "(" [argument {"," argument}] [";" polynomial {"," polynomial}] ")"
+    value       = NAME ":" type
+    argument    = [NAME "="] literal
+    literal     = NAME | NUMBER | STRING | "true" | "false" | "none" | "[" [literal {"," literal}] "]"
+    polynomial  = ["-"] term {("+" | "-") term | NEGATIVE {"*" NAME}}
+    term        = NUMBER {"*" NAME} | NAME {"*" NAME}
+    type        = DTYPE shape | "text" "[" INTEGER "]" | "scalar"
+    shape       = "[" [INTEGER {"," INTEGER}] "]"
+
+    NAME        = a letter or "_", then letters, digits, "_" and "."
+    NUMBER      = ["-"] (DIGITS ["." DIGITS] ["e" ["+" | "-"] DIGITS] | "inf" | "nan"); NEGATIVE starts with "-"
+    STRING      = a string of JSON
+
+A program stands for one call of a sampler. Its inputs are texts, scalars, images in [0, 1], which operations read as
+float32[batch, channels, height, width], and other tensors; its graphs are pure tensor functions, called by port; its
+tables are constant tensors. An operator is the name of a graph or one of `BUILTINS`. The compiler also writes
+programs that a runtime refuses: with operators of ATen such as ``aten.mul.Tensor``, and sketches without types.
+
+    ids, mask = tokenize(prompt, tokenizer="tokenizer", length=77, pad=0)    the mask is 1 where the text is
+    n = noise()                                the next sample of the seed's normal distribution, in program order
+    x = linear(a, b; 0.5, guidance_scale)      0.5·a + guidance_scale·b; one coefficient more is a constant term
+    u, c = split(y, axis=0)                    equal parts
+    y = concat(u, c, axis=0)
+    step(x; 2.0)                               a step of the sampler is done; its latents are linear(x; 2.0)
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from diffc.runtime.errors import BundleError
+from dataclasses import dataclass, field, replace
 
 BUILTINS = ("tokenize", "noise", "linear", "split", "concat", "step")
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
@@ -31,8 +59,18 @@ class Type:
     dtype: str
     shape: tuple[int, ...] = ()
 
+    @property
+    def is_float(self) -> bool:
+        """Return whether the elements are floating-point numbers."""
+        return self.dtype in FLOATS
+
     def __str__(self) -> str:
         return "scalar" if self.dtype == "scalar" else f"{self.dtype}{list(self.shape)}"
+
+
+SCALAR = Type("scalar")
+UNTYPED = Type("")
+"""The type of a value in a sketch that does not state one."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +78,10 @@ class Value:
     """Name a value and its type."""
 
     name: str
-    type: Type
+    type: Type = UNTYPED
+
+    def __str__(self) -> str:
+        return self.name if self.type == UNTYPED else f"{self.name}: {self.type}"
 
 
 @dataclass(frozen=True)
@@ -55,145 +96,236 @@ Literal = Ref | bool | int | float | str | None | tuple["Literal", ...]
 
 @dataclass(frozen=True)
 class Polynomial:
-    """Hold a polynomial in the scalars of the request: factors and the names that each is multiplied by."""
+    """Hold a polynomial in the scalars of the request: pairs of a monomial (sorted names) and its factor, sorted."""
 
-    terms: tuple[tuple[float, tuple[str, ...]], ...]
+    terms: tuple[tuple[tuple[str, ...], float], ...] = ()
+
+    @staticmethod
+    def of(terms: Mapping[tuple[str, ...], float]) -> Polynomial:
+        """Build the normal form: no zero factors, monomials in order."""
+        return Polynomial(tuple(sorted((names, factor) for names, factor in terms.items() if factor != 0.0)))
+
+    @staticmethod
+    def constant(value: float) -> Polynomial:
+        """Build a polynomial of degree zero."""
+        return Polynomial.of({(): float(value)})
+
+    @property
+    def is_constant(self) -> bool:
+        """Return whether no scalar occurs."""
+        return all(not names for names, _ in self.terms)
+
+    @property
+    def size(self) -> float:
+        """Sum the magnitudes of the factors, to which a rounding error is relative."""
+        return sum(abs(factor) for _, factor in self.terms)
+
+    def __add__(self, addend: Polynomial) -> Polynomial:
+        total = dict(self.terms)
+        for names, factor in addend.terms:
+            total[names] = total.get(names, 0.0) + factor
+        return Polynomial.of(total)
+
+    def __mul__(self, multiplier: Polynomial) -> Polynomial:
+        product: dict[tuple[str, ...], float] = {}
+        for mine, a in self.terms:
+            for theirs, b in multiplier.terms:
+                names = tuple(sorted(mine + theirs))
+                product[names] = product.get(names, 0.0) + a * b
+        return Polynomial.of(product)
 
     def __call__(self, scalars: Mapping[str, float]) -> float:
         """Evaluate at the scalars of a request."""
-        return float(sum(factor * math.prod(scalars[name] for name in names) for factor, names in self.terms))
+        return float(sum(factor * math.prod(scalars[name] for name in names) for names, factor in self.terms))
+
+    def __str__(self) -> str:
+        return " + ".join("*".join([repr(factor), *names]) for names, factor in self.terms) or "0.0"
 
 
 @dataclass(frozen=True)
 class Op:
-    """Apply a graph or a built-in; ``source`` is the line that says so."""
+    """Apply an operator; the grammar says which arguments it has. ``line`` is where it was read, 0 if it was not."""
 
     operator: str
-    args: tuple[Literal, ...]
-    attrs: Mapping[str, Literal]
-    coefficients: tuple[Polynomial, ...]
-    results: tuple[Value, ...]
-    source: str
+    args: tuple[Literal, ...] = ()
+    attrs: tuple[tuple[str, Literal], ...] = ()
+    coefficients: tuple[Polynomial, ...] = ()
+    results: tuple[Value, ...] = ()
+    line: int = field(default=0, compare=False, repr=False)
+
+    def attr(self, name: str, default: Literal = None) -> Literal:
+        """Return a keyword argument."""
+        return dict(self.attrs).get(name, default)
+
+    def operands(self) -> Iterator[str]:
+        """Yield the names of the values in arguments, in order, with repetition."""
+        for literal in (*self.args, *(value for _, value in self.attrs)):
+            yield from _names(literal)
 
     def reads(self) -> Iterator[str]:
-        """Yield the names of the values that are read."""
-        return (item.name for item in (*self.args, *self.attrs.values()) if isinstance(item, Ref))
+        """Yield the names of the operands, then those of the scalars in coefficients, with repetition."""
+        yield from self.operands()
+        for coefficient in self.coefficients:
+            for names, _ in coefficient.terms:
+                yield from names
+
+    def renamed(self, names: Mapping[str, str]) -> Op:
+        """Replace the names of operands."""
+        return replace(
+            self,
+            args=tuple(_renamed(a, names) for a in self.args),
+            attrs=tuple((key, _renamed(value, names)) for key, value in self.attrs),
+        )
+
+    @property
+    def where(self) -> str:
+        """Return the text of the operation, and the line that it was read from, for an error."""
+        return f"line {self.line}: {self}"[:200] if self.line else str(self)
+
+    def __str__(self) -> str:
+        arguments = ", ".join([*map(_text, self.args), *(f"{key}={_text(value)}" for key, value in self.attrs)])
+        coefficients = f"; {_listed(self.coefficients)}" if self.coefficients else ""
+        call = f"{self.operator}({arguments}{coefficients})"
+        return f"{_listed(self.results)} = {call}" if self.results else call
 
 
 @dataclass(frozen=True)
 class Input:
-    """Declare what a request gives: ``text[batch]``, a scalar with its default, a picture in [0, 1], or a tensor."""
+    """Declare an input of the request: ``text[batch]``, a scalar with its default, an image in [0, 1], or a tensor."""
 
     name: str
     type: Type
-    default: float | None
-    is_picture: bool = False
+    default: float | None = None
+    is_image: bool = False
+
+    def __str__(self) -> str:
+        default = "" if self.default is None else f" = {self.default!r}"
+        type_ = f"picture{list(self.type.shape)}" if self.is_image else str(self.type)
+        return f"{self.name}: {type_}{default}"
 
 
 @dataclass(frozen=True)
 class Guard:
-    """State the condition under which the program is what the pipeline would have done."""
+    """State the condition under which the program computes the same as the pipeline."""
 
     scalar: str
     comparison: str
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.scalar} {self.comparison} {self.bound}"
+        return f"{self.scalar} {self.comparison} {self.bound!r}"
 
     def holds(self, scalars: Mapping[str, float]) -> bool:
-        """Say whether the scalars of a request meet the condition."""
+        """Return whether the scalars of a request meet the condition."""
         return self.scalar in scalars and COMPARISONS[self.comparison](scalars[self.scalar], self.bound)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Declare a tensor function by its ports."""
+    """Declare a pure tensor function by its ports."""
 
     name: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
 
+    def __str__(self) -> str:
+        return f"{self.name}({_listed(self.inputs)}) -> ({_listed(self.outputs)})"
+
 
 @dataclass(frozen=True)
 class Program:
-    """Hold one sampler, from the texts of a request to its pictures, films, sounds or whatever else it makes."""
+    """Hold one sampler, from the texts of a request to its images, videos, audio or other tensors.
+
+    ``str`` prints it, `diffc.runtime.program.parse.read_program` reads it back.
+    """
 
     name: str
-    inputs: tuple[Input, ...]
-    guards: tuple[Guard, ...]
-    graphs: Mapping[str, Graph]
-    tables: tuple[Value, ...]
-    ops: tuple[Op, ...]
-    outputs: tuple[str, ...]
+    inputs: tuple[Input, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    graphs: tuple[Graph, ...] = ()
+    tables: tuple[Value, ...] = ()
+    ops: tuple[Op, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"program {self.name}({_listed(self.inputs)}) {{"]
+        lines += [f"    guard {guard}" for guard in self.guards]
+        lines += [f"    graph {graph}" for graph in self.graphs]
+        lines += [f"    table {table}" for table in self.tables]
+        lines += [f"    {op}" for op in self.ops]
+        return "\n".join([*lines, f"    return {', '.join(self.outputs)}", "}"]) + "\n"
 
     @property
     def texts(self) -> tuple[Input, ...]:
-        """List the texts that a request gives."""
+        """List the texts of a request."""
         return tuple(item for item in self.inputs if item.type.dtype == "text")
 
     @property
     def scalars(self) -> Mapping[str, float | None]:
-        """Map the scalars that a request gives to their defaults."""
+        """Map the scalars of a request to their defaults."""
         return {item.name: item.default for item in self.inputs if item.type.dtype == "scalar"}
 
     @property
     def arrays(self) -> tuple[Input, ...]:
-        """List the pictures, [batch, channels, height, width], and the other tensors that a request gives."""
+        """List the images, [batch, channels, height, width], and the other tensors of a request."""
         return tuple(item for item in self.inputs if item.type.dtype not in ("text", "scalar"))
 
     @property
     def noises(self) -> tuple[Value, ...]:
-        """List the draws of normal numbers, in order."""
+        """List the samples of the normal distribution, in order."""
         return tuple(op.results[0] for op in self.ops if op.operator == "noise")
 
-    @property
-    def types(self) -> Mapping[str, Type]:
+    def types(self) -> dict[str, Type]:
         """Map every value to its type."""
-        given = {item.name: item.type for item in self.inputs} | {item.name: item.type for item in self.tables}
-        return given | {value.name: value.type for op in self.ops for value in op.results}
+        declared = {item.name: item.type for item in self.inputs} | {table.name: table.type for table in self.tables}
+        return declared | {value.name: value.type for op in self.ops for value in op.results}
 
     @property
     def batch(self) -> int:
-        """Count the pictures of one execution."""
-        return self.types[self.outputs[0]].shape[0]
+        """Return the number of images of one execution."""
+        return self.types()[self.outputs[0]].shape[0]
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Give the width and height of what is drawn; None where that is no picture."""
-        shape = self.types[self.outputs[0]].shape
-        return (shape[-1], shape[-2]) if is_picture(shape) else None
+        """Return the width and height of the first output in pixels; None if it is no image."""
+        shape = self.types()[self.outputs[0]].shape
+        return (shape[-1], shape[-2]) if is_image(shape) else None
 
 
-def constant(literal: Literal, type_: Type) -> NDArray[Any]:
-    """Make the tensor that a number (everywhere the same) or nested lists of numbers stand for.
-
-    Raises `BundleError` where the numbers do not have the type, or the lists do not have the shape.
-    """
-    dtype = np.dtype(type_.dtype)
-    kinds: tuple[type, ...] = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
-    numbers, shape = _flat(literal)
-    fits = all(isinstance(n, kinds) and isinstance(n, bool) == (dtype.kind == "b") for n in numbers)
-    if not fits or (isinstance(literal, tuple) and shape != type_.shape):
-        raise BundleError("program text: a literal has another type or shape than its port", where=str(type_))
-    try:
-        with np.errstate(over="ignore"):
-            flat = np.array(numbers, dtype)
-    except OverflowError as error:
-        raise BundleError(f"program text: a literal does not fit {type_.dtype}", where=str(numbers)[:80]) from error
-    return flat.reshape(type_.shape) if isinstance(literal, tuple) else np.broadcast_to(flat[0], type_.shape)
-
-
-def _flat(literal: Literal) -> tuple[list[Literal], tuple[int, ...]]:
-    if not isinstance(literal, tuple):
-        return [literal], ()
-    items = [_flat(item) for item in literal]
-    inner = {shape for _, shape in items} or {()}
-    if len(inner) > 1:
-        raise BundleError("program text: the lists of a literal differ in length", where=str(literal)[:80])
-    return [number for numbers, _ in items for number in numbers], (len(items), *inner.pop())
-
-
-def is_picture(shape: Sequence[int]) -> bool:
-    """Say whether a result [N, C, H, W] or [N, F, C, H, W] is for people's eyes: grey or colour, still or moving."""
+def is_image(shape: Sequence[int]) -> bool:
+    """Return whether an output [N, C, H, W] or [N, F, C, H, W] is an image or a video: grey or in colour."""
     return len(shape) in (4, 5) and shape[-3] in (1, 3)
+
+
+def _listed(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items))
+
+
+def _names(literal: Literal) -> Iterator[str]:
+    if isinstance(literal, Ref):
+        yield literal.name
+    elif isinstance(literal, tuple):
+        for item in literal:
+            yield from _names(item)
+
+
+def _renamed(literal: Literal, names: Mapping[str, str]) -> Literal:
+    if isinstance(literal, Ref):
+        return Ref(names.get(literal.name, literal.name))
+    if isinstance(literal, tuple):
+        return tuple(_renamed(item, names) for item in literal)
+    return literal
+
+
+def _text(literal: Literal) -> str:
+    match literal:
+        case Ref(name):
+            return name
+        case tuple():
+            return f"[{', '.join(map(_text, literal))}]"
+        case None | bool():
+            return str(literal).lower()
+        case str():
+            return json.dumps(literal)
+        case _:
+            return repr(literal)

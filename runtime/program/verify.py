@@ -1,28 +1,69 @@
-"""Check that a program can be executed before anything of it is: a sound bundle never fails here."""
+"""Check the rules of programs: after every pass of a compiler, and before a runtime executes anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+import re
+from collections.abc import Callable, Collection, Iterable
+from enum import IntEnum
+from typing import TypeVar
 
-import numpy as np
+from diffc.runtime.errors import VerifyError
+from diffc.runtime.program.constant import constant
+from diffc.runtime.program.parse import RESERVED
+from diffc.runtime.program.program import (
+    BUILTINS,
+    COMPARISONS,
+    DTYPES,
+    FLOATS,
+    SCALAR,
+    Graph,
+    Input,
+    Literal,
+    Op,
+    Program,
+    Ref,
+    Type,
+    Value,
+)
 
-from diffc.runtime.errors import BundleError
-from diffc.runtime.program.program import BUILTINS, Graph, Literal, Op, Program, Ref, Type, Value, constant
+P = TypeVar("P", bound=Program)
 
-INTEGERS, FLOATS = ("int64", "int32"), ("float32", "float16", "float64")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+INTEGERS = ("int64", "int32")
 TOKENS = 2**20
 
 
-def verify(program: Program, *, tokenizers: Collection[str]) -> None:
-    """Check names, types, shapes and the batch. Raises `BundleError` with the line that is wrong."""
-    _Verifier(program, tokenizers).run()
+class Level(IntEnum):
+    """Say how much of a program is checked; a program of one level meets the rules of those before it.
+
+    ``TRACED`` programs may apply operators of ATen, to scalars too, and hold bfloat16 values. Those in ``NORMAL_FORM``
+    apply graphs and built-ins only. The first output of an ``EXECUTABLE`` one is a batch, of which every text, array
+    and noise has a row for each image.
+    """
+
+    TRACED = 1
+    NORMAL_FORM = 2
+    EXECUTABLE = 3
+
+
+def verify(program: P, level: Level = Level.TRACED, *, tokenizers: Collection[str] | None = None) -> P:
+    """Return the program, or raise `VerifyError` with the operation that breaks a rule of the level.
+
+    ``tokenizers`` are the names that ``tokenize`` may use; None stands for any.
+    """
+    _Verifier(program, level, tokenizers).run()
+    return program
 
 
 class _Verifier:
-    """Follow the program from its inputs to its outputs, with the type of every value known so far."""
+    """Follow the program from its inputs to its outputs, with the type of every value defined so far."""
 
-    def __init__(self, program: Program, tokenizers: Collection[str]) -> None:
-        self.program, self.tokenizers = program, tokenizers
+    def __init__(self, program: Program, level: Level, tokenizers: Collection[str] | None) -> None:
+        self.program, self.level, self.tokenizers = program, level, tokenizers
+        self.graphs = {graph.name: graph for graph in program.graphs}
+        self.dtypes = DTYPES + FLOATS if level == Level.TRACED else DTYPES
+        self.floats = tuple(dtype for dtype in FLOATS if dtype in self.dtypes)
         self.types: dict[str, Type] = {}
         self.where = f"program {program.name}"
         self.rules: dict[str, Callable[[Op], None]] = {
@@ -36,173 +77,208 @@ class _Verifier:
 
     def need(self, condition: bool, what: str) -> None:
         if not condition:
-            raise BundleError(f"program {self.program.name}: {what}", where=self.where, fix="build the bundle again")
+            raise VerifyError(what, where=self.where)
 
     def run(self) -> None:
-        self.inputs()
-        for graph in self.program.graphs.values():
-            self.ports(graph)
+        self.name(self.program.name)
+        for item in self.program.inputs:
+            self.input(item)
+        for guard in self.program.guards:
+            legal = self.types.get(guard.scalar) == SCALAR and guard.comparison in COMPARISONS
+            self.need(legal, f"a guard on {guard.scalar}, which is no scalar input")
+        self.unique("graph", (graph.name for graph in self.program.graphs))
+        for graph in self.program.graphs:
+            self.graph(graph)
         for table in self.program.tables:
             self.define(table)
         for op in self.program.ops:
-            self.where = op.source
+            self.where = op.where
             self.op(op)
         self.where = "return"
         self.outputs()
+        if self.level == Level.EXECUTABLE:
+            self.batches()
 
-    def inputs(self) -> None:
-        for item in self.program.inputs:
-            kind, rank = item.type.dtype, len(item.type.shape)
-            known = (kind, rank) in (("text", 1), ("scalar", 0)) or (kind == "float32" and rank > 0)
-            self.need(known, f"input {item.name} is neither text, scalar, picture nor tensor")
-            seen = rank == 4 and item.type.shape[1] in (1, 3) and 0 not in item.type.shape
-            self.need(seen or not item.is_picture, f"input {item.name} is no picture, grey or in colour")
-            self.need(item.default is None or kind == "scalar", f"input {item.name} is a text with a default")
-            self.need(item.name not in self.types, f"{item.name} is defined twice")
-            self.types[item.name] = item.type
-        for guard in self.program.guards:
-            self.need(guard.scalar in self.program.scalars, f"guard {guard} reads no scalar input")
+    # Declarations
 
-    def ports(self, graph: Graph) -> None:
-        self.need(graph.name not in BUILTINS, f"graph {graph.name} has the name of a built-in")
-        names = [port.name for port in graph.inputs]
-        self.need(len(set(names)) == len(names), f"graph {graph.name} has two inputs of one name")
-        for port in (*graph.inputs, *graph.outputs):
-            self.need(port.type.dtype not in ("text", "scalar"), f"port {port.name} is no tensor")
+    def name(self, name: str) -> None:
+        self.need(NAME.fullmatch(name) is not None and name not in RESERVED, f"{name!r} is no name")
+
+    def unique(self, kind: str, names: Iterable[str]) -> None:
+        seen = set[str]()
+        for name in names:
+            self.need(name not in seen, f"{kind} {name} is declared twice")
+            seen.add(name)
+
+    def tensor(self, value: Value) -> None:
+        self.need(value.type.dtype in self.dtypes, f"{value} has no tensor type")
 
     def define(self, value: Value) -> None:
-        self.need(value.type.dtype not in ("text", "scalar"), f"{value.name} is no tensor")
+        self.name(value.name)
+        self.tensor(value)
         self.need(value.name not in self.types, f"{value.name} is defined twice")
         self.types[value.name] = value.type
 
-    def read(self, literal: Literal) -> Type:
-        name = literal.name if isinstance(literal, Ref) else ""
-        self.need(name in self.types, f"{name or repr(literal)} is not a value known here")
-        return self.types[name]
+    def input(self, item: Input) -> None:
+        dtype, shape = item.type.dtype, item.type.shape
+        self.name(item.name)
+        legal = (dtype, len(shape)) in (("text", 1), ("scalar", 0)) or (dtype == "float32" and len(shape) > 0)
+        self.need(legal, f"input {item.name} is neither text, scalar, image nor tensor")
+        is_image = dtype == "float32" and len(shape) == 4 and shape[1] in (1, 3) and 0 not in shape
+        self.need(is_image or not item.is_image, f"input {item.name} is no image, grey or in colour")
+        has_default = item.default is not None
+        self.need(dtype == "scalar" or not has_default, f"input {item.name} has a default and is no scalar")
+        self.need(item.default is None or math.isfinite(item.default), f"input {item.name} defaults to {item.default}")
+        self.need(item.name not in self.types, f"{item.name} is defined twice")
+        self.types[item.name] = item.type
 
-    def tensors(self, op: Op) -> list[Type]:
-        types = [self.read(item) for item in op.args]
-        self.need(all(t.dtype not in ("text", "scalar") for t in types), "an operand is no tensor")
-        return types
+    def graph(self, graph: Graph) -> None:
+        self.name(graph.name)
+        self.need(graph.name not in BUILTINS, f"a graph takes the name of the built-in {graph.name}")
+        ports = (*graph.inputs, *graph.outputs)
+        self.unique(f"port of graph {graph.name}", (port.name for port in ports))
+        for port in ports:
+            self.name(port.name)
+            self.tensor(port)
+
+    # Operations
 
     def op(self, op: Op) -> None:
-        graph = self.program.graphs.get(op.operator)
-        self.need(graph is not None or op.operator in self.rules, f"unknown operator {op.operator}")
-        self.need(not op.coefficients or op.operator in ("linear", "step"), f"{op.operator} takes no coefficients")
-        scalars = self.program.scalars
-        for polynomial in op.coefficients:
-            self.need(
-                all(n in scalars for _, names in polynomial.terms for n in names), "a coefficient reads no scalar"
-            )
+        for name in op.reads():
+            self.need(name in self.types, f"{name} is read before it is defined")
+        self.unique("keyword", (key for key, _ in op.attrs))
+        self.coefficients(op)
+        graph = self.graphs.get(op.operator)
         if graph is not None:
             self.call(op, graph)
-        else:
+        elif op.operator in self.rules:
             self.rules[op.operator](op)
+        else:
+            self.need(op.operator.startswith("aten."), f"{op.operator} is no built-in and no graph of the program")
+            self.need(self.level == Level.TRACED, f"{op.operator} is an operator of ATen: no runtime has it")
         for value in op.results:
             self.define(value)
 
-    def shape_of(self, op: Op, args: int, attrs: Collection[str], results: Collection[int]) -> None:
-        fits = len(op.args) == args and set(op.attrs) <= set(attrs) and len(op.results) in results
-        self.need(fits, f"{op.operator} has other arguments or results than it takes")
+    def coefficients(self, op: Op) -> None:
+        takes = op.operator in ("linear", "step")
+        self.need(takes or not op.coefficients, f"{op.operator} takes no coefficients")
+        for names, factor in (term for coefficient in op.coefficients for term in coefficient.terms):
+            self.need(math.isfinite(factor), f"a coefficient is {factor}")
+            self.need(all(self.types[name] == SCALAR for name in names), "a coefficient reads no scalar")
+        count = f"{len(op.coefficients)} coefficients for {len(op.args)} operands"
+        fits = len(op.coefficients) > 0 and 0 <= len(op.coefficients) - len(op.args) <= 1
+        self.need(fits or not takes, f"{count}: {op.operator} takes one each, and may take a constant term")
 
     def call(self, op: Op, graph: Graph) -> None:
-        self.need(not op.args, "a graph is called by port")
-        self.need(set(op.attrs) == {port.name for port in graph.inputs}, f"the call misses the ports of {graph.name}")
-        for port in graph.inputs:
-            given = op.attrs[port.name]
-            if isinstance(given, Ref):
-                found = self.read(given)
-                self.need(found == port.type, f"port {port.name} takes {port.type}, not {found}")
-            else:
-                constant(given, port.type)
+        arguments, ports = dict(op.attrs), {port.name: port.type for port in graph.inputs}
+        legal = not op.args and arguments.keys() == ports.keys()
+        self.need(legal, f"{graph.name} is called by port: {', '.join(ports) or 'it has none'}")
+        for name, type_ in ports.items():
+            argument = arguments[name]
+            if isinstance(argument, Ref):
+                type_of_argument = self.types[argument.name]
+                self.need(type_of_argument == type_, f"port {name} takes {type_}, not {type_of_argument}")
+            elif type_.dtype in DTYPES:
+                self.literal(argument, type_, name)
         returned = [value.type for value in op.results]
         self.need(returned == [port.type for port in graph.outputs], f"the results are not those of {graph.name}")
 
+    def literal(self, literal: Literal, type_: Type, port: str) -> None:
+        try:
+            constant(literal, type_)
+        except VerifyError as error:
+            raise VerifyError(f"port {port}: {error.what}", where=self.where) from error
+
+    def takes(self, op: Op, *, args: int, attrs: Collection[str], results: Collection[int]) -> None:
+        legal = len(op.args) == args and {key for key, _ in op.attrs} <= set(attrs) and len(op.results) in results
+        self.need(legal, f"{op.operator} has other arguments or results than it takes")
+
+    def operands(self, op: Op) -> list[Type]:
+        names = [item.name for item in op.args if isinstance(item, Ref)]
+        self.need(len(names) == len(op.args), f"{op.operator} takes values only")
+        types = [self.types[name] for name in names]
+        self.need(all(type_.dtype in self.dtypes for type_ in types), f"an operand of {op.operator} is no tensor")
+        return types
+
     def tokenize(self, op: Op) -> None:
-        self.shape_of(op, 1, ("tokenizer", "length", "pad", "template"), (1, 2))
-        text = self.read(op.args[0])
-        length, pad, template = op.attrs.get("length"), op.attrs.get("pad"), op.attrs.get("template", "{}")
-        self.need(text.dtype == "text", "tokenize reads a text")
-        self.need(op.attrs.get("tokenizer") in self.tokenizers, f"unknown tokenizer {op.attrs.get('tokenizer')!r}")
+        self.takes(op, args=1, attrs=("tokenizer", "length", "pad", "template"), results=(1, 2))
+        text = self.types.get(op.args[0].name) if isinstance(op.args[0], Ref) else None
+        if text is None or text.dtype != "text":
+            raise VerifyError("tokenize reads a text", where=self.where)
+        tokenizer, template = op.attr("tokenizer"), op.attr("template", "{}")
+        length, pad = op.attr("length"), op.attr("pad")
+        legal = isinstance(tokenizer, str) and (self.tokenizers is None or tokenizer in self.tokenizers)
+        self.need(legal, f"unknown tokenizer {tokenizer!r}")
         self.need(type(length) is int and 1 <= length <= TOKENS, f"length is {length!r}")
         self.need(type(pad) is int and 0 <= pad < 2**31, f"pad is {pad!r}")
-        self.need(isinstance(template, str) and template.count("{}") == 1, f"template is {template!r}, without {{}}")
+        self.need(
+            isinstance(template, str) and template.count("{}") == 1, f"template is {template!r}, without one {{}}"
+        )
         for value in op.results:
             self.need(value.type.dtype in INTEGERS, f"{value.name} does not hold integers")
             self.need(value.type.shape == (*text.shape, length), f"{value.name} is not {text.shape[0]} by {length}")
 
     def noise(self, op: Op) -> None:
-        self.shape_of(op, 0, (), (1,))
-        self.need(op.results[0].type.dtype == "float32", "noise is drawn in float32")
+        self.takes(op, args=0, attrs=(), results=(1,))
+        self.need(op.results[0].type.dtype == "float32", "noise is sampled in float32")
 
     def linear(self, op: Op) -> None:
-        operands = self.tensors(op)
-        self.need(not op.attrs and len(op.results) == 1, "linear has other arguments or results than it takes")
-        self.coefficients(op)
+        operands = self.operands(op)
+        self.takes(op, args=len(operands), attrs=(), results=(1,))
         result = op.results[0].type
-        self.need(result.dtype in FLOATS, "linear gives a floating-point number")
+        self.need(result.dtype in self.floats, "linear returns floating-point numbers")
         for operand in operands:
             self.need(_broadcasts(operand.shape, result.shape), f"{operand} does not broadcast to {result}")
 
-    def coefficients(self, op: Op) -> None:
-        fits = 0 <= len(op.coefficients) - len(op.args) <= 1 and len(op.coefficients) > 0
-        self.need(fits, f"{len(op.coefficients)} coefficients for {len(op.args)} operands")
-
     def step(self, op: Op) -> None:
-        operands = self.tensors(op)
-        self.need(bool(operands) and not op.attrs and not op.results, "step has other arguments than it takes")
-        self.coefficients(op)
-        whole = max((o.shape for o in operands), key=lambda shape: (len(shape), shape))
-        self.need(all(_broadcasts(o.shape, whole) for o in operands), "the operands of step differ in shape")
+        operands = self.operands(op)
+        self.takes(op, args=max(1, len(operands)), attrs=(), results=(0,))
+        latents = max((o.shape for o in operands), key=lambda shape: (len(shape), shape))
+        self.need(all(_broadcasts(o.shape, latents) for o in operands), "the operands of step differ in shape")
 
-    def axis(self, op: Op, shape: tuple[int, ...]) -> int:
-        axis = op.attrs.get("axis")
-        self.need(type(axis) is int and -len(shape) <= axis < len(shape), f"axis is {axis!r}")
-        assert isinstance(axis, int)
-        return axis % len(shape)
+    def axis(self, op: Op, rank: int) -> int:
+        axis = op.attr("axis")
+        if type(axis) is not int or not 0 <= axis < rank:
+            raise VerifyError(f"axis is {axis!r}, of {rank}", where=self.where)
+        return axis
 
     def split(self, op: Op) -> None:
-        self.shape_of(op, 1, ("axis",), range(1, len(op.results) + 1))
-        [whole] = self.tensors(op)
-        axis = self.axis(op, whole.shape)
-        part = list(whole.shape)
-        part[axis] //= len(op.results)
-        equal = all(value.type == Type(whole.dtype, tuple(part)) for value in op.results)
-        self.need(equal and part[axis] * len(op.results) == whole.shape[axis], "the parts are not equal parts")
+        self.takes(op, args=1, attrs=("axis",), results=range(1, len(op.results) + 1))
+        [operand] = self.operands(op)
+        shape, axis = operand.shape, self.axis(op, len(operand.shape))
+        part = Type(operand.dtype, (*shape[:axis], shape[axis] // len(op.results), *shape[axis + 1 :]))
+        equal = shape[axis] % len(op.results) == 0 and all(value.type == part for value in op.results)
+        self.need(equal, "the parts are not equal parts")
 
     def concat(self, op: Op) -> None:
-        parts = self.tensors(op)
-        self.shape_of(op, max(1, len(op.args)), ("axis",), (1,))
-        axis = self.axis(op, parts[0].shape)
-        shape = list(parts[0].shape)
-        self.need(all(len(p.shape) == len(shape) for p in parts), "the parts differ in rank")
-        shape[axis] = sum(p.shape[axis] for p in parts)
-        whole = Type(parts[0].dtype, tuple(shape))
-        alike = all(p.dtype == whole.dtype and _but(axis, p.shape) == _but(axis, shape) for p in parts)
-        self.need(alike and op.results[0].type == whole, "the parts do not make the whole")
+        self.takes(op, args=max(1, len(op.args)), attrs=("axis",), results=(1,))
+        first, *_ = parts = self.operands(op)
+        axis = self.axis(op, len(first.shape))
+        around = {(p.dtype, len(p.shape), p.shape[:axis], p.shape[axis + 1 :]) for p in parts}
+        self.need(len(around) == 1, "the operands of concat differ, not in the axis alone")
+        joined = (*first.shape[:axis], sum(p.shape[axis] for p in parts), *first.shape[axis + 1 :])
+        self.need(op.results[0].type == Type(first.dtype, joined), "the result is not the operands' concatenation")
+
+    # What a request decides
 
     def outputs(self) -> None:
-        self.need(bool(self.program.outputs), "nothing is returned")
-        types = [self.read(Ref(name)) for name in self.program.outputs]
-        drawn = types[0]
-        self.need(
-            bool(drawn.shape) and 0 not in drawn.shape and drawn.dtype in FLOATS,
-            f"the first output is {drawn}, no batch",
-        )
-        batch = drawn.shape[0]
+        self.need(bool(self.program.outputs), "the program returns nothing")
+        for name in self.program.outputs:
+            self.need(name in self.types, f"the program returns {name}, which is not defined")
+            self.need(self.types[name].dtype in self.dtypes, f"the program returns {name}, which is no tensor")
+
+    def batches(self) -> None:
+        first = self.types[self.program.outputs[0]]
+        is_batch = bool(first.shape) and 0 not in first.shape and first.dtype in self.floats
+        self.need(is_batch, f"the first output is {first}, no batch")
+        batch = first.shape[0]
         for item in (*self.program.texts, *self.program.arrays):
-            self.need(item.type.shape[0] == batch, f"{item.name} is not one for each of {batch} pictures")
+            self.need(item.type.shape[0] == batch, f"{item.name} is not one for each of {batch} images")
         for noise in self.program.noises:
-            rows = noise.type.shape[:1] or (0,)
-            self.need(rows > (0,) and rows[0] % batch == 0, f"{noise.name} is not one for each of {batch} pictures")
+            rows = noise.type.shape[0] if noise.type.shape else 0
+            self.need(rows > 0 and rows % batch == 0, f"{noise.name} is not one for each of {batch} images")
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, to) == to
-    except ValueError:
-        return False
-
-
-def _but(axis: int, shape: Collection[int]) -> list[int]:
-    return [size for at, size in enumerate(shape) if at != axis]
+    padded = (1,) * (len(to) - len(shape)) + shape
+    return len(padded) == len(to) and all(a in (1, b) for a, b in zip(padded, to, strict=True))

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
 from diffc.passes.common_subexpressions import common_subexpressions
+from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines
 
 

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from diffc.compiler.ir.parse import parse
-from diffc.compiler.ir.program import Program, Table, print_op, print_type
-from diffc.compiler.ir.verify import verify
+from diffc.compiler.ir.program import Program, Table
 from diffc.passes.fill_uniform_tables import fill_uniform_tables
+from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers
 
 
@@ -21,7 +21,7 @@ def padded(data: NDArray[Any]) -> Program:
     table = Table.of(data)
     program = parse(
         f"""program p() {{
-        table {table.name}: {print_type(table.type)}
+        table {table.name}: {str(table.type)}
         a: float32[{len(data)}] = noise()
         y: float32[{2 * len(data)}] = concat(a, {table.name}, axis=0)
         return y
@@ -35,7 +35,7 @@ def test_a_table_of_one_number_is_filled(number: float) -> None:
     before = padded(np.full(3, number, np.float32))
     after = verify(fill_uniform_tables(before))
     assert after.tables == ()
-    assert print_op(after.ops[0]) == f"{before.tables[0].name}: float32[3] = linear(; {number})"
+    assert str(after.ops[0]) == f"{before.tables[0].name}: float32[3] = linear(; {number})"
     assert difference(numbers(after, draws(before)), numbers(before, draws(before))) == 0.0
 
 

@@ -17,11 +17,11 @@ from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import VerifyError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import Number, trace
 from diffc.passes import UNROLLED
 from diffc.passes.fuse_linear import fuse_linear
+from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines
 from tests.tolerances import REWRITE, REWRITE_SINGLE, SCHEDULERS
 

@@ -10,8 +10,8 @@ import pytest
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Graph, Program
-from diffc.compiler.ir.verify import verify
 from diffc.passes.guidance_interval import guidance_interval
+from diffc.runtime.program.verify import verify
 
 PICTURE = ": float32[1, 4]"
 HALF = (

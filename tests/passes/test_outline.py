@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.outline import outline
+from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines
 from tests.tolerances import REWRITE
 

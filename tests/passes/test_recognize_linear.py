@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 from diffc.compiler.ir.parse import parse
-from diffc.compiler.ir.program import Program, Table, Type, print_op
-from diffc.compiler.ir.verify import verify
+from diffc.compiler.ir.program import Program, Table, Type
 from diffc.passes.recognize_linear import recognize_linear
+from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers, rewritten_alike, straight_lines
 from tests.tolerances import REWRITE, REWRITE_SINGLE
 
@@ -37,7 +37,7 @@ def rewritten(operations: str) -> list[str]:
     after = verify(recognize_linear(before))
     noises = draws(before)
     assert difference(numbers(after, noises), numbers(before, noises)) < REWRITE_SINGLE
-    return [print_op(op).replace(": float32[2, 3]", "") for op in after.ops[2:]]
+    return [str(op).replace(": float32[2, 3]", "") for op in after.ops[2:]]
 
 
 # Rewrites

@@ -14,10 +14,10 @@ from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.errors import DiffcWarning
 from diffc.compiler.graph.evaluate import evaluate
 from diffc.compiler.ir.program import Graph, Op, Program
-from diffc.compiler.ir.verify import verify
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.stage import stage
+from diffc.runtime.program.verify import verify
 from tests.request_values import request_values
 from tests.tolerances import STAGED
 

@@ -97,7 +97,7 @@ def wanted_engines(graphs: Iterable[Any], files: Mapping[str, str], component: C
     by_file: dict[str, list[Any]] = {}
     for graph in graphs:
         ports = (*graph.inputs, *graph.outputs)
-        if component(graph.name) and all(port.type is None or port.type.dtype != "float64" for port in ports):
+        if component(graph.name) and all(port.type.dtype != "float64" for port in ports):
             by_file.setdefault(files[graph.name], []).append(graph)
     return [Wanted(file, tuple(graph.name for graph in of), _shapes(of)) for file, of in by_file.items()]
 
@@ -105,7 +105,7 @@ def wanted_engines(graphs: Iterable[Any], files: Mapping[str, str], component: C
 def _shapes(graphs: Sequence[Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
     """List what shape each input has in each graph; graphs of one file name their inputs alike."""
     return {
-        ports[0].name: tuple(tuple(port.type.shape) for port in ports if port.type is not None)
+        ports[0].name: tuple(tuple(port.type.shape) for port in ports)
         for ports in zip(*(graph.inputs for graph in graphs), strict=True)
     }
 

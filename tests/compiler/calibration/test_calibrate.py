@@ -279,7 +279,7 @@ def test_other_inputs_are_smooth_pictures_and_normal_numbers() -> None:
     inputs = (
         Input("prompt", Type("text", (2,))),
         Input("negative_prompt", Type("text", (2,))),
-        Input("image", Type("float32", (1, 3, 8, 8)), is_picture=True),
+        Input("image", Type("float32", (1, 3, 8, 8)), is_image=True),
         Input("embedding", Type("float32", (1, 4000))),
         Input("guidance", Type("scalar"), 2.0),
     )

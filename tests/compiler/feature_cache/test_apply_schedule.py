@@ -18,10 +18,10 @@ from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.evaluate import evaluate
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Graph, Program, Table
-from diffc.compiler.ir.verify import verify
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.stage import stage
+from diffc.runtime.program.verify import verify
 from tests.request_values import request_values
 from tests.tolerances import STAGED
 

@@ -11,9 +11,9 @@ from torch import nn
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Program, Type
-from diffc.compiler.ir.verify import verify
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import capture, trace
+from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers
 
 

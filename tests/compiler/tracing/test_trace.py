@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.ir.program import Guard, Input, Program, Type, print_op
-from diffc.compiler.ir.verify import verify
+from diffc.compiler.ir.program import Guard, Input, Program, Type
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import Picture, Text, capture, trace
+from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers
 
 EXACT = 0.0
@@ -255,7 +255,7 @@ def test_a_text_becomes_ids() -> None:
 
     program = verify(capture(sample, {"words": words}, batch=2))
     assert program.inputs == (Input("prompt", Type("text", (2,))),)
-    assert print_op(program.ops[0]) == (
+    assert str(program.ops[0]) == (
         'ids0: int64[2, 4], mask0: int64[2, 4] = tokenize(prompt, tokenizer="words", length=4, pad=9)'
     )
 
@@ -297,7 +297,7 @@ def test_several_texts_of_one_call_are_tokenized_apart() -> None:
     [table] = program.tables
     assert table.data is not None
     assert table.data.tolist() == [[1, 8, 9, 9]]
-    assert print_op(program.ops[2]) == f"v0: int64[3, 4] = aten.cat.default([ids0, {table.name}, ids1])"
+    assert str(program.ops[2]) == f"v0: int64[3, 4] = aten.cat.default([ids0, {table.name}, ids1])"
 
 
 def test_a_text_that_is_repeated_is_tokenized_once() -> None:
@@ -308,7 +308,7 @@ def test_a_text_that_is_repeated_is_tokenized_once() -> None:
 
     program = capture(sample, {"words": words})
     assert operators(program) == ["tokenize", "aten.cat.default"]
-    assert print_op(program.ops[1]).endswith("aten.cat.default([ids0, ids0])")
+    assert str(program.ops[1]).endswith("aten.cat.default([ids0, ids0])")
     with pytest.raises(CaptureError, match="words is given 4 texts made of prompt"):  # in which order, nobody knows
         capture(sample, {"words": words}, batch=2)
 

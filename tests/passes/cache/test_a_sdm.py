@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.ir.verify import verify
 from diffc.passes.cache.a_sdm import a_sdm
+from diffc.runtime.program.verify import verify
 from tests.compiler.feature_cache.test_apply_schedule import (
     CHANNELS,
     Kept,

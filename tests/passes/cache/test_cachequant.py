@@ -17,8 +17,8 @@ from diffc.compiler.analysis.stages import denoisers
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
 from diffc.passes.cache.cachequant import _features, _Pairs, _parted, cachequant
+from diffc.runtime.program.verify import verify
 from tests.compiler.feature_cache.test_apply_schedule import TIMES, TOKENS, Denoiser, Kept, UNet, by_hand, run, together
 from tests.deep import deep, deviation
 from tests.tolerances import CACHED, FITTED

@@ -9,9 +9,9 @@ import pytest
 from diffc.compiler.analysis.stages import calls
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
 from diffc.passes.cache.delta_dit import delta_dit
 from diffc.passes.stage import stage
+from diffc.runtime.program.verify import verify
 from tests.deep import EACH, Skips, deep, deviation
 from tests.test_zoo_programs import traced
 from tests.tolerances import CACHED

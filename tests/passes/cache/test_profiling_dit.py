@@ -11,9 +11,9 @@ from diffc.compiler.analysis.stages import denoisers
 from diffc.compiler.analysis.transformer_blocks import isotropic
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.program import Program
-from diffc.compiler.ir.verify import verify
 from diffc.passes.cache.profiling_dit import _foreground, _Profile, _runs, profiling_dit
 from diffc.passes.stage import stage
+from diffc.runtime.program.verify import verify
 from tests.deep import Skips, deep, deviation
 from tests.test_zoo_programs import traced
 from tests.tolerances import CACHED, PROFILE

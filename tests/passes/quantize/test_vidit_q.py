@@ -13,7 +13,6 @@ from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.evaluate import evaluate
-from diffc.compiler.ir.verify import verify
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.layer import Layer
@@ -23,6 +22,7 @@ from diffc.passes.fuse_linear import fuse_linear
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.passes.quantize.smoothquant import smoothquant
 from diffc.passes.quantize.vidit_q import vidit_q
+from diffc.runtime.program.verify import verify
 from tests.one_graph import Tensors, layer_of, plan_of, signal_to_noise
 from tests.request_values import request_values
 from tests.tolerances import RANGES_GAIN

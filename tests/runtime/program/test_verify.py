@@ -1,0 +1,429 @@
+"""One refusal for each rule; and what is legal passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from diffc.compiler.ir.parse import parse
+from diffc.runtime.errors import VerifyError
+from diffc.runtime.program.parse import read_program
+from diffc.runtime.program.program import Guard, Op, Program, Type, Value
+from diffc.runtime.program.verify import Level, verify
+
+LEGAL = """
+program main(prompt: text[2], g: scalar = 7.5, image: float32[2, 3]) {
+    guard g > 1.0
+    graph unet(sample: float32[4, 3], t: int64[1], text: int64[2, 5]) -> (out: float32[4, 3])
+    table t0: float32[3]
+    ids: int64[2, 5], mask: int64[2, 5] = tokenize(prompt, tokenizer="tokenizer", length=5, pad=0)
+    only: int64[2, 4] = tokenize(prompt, tokenizer="tokenizer", length=4, pad=0)
+    n: float32[2, 3] = noise()
+    both: float32[4, 3] = concat(n, n, axis=0)
+    y: float32[4, 3] = unet(sample=both, t=[999], text=ids)
+    u: float32[2, 3], c: float32[2, 3] = split(y, axis=0)
+    x: float32[2, 3] = linear(n, u, c, t0, image; 0.5, 1.0 + -1.0*g, 1.0*g, 2.0, 1.0, 0.25)
+    k: float32[] = linear(; 1.0*g)
+    z: float32[2, 3] = aten.clamp.default(x, -1, 1)
+    step(z; 1.0)
+    step(x, u; 1.0, 2.0, 3.0)
+    return z, ids
+}
+"""
+
+
+def test_a_legal_program_is_returned() -> None:
+    program = parse(LEGAL)
+    assert verify(program) is program
+
+
+def with_op(text: str) -> str:
+    """Put one more operation at the end of the legal program."""
+    return LEGAL.replace("    return", f"    {text}\n    return")
+
+
+def instead(old: str, new: str) -> str:
+    """Change the legal program in one place."""
+    assert LEGAL.count(old) == 1
+    return LEGAL.replace(old, new)
+
+
+REFUSALS = {
+    "a guard on no scalar": (instead("guard g >", "guard prompt >"), "a guard on prompt, which is no scalar input"),
+    "a guard on nothing": (instead("guard g >", "guard h >"), "a guard on h, which is no scalar input"),
+    "an unknown operator": (with_op("a: int64[1] = sort(x)"), "sort is no built-in and no graph of the program"),
+    "no outputs": (instead("return z, ids", "return"), "the program returns nothing"),
+    "an output that is not there": (instead("return z", "return w"), "the program returns w, which is not defined"),
+    "two graphs of one name": (
+        instead("    table", "    graph unet(a: float32[1]) -> (b: float32[1])\n    table"),
+        "graph unet is declared twice",
+    ),
+    "two values of one name": (instead("table t0", "table g"), "g is defined twice"),
+    "two ports of one name": (
+        instead("t: int64[1],", "sample: int64[1],"),
+        "port of graph unet sample is declared twice",
+    ),
+    "a port that is an input and an output": (instead("(out:", "(t:"), "port of graph unet t is declared twice"),
+    "a graph like a built-in": (
+        instead("    table", "    graph noise() -> (b: float32[1])\n    table"),
+        "a graph takes the name of the built-in noise",
+    ),
+    "a port without a type": (instead("t: int64[1],", "t,"), "t has no tensor type"),
+    "an output port of text": (instead("(out: float32[4, 3])", "(out: text[1])"), "out: text[1] has no tensor type"),
+    "a table of text": (instead("t0: float32[3]", "t0: text[3]"), "t0: text[3] has no tensor type"),
+    "an input of integers": (
+        instead("prompt: text[2]", "prompt: int64[2]"),
+        "input prompt is neither text, scalar, image nor tensor",
+    ),
+    "an infinite default": (instead("= 7.5", "= inf"), "input g defaults to inf"),
+    "a read before the definition": (with_op("a: float32[1] = aten.abs.default(w)"), "w is read before it is defined"),
+    "a scalar that is not there": (with_op("a: float32[1] = linear(; h)"), "h is read before it is defined"),
+    "a second definition": (with_op("x: float32[1] = noise()"), "x is defined twice"),
+    "a second definition of an input": (with_op("g: float32[1] = noise()"), "g is defined twice"),
+    "a result without a type": (with_op("a = aten.abs.default(x)"), "a has no tensor type"),
+    "a result of an unknown type": (with_op("a: text[1] = noise()"), "noise is sampled in float32"),
+    "coefficients of a call": (with_op("a: float32[1] = noise(; 1.0)"), "noise takes no coefficients"),
+    "an infinite coefficient": (with_op("a: float32[1] = linear(; inf)"), "a coefficient is inf"),
+    "a coefficient that is not a number": (with_op("a: float32[1] = linear(; nan*g)"), "a coefficient is nan"),
+    "a coefficient of a tensor": (
+        with_op("a: float32[1] = linear(; x)"),
+        "a coefficient reads no scalar",
+    ),
+    "a missing port": (with_op("a: float32[4, 3] = unet(sample=both, t=1)"), "unet is called by port: sample, t, text"),
+    "a positional argument": (
+        with_op("a: float32[4, 3] = unet(both, t=1, text=ids)"),
+        "unet is called by port: sample, t, text",
+    ),
+    "a port given twice": (
+        with_op("a: float32[4, 3] = unet(sample=both, t=1, text=ids, t=2)"),
+        "keyword t is declared twice",
+    ),
+    "an argument of another shape": (
+        with_op("a: float32[4, 3] = unet(sample=n, t=1, text=ids)"),
+        "port sample takes float32[4, 3], not float32[2, 3]",
+    ),
+    "an argument of another element type": (
+        with_op("a: float32[4, 3] = unet(sample=both, t=1, text=only)"),
+        "port text takes int64[2, 5], not int64[2, 4]",
+    ),
+    "a port given a string": (
+        with_op('a: float32[4, 3] = unet(sample=both, t="1", text=ids)'),
+        "port t: a literal has another type or shape than its port",
+    ),
+    "a port given none": (
+        with_op("a: float32[4, 3] = unet(sample=both, t=none, text=ids)"),
+        "port t: a literal has another type or shape than its port",
+    ),
+    "results of other types": (
+        with_op("a: float32[4, 2] = unet(sample=both, t=1, text=ids)"),
+        "the results are not those of unet",
+    ),
+    "a result too many": (
+        with_op("a: float32[4, 3], b: float32[4, 3] = unet(sample=both, t=1, text=ids)"),
+        "the results are not those of unet",
+    ),
+    "a literal operand": (with_op("a: float32[1] = linear(1.0; 1.0)"), "linear takes values only"),
+    "a nested operand": (with_op("a: float32[4, 3] = concat([n, n], axis=0)"), "concat takes values only"),
+    "tokens of a tensor": (
+        with_op('a: int64[2, 5] = tokenize(x, tokenizer="t", length=5, pad=0)'),
+        "tokenize reads a text",
+    ),
+    "tokens of two texts": (
+        with_op('a: int64[2, 5] = tokenize(prompt, prompt, tokenizer="t", length=5, pad=0)'),
+        "tokenize has other arguments or results than it takes",
+    ),
+    "no tokenizer": (
+        with_op("a: int64[2, 5] = tokenize(prompt, length=5, pad=0)"),
+        "unknown tokenizer None",
+    ),
+    "no padding": (
+        with_op('a: int64[2, 5] = tokenize(prompt, tokenizer="t", length=5)'),
+        "pad is None",
+    ),
+    "ids of another length": (
+        with_op('a: int64[2, 4] = tokenize(prompt, tokenizer="t", length=5, pad=0)'),
+        "a is not 2 by 5",
+    ),
+    "three results of a tokenizer": (
+        with_op('a: int64[2, 5], b: int64[2, 5], d: int64[2, 5] = tokenize(prompt, tokenizer="t", length=5, pad=0)'),
+        "tokenize has other arguments or results than it takes",
+    ),
+    "noise from something": (with_op("a: float32[2] = noise(x)"), "noise has other arguments or results than it takes"),
+    "noise in half precision": (with_op("a: float16[2] = noise()"), "noise is sampled in float32"),
+    "noise for nobody": (with_op("noise()"), "noise has other arguments or results than it takes"),
+    "a coefficient too few": (
+        with_op("a: float32[2, 3] = linear(x, n; 1.0)"),
+        "1 coefficients for 2 operands: linear takes one each",
+    ),
+    "two coefficients too many": (
+        with_op("a: float32[2, 3] = linear(x; 1.0, 1.0, 1.0)"),
+        "3 coefficients for 1 operands",
+    ),
+    "a sum of nothing": (
+        with_op("a: float32[2, 3] = linear()"),
+        "0 coefficients for 0 operands",
+    ),
+    "a sum of integers": (
+        with_op("a: int64[2, 3] = linear(x; 1.0)"),
+        "linear returns floating-point numbers",
+    ),
+    "two sums": (
+        with_op("a: float32[2, 3], b: float32[2, 3] = linear(x; 1.0)"),
+        "linear has other arguments or results than it takes",
+    ),
+    "a sum of other shapes": (
+        with_op("a: float32[2, 3] = linear(x, y; 1.0, 1.0)"),
+        "float32[4, 3] does not broadcast to float32[2, 3]",
+    ),
+    "a sum that is smaller than its operand": (
+        with_op("a: float32[3] = linear(x; 1.0)"),
+        "float32[2, 3] does not broadcast to float32[3]",
+    ),
+    "latents that are named": (
+        with_op("a: float32[2, 3] = step(x; 1.0)"),
+        "step has other arguments or results than it takes",
+    ),
+    "latents of nothing": (
+        with_op("step(; 1.0)"),
+        "step has other arguments or results than it takes",
+    ),
+    "latents without coefficients": (
+        with_op("step(x)"),
+        "0 coefficients for 1 operands",
+    ),
+    "a split of two": (
+        with_op("a: float32[2, 3] = split(x, x, axis=0)"),
+        "split has other arguments or results than it takes",
+    ),
+    "a split along no axis": (with_op("a: float32[2, 3] = split(x)"), "axis is None, of 2"),
+    "a split along a far axis": (
+        with_op("a: float32[2, 3] = split(x, axis=2)"),
+        "axis is 2, of 2",
+    ),
+    "unequal parts": (
+        with_op("a: float32[2, 2], b: float32[2, 1] = split(x, axis=1)"),
+        "the parts are not equal parts",
+    ),
+    "no parts": (with_op("split(x, axis=1)"), "split has other arguments or results than it takes"),
+    "other parts": (
+        with_op("a: float32[1, 3], b: float32[2, 3] = split(x, axis=0)"),
+        "the parts are not equal parts",
+    ),
+    "a concatenation of nothing": (
+        with_op("a: float32[2] = concat(axis=0)"),
+        "concat has other arguments or results than it takes",
+    ),
+    "a concatenation along no axis": (
+        with_op("a: float32[4, 3] = concat(x, x)"),
+        "axis is None, of 2",
+    ),
+    "a concatenation of other shapes": (
+        with_op("a: float32[3, 3] = concat(x, t0, axis=0)"),
+        "the operands of concat differ, not in the axis alone",
+    ),
+    "another concatenation": (
+        with_op("a: float32[2, 6] = concat(x, x, axis=0)"),
+        "the result is not the operands' concatenation",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", REFUSALS)
+def test_refuses(rule: str) -> None:
+    text, what = REFUSALS[rule]
+    with pytest.raises(VerifyError) as caught:
+        verify(parse(text))
+    assert caught.value.what.startswith(what)
+    assert caught.value.where
+
+
+def test_the_operation_is_named() -> None:
+    with pytest.raises(VerifyError) as caught:
+        verify(parse(with_op("a: float32[4, 2] = split(x, axis=5)")))
+    assert caught.value.where == "line 17: a: float32[4, 2] = split(x, axis=5)"
+
+
+@pytest.mark.parametrize("name", ["my-unet", "2d", "", "a b", "true", "none", "inf", "graph", "return", "é"])
+@pytest.mark.parametrize("place", ["program", "input", "graph", "port", "table", "result"])
+def test_refuses_names_that_cannot_be_read_back(name: str, place: str) -> None:
+    program = parse(LEGAL)
+    graph = program.graphs[0]
+    port = replace(graph.inputs[0], name=name)
+    broken: Program = {
+        "program": replace(program, name=name),
+        "input": replace(program, inputs=(replace(program.inputs[0], name=name),)),
+        "graph": replace(program, graphs=(replace(graph, name=name),)),
+        "port": replace(program, graphs=(replace(graph, inputs=(port,)),)),
+        "table": replace(program, tables=(replace(program.tables[0], name=name),)),
+        "result": replace(program, ops=(Op("noise", results=(Value(name, Type("float32", (1,))),)),)),
+    }[place]
+    with pytest.raises(VerifyError) as caught:
+        verify(broken)
+    assert caught.value.what == f"{name!r} is no name"
+
+
+def test_refuses_types_that_no_text_has() -> None:
+    for dtype in ("complex64", "string", ""):
+        op = Op("aten.abs.default", results=(Value("a", Type(dtype, (1,))),))
+        with pytest.raises(VerifyError, match="has no tensor type"):
+            verify(replace(parse(LEGAL), ops=(op,)))
+
+
+def test_a_comparison_that_is_none_is_refused() -> None:
+    program = parse(LEGAL)
+    with pytest.raises(VerifyError, match="a guard on g"):
+        verify(replace(program, guards=(Guard("g", "<>", 1.0),)))
+
+
+# What a runtime executes: more rules hold than while it is compiled
+
+EXECUTABLE = """program p(prompt: text[2], g: scalar = 5.0, h: scalar) {
+    guard g > 1.0
+    graph f(ids: int64[2, 8], t: float32[], flags: bool[2], rows: int64[2, 2]) -> (a: float32[4, 3, 2, 2])
+    table w: float32[3, 1, 1]
+    ids: int64[2, 8], mask: int32[2, 8] = tokenize(prompt, tokenizer="words", length=8, pad=1, template="a \\"{}\\"")
+    n: float32[2, 3, 2, 2] = noise()
+    y: float32[4, 3, 2, 2] = f(ids=ids, t=-1, flags=[true, false], rows=[[1, 2], [3, 4]])
+    u: float32[2, 3, 2, 2], v: float32[2, 3, 2, 2] = split(y, axis=0)
+    x: float32[2, 3, 2, 2] = linear(n, u, w; 1.5, 0.2 + -0.2*g - g*h, g, 1e-05)
+    step(x; 2.0)
+    c: float32[2, 3, 4, 2] = concat(x, v, axis=2)
+    return c, mask
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        # Inputs and declarations.
+        ("prompt: text[2]", "prompt: text[2, 2]", "input prompt is neither text, scalar, image nor tensor"),
+        ("prompt: text[2]", "prompt: int64[2]", "input prompt is neither text, scalar, image nor tensor"),
+        ("prompt: text[2]", "prompt: text[2] = 1", "input prompt has a default and is no scalar"),
+        ("h: scalar)", "h: scalar, g: scalar)", "g is defined twice"),
+        ("guard g", "guard prompt", "a guard on prompt"),
+        ("graph f(", "graph noise(", "a graph takes the name of the built-in noise"),
+        ("t: float32[]", "ids: float32[]", "port of graph f ids is declared twice"),
+        ("t: float32[]", "t: scalar", "t: scalar has no tensor type"),
+        ("table w: float32[3, 1, 1]", "table w: text[3]", r"w: text\[3\] has no tensor type"),
+        ("table w", "table g", "g is defined twice"),
+        ("prompt: text[2]", "prompt: picture[2, 3]", "input prompt is no image"),
+        ("prompt: text[2]", "prompt: picture[2, 4, 8, 8]", "input prompt is no image, grey or in colour"),
+        ("h: scalar)", "h: scalar, e: float32[4, 3])", "e is not one for each of 2 images"),
+        # Operations.
+        ("= noise()", "= nose()", "nose is no built-in and no graph"),
+        ("= noise()", "= noise(; 1.0)", "noise takes no coefficients"),
+        ("= noise()", "= noise(g)", "noise has other arguments"),
+        ("= noise()", "= noise(seed=1)", "noise has other arguments"),
+        ("n: float32[2, 3, 2, 2] = noise", "n: float16[2, 3, 2, 2] = noise", "noise is sampled in float32"),
+        ("n: float32[2, 3, 2, 2] = noise", "n: float32[1, 3, 2, 2] = noise", "n is not one for each of 2 images"),
+        ("linear(n,", "linear(q,", "q is read before it is defined"),
+        ("linear(n,", "linear(c,", "c is read before it is defined"),
+        ("linear(n,", "linear(1,", "linear takes values only"),
+        ("linear(n,", "linear(g,", "an operand of linear is no tensor"),
+        ("linear(n,", "linear(y,", "does not broadcast to"),
+        ("linear(n, u, w;", "linear(n;", "4 coefficients for 1 operands"),
+        ("linear(n, u, w;", "linear(n, u, w, w, w;", "4 coefficients for 5 operands"),
+        ("linear(n, u, w;", "linear(n, u, w, axis=0;", "linear has other arguments"),
+        ("- g*h", "- g*w", "a coefficient reads no scalar"),
+        ("x: float32[2, 3, 2, 2] =", "x: int64[2, 3, 2, 2] =", "linear returns floating-point numbers"),
+        ("x: float32[2, 3, 2, 2] =", "u: float32[2, 3, 2, 2] =", "u is defined twice"),
+        ("step(x; 2.0)", "step(; 2.0)", "step has other arguments"),
+        ("step(x; 2.0)", "step(x)", "0 coefficients for 1 operands"),
+        ("step(x; 2.0)", "step(x, y; 2.0, 1.0)", "the operands of step differ in shape"),
+        ("split(y, axis=0)", "split(y, axis=4)", "axis is 4"),
+        ("split(y, axis=0)", "split(y, axis=true)", "axis is True"),
+        ("split(y, axis=0)", "split(y)", "axis is None"),
+        ("split(y, axis=0)", "split(y, n, axis=0)", "split has other arguments"),
+        ("split(y, axis=0)", "split(y, axis=1)", "the parts are not equal parts"),
+        ("float32[4, 3, 2, 2]", "float32[5, 3, 2, 2]", "the parts are not equal parts"),
+        ("split(y, axis=0)", "split(x, axis=0)", "x is read before it is defined"),
+        ("concat(x, v, axis=2)", "concat(x, w, axis=2)", "the operands of concat differ"),
+        ("concat(x, v, axis=2)", "concat(x, y, axis=2)", "the operands of concat differ"),
+        ("concat(x, v, axis=2)", "concat(x, v, axis=0)", "the result is not the operands' concatenation"),
+        ("concat(x, v, axis=2)", "concat(axis=0)", "concat has other arguments"),
+        ("f(ids=ids,", "f(ids,", "f is called by port"),
+        ("f(ids=ids,", "f(", "f is called by port"),
+        ("f(ids=ids,", "f(ids=mask,", r"port ids takes int64\[2, 8\], not int32\[2, 8\]"),
+        ("f(ids=ids,", "f(ids=prompt,", "port ids takes"),
+        ("f(ids: int64[2, 8],", "f(ids: int64[2, 4],", r"port ids takes int64\[2, 4\], not int64\[2, 8\]"),
+        ("t=-1,", "t=none,", "a literal has another type"),
+        ("y: float32[4, 3, 2, 2] = f", "y: float32[4, 3, 4, 1] = f", "the results are not those of f"),
+        ("tokenize(prompt,", "tokenize(w,", "tokenize reads a text"),
+        ("tokenize(prompt,", "tokenize(prompt, prompt,", "tokenize has other arguments"),
+        ('tokenizer="words"', 'tokenizer="letters"', "unknown tokenizer 'letters'"),
+        ("length=8", "length=0", "length is 0"),
+        ("length=8", "length=9", "ids is not 2 by 9"),
+        ("pad=1", "pad=-1", "pad is -1"),
+        ("pad=1", "pad=1.0", "pad is 1.0"),
+        ('"a \\"{}\\""', '"a"', "template is 'a'"),
+        ("mask: int32[2, 8]", "mask: bool[2, 8]", "mask does not hold integers"),
+        ("return c, mask", "return", "the program returns nothing"),
+        ("return c, mask", "return nothing", "the program returns nothing, which is not defined"),
+        ("return c, mask", "return mask, c", r"the first output is int32\[2, 8\], no batch"),
+        ("return c, mask", "return y", "prompt is not one for each of 4 images"),
+        ("length=8", "length=8, length=8", "keyword length is declared twice"),
+        ("table w", "graph f(a: bool[]) -> (b: bool[])\n    table w", "graph f is declared twice"),
+        ("return c, mask", "return c, g", "the program returns g, which is no tensor"),
+    ],
+)
+def test_refuses_to_execute(old: str, new: str, message: str) -> None:
+    assert old in EXECUTABLE
+    with pytest.raises(VerifyError, match=message):
+        verify(read_program(EXECUTABLE.replace(old, new)), Level.EXECUTABLE, tokenizers=["words"])
+
+
+def test_the_line_is_named() -> None:
+    with pytest.raises(VerifyError) as raised:
+        verify(read_program(EXECUTABLE.replace("linear(n,", "linear(q,")), Level.EXECUTABLE)
+    assert str(raised.value.where).startswith("line 9: x: float32[2, 3, 2, 2] = linear(q, u")
+
+
+# Each level
+
+SMALL = """program small(prompt: text[1]) {
+    ids: int64[1, 4] = tokenize(prompt, tokenizer="words", length=4, pad=0)
+    n: float32[1, 4] = noise()
+    a: float32[1, 2], b: float32[1, 2] = split(n, axis=1)
+    x: float32[1, 2] = linear(a, b; 0.5, 2.0)
+    step(x; 1.0)
+    return x, ids
+}
+"""
+PROBES: dict[str, tuple[str, str, Level | None]] = {
+    # A part of the program, its replacement, and the last level at which that is legal; None where it never is.
+    "a bfloat16 value": ("    step", '    h: bfloat16[1, 2] = aten.to.dtype(x, "bfloat16")\n    step', Level.TRACED),
+    "an operator of ATen": ("    step", "    h: float32[1, 2] = aten.abs.default(x)\n    step", Level.TRACED),
+    "tokenize with a padding": ("pad=0", 'pad=0, padding="True"', None),
+    "step of what does not broadcast": ("step(x; 1.0)", "step(x, n; 1.0, 1.0)", None),
+    "step with an attribute": ("step(x; 1.0)", "step(x, at=1; 1.0)", None),
+    "noise with an attribute": ("noise()", "noise(seed=1)", None),
+    "linear of a text": ("linear(a, b;", "linear(a, prompt;", None),
+    "a text of another batch than the output": (
+        "prompt: text[1]",
+        "prompt: text[1], style: text[2]",
+        Level.NORMAL_FORM,
+    ),
+    "noise of no multiple of the output's batch": (
+        "    x:",
+        "    m: float32[0, 4] = noise()\n    x:",
+        Level.NORMAL_FORM,
+    ),
+    "a negative axis": ("axis=1", "axis=-1", None),
+    "int32 ids": ("ids: int64", "ids: int32", Level.EXECUTABLE),
+    "an int16 port": ("    ids", "    graph f(a: int16[4]) -> (b: int16[4])\n    ids", Level.EXECUTABLE),
+}
+
+
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("level", Level)
+def test_a_probe_is_legal_up_to_its_level(probe: str, level: Level) -> None:
+    old, new, last = PROBES[probe]
+    assert SMALL.count(old) == 1
+    program = read_program(SMALL.replace(old, new))
+    if last is not None and level <= last:
+        assert verify(program, level) is program
+    else:
+        with pytest.raises(VerifyError):
+            verify(program, level)
