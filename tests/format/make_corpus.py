@@ -7,6 +7,7 @@ diffc. Run it when the format changes, and read the difference.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import Any
 
@@ -15,9 +16,12 @@ import torch
 from PIL import Image
 
 from tests.format.authoring import FOLDER, write_case
+from tests.format.opening_cases import opening_cases
 from tests.format.operation_cases import operation_cases
+from tests.format.program_cases import program_cases
 from tests.format.reference import Randn, grey, lanczos
 from tests.format.request_cases import request_cases
+from tests.format.token_cases import token_cases, tokenizers
 from tests.tolerances import NOISE
 
 STREAMS = {
@@ -57,6 +61,27 @@ def write_noise() -> None:
     write_json("noise/streams.json", streams)
 
 
+def write_programs() -> None:
+    """Write program texts, and the level that accepts each."""
+    fresh("programs")
+    entries = {}
+    for name, level, text in program_cases():
+        assert name not in entries, name
+        file = f"{name.replace(' ', '-')}.program"
+        (FOLDER / "programs" / file).write_bytes(text.encode())
+        entries[name] = {"text": file, "level": level}
+    write_json("programs/levels.json", entries)
+
+
+def write_tokens() -> None:
+    """Write tokenizers, and the ids of texts."""
+    fresh("tokens")
+    for name, text in tokenizers().items():
+        (FOLDER / "tokens" / f"{name}.json").write_text(text, encoding="utf-8")
+    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in token_cases()]
+    (FOLDER / "tokens" / "tokens.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
 def write_images() -> None:
     """Write arrays and the 8-bit images of them, and images and the arrays that a program reads of them."""
     fresh("images")
@@ -94,7 +119,32 @@ def write_bundles() -> None:
         write_case(case, FOLDER / "bundles")
 
 
+def write_openings() -> None:
+    """Write the changes that bundles are opened with, or refused for."""
+    fresh("opening")
+    entries: dict[str, Any] = {}
+    for case in opening_cases():
+        stem = re.sub("[^a-z0-9]+", "-", case.name)
+        assert case.name not in entries, case.name
+        entry: dict[str, Any] = {"expected": case.expected}
+        if case.tar:
+            entry["tar"] = f"{stem}.tar"
+            (FOLDER / "opening" / entry["tar"]).write_bytes(case.tar)
+        for path, content in case.overlay.items():
+            entry["overlay"] = stem
+            file = FOLDER / "opening" / stem / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        entry |= {"remove": list(case.remove)} if case.remove else {}
+        entry |= {"links": dict(case.links)} if case.links else {}
+        entries[case.name] = entry
+    write_json("opening/opening.json", entries)
+
+
 if __name__ == "__main__":
     write_noise()
+    write_programs()
+    write_tokens()
     write_images()
     write_bundles()
+    write_openings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from diffc.runtime import BundleError, Cancelled, Progress, RequestError, Sampler, load
+from diffc.runtime.bundle.tokenizer import Tokenizer
 from diffc.runtime.errors import DiffcWarning
 from diffc.runtime.images import arrays_from_images, images_from_arrays, open_image
 from diffc.runtime.rng import Generator
@@ -87,6 +89,16 @@ def test_noise_is_exact(folder: Path, entry: dict[str, Any]) -> None:
     assert np.concatenate(draws).tobytes() == np.load(folder / entry["values"]).tobytes()
 
 
+@pytest.mark.parametrize(("folder", "entry"), entries("tokens/tokens.json"))
+@pytest.mark.filterwarnings("ignore::diffc.runtime.errors.DiffcWarning")
+def test_tokens(folder: Path, entry: dict[str, Any]) -> None:
+    tokenizer = Tokenizer((folder / entry["tokenizer"]).read_bytes(), entry["tokenizer"])
+    options = {key: entry[key] for key in ("length", "pad", "template")}
+    ids, mask = tokenizer(entry["texts"], **options)
+    for at, text in enumerate(entry["texts"]):
+        assert (ids[at].tolist(), mask[at].tolist()) == (entry["ids"][at], entry["mask"][at]), text
+
+
 def images(key: str) -> list[Any]:
     """List the entries of one part of the images."""
     return [
@@ -115,3 +127,29 @@ def test_a_text_that_is_cut_is_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sampler(FOLDER / "bundles/texts")("red", output="np")
+
+
+@pytest.mark.parametrize(("folder", "entry"), entries("opening/opening.json"))
+def test_opening(folder: Path, entry: dict[str, Any], tmp_path: Path) -> None:
+    bundle = folder / entry["tar"] if "tar" in entry else changed_bundle(folder, entry, tmp_path)
+    if entry["expected"] == "refused":
+        with pytest.raises(BundleError):
+            load(bundle)
+    elif entry["expected"] == "refused when run":
+        with pytest.raises(BundleError):
+            load(bundle)("red circle")
+    else:
+        assert load(bundle, threads=1)("red circle", seed=0, output="np").shape == (1, 4, 4, 3)
+
+
+def changed_bundle(folder: Path, entry: dict[str, Any], parent: Path) -> Path:
+    """Copy the sampler's bundle, and change it as the entry says."""
+    bundle = shutil.copytree(FOLDER / "bundles/sampler/bundle", parent / "bundle")
+    (parent / "outside.bin").write_bytes((bundle / "weights/hidden.bin").read_bytes())
+    if "overlay" in entry:
+        shutil.copytree(folder / entry["overlay"], bundle, dirs_exist_ok=True)
+    for path in entry.get("remove", []):
+        (bundle / path).unlink()
+    for path, target in entry.get("links", {}).items():
+        (bundle / path).symlink_to(target)
+    return bundle
