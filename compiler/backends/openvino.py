@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from diffc.compiler.backends.onnx.cpu_dialect import CpuDialect
 from diffc.compiler.backends.onnx.export import Onnx
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.ir.program import Graph
@@ -26,7 +27,7 @@ class OpenVino(Onnx):
     """Write ONNX that OpenVINO can read; ``-bf16`` computes in bfloat16 too, where the processor can."""
 
     precisions: ClassVar[Mapping[str, float]] = {name: Onnx.precisions[name] for name in COMPUTES}
-    dialect = "ov"
+    dialect = CpuDialect
     file: ClassVar[str] = "{}.onnx"
 
     @classmethod

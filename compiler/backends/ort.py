@@ -9,6 +9,7 @@ from pathlib import Path
 import onnxruntime
 
 from diffc.compiler.backends.onnx.export import Onnx
+from diffc.compiler.backends.ort_dialect import OrtDialect
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
@@ -17,7 +18,7 @@ from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 class Ort(Onnx):
     """Write ONNX that ONNX Runtime can load."""
 
-    dialect = "ort"
+    dialect = OrtDialect
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:

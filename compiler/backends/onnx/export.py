@@ -22,8 +22,9 @@ from onnxscript.values import TracedOnnxFunction
 from torch import fx
 from torch.export import ExportedProgram
 
+from diffc.compiler.backends.onnx.dialect import Dialect
 from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
-from diffc.compiler.backends.onnx.quantized_ops import spell, translations
+from diffc.compiler.backends.onnx.quantized_ops import lower_quantized_ops, translations
 from diffc.compiler.backends.tensorrt.build import Built, Wanted
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.graph.aten import Trait, has
@@ -64,7 +65,8 @@ class Onnx:
     """Write portable ONNX, for any engine that reads it."""
 
     precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | QUANTIZED
-    dialect: ClassVar[str] = "portable"
+    dialect: ClassVar[type[Dialect]] = Dialect
+    """How the operators of quantized graphs are written."""
 
     computes: ClassVar[Mapping[str, str]] = {}
     archs: ClassVar[Mapping[str, Sequence[str]]] = {}
@@ -176,9 +178,11 @@ class WeightStore:
         return replace(known, dtype=dtype)
 
 
-def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype, dialect: str) -> None:
+def _write(
+    graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype, dialect: type[Dialect]
+) -> None:
     model = exported(graph, _export, Cache.default(), by=__file__)
-    spell(model, dialect)
+    lower_quantized_ops(model, dialect)
     common.RemoveUnusedNodesPass()(model)
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value

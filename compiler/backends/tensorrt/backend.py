@@ -16,6 +16,7 @@ from typing import ClassVar
 from diffc.compiler.backends.onnx.export import Onnx, attention_with_signs
 from diffc.compiler.backends.tensorrt.bisect_crash import culprit
 from diffc.compiler.backends.tensorrt.build import Built, Wanted, build_engines
+from diffc.compiler.backends.tensorrt.dialect import TensorRTDialect
 from diffc.compiler.backends.tensorrt.merge_shapes import merge_files
 from diffc.compiler.errors import Progress
 from diffc.compiler.ir.program import Graph
@@ -54,7 +55,7 @@ class TensorRT(Onnx):
         "fp8": ALL[3:],
         "fp4": ALL[4:],
     }
-    dialect = "trt"
+    dialect = TensorRTDialect
     file: ClassVar[str] = "{}.onnx"
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-from numpy.typing import NDArray
 
+from diffc.compiler.backends.onnx.packing import packed
 from diffc.compiler.backends.tensorrt.state_sizes import sizes_constant
 
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
@@ -141,10 +141,3 @@ def _transposed(graph: onnx_ir.Graph, value: Any) -> onnx_ir.Value:
 def _initializer(tensor: Any) -> onnx_ir.Value:
     type_ = onnx_ir.TensorType(tensor.dtype)
     return onnx_ir.Value(name=tensor.name, shape=tensor.shape, type=type_, const_value=tensor)
-
-
-def packed(codes: NDArray[Any]) -> NDArray[np.uint8]:
-    """Put two codes in a byte, the first in its low half."""
-    flat = np.asarray(codes).reshape(-1).astype(np.uint8) & 0xF
-    flat = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
-    return (flat[::2] | flat[1::2] << 4).astype(np.uint8)

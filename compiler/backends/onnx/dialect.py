@@ -1,0 +1,265 @@
+"""Write the operators of quantized graphs in portable ONNX: quantized values of their own type, and Q/DQ around them.
+
+A back end whose engine wants another form brings a subclass of `Dialect` of its own.
+
+Specification: ONNX operators, https://onnx.ai/onnx/operators
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+
+from diffc.compiler.backends.onnx.packing import packed
+from diffc.compiler.quantization.formats import FORMATS, Spec, parse_spec
+
+DOMAIN = "diffc"
+
+INT4, UINT4, INT8, UINT8 = (getattr(onnx_ir.DataType, name) for name in ("INT4", "UINT4", "INT8", "UINT8"))
+FLOAT, INT32 = onnx_ir.DataType.FLOAT, onnx_ir.DataType.INT32
+
+NATIVE = {
+    "e4m3": onnx_ir.DataType.FLOAT8E4M3FN,
+    "e5m2": onnx_ir.DataType.FLOAT8E5M2,
+    "e2m1": onnx_ir.DataType.FLOAT4E2M1,
+    "e8m0": onnx_ir.DataType.FLOAT8E8M0,
+}
+"""Floating-point formats by their types in ONNX."""
+
+
+def storage_type(form: str) -> onnx_ir.DataType:
+    """Give the type in which codes of a format are stored: integers in the next larger one that is packed."""
+    small, large = (UINT4, UINT8) if form.startswith("u") else (INT4, INT8)
+    found: onnx_ir.DataType = NATIVE[form] if form in NATIVE else small if FORMATS[form].bits <= 4 else large
+    return found
+
+
+class Dialect:
+    """Put nodes in the place of one operator of a quantized graph after the other."""
+
+    domains: ClassVar[frozenset[str]] = frozenset()
+    """The domains of operators that it writes, beside ONNX's own."""
+
+    integers: ClassVar[frozenset[int]] = frozenset({1, 2, 3, 4, 8})
+    """Bits of the integers that activations are stored in; others are cut off at their ends, and stored in 8."""
+
+    def __init__(self, graph: onnx_ir.Graph) -> None:
+        self.graph, self.count = graph, 0
+        self.at: Any = None
+        self.float: Any = FLOAT
+        self.constants: dict[Any, onnx_ir.Value] = {}
+
+    def finish(self) -> None:
+        """Rewrite the graph once every operator is written; portable ONNX stays as it is."""
+
+    def write(self, node: onnx_ir.Node) -> None:
+        """Replace a node; one that nothing reads any more is dropped."""
+        self.at, self.float = node, node.outputs[0].dtype
+        inputs = [*node.inputs, None]
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        if node.outputs[0].uses() or node.outputs[0].is_graph_output():
+            if node.op_type == "Dequantize":
+                value = self.weight(inputs[0], inputs[1], inputs[2], **attributes)
+            elif node.op_type == "FakeQuantize":
+                value = self.activation(inputs[0], inputs[1], inputs[2], **attributes)
+            else:
+                value = self.grouped_activation(inputs[0], **attributes)
+            if value is not None:
+                value.shape, value.type = node.outputs[0].shape, onnx_ir.TensorType(self.float)
+                self.replace(node.outputs[0], value)
+        self.graph.remove(node, safe=True)
+
+    def replace(self, value: onnx_ir.Value, made: onnx_ir.Value) -> None:
+        """Let all read another value, the graph's caller too, who knows it by its name."""
+        if value.is_graph_output():
+            value.name, made.name = f"{value.name}_replaced", value.name
+        value.replace_all_uses_with(made, replace_graph_outputs=True)
+
+    def op(
+        self, kind: str, *inputs: onnx_ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
+    ) -> onnx_ir.Value:
+        """Insert an operator before the node that is replaced; of several outputs, give the first."""
+        self.count += 1
+        node = onnx_ir.node(kind, list(inputs), attributes=attributes, domain=domain, num_outputs=outputs)
+        node.name = f"q{self.count}"
+        for at, made in enumerate(node.outputs):
+            made.name = f"{node.name}_{at or ''}"
+        self.graph.insert_before(self.at, node)
+        return node.outputs[0]
+
+    def constant(self, array: Any, dtype: onnx_ir.DataType | None = None) -> onnx_ir.Value:
+        """Add a small initializer, one for all who want the same."""
+        tensor = onnx_ir.tensor(np.asarray(array), dtype=dtype)
+        key = tensor.dtype, tuple(tensor.shape), tensor.tobytes()
+        if key not in self.constants:
+            self.count += 1
+            tensor.name = f"q{self.count}"
+            self.constants[key] = self.initializer(tensor)
+        return self.constants[key]
+
+    def number(self, value: Any) -> onnx_ir.Value:
+        """Add a number, or several, of the type that the graph computes with here."""
+        return self.constant(np.asarray(value, self.float.numpy()), self.float)
+
+    def scalar(self, value: Any) -> onnx_ir.Value:
+        """Give a tensor [1] of one number that is known as a scalar, which is what QuantizeLinear wants."""
+        return self.constant(np.asarray(value.const_value.numpy()).reshape(()), value.const_value.dtype)
+
+    def sizes(self, shape: Sequence[int]) -> onnx_ir.Value:
+        return self.constant(np.array(shape, np.int64))
+
+    def initializer(self, tensor: Any) -> onnx_ir.Value:
+        """Add an initializer, unless there is one of that name."""
+        if tensor.name not in self.graph.initializers:
+            type_ = onnx_ir.TensorType(tensor.dtype)
+            value = onnx_ir.Value(name=tensor.name, shape=tensor.shape, type=type_, const_value=tensor)
+            self.graph.register_initializer(value)
+        return self.graph.initializers[tensor.name]
+
+    def weight(self, codes: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
+        """Write a quantized weight [rows, …]; return None where what reads it was replaced with it."""
+        shape = codes.shape.numpy()
+        offset = self.zero_point(zero, form)
+        stored = shape if not group else [shape[0], math.prod(shape[1:])]  # four bits are not reshaped
+        return self.dequantized(self.stored(codes, form, stored), self.scale(scale), offset, group, shape)
+
+    def stored(self, codes: onnx_ir.Value, form: str, shape: Sequence[int] = ()) -> onnx_ir.Value:
+        """Give codes the type that they are stored in, packed where that is of four bits, and perhaps another shape."""
+        tensor: Any = codes.const_value
+        dtype = storage_type(form)
+        if dtype == tensor.dtype:
+            return codes
+        if dtype.bitwidth == 4:
+            return self.pack(codes, dtype, shape)
+        name = f"{codes.name}_{dtype.name.lower()}"
+        return self.initializer(onnx_ir.Tensor(tensor.numpy(), dtype, shape=tensor.shape, name=name))
+
+    def pack(self, codes: onnx_ir.Value, dtype: onnx_ir.DataType, shape: Sequence[int] = ()) -> onnx_ir.Value:
+        name = f"{codes.name}_{dtype.name.lower()}"
+        if name not in self.graph.initializers:
+            tensor: Any = codes.const_value
+            wanted = onnx_ir.Shape(shape) if shape else tensor.shape
+            self.initializer(onnx_ir.PackedTensor(packed(tensor.numpy()), dtype, shape=wanted, name=name))
+        return self.graph.initializers[name]
+
+    def scale(self, scale: Any, factor: float = 1.0) -> onnx_ir.Value:
+        """Give scales in the type that the graph computes with; they may be codes themselves."""
+        made = scale.producer()
+        if is_quantized_op(made, "Dequantize"):
+            stored, outer = made.inputs[:2]
+            form = made.attributes["form"].value
+            if form == "e8m0":
+                exponent = self.op("Sub", self.op("Cast", stored, to=FLOAT), self.constant(np.float32(127)))
+                scale = self.op("Pow", self.constant(np.float32(2)), exponent)
+                scale = scale if self.float == FLOAT else self.op("Cast", scale, to=self.float)
+            else:
+                scale = self.dequantized(self.stored(stored, form), self.scale(outer), None, 0, stored.shape.numpy())
+        elif scale.dtype != self.float:
+            scale = self.op("Cast", scale, to=self.float)
+        return scale if factor == 1.0 else self.op("Mul", scale, self.number(factor))
+
+    def dequantized(self, codes: Any, scale: Any, zero: Any, group: int, shape: Sequence[int]) -> onnx_ir.Value:
+        """Dequantize along the first axis, or in groups along all others."""
+        if not group:
+            one = scale.const_value is not None and scale.const_value.shape.numpy() == (1,)
+            return self.op("DequantizeLinear", codes, self.scalar(scale) if one else scale, zero, axis=0)
+        there = codes.const_value is not None and len(codes.const_value.shape) == 2
+        flat = codes if there or len(shape) == 2 else self.op("Reshape", codes, self.sizes([shape[0], -1]))
+        made = self.op("DequantizeLinear", flat, scale, zero, axis=1, block_size=group)
+        return made if len(shape) == 2 else self.op("Reshape", made, self.sizes(shape))
+
+    def zero_point(self, zero: Any, form: str) -> onnx_ir.Value | None:
+        if zero is None:
+            return None
+        array = np.asarray(zero.const_value.numpy())
+        return self.constant(array.reshape(()) if array.shape == (1,) else array, storage_type(form))
+
+    def activation(self, x: Any, scale: Any, zero: Any, form: str) -> onnx_ir.Value:
+        """Write an activation that is quantized with a static scale."""
+        number_format = FORMATS[form]
+        if number_format.is_integer and number_format.bits not in self.integers:
+            x = self.op("Clip", x, *(self.number(end) for end in _ends(form, scale, zero)))
+            form = "uint8" if form.startswith("u") else "int8"
+        point, factor = self.point(zero, form), self.scalar(scale)
+        codes = self.op("QuantizeLinear", x, factor, point)
+        for use in list(self.at.outputs[0].uses())[1:]:  # ONNX Runtime wants one for each reader
+            use.node.replace_input_with(use.idx, self._float_again(codes, factor, point))
+        return self._float_again(codes, factor, point)
+
+    def point(self, zero: Any, form: str) -> onnx_ir.Value:
+        """Return the zero point of an activation, which also states the type of the quantized values."""
+        return self.zero_point(zero, form) or self._zero(form)
+
+    def _float_again(self, codes: onnx_ir.Value, scale: onnx_ir.Value, zero: onnx_ir.Value) -> onnx_ir.Value:
+        made = self.op("DequantizeLinear", codes, scale, zero)
+        made.shape, made.type = self.at.outputs[0].shape, onnx_ir.TensorType(self.float)
+        return made
+
+    def _zero(self, form: str) -> onnx_ir.Value:
+        """Give a zero point that says of which type codes are."""
+        dtype = storage_type(form)
+        return self.constant(np.zeros((), dtype.numpy()), dtype)
+
+    def to_e2m1(self, x: onnx_ir.Value) -> onnx_ir.Value:
+        """Round to a four-bit float: the distance of its numbers is 0.5 below 2, 1 below 4, then 2."""
+        half, one, two, four = map(self.number, (0.5, 1, 2, 4))
+        size = self.op("Abs", x)
+        coarse = self.op("Where", self.op("Less", size, four), one, two)
+        spacing = self.op("Where", self.op("Less", size, two), half, coarse)
+        rounded = self.op("Mul", self.op("Round", self.op("Div", x, spacing)), spacing)
+        return self.op("Clip", rounded, self.number(-6), self.number(6))
+
+    def grouped_activation(self, x: Any, spec: str) -> onnx_ir.Value:
+        """Write an activation with a dynamic scale for each group of channels, in float arithmetic."""
+        parsed = parse_spec(spec)
+        assert parsed is not None
+        shape = x.shape.numpy()
+        blocks = self.op("Reshape", x, self.sizes([*shape[:-1], -1, parsed.group]))
+        largest = self.op("ReduceMax", self.op("Abs", blocks), self.sizes([-1]), keepdims=1)
+        scale = self._group_scale(largest, parsed)
+        scale = self.op("Where", self.op("Greater", scale, self.number(0)), scale, self.number(1))
+        scaled = self.op("Div", blocks, scale)
+        number_format = parsed.format
+        if number_format.name == "e2m1":
+            codes = self.to_e2m1(scaled)
+        elif number_format.is_integer:
+            codes = self.op(
+                "Clip", self.op("Round", scaled), self.number(number_format.lowest), self.number(number_format.highest)
+            )
+        else:
+            codes = self.op("Cast", self.op("Cast", scaled, to=NATIVE[number_format.name]), to=self.float)
+        return self.op("Reshape", self.op("Mul", codes, scale), self.sizes(shape))
+
+    def _group_scale(self, largest: onnx_ir.Value, spec: Spec) -> onnx_ir.Value:
+        if spec.scale == "e8m0":
+            two, top = self.number(2), int(np.frexp(spec.format.highest)[1]) - 1
+            floor = self.op("Floor", self.op("Div", self.op("Log", largest), self.number(np.log(2))))
+            power = self.op("Pow", two, floor)  # the logarithm may be off by a rounding at powers of two
+            low = self.op("Mul", power, self.number(0.5))
+            power = self.op("Where", self.op("Greater", power, largest), low, power)
+            high = self.op("Mul", power, two)
+            power = self.op("Where", self.op("LessOrEqual", high, largest), high, power)
+            return self.op("Mul", power, self.number(2.0**-top))
+        scale = self.op("Div", largest, self.number(spec.format.highest))
+        if spec.scale in NATIVE:
+            scale = self.op("Cast", self.op("Cast", scale, to=NATIVE[spec.scale]), to=self.float)
+        return scale
+
+
+def _ends(form: str, scale: onnx_ir.Value, zero: onnx_ir.Value | None) -> list[NDArray[np.float32]]:
+    """Give the smallest and the largest number that a grid holds at a scale."""
+    assert scale.const_value is not None
+    factor = np.asarray(scale.const_value.numpy(), np.float32)
+    offset = zero.const_value.numpy().astype(np.float32) if zero is not None and zero.const_value else np.float32(0)
+    ends = (FORMATS[form].lowest, FORMATS[form].highest)
+    return [np.asarray((np.float32(end) - offset) * factor, np.float32).reshape(()) for end in ends]
+
+
+def is_quantized_op(node: onnx_ir.Node | None, kind: str) -> bool:
+    """Return whether a node is an operator of a quantized graph that is not written yet."""
+    return node is not None and node.domain == DOMAIN and node.op_type == kind
