@@ -33,7 +33,14 @@ CITATION = re.compile(r"^Paper: .+\n +https?://|^Source: .+", re.M)
 # The floors of the house, the lowest first: a part imports of floors below its own, and of its own no other part.
 FLOORS = (
     ("runtime.errors",),
-    ("runtime.program", "runtime.memory", "runtime.rng", "runtime.disk_cache", "runtime.entry_points"),
+    (
+        "runtime.program",
+        "runtime.memory",
+        "runtime.rng",
+        "runtime.disk_cache",
+        "runtime.entry_points",
+        "runtime.precisions",
+    ),
     ("runtime.images",),
     ("runtime.bundle",),
     ("runtime.engines",),

@@ -3,44 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from diffc.compiler.errors import Progress, TargetError
 from diffc.compiler.ir.program import Graph
 from diffc.runtime.entry_points import find_entry_point
+from diffc.runtime.precisions import Precision
 
 if TYPE_CHECKING:  # it imports torch, and targets are listed without it
-    from diffc.compiler.backends.tensorrt.build import Built, Wanted
     from diffc.compiler.quantization.formats import Scheme
 
 
 GROUP = "diffc.backends"
 
 
+@dataclass(frozen=True)
+class BuiltEngine:
+    """Describe an engine that was built ahead of time: its file in the bundle, its builder, and its GPUs.
+
+    A back end may add fields: all of them stand in the bundle's report.
+    """
+
+    file: str
+    builder: str
+    archs: tuple[str, ...]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Return the manifest's entry."""
+        return {"file": self.file, "builder": self.builder, "archs": list(self.archs)}
+
+
 class Backend(Protocol):
     """Turn graphs into files that an engine runs."""
 
-    precisions: ClassVar[Mapping[str, float]]
-    """What it supports, and how many bytes it stores for each large weight."""
+    precisions: ClassVar[Mapping[str, Precision]]
+    """The precisions that it supports, by name."""
 
     computes: ClassVar[Mapping[str, str]]
-    """What graphs of a precision compute in, as ``float16``; float32 where a precision is not named."""
+    """The type in which graphs of a precision compute, as ``float16``; float32 where a precision is not named."""
 
     archs: ClassVar[Mapping[str, Sequence[str]]]
     """The GPU architectures that engines of a precision can be built for; none where no engine is built."""
 
+    kind: ClassVar[str]
+    """The kind of its graphs' files, as the manifest names it and engines open it: ``onnx``."""
+
+    @classmethod
+    def bytes_per_weight(cls, precision: str) -> float:
+        """Return the bytes that a bundle holds for each large weight."""
+
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
-        """Change a layer's scheme to one that the engine computes, and say what it does instead, if anything."""
+        """Return the scheme that the engine computes for a kind of layer, and a note on what differs, if anything."""
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
-        """Write the engine's files below the folder and give the file of each graph."""
+        """Write the graphs' files below the folder and return the file of each graph."""
 
     def engines(
-        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
-    ) -> dict[str, Built]:
-        """Build engines ahead of time, below the folder, where the backend does that; give each graph's."""
+        self,
+        graphs: Sequence[Graph],
+        files: Mapping[str, str],
+        precision: str,
+        archs: Sequence[str],
+        folder: Path,
+        progress: Progress,
+    ) -> Mapping[str, BuiltEngine]:
+        """Build engines of the files ahead of time, where the back end does that; return each graph's."""
 
 
 def find_backend(name: str) -> type[Backend]:

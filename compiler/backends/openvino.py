@@ -16,8 +16,9 @@ from diffc.compiler.backends.onnx.export import Onnx
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import Scheme
-from diffc.runtime.engines.openvino import COMPUTES, openvino_core, openvino_version
+from diffc.runtime.engines.openvino import openvino_core, openvino_version
 from diffc.runtime.engines.session import reason
+from diffc.runtime.precisions import PRECISIONS, Precision
 
 if openvino_version() is None:
     raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
@@ -26,7 +27,10 @@ if openvino_version() is None:
 class OpenVino(Onnx):
     """Write ONNX that OpenVINO can read; ``-bf16`` computes in bfloat16 too, where the processor can."""
 
-    precisions: ClassVar[Mapping[str, float]] = {name: Onnx.precisions[name] for name in COMPUTES}
+    precisions: ClassVar[Mapping[str, Precision]] = {
+        **PRECISIONS,
+        "w8a8": replace(PRECISIONS["w8a8"], recipe="w8a8_openvino"),
+    }
     dialect = CpuDialect
     file: ClassVar[str] = "{}.onnx"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import onnxruntime
 
@@ -13,11 +14,16 @@ from diffc.compiler.backends.ort_dialect import OrtDialect
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
+from diffc.runtime.precisions import PRECISIONS, Precision
 
 
 class Ort(Onnx):
     """Write ONNX that ONNX Runtime can load."""
 
+    precisions: ClassVar[Mapping[str, Precision]] = {
+        **PRECISIONS,
+        "w8a8": replace(PRECISIONS["w8a8"], recipe="w8a8_onnx_runtime"),
+    }
     dialect = OrtDialect
 
     @classmethod

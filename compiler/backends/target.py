@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.errors import TargetError
-
-if TYPE_CHECKING:  # it imports torch, and targets are listed without it
-    pass
 
 FORM = "BACKEND-PRECISION[@ARCH[,ARCH]], such as ort-fp32 or trt-w4a8@sm86,sm89"
 TARGET = re.compile(r"(?P<backend>[^-@]+)-(?P<precision>[^-@]+)(?:@(?P<archs>.+))?")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from diffc.compiler.backends.tensorrt.build import FOLDER, Built, build_engines, wanted_engines
+from diffc.compiler.backends.tensorrt.build import FOLDER, Built, build_engines, engine_requests
 from diffc.compiler.bundle.atomic_folder import changed_folder, check_room, file_entry, new_folder, write_manifest
 from diffc.compiler.bundle.report_html import REPORT, SECTIONS, page
 from diffc.compiler.errors import BuildError, Progress
@@ -109,7 +109,7 @@ def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Bu
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
     graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs}
-    wanted = wanted_engines(graphs.values(), manifest.graphs, manifest.component)
+    wanted = engine_requests(graphs.values(), manifest.graphs, manifest.component)
     built = build(folder, [replace(each, strip=aim.strip) for each in wanted], aim.archs, progress, kind=aim.kind)
     _report(opened, folder, built.values())
     files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}

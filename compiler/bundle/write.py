@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from tokenizers import Tokenizer
 
 from diffc.compiler.analysis.work import Work
-from diffc.compiler.backends.tensorrt.build import Built
+from diffc.compiler.backends.backend import BuiltEngine
 from diffc.compiler.bundle.atomic_folder import file_entry, write_manifest
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Graph, Program
@@ -34,7 +34,7 @@ class Contents:
     programs: Sequence[Program]
     tokenizers: Mapping[str, str]
     files: Mapping[str, str]
-    engines: Mapping[str, Built]
+    engines: Mapping[str, BuiltEngine]
     work: Work
     provenance: Mapping[str, Any]
     reports: Mapping[str, Any]

@@ -35,7 +35,7 @@ def estimate(
     Raises `LoadError` and `TargetError`.
     """
     parsed = parse_target(target)
-    bytes_per_weight = find_backend(parsed.backend).precisions[parsed.precision]
+    bytes_per_weight = find_backend(parsed.backend).bytes_per_weight(parsed.precision)
     pipeline: Any = load(source, ip_adapter=ip_adapter, online=online, stand_ins=True)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     size = bytes_of_weights(modules.values(), bytes_per_weight)

@@ -21,7 +21,7 @@ from diffc.compiler.recipe import Optional, Pass, name_of, options_of
 from diffc.compiler.tracing.pipeline import asked_sizes
 from diffc.compiler.tracing.pipeline_inputs import PREPARED, Size
 from diffc.passes.cache import CACHES, FeatureCache, Need
-from diffc.passes.quantize import FORMER_NAMES, OF_TARGETS, RECIPES, TECHNIQUES, Recipe
+from diffc.passes.quantize import FORMER_NAMES, RECIPES, TECHNIQUES, Recipe
 
 IP_ADAPTER_IMAGE = "ip_adapter_image"
 CACHE = "--cache"
@@ -217,15 +217,17 @@ def read_quantization(
     """
     options = {"--quant": quant, "--recipe": recipe, "--min-psnr": min_psnr}
     options |= {} if is_calibrated_anyway else {"--calibration": calibration}
-    if target.precision not in RECIPES:
+    precisions = find_backend(target.backend).precisions
+    name_of_recipe = precisions[target.precision].recipe
+    if not name_of_recipe:
         for name in (name for name, value in options.items() if value is not None):
-            fix = f"choose a precision that is quantized: {', '.join(RECIPES)}"
+            quantized = ", ".join(row.name for row in precisions.values() if row.recipe)
+            fix = f"choose a precision that is quantized: {quantized}"
             raise RecipeError(f"the target {target} is not quantized", where=name, fix=fix)
         return None
     file = read_recipe(Path(recipe)) if recipe is not None else RecipeFile({})
     settings: dict[str, Any] = {key: tuple(value) for key, value in file.settings.items() if key != "methods"}
-    usual = OF_TARGETS.get(f"{target.backend}-{target.precision}", RECIPES[target.precision])
-    formats = replace(usual, **settings)
+    formats = replace(RECIPES[name_of_recipe], **settings)
     text = quant or file.settings.get("methods")
     techniques = formats.techniques if text is None else parse_passes(text, TECHNIQUES, QUANT, former=FORMER_NAMES)
     return QuantizationOptions(formats, techniques, file, seed, min_psnr)

@@ -14,7 +14,6 @@ from torch import nn
 from diffc import passes
 from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.backends.backend import find_backend
-from diffc.compiler.backends.tensorrt.build import wanted_engines
 from diffc.compiler.bundle.atomic_folder import check_room
 from diffc.compiler.bundle.disk_space import bytes_needed
 from diffc.compiler.bundle.provenance import provenance_of
@@ -48,7 +47,7 @@ def load(state: State) -> State:
         stand_ins=True,
     )
     modules = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
-    needed = bytes_needed(modules, find_backend(target.backend).precisions[target.precision])
+    needed = bytes_needed(modules, find_backend(target.backend).bytes_per_weight(target.precision))
     check_room(needed, state.folder)
     state.progress(f"at most {needed / 1e9:.2f} GB of disk")
     provenance = provenance_of(state.source, options.recorded)
@@ -171,8 +170,7 @@ def lower(state: State) -> State:
     graphs = {graph.name: graph for program in state.programs for graph in program.graphs}
     backend = find_backend(target.backend)()
     files = backend.lower(list(graphs.values()), target.precision, folder, progress)
-    wanted = wanted_engines(graphs.values(), files, lambda name: graphs[name].component)
-    engines = backend.engines(wanted, target.precision, target.archs, folder, progress)
+    engines = backend.engines(list(graphs.values()), files, target.precision, target.archs, folder, progress)
     built = {"engines": {Path(engine.file).stem: asdict(engine) for engine in engines.values()}} if engines else {}
     return replace(state, files=files, engines=engines, reports={**state.reports, **built})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffc.compiler.analysis.work import Work
-from diffc.compiler.backends.tensorrt.build import Built
+from diffc.compiler.backends.backend import BuiltEngine
 from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.driver.options import Options
 from diffc.compiler.errors import DiffcError, Progress
@@ -51,7 +51,7 @@ class State:
     plan: Plan | None = None
     notes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
-    engines: Mapping[str, Built] = field(default_factory=dict)
+    engines: Mapping[str, BuiltEngine] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

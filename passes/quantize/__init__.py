@@ -82,7 +82,7 @@ class Recipe:
 OTHER_W4 = ("int4:group=32:scale=float16", "int8:channel:scale=float16")
 """The other components where the denoiser's weights have four bits."""
 
-RECIPES: Mapping[str, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "w8a8": Recipe(
         ("int8:channel:scale=float16", "int8:token"),
         ("int8:channel:scale=float16", "uint8:tensor"),
@@ -138,19 +138,19 @@ RECIPES: Mapping[str, Recipe] = {
         ),
     ),
 }
-"""What each precision of a target means."""
+"""The recipes by name; a row of `diffc.runtime.precisions` names one, and a back end may name another for its row."""
 
-REDUCED = replace(
+_SEVEN_BITS = replace(
     RECIPES["w8a8"],
     linear=("int7:channel:scale=float16", "int8:token"),
     conv=("int7:channel:scale=float16", "uint8:tensor"),
 )
 """Weights of seven bits, stored in eight: CPUs of x86 multiply them exactly, with VNNI or without (decision 13)."""
 
-OF_TARGETS: Mapping[str, Recipe] = {
-    "ort-w8a8": REDUCED,
-    "ov-w8a8": replace(
-        REDUCED,
+RECIPES |= {
+    "w8a8_onnx_runtime": _SEVEN_BITS,
+    "w8a8_openvino": replace(
+        _SEVEN_BITS,
         techniques=(
             optional(partial(keep_first_last, in_float=True)),
             optional(partial(smoothquant, samples=8)),
@@ -159,9 +159,8 @@ OF_TARGETS: Mapping[str, Recipe] = {
         ),
     ),
 }
-"""What a precision means for one engine, where that was measured to be better (README: what NNCF makes of a graph)."""
 
 EMBEDDING = "int8:channel"
 """How tables of embeddings are stored."""
 
-__all__ = ["EMBEDDING", "FORMER_NAMES", "OF_TARGETS", "RECIPES", "REST", "TECHNIQUES", "Recipe"]
+__all__ = ["EMBEDDING", "FORMER_NAMES", "RECIPES", "REST", "TECHNIQUES", "Recipe"]

@@ -15,6 +15,7 @@ from diffc.runtime.engines.ort import open_onnx_runtime
 from diffc.runtime.engines.registry import split_target
 from diffc.runtime.engines.session import Array, Session
 from diffc.runtime.errors import BundleError
+from diffc.runtime.precisions import PRECISIONS
 
 TELEMETRY = "openvino_telemetry"
 INSTALL = "pip install 'diffc[openvino]'"
@@ -24,11 +25,8 @@ LARGE = 1 << 29
 WIDE = "avx512f"
 """The name in /proc/cpuinfo of the instructions with which OpenVINO was measured to be faster."""
 
-COMPUTES = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"} | dict.fromkeys(
-    ("w8a8", "w4a16", "w4a8", "w4a4", "fp8", "fp4"), "bf16"
-)
-"""What OpenVINO computes in for each precision of a target ``ov-…``, where not in integers; f32 stands for bf16 where
-the CPU lacks that."""
+TYPES = {"float32": "f32", "bfloat16": "bf16"}
+"""Types of floats by their names in OpenVINO."""
 
 
 class OpenVino:
@@ -39,8 +37,8 @@ class OpenVino:
     @classmethod
     def check(cls, precision: str) -> None:
         """Raise `BundleError` where OpenVINO is not installed, or the precision is unknown."""
-        if precision not in COMPUTES:
-            fix = f"upgrade diffc, or build for one of {', '.join(COMPUTES)}"
+        if precision not in PRECISIONS:
+            fix = f"upgrade diffc, or build for one of {', '.join(PRECISIONS)}"
             raise BundleError(f"OpenVINO runs no precision {precision[:40]!r}", where="manifest.json", fix=fix)
         openvino_core()
 
@@ -97,10 +95,10 @@ def _overwrites_queries(model: Any) -> bool:
 
 
 def computes(precision: str) -> str:
-    """Say what OpenVINO computes in on this CPU, for a precision that `OpenVino.check` accepts."""
+    """Return the type in which OpenVINO computes a precision on this CPU, where not in integers: f32 without bf16."""
     able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    wanted = COMPUTES[precision]
-    return wanted if wanted.upper() in able else "f32"
+    type_ = TYPES[PRECISIONS[precision].cpu]
+    return type_ if type_.upper() in able else "f32"
 
 
 @cache

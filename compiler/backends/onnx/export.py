@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,17 +21,20 @@ from onnxscript.values import TracedOnnxFunction
 from torch import fx
 from torch.export import ExportedProgram
 
+from diffc.compiler.backends.backend import BuiltEngine
 from diffc.compiler.backends.onnx.dialect import Dialect
 from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
 from diffc.compiler.backends.onnx.quantized_ops import lower_quantized_ops, translations
-from diffc.compiler.backends.tensorrt.build import Built, Wanted
+from diffc.compiler.backends.onnx.weight_store import WeightStore
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.export import one_layout
 from diffc.compiler.graph.lazy_weights import Weight
 from diffc.compiler.ir.program import Graph
+from diffc.compiler.quantization import ops
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.runtime.disk_cache import Cache
+from diffc.runtime.precisions import PRECISIONS, Precision
 
 OPSET = 23
 """The first opset in which attention is one node; engines fuse it best when they see it whole."""
@@ -50,13 +52,6 @@ VIEWS = (
 INLINE = 128
 """Tensors of fewer bytes than this stay in the ONNX file, and lists of sizes."""
 
-ALIGNMENT = 64
-
-STORAGE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""What large float32 tensors are stored as; the graph casts them back and computes in float32."""
-
-QUANTIZED = {"w8a8": 1, "w4a16": 0.6, "w4a8": 0.6, "w4a4": 0.6, "fp8": 1, "fp4": 0.6}
-"""Bytes for each weight in the precisions whose graphs are quantized before they come here."""
 
 STORED_TYPES = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir.DataType.BFLOAT16}
 
@@ -64,15 +59,22 @@ STORED_TYPES = {torch.float16: onnx_ir.DataType.FLOAT16, torch.bfloat16: onnx_ir
 class Onnx:
     """Write portable ONNX, for any engine that reads it."""
 
-    precisions: ClassVar[Mapping[str, float]] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | QUANTIZED
+    precisions: ClassVar[Mapping[str, Precision]] = PRECISIONS
     dialect: ClassVar[type[Dialect]] = Dialect
     """How the operators of quantized graphs are written."""
 
     computes: ClassVar[Mapping[str, str]] = {}
     archs: ClassVar[Mapping[str, Sequence[str]]] = {}
 
+    kind: ClassVar[str] = "onnx"
+
     file: ClassVar[str] = "graphs/{}.onnx"
     """Where a graph lies in the bundle."""
+
+    @classmethod
+    def bytes_per_weight(cls, precision: str) -> float:
+        """Return the bytes that a bundle holds for each large weight."""
+        return cls.precisions[precision].bytes_per_weight
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
@@ -96,7 +98,7 @@ class Onnx:
         Raises `BackendError` naming the graph that has no ONNX form.
         """
         store, files = WeightStore(folder), dict[str, str]()
-        storage = torch.float32 if precision in self.computes else STORAGE.get(precision, torch.float32)
+        storage = torch.float32 if precision in self.computes else getattr(torch, self.precisions[precision].storage)
         (folder / self.file).parent.mkdir(exist_ok=True)
         for graph in graphs:
             progress(f"lower {graph.name}")
@@ -105,8 +107,14 @@ class Onnx:
         return files
 
     def engines(
-        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
-    ) -> dict[str, Built]:
+        self,
+        graphs: Sequence[Graph],
+        files: Mapping[str, str],
+        precision: str,
+        archs: Sequence[str],
+        folder: Path,
+        progress: Progress,
+    ) -> Mapping[str, BuiltEngine]:
         """Build none: engines that read ONNX compile it when they open it."""
         return {}
 
@@ -121,67 +129,10 @@ def attention_with_signs(scheme: Scheme) -> Scheme:
     return Scheme(activation=read[0], probabilities=read[1], values=read[2])
 
 
-@dataclass(frozen=True)
-class Place:
-    """Say where in a bundle a tensor lies, in bytes, and of what type it is there."""
-
-    file: str
-    offset: int
-    length: int
-    dtype: torch.dtype
-
-
-class WeightStore:
-    """Keep tensors in one file for each component; equal tensors are stored once, and each is read once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.by_memory: dict[Hashable, Place] = {}
-        self.by_content: dict[tuple[str, str], Place] = {}
-        self.read: list[Weight] = []  # alive, so that their memory stays theirs
-        (folder / "weights").mkdir()
-
-    def put(self, component: str, weight: Weight, dtype: torch.dtype) -> Place:
-        """Store a tensor, as another type where no number becomes infinite by that, and say where.
-
-        Raises `BackendError` where one does in the type that the graph computes with.
-        """
-        key = (component, dtype, *weight.key)
-        if key not in self.by_memory:
-            self.read.append(weight)
-            place = self._append(component, weight, dtype) or self._append(component, weight, weight.dtype)
-            if place is None:
-                name = str(weight.dtype).removeprefix("torch.")
-                what = f"{weight.name or 'a weight'} has numbers that are infinite in {name}"
-                raise BackendError(what, where=f"component {component}", fix="choose a target of bf16 or fp32")
-            self.by_memory[key] = place
-        return self.by_memory[key]
-
-    def _append(self, component: str, weight: Weight, dtype: torch.dtype) -> Place | None:
-        """Write a tensor behind the others, and take it back where it overflows or has been there before."""
-        location, digest = f"weights/{component}.bin", hashlib.sha256()
-        with (self.folder / location).open("ab") as file:
-            end = file.tell()
-            offset = -(-end // ALIGNMENT) * ALIGNMENT
-            file.write(b"\0" * (offset - end))
-            for piece in weight.pieces(dtype):
-                if dtype != weight.source.dtype and piece.isinf().any():
-                    file.truncate(end)
-                    return None
-                data = piece.view(torch.uint8).numpy().data
-                digest.update(data)
-                file.write(data)
-            place = Place(location, offset, file.tell() - offset, dtype)
-            known = self.by_content.setdefault((component, digest.hexdigest()), place)
-            if known is not place:
-                file.truncate(end)
-        return replace(known, dtype=dtype)
-
-
 def _write(
     graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype, dialect: type[Dialect]
 ) -> None:
-    model = exported(graph, _export, Cache.default(), by=__file__)
+    model = exported(graph, _export, Cache.default(), by=code())
     lower_quantized_ops(model, dialect)
     common.RemoveUnusedNodesPass()(model)
     for name, value in list(model.graph.initializers.items()):
@@ -253,6 +204,11 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
         part.doc_string = None
     model.producer_name, model.producer_version = "diffc", None
     return model
+
+
+def code() -> list[Path]:
+    """List the files of the code that decides what a graph is exported as."""
+    return [*Path(__file__).parent.glob("*.py"), Path(ops.__file__)]
 
 
 class _Whole(ExportedProgram):

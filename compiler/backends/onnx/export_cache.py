@@ -95,8 +95,8 @@ class StoredTensors:
 Export = Callable[[Graph, StoredTensors], onnx_ir.Model]
 
 
-def exported(graph: Graph, export: Export, cache: Cache, *, by: str) -> onnx_ir.Model:
-    """Take a graph's model from the cache, or make it and keep it; ``by`` is the file that says how it is made."""
+def exported(graph: Graph, export: Export, cache: Cache, *, by: Sequence[Path]) -> onnx_ir.Model:
+    """Return a graph's model from the cache, or export and keep it; ``by`` are the files of code that take part."""
     tensors = StoredTensors(graph)
     key = _key(graph, tensors.state, by)
     data = cache.get(key)
@@ -111,9 +111,11 @@ def exported(graph: Graph, export: Export, cache: Cache, *, by: str) -> onnx_ir.
     return _read(data, tensors) or model
 
 
-def _key(graph: Graph, state: Mapping[str, torch.Tensor], by: str) -> str:
-    """Digest all that a model is made from: its makers, the graph, the types of its tensors, small ones' numbers."""
-    digest = hashlib.sha256(Path(by).read_bytes())
+def _key(graph: Graph, state: Mapping[str, torch.Tensor], by: Sequence[Path]) -> str:
+    """Digest all that decides a model: code, versions, the graph, the types of its tensors, small ones' values."""
+    digest = hashlib.sha256()
+    for file in sorted(by):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     made_by = {name: importlib.metadata.version(name) for name in MAKERS}
     ports = [[port.name for port in side] for side in (graph.inputs, graph.outputs)]
     signature = graph.body.graph_signature

@@ -8,20 +8,22 @@ Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-libra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from diffc.compiler.backends.backend import BuiltEngine
 from diffc.compiler.backends.onnx.export import Onnx, attention_with_signs
 from diffc.compiler.backends.tensorrt.bisect_crash import culprit
-from diffc.compiler.backends.tensorrt.build import Built, Wanted, build_engines
+from diffc.compiler.backends.tensorrt.build import build_engines, engine_requests
 from diffc.compiler.backends.tensorrt.dialect import TensorRTDialect
 from diffc.compiler.backends.tensorrt.merge_shapes import merge_files
 from diffc.compiler.errors import Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.runtime.engines.tensorrt_library import RTX, installed
+from diffc.runtime.precisions import PRECISIONS, Precision
 
 if RTX not in installed():
     raise ModuleNotFoundError("No module named 'tensorrt_rtx'", name="tensorrt_rtx")
@@ -29,32 +31,17 @@ if RTX not in installed():
 ALL = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 
 
+def from_arch(least: str) -> Sequence[str]:
+    """Return the architectures from one on."""
+    return ALL[ALL.index(least) :]
+
+
 class TensorRT(Onnx):
     """Write what TensorRT for RTX builds engines of, and let it."""
 
-    precisions: ClassVar[Mapping[str, float]] = {
-        "fp32": 8,
-        "fp16": 4,
-        "bf16": 4,
-        "w8a8": 2.2,
-        "w4a16": 1.5,
-        "w4a8": 1.5,
-        "fp8": 2.2,
-        "fp4": 1.5,
-    }
-    computes: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("fp16", "w8a8", "w4a16", "w4a8", "fp8", "fp4"), "float16"
-    ) | {"bf16": "bfloat16"}
-    archs: ClassVar[Mapping[str, Sequence[str]]] = {
-        "fp32": ALL[1:],
-        "fp16": ALL,
-        "bf16": ALL[1:],
-        "w8a8": ALL,
-        "w4a16": ALL[1:],
-        "w4a8": ALL[1:],
-        "fp8": ALL[3:],
-        "fp4": ALL[4:],
-    }
+    precisions: ClassVar[Mapping[str, Precision]] = {name: row for name, row in PRECISIONS.items() if row.arch}
+    computes: ClassVar[Mapping[str, str]] = {name: row.gpu for name, row in precisions.items() if row.gpu != "float32"}
+    archs: ClassVar[Mapping[str, Sequence[str]]] = {name: from_arch(row.arch) for name, row in precisions.items()}
     dialect = TensorRTDialect
     file: ClassVar[str] = "{}.onnx"
 
@@ -68,6 +55,12 @@ class TensorRT(Onnx):
         for of in components.values():
             shared |= merge_files(folder, of)
         return {name: shared[file] for name, file in files.items()}
+
+    @classmethod
+    def bytes_per_weight(cls, precision: str) -> float:
+        """Return the bytes in graphs and engines."""
+        row = cls.precisions[precision]
+        return row.bytes_per_weight + row.engine_bytes_per_weight
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
@@ -87,11 +80,23 @@ class TensorRT(Onnx):
         return scheme, ""
 
     def engines(
-        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
-    ) -> dict[str, Built]:
-        """Build them for the GPUs that are named, or all that have the precision."""
+        self,
+        graphs: Sequence[Graph],
+        files: Mapping[str, str],
+        precision: str,
+        archs: Sequence[str],
+        folder: Path,
+        progress: Progress,
+    ) -> Mapping[str, BuiltEngine]:
+        """Build engines for the GPUs that are named, or all that have the precision."""
+        requests = engine_requests(graphs, files, component_of(graphs))
         archs = archs or self.archs[precision]
-        return build_engines(folder, wanted, archs, progress, kind=RTX, culprit=culprit)
+        return build_engines(folder, requests, archs, progress, kind=RTX, culprit=culprit)
+
+
+def component_of(graphs: Sequence[Graph]) -> Callable[[str], str]:
+    """Return a function from a graph's name to its component."""
+    return {graph.name: graph.component for graph in graphs}.__getitem__
 
 
 def _weight(spec: Spec) -> Spec:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from diffc.compiler.backends.backend import BuiltEngine
 from diffc.compiler.errors import BackendError, BuildError, Progress
 from diffc.runtime.bundle.onnx_external_data import external_bytes
 from diffc.runtime.memory import free_memory
@@ -40,8 +41,8 @@ FIX_PROGRAM = "build for trt-fp16, which takes ONNX instead, and report this wit
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Ask for an engine of an ONNX file: the graphs that it serves, and the shapes of each input, graph by graph.
+class EngineRequest:
+    """Name an ONNX file to build an engine of, the graphs that it serves, and the shapes of each input, graph by graph.
 
     One to ``strip`` leaves its weights out, which takes a GPU to build. A ``program`` is the file of what the graph was
     exported as, of which the engine is then built instead.
@@ -55,16 +56,13 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Built:
-    """Describe an engine: its file in the bundle, who built it for which GPUs, and what that took.
+class Built(BuiltEngine):
+    """Describe an engine, and the work that it took.
 
     ``types`` counts the values inside by their type; ``weights`` are the bytes of the graph's own, which an engine that
     is ``stripped`` does not hold.
     """
 
-    file: str
-    builder: str
-    archs: tuple[str, ...]
     bytes: int
     seconds: float
     peak_bytes: int
@@ -75,9 +73,8 @@ class Built:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """Give what the manifest says of it."""
-        stripped = {"stripped": True} if self.stripped else {}
-        return {"file": self.file, "builder": self.builder, "archs": list(self.archs), **stripped}
+        """Return the manifest's entry."""
+        return super().entry | ({"stripped": True} if self.stripped else {})
 
 
 class Failure(Exception):
@@ -92,14 +89,16 @@ Culprit = Callable[[Path, Callable[[Path], bool]], str]
 """Finds the node of a graph that lets a builder fail, by asking of smaller graphs whether they do."""
 
 
-def wanted_engines(graphs: Iterable[Any], files: Mapping[str, str], component: Callable[[str], str]) -> list[Wanted]:
-    """Ask for an engine of each file of a component's graphs, but for those in float64, which TensorRT has not."""
+def engine_requests(
+    graphs: Iterable[Any], files: Mapping[str, str], component: Callable[[str], str]
+) -> list[EngineRequest]:
+    """Return a request for each file of a component's graphs, but for those in float64, which TensorRT has not."""
     by_file: dict[str, list[Any]] = {}
     for graph in graphs:
         ports = (*graph.inputs, *graph.outputs)
         if component(graph.name) and all(port.type.dtype != "float64" for port in ports):
             by_file.setdefault(files[graph.name], []).append(graph)
-    return [Wanted(file, tuple(graph.name for graph in of), _shapes(of)) for file, of in by_file.items()]
+    return [EngineRequest(file, tuple(graph.name for graph in of), _shapes(of)) for file, of in by_file.items()]
 
 
 def _shapes(graphs: Sequence[Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -112,7 +111,7 @@ def _shapes(graphs: Sequence[Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
 
 def build_engines(
     root: Path,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[EngineRequest],
     archs: Sequence[str],
     progress: Progress,
     *,
@@ -151,7 +150,7 @@ def check_memory(weights: int, taken: tuple[int, int] = MEMORY) -> None:
 
 def _built(
     root: Path,
-    wanted: Wanted,
+    wanted: EngineRequest,
     weights: int,
     archs: Sequence[str],
     progress: Progress,

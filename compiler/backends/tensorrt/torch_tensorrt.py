@@ -22,22 +22,21 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from diffc.compiler.backends.backend import BuiltEngine
 from diffc.compiler.backends.onnx.export import Onnx
-from diffc.compiler.backends.tensorrt.backend import TensorRT
-from diffc.compiler.backends.tensorrt.build import Built, Wanted, build_engines
+from diffc.compiler.backends.tensorrt.backend import TensorRT, component_of, from_arch
+from diffc.compiler.backends.tensorrt.build import build_engines, engine_requests
 from diffc.compiler.errors import Progress
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph
 from diffc.runtime.engines.tensorrt_library import MODULES, RTX, Library
+from diffc.runtime.precisions import Precision
 
 PACKAGE = "torch-tensorrt-rtx"
 
 version(PACKAGE)  # raises what the import of a module raises that is not installed
 if torch.version.cuda is None:
     raise ImportError(f"{PACKAGE} needs PyTorch with CUDA, and {torch.__version__} has none")
-
-PRECISIONS = ("fp32", "fp16", "bf16")
-"""Those whose graphs are ATen alone: quantized ones have operators of diffc."""
 
 PROGRAM = 4
 """Bytes for each weight in the program that the builder reads: it computes in few bits, and is stored in float32."""
@@ -46,11 +45,18 @@ PROGRAM = 4
 class TorchTensorRT(Onnx):
     """Write ONNX, and let TensorRT for RTX build engines of what torch_tensorrt makes of the programs themselves."""
 
-    precisions: ClassVar[Mapping[str, float]] = {name: TensorRT.precisions[name] + PROGRAM for name in PRECISIONS}
-    computes: ClassVar[Mapping[str, str]] = {name: TensorRT.computes[name] for name in PRECISIONS[1:]}
-    archs: ClassVar[Mapping[str, Sequence[str]]] = {name: TensorRT.archs[name] for name in PRECISIONS}
+    precisions: ClassVar[Mapping[str, Precision]] = {
+        name: row for name, row in TensorRT.precisions.items() if not row.recipe
+    }  # whose graphs are ATen alone: quantized ones have operators of diffc
+    computes: ClassVar[Mapping[str, str]] = {name: TensorRT.computes[name] for name in ("fp16", "bf16")}
+    archs: ClassVar[Mapping[str, Sequence[str]]] = {name: from_arch(row.arch) for name, row in precisions.items()}
     dialect = TensorRT.dialect
     file: ClassVar[str] = TensorRT.file
+
+    @classmethod
+    def bytes_per_weight(cls, precision: str) -> float:
+        """Return the bytes in graphs, engines and programs."""
+        return TensorRT.bytes_per_weight(precision) + PROGRAM
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write each graph, and remember what it was exported as."""
@@ -58,17 +64,23 @@ class TorchTensorRT(Onnx):
         return super().lower(graphs, precision, folder, progress)
 
     def engines(
-        self, wanted: Sequence[Wanted], precision: str, archs: Sequence[str], folder: Path, progress: Progress
-    ) -> dict[str, Built]:
-        """Build them for the GPUs that are named, or all that have the precision; one program at a time is on disk."""
-        found: dict[str, Built] = {}
-        for each in wanted:
+        self,
+        graphs: Sequence[Graph],
+        files: Mapping[str, str],
+        precision: str,
+        archs: Sequence[str],
+        folder: Path,
+        progress: Progress,
+    ) -> Mapping[str, BuiltEngine]:
+        """Build engines for the GPUs that are named, or for all; one program is on disk at a time."""
+        engines: dict[str, BuiltEngine] = {}
+        for request in engine_requests(graphs, files, component_of(graphs)):
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 program = Path(place) / "program.pt2"
-                torch.export.save(whole(self.bodies[each.graphs[0]]), program)
-                asked = [replace(each, program=str(program))]
-                found |= build_engines(folder, asked, archs or self.archs[precision], progress, kind=RTX)
-        return found
+                torch.export.save(whole(self.bodies[request.graphs[0]]), program)
+                requests = [replace(request, program=str(program))]
+                engines |= build_engines(folder, requests, archs or self.archs[precision], progress, kind=RTX)
+        return engines
 
 
 def whole(body: ExportedProgram) -> ExportedProgram:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from diffc.compiler.backends.backend import GROUP, Backend, find_backend
-from diffc.compiler.backends.tensorrt.build import wanted_engines
 from diffc.compiler.errors import TargetError
 from diffc.compiler.graph.body import size
 from diffc.compiler.ir.program import Graph, Program
@@ -92,7 +91,7 @@ def lowered(name: str, graphs: Mapping[str, Graph], folder: Path) -> tuple[Backe
 def test_a_back_end_lowers_attention(name: str, graphs: Mapping[str, Graph], tmp_path: Path) -> None:
     backend, files = lowered(name, graphs, tmp_path)
     assert set(files) == set(graphs) and len(graphs) == 2
-    wanted = wanted_engines(graphs.values(), files, lambda _: "denoiser")
-    engines = backend.engines(wanted, "fp32", backend.archs.get("fp32", ())[:1], tmp_path, lambda _: None)
+    archs = backend.archs.get("fp32", ())[:1]
+    engines = backend.engines(list(graphs.values()), files, "fp32", archs, tmp_path, lambda _: None)
     assert len({engine.file for engine in engines.values()}) <= 1, "one engine serves both batches"
     assert set(engines) == (set(graphs) if backend.archs else set())

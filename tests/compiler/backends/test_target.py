@@ -16,6 +16,7 @@ from diffc.compiler.backends import target
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.errors import TargetError
+from diffc.runtime.precisions import PRECISIONS, Precision
 
 Register = Callable[..., None]
 
@@ -25,7 +26,7 @@ ARCHS = tuple(f"sm{at}" for at in range(10, 1000))
 class Fake:
     """Support two precisions."""
 
-    precisions: ClassVar[Mapping[str, float]] = {"fp32": 4, "w4a8": 0.5}
+    precisions: ClassVar[Mapping[str, Precision]] = {name: PRECISIONS[name] for name in ("fp32", "w4a8")}
     archs: ClassVar[Mapping[str, Sequence[str]]] = {"fp32": ARCHS, "w4a8": ARCHS}
 
 

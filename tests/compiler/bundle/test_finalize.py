@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffc.compiler.backends.tensorrt.build import Built, Wanted
+from diffc.compiler.backends.tensorrt.build import Built, EngineRequest
 from diffc.compiler.bundle import finalize as module
 from diffc.compiler.bundle.atomic_folder import file_entry
 from diffc.compiler.bundle.finalize import finalize
@@ -48,7 +48,7 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_library", lambda kind: {CLASSIC: library}[kind])
 
 
-def stand_in(root: Path, wanted: Sequence[Wanted], archs: Sequence[str], *_: Any, kind: str) -> dict[str, Built]:
+def stand_in(root: Path, wanted: Sequence[EngineRequest], archs: Sequence[str], *_: Any, kind: str) -> dict[str, Built]:
     """Write what stands for engines, and add a line to the timing cache."""
     assert kind == CLASSIC and all((root / each.file).exists() for each in wanted)
     graphs = [name for each in wanted for name in each.graphs]

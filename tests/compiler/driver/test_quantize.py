@@ -23,9 +23,10 @@ from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.recipe import name_of
 from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM
-from diffc.passes.quantize import OF_TARGETS, RECIPES
+from diffc.passes.quantize import RECIPES
 from diffc.passes.quantize.gptq import gptq
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
+from diffc.runtime.precisions import PRECISIONS
 
 
 @pytest.mark.parametrize("name", ["quant", "recipe", "calibration", "min_psnr"])
@@ -50,7 +51,7 @@ def asked(
     return found
 
 
-@pytest.mark.parametrize("precision", RECIPES)
+@pytest.mark.parametrize("precision", [name for name, row in PRECISIONS.items() if row.recipe])
 def test_a_precision_has_a_recipe_whose_words_are_known(precision: str) -> None:
     found = asked(f"onnx-{precision}")
     assert found.recipe == RECIPES[precision] and found.techniques
@@ -59,7 +60,7 @@ def test_a_precision_has_a_recipe_whose_words_are_known(precision: str) -> None:
 
 def test_a_target_may_have_techniques_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'diffc[openvino]'")
-    assert asked("ov-w8a8").recipe == OF_TARGETS["ov-w8a8"]
+    assert asked("ov-w8a8").recipe == RECIPES["w8a8_openvino"]
     names = [[name_of(each) for each in asked(target).techniques] for target in ("ov-w8a8", "ort-w8a8")]
     assert "static_scales" in names[0] and "static_scales" not in names[1]
     assert asked("ov-w8a8", "[quantize]\nmethods = 'gptq'", tmp_path).techniques == (gptq,)
@@ -69,7 +70,7 @@ def test_a_file_says_methods_and_an_option_says_others(tmp_path: Path) -> None:
     said = '[quantize]\nmethods = "smoothquant:alpha=0.5+gptq"\nconv = ["int8:channel", "float"]'
     found = asked("ort-w8a8", said, tmp_path)
     assert found.recorded["methods"] == [["smoothquant", {"alpha": 0.5}], ["gptq", {}]]
-    assert found.recipe.conv == ("int8:channel", "float") and found.recipe.linear == OF_TARGETS["ort-w8a8"].linear
+    assert found.recipe.conv == ("int8:channel", "float") and found.recipe.linear == RECIPES["w8a8_onnx_runtime"].linear
     assert asked("ort-w8a8", said, tmp_path, "round_to_nearest").techniques == (round_to_nearest,)
 
 

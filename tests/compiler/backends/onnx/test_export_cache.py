@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from diffc.compiler.backends.onnx import export as backend
+from diffc.compiler.backends.onnx import quantized_ops
 from diffc.compiler.backends.onnx.export_cache import StoredTensors, exported
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Value
+from diffc.compiler.quantization import ops
 from diffc.runtime.disk_cache import Cache
 
 WIDTH = 128  # squared, more than what counts as small
@@ -74,10 +76,10 @@ def numbers(model: onnx_ir.Model) -> dict[str, list[float]]:
 
 def test_other_weights_take_over_a_model(tmp_path: Path, count: Counted) -> None:
     cache = Cache(tmp_path)
-    first = exported(graph(Layer(seed=0)), count, cache, by=__file__)
-    second = exported(graph(Layer(seed=1)), count, cache, by=__file__)
+    first = exported(graph(Layer(seed=0)), count, cache, by=[Path(__file__)])
+    second = exported(graph(Layer(seed=1)), count, cache, by=[Path(__file__)])
     assert count.times == 1
-    fresh = exported(graph(Layer(seed=1)), count, Cache(tmp_path / "other"), by=__file__)
+    fresh = exported(graph(Layer(seed=1)), count, Cache(tmp_path / "other"), by=[Path(__file__)])
     assert numbers(second) == numbers(fresh) != numbers(first)
 
 
@@ -88,25 +90,36 @@ def test_other_weights_take_over_a_model(tmp_path: Path, count: Counted) -> None
 )
 def test_another_graph_is_another_model(tmp_path: Path, count: Counted, module: nn.Module, rows: int) -> None:
     cache = Cache(tmp_path)
-    exported(graph(Layer()), count, cache, by=__file__)
-    got = exported(graph(module, rows), count, cache, by=__file__)
+    exported(graph(Layer()), count, cache, by=[Path(__file__)])
+    got = exported(graph(module, rows), count, cache, by=[Path(__file__)])
     assert count.times == 2
-    assert numbers(got) == numbers(exported(graph(module, rows), count, Cache(tmp_path / "other"), by=__file__))
+    assert numbers(got) == numbers(exported(graph(module, rows), count, Cache(tmp_path / "other"), by=[Path(__file__)]))
 
 
 def test_a_model_that_holds_what_was_made_of_a_weight_is_not_kept(tmp_path: Path, count: Counted) -> None:
     cache = Cache(tmp_path)
     for seed in (0, 1):
-        got = exported(graph(Folding(seed=seed)), count, cache, by=__file__)
-        fresh = exported(graph(Folding(seed=seed)), count, Cache(tmp_path / "other", limit=0), by=__file__)
+        got = exported(graph(Folding(seed=seed)), count, cache, by=[Path(__file__)])
+        fresh = exported(graph(Folding(seed=seed)), count, Cache(tmp_path / "other", limit=0), by=[Path(__file__)])
         assert numbers(got) == numbers(fresh)
 
 
 def test_an_entry_that_makes_no_sense_is_not_believed(tmp_path: Path, count: Counted) -> None:
     cache = Cache(tmp_path)
-    exported(graph(Layer()), count, cache, by=__file__)
+    exported(graph(Layer()), count, cache, by=[Path(__file__)])
     [(path, _)] = cache.entries()
     cache.put(path.name.removesuffix(".entry"), b"no model")
-    got = exported(graph(Layer()), count, cache, by=__file__)
+    got = exported(graph(Layer()), count, cache, by=[Path(__file__)])
     assert count.times == 2
-    assert numbers(got) == numbers(exported(graph(Layer()), count, Cache(tmp_path / "other"), by=__file__))
+    assert numbers(got) == numbers(exported(graph(Layer()), count, Cache(tmp_path / "other"), by=[Path(__file__)]))
+
+
+def test_other_code_of_quantized_operators_is_another_model(tmp_path: Path, count: Counted) -> None:
+    cache, source = Cache(tmp_path / "cache"), Path(quantized_ops.__file__)
+    assert {source, Path(backend.__file__), Path(ops.__file__)} <= set(backend.code())
+    changed = tmp_path / source.name
+    changed.write_text(source.read_text() + "# changed\n")
+    others = [file for file in backend.code() if file != source]
+    for by in ([*others, source], [*others, source], [*others, changed]):
+        exported(graph(Layer()), count, cache, by=by)
+    assert count.times == 2

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from diffc.compiler.backends.tensorrt import build, build_process
-from diffc.compiler.backends.tensorrt.build import Wanted, build_engines, weight_bytes
+from diffc.compiler.backends.tensorrt.build import EngineRequest, build_engines, weight_bytes
 from diffc.compiler.backends.tensorrt.build_process import not_refitted, ranges, strip
 from diffc.compiler.errors import BackendError, BuildError
 from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, Library, find_library, installed
@@ -30,12 +30,12 @@ BUILDERS = {
 """What a builder may do, and what is then said."""
 
 
-def write(folder: Path, *operators: str) -> list[Wanted]:
+def write(folder: Path, *operators: str) -> list[EngineRequest]:
     """Write a graph of operators one after the other."""
     nodes = [helper.make_node(kind, [f"v{at}"], [f"v{at + 1}"]) for at, kind in enumerate(operators)]
     ends = [helper.make_tensor_value_info(f"v{at}", TensorProto.FLOAT, [2, 3]) for at in (0, len(operators))]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:])), folder / "g.onnx")
-    return [Wanted("g.onnx", ("g",), {"v0": ((2, 3),)})]
+    return [EngineRequest("g.onnx", ("g",), {"v0": ((2, 3),)})]
 
 
 @pytest.mark.parametrize("does", BUILDERS)
@@ -213,6 +213,6 @@ def test_one_engine_is_built_of_a_graph_that_is_open_in_two_sizes(tmp_path: Path
         }""")
     onnx.save(model, tmp_path / "g.onnx")
     shapes = ((2, 4, 8, 12), (1, 4, 8, 12), (2, 4, 12, 8), (1, 4, 12, 8))
-    wanted = [Wanted("g.onnx", ("g", "h"), {"x": shapes})]
+    wanted = [EngineRequest("g.onnx", ("g", "h"), {"x": shapes})]
     made = build_engines(tmp_path, wanted, ["sm89"], lambda _: None, kind=RTX)
     assert made["g"] is made["h"] and made["g"].bytes > 0

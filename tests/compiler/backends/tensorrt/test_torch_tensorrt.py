@@ -20,7 +20,7 @@ from torch import nn
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.backends.tensorrt import build
-from diffc.compiler.backends.tensorrt.build import Built, wanted_engines
+from diffc.compiler.backends.tensorrt.build import Built
 from diffc.compiler.errors import BackendError
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Value
@@ -101,8 +101,8 @@ def built(graph: Graph, precision: str, folder: Path, archs: tuple[str, ...] = (
     """Lower a graph and build its engine."""
     backend = find_backend("torchtrt")()
     files = backend.lower([graph], precision, folder, lambda _: None)
-    wanted = wanted_engines([graph], files, lambda _: graph.component)
-    (made,) = backend.engines(wanted, precision, archs, folder, lambda _: None).values()
+    (made,) = backend.engines([graph], files, precision, archs, folder, lambda _: None).values()
+    assert isinstance(made, Built)
     assert (folder / made.file).stat().st_size == made.bytes
     return made
 
