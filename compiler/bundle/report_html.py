@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -39,8 +40,22 @@ def quantization(found: Mapping[str, Any]) -> str:
         f"{_drawing(lines)}"
         f"<h2>Pictures, the worst first</h2><table><tr><th>prompt<th>PSNR, dB</tr>{''.join(prompts)}</table>"
         "<h2>Layers alone, the worst first</h2><table><tr><th>layer<th>weight<th>activation<th>SQNR, dB</tr>"
-        f"{''.join(layers)}</table>\n"
+        f"{''.join(layers)}</table>{_refusals(found.get('refusals', ()))}\n"
     )
+
+
+def _refusals(refusals: Sequence[Mapping[str, str]]) -> str:
+    """Lay out why techniques left layers alone, by technique and reason."""
+    layers = defaultdict[tuple[str, str], list[str]](list)
+    for refusal in refusals:
+        layers[refusal["technique"], refusal["reason"]].append(refusal["layer"])
+    rows = [
+        f"<tr><td>{escape(technique)}</td><td>{escape(reason)}</td>"
+        f"<td><details><summary>{len(names)}</summary>{escape(', '.join(names))}</details></td></tr>"
+        for (technique, reason), names in layers.items()
+    ]
+    table = f"<table><tr><th>technique<th>reason<th>layers</tr>{''.join(rows)}</table>"
+    return f"<h2>Why techniques left layers alone</h2>{table}" if rows else ""
 
 
 def cache(found: Mapping[str, Any]) -> str:

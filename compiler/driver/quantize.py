@@ -25,10 +25,15 @@ from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.recipe_file import matching
 from diffc.compiler.quantization.report import Drift, check, drift, layer_errors, report
 from diffc.compiler.quantization.verify_plan import verify_plan
+from diffc.compiler.recipe import is_unchanged
 from diffc.passes.quantize import EMBEDDING, REST
 from diffc.runtime.errors import BundleError
 
-PLAN = Subject(verify_plan)
+PLAN = Subject(
+    verify_plan,
+    is_same=lambda before, after: is_unchanged(replace(before, refusals=()), replace(after, refusals=())),
+    reasons=lambda plan, technique: plan.reasons(technique),
+)
 
 SMALLEST_GROUP = 16
 """A group is halved until it divides a row; below this many numbers, the whole row has one scale instead."""
@@ -51,8 +56,9 @@ def plan_of(
     """Return the plan that the techniques decide, and notes on schemes that the engine computes otherwise."""
     schemes = _Schemes(programs, target, options)
     plan = schemes.applied_to(Plan.of(programs, calibrate(programs[0]), lambda _: Scheme()))
-    techniques = (*options.techniques, *REST)
-    plan = run_recipe(plan, techniques, PLAN, progress=lambda name: progress(f"quantize: {name}"))
+    plan = run_recipe(plan, options.techniques, PLAN, progress=lambda name: progress(f"quantize: {name}"))
+    finished = run_recipe(plan, REST, PLAN, progress=lambda name: progress(f"quantize: {name}"))
+    plan = replace(finished, refusals=plan.refusals)  # that nothing was left to do is no refusal
     plan, notes = schemes.adapted(plan)
     for note in notes:
         progress(note)

@@ -8,6 +8,7 @@ move outliers, and round. `diffc.compiler.quantization.apply_plan.applied` then 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import Scheme
 from diffc.compiler.quantization.layer import Layer, Site
 from diffc.compiler.quantization.observers import Statistics
+from diffc.compiler.quantization.refusals import Refusal, refusals
 from diffc.compiler.text_table import text_table
 
 aten = torch.ops.aten
@@ -46,11 +48,12 @@ SMALLEST = 512
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the programs of a bundle, what calibration saw, and a plan for each layer."""
+    """Hold the programs of a bundle, their calibration, a plan for each layer, and why techniques left layers alone."""
 
     programs: tuple[Program, ...]
     layers: tuple[Layer, ...]
     calibration: Calibration
+    refusals: tuple[Refusal, ...] = ()
 
     def __str__(self) -> str:
         rows = [(layer.name, layer.kind, str(layer.scheme), layer.decided) for layer in self.layers]
@@ -75,6 +78,15 @@ class Plan:
     def mapped(self, change: Callable[[Layer], Layer], where: Callable[[Layer], bool] = lambda _: True) -> Plan:
         """Change some layers."""
         return replace(self, layers=tuple(change(layer) if where(layer) else layer for layer in self.layers))
+
+    def refused(self, technique: str, reason: Callable[[Layer], str]) -> Plan:
+        """Record why a technique leaves layers alone, as they are before it runs."""
+        return replace(self, refusals=(*self.refusals, *refusals(technique, self.layers, reason)))
+
+    def reasons(self, technique: str) -> str:
+        """Return the reasons of a technique with the number of layers of each, the most frequent first."""
+        counts = Counter(refusal.reason for refusal in self.refusals if refusal.technique == technique)
+        return "; ".join(f"{count} layers: {reason}" for reason, count in counts.most_common())
 
     def watch(
         self,

@@ -124,6 +124,7 @@ def report(errors: Sequence[LayerError], drifts: Sequence[Drift], plan: Plan, no
         "drift": [asdict(each) for each in drifts],
         "layers": [asdict(each) for each in errors],
         "notes": list(notes),
+        "refusals": [asdict(refusal) for refusal in plan.refusals],
     }
 
 

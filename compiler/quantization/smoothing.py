@@ -21,14 +21,6 @@ SMALLEST = 2.0**-14
 """What a factor is kept above, its inverse the largest: what 16 bits hold to the last digit."""
 
 
-def can_be_balanced(layer: Layer) -> bool:
-    """Say whether weight and input of a layer are to be quantized, and nothing else is decided yet."""
-    if layer.kind not in ("linear", "conv") or layer.groups > 1:
-        return False
-    is_open = layer.smoothing is None and layer.branch is None and layer.rounded is None and layer.low is None
-    return is_open and layer.scheme.weight is not None and layer.scheme.activation is not None
-
-
 def factors(layer: Layer, given: Seen, *alphas: float) -> list[torch.Tensor]:
     """Give what multiplies the channels of the input, for each alpha: max|w|^(1 - alpha) / max|x|^alpha.
 

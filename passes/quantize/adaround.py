@@ -22,6 +22,7 @@ from dataclasses import replace
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.reconstruction import Learning, reconstruct
+from diffc.compiler.quantization.refusals import UNREACHED, against_rounding
 
 
 def adaround(
@@ -44,4 +45,8 @@ def adaround(
         raise PassError(f"adaround: {by!r} is nothing to reconstruct", fix="use layer or block")
     few = replace(plan, calibration=plan.calibration.few(samples))
     found = reconstruct(few, Learning(iterations, rate), blocks=by == "block", windows=windows, memory=memory)
-    return replace(found, calibration=plan.calibration)
+    rounded = {layer.name for layer in found.layers if layer.rounded is not None}
+    refused = plan.refused(
+        "adaround", lambda layer: against_rounding(layer) or ("" if layer.name in rounded else UNREACHED)
+    )
+    return replace(found, calibration=plan.calibration, refusals=refused.refusals)

@@ -13,8 +13,10 @@ After:
 from __future__ import annotations
 
 from diffc.compiler.errors import PassError
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.ranges import METHODS, needs_range, ranged
+from diffc.compiler.quantization.refusals import RANGED, UNREACHED
 
 
 def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
@@ -23,4 +25,14 @@ def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
         raise PassError(f"calibrate_ranges: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
     wanted = [layer for layer in plan.layers if needs_range(layer)]
     statistics = plan.statistics(wanted)
+    plan = plan.refused("calibrate_ranges", lambda layer: _against(layer, layer.name in statistics))
     return plan.mapped(lambda layer: ranged(layer, statistics[layer.name], by), lambda each: each.name in statistics)
+
+
+def _against(layer: Layer, is_reached: bool) -> str:
+    """Return why a layer gets no ranges."""
+    if layer.low is not None:
+        return RANGED
+    if not needs_range(layer):
+        return "its inputs and output stay in float, or have scales that are computed at run time"
+    return "" if is_reached else UNREACHED

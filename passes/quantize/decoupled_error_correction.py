@@ -25,6 +25,7 @@ from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.observers import Lines
 from diffc.compiler.quantization.plan import Plan, Tensors
+from diffc.compiler.quantization.refusals import UNREACHED, against_weighted
 from diffc.compiler.quantization.scales import rows_scaled, takes_factors
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
@@ -45,6 +46,10 @@ def decoupled_error_correction(plan: Plan, *, samples: int = 32) -> Plan:
         lines[layer.name].add(_channels(layer, quantized), _channels(layer, exact))
 
     replace(plan, calibration=plan.calibration.few(samples)).watch(wanted, visit)
+    plan = plan.refused(
+        "decoupled_error_correction",
+        lambda layer: against_weighted(layer) or ("" if layer.name in lines else UNREACHED),
+    )
     return plan.mapped(lambda layer: _corrected(layer, lines[layer.name]), lambda layer: layer.name in lines)
 
 

@@ -30,6 +30,7 @@ from diffc.compiler.quantization.blocks import find_blocks
 from diffc.compiler.quantization.layer import for_all_steps
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.reconstruction import Learning, reconstruct
+from diffc.compiler.quantization.refusals import UNREACHED, against_rounding
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 
 
@@ -61,7 +62,13 @@ def eda_dm(
         kept += given if weights is None else _allotted(given, weights, samples, random)
     chosen = replace(plan.mapped(for_all_steps), calibration=replace(plan.calibration, samples=tuple(kept)))
     learning = Learning(iterations, rate, layers, seed)
-    return reconstruct(calibrate_ranges(chosen, by="mse"), learning, blocks=True, windows=windows, memory=memory)
+    chosen = calibrate_ranges(chosen, by="mse")
+    found = reconstruct(chosen, learning, blocks=True, windows=windows, memory=memory)
+    rounded = {layer.name for layer in found.layers if layer.rounded is not None}
+    chosen = chosen.refused(
+        "eda_dm", lambda layer: against_rounding(layer) or ("" if layer.name in rounded else UNREACHED)
+    )
+    return replace(found, refusals=chosen.refusals)
 
 
 def _informative(plan: Plan, graph: Graph, radius: float, diversity: float) -> dict[int, float] | None:

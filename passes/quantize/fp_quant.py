@@ -25,6 +25,7 @@ from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.observers import Statistics
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.ranges import METHODS, ranged
+from diffc.compiler.quantization.refusals import RANGED, ROUNDED, UNREACHED
 
 EIGHT_BITS = ("e4m3", "e5m2")
 """What is tried; of equals the first is taken."""
@@ -38,15 +39,22 @@ def fp_quant(plan: Plan, *, by: str = "mse", samples: int = 16) -> Plan:
     """
     if by not in METHODS:
         raise PassError(f"fp_quant: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
-    open_ = [layer for layer in plan.layers if layer.low is None and layer.rounded is None]
-    wanted = [layer for layer in open_ if layer.kind in ("linear", "conv") and len(_schemes(layer)) > 1]
+    wanted = [layer for layer in plan.layers if not _against(layer)]
     statistics = plan.statistics([layer for layer in wanted if _has_range(layer)])
     chosen = dict[str, Layer]()
     for layer, given in seen(plan, wanted, samples=samples):
         tried = _candidates(layer, statistics.get(layer.name, ()), by)
         errors = [given.error(layer, candidate) for candidate in tried]
         chosen[layer.name] = tried[errors.index(min(errors))]
+    plan = plan.refused("fp_quant", lambda layer: _against(layer) or ("" if layer.name in chosen else UNREACHED))
     return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
+
+
+def _against(layer: Layer) -> str:
+    """Return why the formats of a layer are not chosen."""
+    if layer.kind not in ("linear", "conv") or len(_schemes(layer)) == 1:
+        return "neither its weight nor its activation is an eight-bit float of a linear layer or a convolution"
+    return RANGED if layer.low is not None else "" if layer.rounded is None else ROUNDED
 
 
 def _candidates(layer: Layer, statistics: Sequence[Statistics], by: str) -> list[Layer]:

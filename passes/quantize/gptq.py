@@ -26,6 +26,7 @@ from diffc.compiler.quantization.formats import Spec, spread
 from diffc.compiler.quantization.hessians import by_block, from_blocks, grams
 from diffc.compiler.quantization.layer import Layer, Rounded
 from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.refusals import UNREACHED, against_rounding
 from diffc.compiler.quantization.scales import weight_scales
 
 LAZY = 128
@@ -49,13 +50,13 @@ def gptq(
     """
     if damping <= 0:
         raise PassError(f"gptq: damping is {damping}", fix="use a number above 0, such as 0.01")
-    wanted = [layer for layer in plan.layers if layer.kind in ("linear", "conv") and layer.scheme.weight is not None]
-    wanted = [layer for layer in wanted if layer.rounded is None]
+    wanted = [layer for layer in plan.layers if not against_rounding(layer)]
     few = replace(plan, calibration=plan.calibration.few(samples))
     rounded = {
         layer.name: _rounded(layer, gram, damping, by_activation)
         for layer, gram in grams(few, wanted, windows=windows, quantized=quantized_inputs, memory=memory)
     }
+    plan = plan.refused("gptq", lambda layer: against_rounding(layer) or ("" if layer.name in rounded else UNREACHED))
     return plan.mapped(lambda layer: replace(layer, rounded=rounded[layer.name]), lambda each: each.name in rounded)
 
 

@@ -30,6 +30,7 @@ from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import Scheme
 from diffc.compiler.quantization.layer import Layer, Site
 from diffc.compiler.quantization.plan import KINDS, Plan
+from diffc.compiler.quantization.refusals import ROUNDED
 
 aten = torch.ops.aten
 
@@ -43,10 +44,13 @@ def keep_first_last(plan: Plan, *, in_float: bool = False) -> Plan:
     for graph in denoisers(plan.programs):
         ends |= _first(graph, plan) | _last(graph)
 
-    def is_kept(layer: Layer) -> bool:
-        return layer.kind != "attention" and not layer.asked and not ends.isdisjoint(layer.sites)
+    def reason(layer: Layer) -> str:
+        if layer.kind == "attention" or ends.isdisjoint(layer.sites):
+            return "it is neither the first nor the last layer of the denoiser"
+        return "its scheme is a user's" if layer.asked else ROUNDED if layer.rounded is not None else ""
 
-    return plan.mapped(lambda layer: _kept(layer, in_float), is_kept)
+    plan = plan.refused("keep_first_last", reason)
+    return plan.mapped(lambda layer: _kept(layer, in_float), lambda layer: not reason(layer))
 
 
 def _kept(layer: Layer, in_float: bool) -> Layer:

@@ -38,6 +38,8 @@ from diffc.compiler.quantization.plan import Plan, find_layers
 
 aten = torch.ops.aten
 
+UNSPLIT = "it does not read a concatenation of channels, or is grouped, or its weight stays in float"
+
 
 def q_diffusion(plan: Plan, *, steps: int = 20) -> Plan:
     """Keep the samples of at most ``steps`` steps, evenly apart, and split the layers that read a concatenation.
@@ -53,7 +55,9 @@ def q_diffusion(plan: Plan, *, steps: int = 20) -> Plan:
     parts = {name: layer for each in split.values() for name, layer in each.parts.items()}
     layers = tuple(_as_before(layer, known, parts) for layer in find_layers(made))
     kept = tuple(s for s in plan.calibration.samples if s.step in _strided(s.of, steps))
-    return Plan(tuple(made), layers, replace(plan.calibration, samples=kept))
+    split_names = {layer.name for layer in parts.values()}
+    refused = plan.refused("q_diffusion", lambda layer: "" if layer.name in split_names else UNSPLIT)
+    return replace(refused, programs=tuple(made), layers=layers, calibration=replace(plan.calibration, samples=kept))
 
 
 def _strided(count: int, steps: int) -> set[int]:

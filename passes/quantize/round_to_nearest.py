@@ -18,6 +18,7 @@ from dataclasses import replace
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.refusals import FLOAT_WEIGHT, ROUNDED
 from diffc.compiler.quantization.scales import weight_scales
 
 
@@ -30,4 +31,10 @@ def round_to_nearest(plan: Plan, *, by: str = "mse") -> Plan:
         assert layer.scheme.weight is not None
         return replace(layer, rounded=weight_scales(layer.matrix(), layer.scheme.weight, by))
 
-    return plan.mapped(rounded, lambda layer: layer.scheme.weight is not None and layer.rounded is None)
+    plan = plan.refused("round_to_nearest", _against)
+    return plan.mapped(rounded, lambda layer: not _against(layer))
+
+
+def _against(layer: Layer) -> str:
+    """Return why a layer is not rounded; tables of embeddings are."""
+    return FLOAT_WEIGHT if layer.scheme.weight is None else "" if layer.rounded is None else ROUNDED

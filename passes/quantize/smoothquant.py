@@ -16,9 +16,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffc.compiler.errors import PassError
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.plan import Plan
-from diffc.compiler.quantization.smoothing import can_be_balanced, factors, searched
+from diffc.compiler.quantization.refusals import UNREACHED, against_smoothing
+from diffc.compiler.quantization.smoothing import factors, searched
+
+UNHELPED = "no smoothing that was tried makes the error of its output smaller"
 
 
 def smoothquant(plan: Plan, *, alpha: float | None = None, samples: int = 16) -> Plan:
@@ -32,6 +36,14 @@ def smoothquant(plan: Plan, *, alpha: float | None = None, samples: int = 16) ->
         layer.name: searched(layer, given)
         if alpha is None
         else replace(layer, smoothing=factors(layer, given, alpha)[0])
-        for layer, given in seen(plan, list(filter(can_be_balanced, plan.layers)), samples=samples)
+        for layer, given in seen(
+            plan, [layer for layer in plan.layers if not against_smoothing(layer)], samples=samples
+        )
     }
+
+    def reason(layer: Layer) -> str:
+        unhelped = "" if layer.name in found and found[layer.name].smoothing is not None else UNHELPED
+        return against_smoothing(layer) or ("" if layer.name in found else UNREACHED) or unhelped
+
+    plan = plan.refused("smoothquant", reason)
     return plan.mapped(lambda layer: found[layer.name], lambda layer: layer.name in found)

@@ -23,6 +23,7 @@ from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.ranges import METHODS, needs_range, ranged
+from diffc.compiler.quantization.refusals import UNREACHED
 
 
 def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: int = 8) -> Plan:
@@ -41,6 +42,15 @@ def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: in
     for layer, given in seen(plan, [layer for layer in by_token if layer.name in chosen], samples=samples):
         if given.error(layer, chosen[layer.name]) > given.error(layer, layer) * math.pow(10, loss / 10):
             chosen[layer.name] = layer
+
+    def reason(layer: Layer) -> str:
+        if not _has_token_scales(layer):
+            return "its activation is not integers with a scale for each token, of a linear layer"
+        if layer.name not in chosen:
+            return UNREACHED
+        return "" if chosen[layer.name] is not layer else f"one static scale makes its error over {loss:g} dB larger"
+
+    plan = plan.refused("static_scales", reason)
     return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
 
 

@@ -21,8 +21,9 @@ from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.refusals import against_rounding, against_smoothing
 from diffc.compiler.quantization.scales import weight_scales
-from diffc.compiler.quantization.smoothing import can_be_balanced, searched
+from diffc.compiler.quantization.smoothing import searched
 
 SHARE = 4
 """The rank is no more than this part of a weight's rows or columns."""
@@ -46,25 +47,34 @@ def svdquant(plan: Plan, *, rank: int = 32, room: float = 0.5, iterations: int =
 
     computed = {layer.component for layer in plan.layers if layer.scheme.activation is not None}
 
-    def is_wanted(layer: Layer) -> bool:
-        return (
-            _can_have_a_branch(layer) and (not computed or layer.component in computed) and _rank(layer, rank, room) > 0
-        )
+    def reason(layer: Layer) -> str:
+        if against := _against_branch(layer):
+            return against
+        if computed and layer.component not in computed:
+            return "the activations of its component stay in float"
+        return "" if _rank(layer, rank, room) else f"a branch takes more than {room:g} times the space of its weight"
 
     def branched(layer: Layer) -> Layer:
         return _branched(layer, _rank(layer, rank, room), iterations)
 
-    open_ = [layer for layer in plan.layers if can_be_balanced(layer) and is_wanted(layer)]
+    plan = plan.refused("svdquant", reason)
+    open_ = [layer for layer in plan.layers if not against_smoothing(layer) and not reason(layer)]
     found = {layer.name: searched(layer, given, branched) for layer, given in seen(plan, open_, samples=samples)}
     plan = plan.mapped(lambda layer: found[layer.name], lambda layer: layer.name in found)
-    return plan.mapped(branched, is_wanted)
+    return plan.mapped(branched, lambda layer: not reason(layer))
 
 
-def _can_have_a_branch(layer: Layer) -> bool:
-    if layer.kind not in ("linear", "conv") or layer.groups > 1 or layer.scheme.weight is None:
-        return False
+def _against_branch(layer: Layer) -> str:
+    """Return why a layer cannot have a branch of its own."""
+    if against := against_rounding(layer):
+        return against
     assert layer.weight is not None
-    return layer.branch is None and layer.rounded is None and min(layer.weight.flatten(1).shape) >= SHARE
+    reasons = {
+        "its convolution is grouped": layer.groups > 1,
+        "it has a low-rank branch already": layer.branch is not None,
+        f"its weight has less than {SHARE} rows or columns": min(layer.weight.flatten(1).shape) < SHARE,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _rank(layer: Layer, rank: int, room: float) -> int:

@@ -27,6 +27,7 @@ from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import seen
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.ranges import METHODS, ranged
+from diffc.compiler.quantization.refusals import RANGED, UNREACHED
 
 
 def tfmq_dm(plan: Plan, *, by: str = "mse", gain: float = 1.0, samples: int = 16) -> Plan:
@@ -47,6 +48,16 @@ def tfmq_dm(plan: Plan, *, by: str = "mse", gain: float = 1.0, samples: int = 16
         errors = [given.error(layer, each[layer.name]) for each in (static, stepped)]
         is_better = errors[0] > errors[1] * math.pow(10, gain / 10)
         chosen[layer.name] = stepped[layer.name] if is_better else layer
+
+    def reason(layer: Layer) -> str:
+        if not _is_static(layer):
+            return RANGED if layer.low is not None else "its activation has no static scale for all of it"
+        if layer.name not in chosen:
+            return UNREACHED
+        is_stepped = chosen[layer.name].scheme != layer.scheme
+        return "" if is_stepped else f"scales for each step are not {gain:g} dB better"
+
+    plan = plan.refused("tfmq_dm", reason)
     return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
 
 

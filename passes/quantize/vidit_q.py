@@ -48,6 +48,7 @@ def vidit_q(
         raise PassError(f"vidit_q: {sensitive} of the layers are sensitive", fix="use a part from 0 to 1")
     if ranges != 1:
         plan = _split(plan, ranges)
+    plan = plan.refused("vidit_q", _against)
     plan = smoothquant(plan.mapped(_dynamic, _is_open), alpha=alpha, samples=samples)
     kept = _sensitive(plan, sensitive, samples) if sensitive else set()
     return plan.mapped(_with_eight_bits, lambda layer: layer.name in kept)
@@ -58,6 +59,13 @@ def vidit_q(
 
 def _is_open(layer: Layer) -> bool:
     return layer.kind in ("linear", "conv") and layer.low is None and layer.rounded is None
+
+
+def _against(layer: Layer) -> str:
+    """Return why neither the weight nor the activation of a layer changes."""
+    if layer.scheme.weight is None and layer.scheme.activation is None:
+        return "its weight and its activation stay in float"
+    return "" if _is_open(layer) else "it is no linear layer or convolution whose ranges and weight are undecided"
 
 
 def _dynamic(layer: Layer) -> Layer:

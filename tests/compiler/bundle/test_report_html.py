@@ -67,3 +67,19 @@ def test_what_stays_in_float32_is_listed() -> None:
     reader = Texts()
     reader.feed(page({"precision": {"dtype": "bfloat16", "limit": 32752.0, "wide": [], "prompts": []}}))
     assert "table" not in reader.tags and any("nothing was found" in text for text in reader.texts)
+
+
+def test_the_reasons_of_techniques_are_shown_with_their_layers() -> None:
+    refusals = [
+        {"technique": "gptq", "layer": "unet.0", "reason": "its weight is <float>"},
+        {"technique": "gptq", "layer": "unet.1", "reason": "its weight is <float>"},
+        {"technique": "smoothquant", "layer": "unet.1", "reason": "x"},
+    ]
+    shown = Texts()
+    shown.feed(page({"quantization": {**REPORT, "refusals": refusals}}))
+    at = shown.texts.index("its weight is <float>")
+    assert shown.texts[at - 1 : at + 3] == ["gptq", "its weight is <float>", "2", "unet.0, unet.1"]
+    assert shown.texts[at + 3 : at + 7] == ["smoothquant", "x", "1", "unet.1"]
+    without = Texts()
+    without.feed(page({"quantization": REPORT}))
+    assert not any("left layers alone" in text for text in without.texts)

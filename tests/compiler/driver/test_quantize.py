@@ -299,6 +299,7 @@ def test_techniques_run_in_the_pass_manager(program: Program) -> None:
     wanted, calibrator = asked(quant="round_to_nearest+smoothquant"), Calibrator(prompts=("a",))
     with pytest.raises(PassError, match="smoothquant changes nothing") as refused:
         plan_of([program], parse_target("ort-w8a8"), wanted, calibrator, steps.append)
+    assert "5 layers: its weight is rounded already" in str(refused.value.where)
     assert refused.value.inside == "smoothquant, after round_to_nearest" and "smoothquant?" in str(refused.value.fix)
     assert steps[-2:] == ["quantize: round_to_nearest", "quantize: smoothquant"]
     assert quantized([program], asked(quant="round_to_nearest+smoothquant?")).layers

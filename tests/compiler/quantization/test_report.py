@@ -21,6 +21,7 @@ from diffc.compiler.metrics import psnr, sqnr
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.plan import Plan
+from diffc.compiler.quantization.refusals import Refusal
 from diffc.compiler.quantization.report import Drift, LayerError, check, drift, layer_errors, report
 from diffc.passes import NORMAL_FORM
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
@@ -146,15 +147,19 @@ def test_check_names_the_picture_and_the_worst_layers() -> None:
     check(ERRORS, [], math.inf)
 
 
+REFUSALS = (Refusal("gptq", "unet.0", "its weight stays in float"),)
+
+
 def found() -> dict[str, object]:
     """Report what was made up."""
     plan = plan_of(nn.Linear(32, 48), feeds(5, 32), "int8:channel")
     calibration: Calibration = replace(plan.calibration, drawings=(), seed=3, digest="abc")
-    return report(ERRORS, DRIFTS, replace(plan, calibration=calibration), ("3 layers: <i>note</i>",))
+    return report(ERRORS, DRIFTS, replace(plan, calibration=calibration, refusals=REFUSALS), ("3 layers: <i>note</i>",))
 
 
 def test_a_report_says_it_as_data() -> None:
     made = found()
     assert made["calibration"] == {"prompts": 0, "seed": 3, "digest": "abc"}
     assert made["psnr"] == 17.5 and made["notes"] == ["3 layers: <i>note</i>"]
+    assert made["refusals"] == [{"technique": "gptq", "layer": "unet.0", "reason": "its weight stays in float"}]
     assert made["layers"][0] == {"name": "unet.0", "weight": "int4:channel", "activation": "float", "sqnr": 10.0}  # type: ignore[index]
