@@ -46,7 +46,7 @@ TOKEN = re.compile(
       | (?P<number>-?(?:[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|inf\b|nan\b))
       | (?P<name>[A-Za-z_][A-Za-z0-9_.]*)
       | (?P<mark>->|<=|>=|==|!=|[-+*<>=(){}\[\],:;])""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 
 

@@ -15,12 +15,15 @@ from PIL import Image
 
 from diffc.runtime import BundleError, Cancelled, Progress, RequestError, Sampler, load
 from diffc.runtime.bundle.tokenizer import Tokenizer
-from diffc.runtime.errors import DiffcWarning
+from diffc.runtime.errors import DiffcError, DiffcWarning
 from diffc.runtime.images import arrays_from_images, images_from_arrays, open_image
+from diffc.runtime.program.parse import read_program
+from diffc.runtime.program.verify import Level, verify
 from diffc.runtime.rng import Generator
 from tests.tolerances import PICTURE_8BIT, PICTURE_OF_NUMPY
 
 FOLDER = Path(__file__).parent
+LEVELS = {"traced": Level.TRACED, "normal form": Level.NORMAL_FORM, "executable": Level.EXECUTABLE}
 ERRORS = {"request": RequestError, "bundle": BundleError, "cancelled": Cancelled}
 
 
@@ -127,6 +130,23 @@ def test_a_text_that_is_cut_is_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sampler(FOLDER / "bundles/texts")("red", output="np")
+
+
+@pytest.mark.parametrize(("folder", "entry"), entries("programs/levels.json"))
+def test_program(folder: Path, entry: dict[str, Any]) -> None:
+    text = (folder / entry["text"]).read_bytes().decode("utf-8")
+    accepted = [level for name, level in LEVELS.items() if accepts(text, level)]
+    expected = list(LEVELS.values())[: ["refused", *LEVELS].index(entry["level"])]
+    assert accepted == expected
+
+
+def accepts(text: str, level: Level) -> bool:
+    """Return whether a program is legal at a level."""
+    try:
+        verify(read_program(text), level, tokenizers=["words"])
+    except DiffcError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("folder", "entry"), entries("opening/opening.json"))
