@@ -135,8 +135,11 @@ class Polynomial:
         return Polynomial.of(product)
 
     def __call__(self, scalars: Mapping[str, float]) -> float:
-        """Evaluate at the scalars of a request."""
-        return float(sum(factor * math.prod(scalars[name] for name in names) for names, factor in self.terms))
+        """Evaluate at the scalars of a request, term by term: ``sum`` corrects its rounding from Python 3.12 on."""
+        total = 0.0
+        for names, factor in self.terms:
+            total += factor * math.prod(scalars[name] for name in names)
+        return total
 
     def __str__(self) -> str:
         return " + ".join("*".join([repr(factor), *names]) for names, factor in self.terms) or "0.0"

@@ -145,12 +145,13 @@ def polynomials() -> Case:
     table t: float32[1, 3]
     table d: float64[1, 3]
     y0: float32[1, 3] = linear(t; a*b + -0.5*a - b, 1.0 + 0.25*b*b)
-    y1: float32[1, 3] = linear(t, t; -a, 2.0*a*a*b - 1.0, 1e-3 - a*1)
+    y1: float32[1, 3] = linear(t, t; -a, 2.0*a*a*b - 1.0, 0.001 - a)
     y2: float32[1, 3] = linear(d, t; 16777217.0 + a, 0.1*b)
-    y: float32[1, 9] = concat(y0, y1, y2, axis=1)
+    y3: float32[1, 3] = linear(d; -1e16*b*b + 1e16*a + 3.0*a*b)
+    y: float32[1, 12] = concat(y0, y1, y2, y3, axis=1)
     return y
 }
-""".replace("1e-3 - a*1", "0.001 - a")
+"""
     t, d = np.array([[0.5, -1, 4]], np.float32), np.array([[1e-9, 0.3, -2]])
 
     def result(a: float, b: float) -> Array:
@@ -158,12 +159,14 @@ def polynomials() -> Case:
         y0 = one(1.0 + 0.25 * b * b) + one(a * b + -0.5 * a - b) * t
         y1 = (one(0.001 - a) + one(-a) * t) + one(2.0 * a * a * b - 1.0) * t
         y2 = ((16777217.0 + a) * d + 0.1 * b * t.astype(np.float64)).astype(np.float32)
-        return np.concatenate([y0, y1, y2], axis=1)
+        y3 = (((0.0 + 1e16 * a) + 3.0 * (a * b)) + -1e16 * (b * b)) * d
+        return np.concatenate([y0, y1, y2, y3.astype(np.float32)], axis=1)
 
     requests = [
         Request("defaults", {}, result(2.0, -3.0), exact=True),
         Request("both scalars", {"a": 0.1, "b": 7}, result(0.1, 7.0), exact=True),
         Request("one scalar", {"b": 0}, result(2.0, 0.0), exact=True),
+        Request("terms are added one by one", {"a": 1, "b": 1}, result(1.0, 1.0), exact=True),
     ]
     return Case("polynomials", {"p": text}, requests, tables={"t": t, "d": d})
 
