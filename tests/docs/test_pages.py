@@ -19,7 +19,7 @@ from tests.conftest import ROOT, UNET
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(sh|python|toml)\n(.*?)^```$", re.M | re.S)
-COMMAND = re.compile(r"^(?: {4})?(diffc (?:[^#\n]|\\\n)+)", re.M)
+COMMAND = re.compile(r"^ {4}(diffc [^#\n]+)", re.M)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 RECIPE = "recipe.toml"
 
@@ -37,8 +37,10 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 def commands(page: Path) -> Iterator[list[str]]:
     """Yield the words of each call of diffc on a page."""
-    for line in COMMAND.findall(page.read_text(encoding="utf-8")):
-        yield shlex.split(line.replace("\\\n", " "))[1:]
+    text = page.read_text(encoding="utf-8")
+    run = [line for language, block in BLOCK.findall(text) if language == "sh" for line in block.splitlines()]
+    for line in (*COMMAND.findall(text), *run):
+        yield shlex.split(line)[1:]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from diffc.compiler.bundle.write import Contents, add_file, json_of, tokenizer_t
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.parse import parse
 from diffc.runtime.bundle.open import open_bundle
-from tests.zoo import clip_tokenizer
+from tests.zoo.components import clip_tokenizer
 
 TEXT = """
 program main() {

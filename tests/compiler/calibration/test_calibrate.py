@@ -27,7 +27,7 @@ from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM
 from diffc.runtime.disk_cache import Cache
 from tests.tolerances import STAGED
-from tests.zoo import clip_tokenizer
+from tests.zoo.components import clip_tokenizer
 
 STEPS, LENGTH, GUIDANCE = 3, 64, 4.0
 

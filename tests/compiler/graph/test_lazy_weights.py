@@ -27,7 +27,8 @@ from diffc.compiler.graph.lazy_weights import (
     settled,
     weight_of,
 )
-from tests.zoo import ZOO, unet
+from tests.zoo import ZOO
+from tests.zoo.components import unet
 
 WIDE = 128
 """Columns of a matrix that is larger than `SMALL`."""

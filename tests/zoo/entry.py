@@ -1,0 +1,93 @@
+"""Register pipelines of the zoo: what an entry is, and the requests that most share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+LENGTH = 16
+"""Tokens of a text."""
+
+WIDTH = 32
+"""Channels of a text's embedding."""
+
+SIZE = {"height": 16, "width": 16}
+WORDS = ("a", "red", "blue", "circle", "square")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Hold a pipeline and the keyword arguments for one call of it; its texts and its guidance are among them."""
+
+    pipeline: Any
+    request: dict[str, Any]
+    ip_adapter: dict[str, torch.Tensor] | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Name the arguments that are texts."""
+        return tuple(key for key in ("prompt", "negative_prompt") if key in self.request)
+
+    @property
+    def guidance(self) -> str | None:
+        """Name the argument that is the guidance scale."""
+        return next((key for key in ("guidance_scale", "true_cfg_scale") if key in self.request), None)
+
+    def draw(self, seed: int = 0, **changes: Any) -> torch.Tensor:
+        """Run the pipeline eagerly and give its first result."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        result = self.pipeline(**self.request | {"return_dict": False, "generator": generator} | changes)
+        return torch.as_tensor(result[0] if isinstance(result, tuple) else result)
+
+
+ZOO: dict[str, Callable[[], Entry]] = {}
+
+
+def entry(name: str) -> Callable[[Callable[[], Entry]], Callable[[], Entry]]:
+    """Register a function that assembles a pipeline, with the seed set and no weights left at zero."""
+
+    def register(assemble: Callable[[], Entry]) -> Callable[[], Entry]:
+        def seeded() -> Entry:
+            torch.manual_seed(0)
+            made = assemble()
+            made.pipeline.set_progress_bar_config(disable=True)
+            for component in made.pipeline.components.values():
+                if isinstance(component, nn.Module):
+                    component.eval().requires_grad_(False)
+                    wake(component)
+            return made
+
+        ZOO[name] = seeded
+        return seeded
+
+    return register
+
+
+def wake(module: nn.Module) -> None:
+    """Fill weights that training would start at zero: they would hide what is before them."""
+    for weight in module.parameters():
+        if not weight.any():
+            nn.init.normal_(weight, std=0.1)
+
+
+def texts(**request: Any) -> dict[str, Any]:
+    """Ask for a text with guidance, at the small size, in three steps."""
+    default = {"prompt": "a red circle", "negative_prompt": "blue", "guidance_scale": 4.0, "num_inference_steps": 3}
+    return default | SIZE | {"output_type": "pt"} | request
+
+
+def without(request: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Leave out what a pipeline does not take."""
+    return {key: value for key, value in request.items() if key not in keys}
+
+
+def picture(channels: int = 3, size: int = 16) -> torch.Tensor:
+    """Draw a picture on [0, 1]."""
+    return torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def mask() -> torch.Tensor:
+    """Mark the right half of a picture."""
+    return torch.cat([torch.zeros(1, 1, 16, 8), torch.ones(1, 1, 16, 8)], dim=3)

@@ -1,0 +1,104 @@
+"""Assemble pipelines of two stages, from a text to an embedding to an image."""
+
+import diffusers as d
+import torch
+import transformers as t
+from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+
+from tests.zoo.components import UNET, clip, clip_vision
+from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, texts, without
+
+
+@entry("KandinskyV22PriorPipeline")
+def kandinsky_prior() -> Entry:
+    prior = d.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=12, num_layers=2, embedding_dim=WIDTH, num_embeddings=LENGTH
+    )
+    scheduler = d.UnCLIPScheduler(
+        variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=10.0
+    )
+    pipeline = d.KandinskyV22PriorPipeline(
+        prior=prior,
+        image_encoder=clip_vision(),
+        **clip(projected=True),
+        scheduler=scheduler,
+        image_processor=t.CLIPImageProcessor(size=16, crop_size=16),
+    )
+    return Entry(pipeline, without(texts(), *SIZE))
+
+
+@entry("KandinskyV22Pipeline")
+def kandinsky() -> Entry:
+    denoiser = d.UNet2DConditionModel(
+        **UNET,
+        sample_size=8,
+        out_channels=8,
+        addition_embed_type="image",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="image_proj",
+        resnet_time_scale_shift="scale_shift",
+    )
+    movq = d.VQModel(
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(32, 32),
+        latent_channels=4,
+        num_vq_embeddings=12,
+        norm_num_groups=8,
+        vq_embed_dim=4,
+        norm_type="spatial",
+    )
+    request = without(texts(), "prompt", "negative_prompt")
+    embeddings = {"image_embeds": torch.randn(1, WIDTH), "negative_image_embeds": torch.randn(1, WIDTH)}
+    scheduler = d.DDPMScheduler(beta_start=0.00085, beta_end=0.012, variance_type="learned_range", clip_sample=True)
+    return Entry(d.KandinskyV22Pipeline(denoiser, scheduler, movq), request | embeddings)
+
+
+@entry("StableCascadePriorPipeline")
+def cascade_prior() -> Entry:
+    prior = d.StableCascadeUNet(
+        conditioning_dim=WIDTH,
+        block_out_channels=(32, 32),
+        num_attention_heads=(2, 2),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        clip_image_in_channels=24,
+        clip_text_in_channels=WIDTH,
+        clip_text_pooled_in_channels=WIDTH,
+        switch_level=(False,),
+    )
+    scheduler = d.DDPMWuerstchenScheduler()
+    pipeline = d.StableCascadePriorPipeline(**clip(projected=True), prior=prior, scheduler=scheduler)
+    return Entry(pipeline, texts(height=256, width=256))
+
+
+@entry("StableCascadeDecoderPipeline")
+def cascade_decoder() -> Entry:
+    plain, attending = ("SDCascadeResBlock", "SDCascadeTimestepBlock"), ("SDCascadeAttnBlock",)
+    decoder = d.StableCascadeUNet(
+        in_channels=4,
+        out_channels=4,
+        patch_size=2,
+        conditioning_dim=WIDTH,
+        block_out_channels=(16, 32),
+        num_attention_heads=(-1, 2),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        down_blocks_repeat_mappers=(1, 1),
+        up_blocks_repeat_mappers=(3, 2),
+        block_types_per_layer=(plain, plain + attending),
+        clip_text_pooled_in_channels=WIDTH,
+        effnet_in_channels=16,
+        timestep_conditioning_type=("sca",),
+    )
+    pipeline = d.StableCascadeDecoderPipeline(
+        decoder=decoder,
+        **clip(projected=True),
+        scheduler=d.DDPMWuerstchenScheduler(),
+        vqgan=PaellaVQModel(bottleneck_blocks=1, embed_dim=16, num_vq_embeddings=8),
+        latent_dim_scale=4.0,
+    )
+    return Entry(pipeline, without(texts(image_embeddings=torch.randn(1, 16, 4, 4)), *SIZE))
