@@ -263,9 +263,10 @@ def test_a_plan_reads_as_a_table(kinds: Plan) -> None:
     plan = round_to_nearest(plan.mapped(lambda layer: smoothed(branched(layer)), lambda layer: layer.kind == "linear"))
     header, *rows = str(plan).splitlines()
     assert header.split() == ["layer", "kind", "scheme", "decided"] and len(rows) == 6
+    row = {line.split()[0]: line for line in rows}
     decided = "smoothing, range, rounded weight, low-rank branch of 4"
     words = ["net.linear", "linear", "weight int8:channel, activation int8:tensor", decided]
-    assert rows[0].split() == " ".join(words).split()
-    assert rows[2].endswith("weight int8:channel, activation int8:tensor:step  ranges of 3 steps, rounded weight")
-    assert str(plan.layers[0]) == f"net.linear (linear): {words[2]}; {decided}"
-    assert str(plan.layers[0].in_float()) == "net.linear (linear): float; nothing decided"
+    assert row["net.linear"].split() == " ".join(words).split()
+    assert row["net.conv2d"].endswith("weight int8:channel, activation int8:tensor:step  ranges of 3 steps, rounded weight")
+    assert str(layer_named(plan, "linear")) == f"net.linear (linear): {words[2]}; {decided}"
+    assert str(layer_named(plan, "linear").in_float()) == "net.linear (linear): float; nothing decided"
