@@ -108,7 +108,7 @@ class _Schemes:
 
         def change(layer: Layer) -> Layer:
             specs = overrides.get(layer.name, {})
-            return replace(layer, scheme=self._of(layer, specs), asked=bool(specs))
+            return replace(layer, scheme=self._of(layer, specs), requested=bool(specs))
 
         return plan.mapped(change)
 

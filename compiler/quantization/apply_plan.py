@@ -37,10 +37,10 @@ aten, ops = torch.ops.aten, torch.ops.diffc
 
 
 def applied(plan: Plan) -> tuple[Program, ...]:
-    """Write the plan into the programs. Calls of graphs with step-indexed scales get a row of a table more."""
+    """Write the plan into the programs. Calls of graphs with step-indexed scales read one more row of a table."""
     sites = {(site.graph, site.node): layer for layer in plan.layers for site in layer.sites}
-    made = {name: _Writing(graph, sites).graph() for name, graph in plan.graphs.items()}
-    return tuple(_with_scales(program, made) for program in plan.programs)
+    quantized = {name: _Writing(graph, sites).graph() for name, graph in plan.graphs.items()}
+    return tuple(_with_scales(program, quantized) for program in plan.programs)
 
 
 SCALES = "scales"
@@ -48,12 +48,12 @@ SCALES = "scales"
 
 
 class _Writing:
-    """Copy one graph, with its layers as the plan says."""
+    """Copy one graph, and write its layers as planned."""
 
     def __init__(self, graph: Graph, sites: Mapping[tuple[str, str], Layer]) -> None:
-        self.given, self.body = graph, body_of(graph)
+        self.source, self.body = graph, body_of(graph)
         self.layers = {name: layer for (of, name), layer in sites.items() if of == graph.name}
-        self.made = fx.Graph()
+        self.copy = fx.Graph()
         self.module = self.body
         self.by_step: list[torch.Tensor] = []  # scales of each layer that has one for each step, [inputs, steps]
         self.scales: fx.Node | None = None
@@ -61,36 +61,36 @@ class _Writing:
         self.count = 0
 
     def graph(self) -> tuple[Graph, torch.Tensor | None]:
-        """Give the graph, and its table of scales [steps, scales]."""
+        """Return the graph, and its table of scales [steps, scales]."""
         if not any(layer.scheme != Scheme() for layer in self.layers.values()):
-            return self.given, None
+            return self.source, None
         rows = [scale for layer in self.layers.values() if (scale := _step_scales(layer)) is not None]
         table = torch.cat(rows).T.contiguous() if rows else None
         ports = [node for node in self.body.graph.nodes if node.op == "placeholder"]
-        env = {node: self.made.node_copy(node) for node in ports}
-        inputs = list(self.given.inputs)
+        env = {node: self.copy.node_copy(node) for node in ports}
+        inputs = list(self.source.inputs)
         if table is not None:
             inputs.append(Value(SCALES, Type("float32", (1, table.shape[1]))))
-            self.scales = self.made.placeholder(SCALES)
+            self.scales = self.copy.placeholder(SCALES)
         for node in self.body.graph.nodes:
             layer = self.layers.get(node.name)
             if layer is not None and layer.scheme != Scheme():
                 env[node] = self._written(layer, node, env)
             elif node not in env:
-                env[node] = self.made.node_copy(node, env.__getitem__)
-        self.made.eliminate_dead_code()
-        module = fx.GraphModule(self.body, self.made)
-        body = export(self.given.name, module, example_inputs(inputs))
-        return replace(self.given, inputs=tuple(inputs), body=body), table
+                env[node] = self.copy.node_copy(node, env.__getitem__)
+        self.copy.eliminate_dead_code()
+        module = fx.GraphModule(self.body, self.copy)
+        body = export(self.source.name, module, example_inputs(inputs))
+        return replace(self.source, inputs=tuple(inputs), body=body), table
 
     def _call(self, target: Any, *args: Any) -> fx.Node:
-        return self.made.call_function(target, args)
+        return self.copy.call_function(target, args)
 
     def _constant(self, name: str, tensor: torch.Tensor) -> fx.Node:
         self.count += 1
         attribute = f"{name}_{self.count}_of_{self.layer.replace('.', '__')}"
         self.module.register_buffer(attribute, tensor.contiguous())
-        return self.made.get_attr(attribute)
+        return self.copy.get_attr(attribute)
 
     def _written(self, layer: Layer, node: Any, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
         args: Any = fx.map_arg(node.args, env.__getitem__)
@@ -107,7 +107,7 @@ class _Writing:
         weight = args[1] if layer.rounded is None else self._weight(layer)
         # ONNX Runtime computes a product of integers only where the bias is added by itself, in the product's rank.
         delayed = factor is not None or layer.branch is not None or layer.kind == "linear"
-        y = self.made.call_function(node.target, (quantized, weight, None if delayed else bias, *args[3:]))
+        y = self.copy.call_function(node.target, (quantized, weight, None if delayed else bias, *args[3:]))
         y = y if factor is None else self._call(aten.mul.Tensor, y, factor)
         if layer.branch is not None:
             y = self._call(aten.add.Tensor, y, self._branch(layer, x, node, args[3:]))
@@ -117,28 +117,28 @@ class _Writing:
             y = self._call(aten.add.Tensor, y, self._call(aten.reshape.default, bias, shape))
         return self._output(layer, y)
 
-    def _bias(self, layer: Layer, given: fx.Node | None) -> fx.Node | None:
-        """Give a layer's bias with its shift, as one constant if it is one itself."""
+    def _bias(self, layer: Layer, bias: fx.Node | None) -> fx.Node | None:
+        """Return a layer's bias plus its shift, as one constant where the bias is a constant."""
         if layer.shift is None:
-            return given
-        if given is None:
+            return bias
+        if bias is None:
             return self._constant("shift", layer.shift)
-        if given.op == "get_attr":
-            own: torch.Tensor = operator.attrgetter(str(given.target))(self.module)
+        if bias.op == "get_attr":
+            own: torch.Tensor = operator.attrgetter(str(bias.target))(self.module)
             return self._constant("bias", read(own).detach() + layer.shift)
-        return self._call(aten.add.Tensor, given, self._constant("shift", layer.shift))
+        return self._call(aten.add.Tensor, bias, self._constant("shift", layer.shift))
 
     def _half(self, name: str, tensor: torch.Tensor) -> fx.Node:
         return self._call(aten.to.dtype, self._constant(name, tensor.half()), torch.float32)
 
     def _attention(self, layer: Layer, node: Any, args: Any, options: dict[str, Any]) -> fx.Node:
-        """Quantize what attention reads; where its probabilities are quantized too, it becomes two products."""
+        """Quantize the inputs of attention; where its probabilities are quantized too, it becomes two products."""
         inputs = [self._static(layer, x, at) for at, x in enumerate(args[:3])]
         spec = layer.scheme.probabilities
         if spec is None:
-            return self.made.call_function(node.target, (*inputs, *args[3:]), options)
-        given = [*args[3:], *(None, 0.0, False)[len(args) - 3 :]]
-        mask, causal, queries = given[0], given[2], node.args[0].meta["val"]
+            return self.copy.call_function(node.target, (*inputs, *args[3:]), options)
+        arguments = [*args[3:], *(None, 0.0, False)[len(args) - 3 :]]
+        mask, causal, queries = arguments[0], arguments[2], node.args[0].meta["val"]
         grouped = queries.shape[-3] != node.args[1].meta["val"].shape[-3]
         if causal or grouped or (mask is not None and node.args[3].meta["val"].dtype == torch.bool):
             fix = "leave its probabilities in float"
@@ -160,7 +160,7 @@ class _Writing:
         return self._call(node.target, self._call(node.target, x, inner, None, *options), outer)
 
     def _embedding(self, layer: Layer, args: Any) -> fx.Node:
-        """Look up codes and scales, and multiply: no float copy of the table is made."""
+        """Look up quantized values and scales, and multiply: there is no float copy of the table."""
         rounded, spec = layer.rounded, layer.scheme.weight
         assert rounded is not None and spec is not None and not spec.group
         codes = self._call(aten.embedding.default, self._constant("codes", rounded.codes), args[1])
@@ -183,7 +183,7 @@ class _Writing:
         return self._call(ops.dequantize.default, codes, scale, zero, spec.group, spec.format.name, torch.float32)
 
     def _activation(self, layer: Layer, x: fx.Node, rank: int) -> tuple[fx.Node, fx.Node | None]:
-        """Quantize an input, and give what the result is multiplied with, if that is delayed."""
+        """Quantize an input; return it with the scale that the output is to be multiplied by, if that is delayed."""
         spec = layer.scheme.activation
         if spec is None:
             return x, None
@@ -224,18 +224,18 @@ class _Writing:
 
 
 def _step_scales(layer: Layer) -> torch.Tensor | None:
-    """Give the scales of a layer that has one for each step, [inputs, steps]."""
+    """Return the step-indexed scales of a layer, [inputs, steps], or None."""
     spec = layer.scheme.activation
     if spec is None or spec.when != "step" or layer.low is None or layer.high is None:
         return None
     return scale_and_zero(spec, layer.low, layer.high)[0].float()
 
 
-def _with_scales(program: Program, made: Mapping[str, tuple[Graph, torch.Tensor | None]]) -> Program:
-    """Let the program call the quantized graphs, each call with its row of scales."""
-    graphs = tuple(made[graph.name][0] if graph.name in made else graph for graph in program.graphs)
+def _with_scales(program: Program, quantized: Mapping[str, tuple[Graph, torch.Tensor | None]]) -> Program:
+    """Replace the graphs of a program by the quantized ones, and pass each call its row of scales."""
+    graphs = tuple(quantized[graph.name][0] if graph.name in quantized else graph for graph in program.graphs)
     ops_, tables = list[Op](), {table.name: table for table in program.tables}  # equal tables have one name
-    rows = {name: _rows(program, name, table) for name, (_, table) in made.items() if table is not None}
+    rows = {name: _rows(program, name, table) for name, (_, table) in quantized.items() if table is not None}
     for op, refs, table in rows.values():
         if refs:
             tables[table.name] = table
@@ -251,10 +251,14 @@ def _with_scales(program: Program, made: Mapping[str, tuple[Graph, torch.Tensor 
 
 
 def _rows(program: Program, name: str, table: torch.Tensor) -> tuple[Op, list[Ref], Table]:
-    """Split a table of scales into a row for each call; another number of steps reads the nearest in time."""
+    """Split a table of scales into one row per call; with another number of steps a call reads the nearest in time."""
     count = sum(op.operator == name for op in program.ops)
     nearest = [round(at * (len(table) - 1) / max(1, count - 1)) for at in range(count)]
-    made = Table.of(table[nearest].numpy())
+    scales = Table.of(table[nearest].numpy())
     names = [f"{name}_scale_{at}" for at in range(count)]
-    results = tuple(Value(each, Type("float32", (1, table.shape[1]))) for each in names)
-    return Op("split", (Ref(made.name),), (("axis", 0),), (), results), [Ref(each) for each in names], made
+    results = tuple(Value(name_of_row, Type("float32", (1, table.shape[1]))) for name_of_row in names)
+    return (
+        Op("split", (Ref(scales.name),), (("axis", 0),), (), results),
+        [Ref(name_of_row) for name_of_row in names],
+        scales,
+    )

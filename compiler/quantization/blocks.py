@@ -2,7 +2,7 @@
 
 A block reaches from a value to the sum of two paths that part at it: ``x + f(x)``, or ``shortcut(x) + f(x)``. One path
 is shorter than the other by a layer at least; the sum of a layer's parts is no block. Values that come from elsewhere,
-such as what is known of the time or the text, are inputs of a block beside x. Blocks do not overlap: of those
+such as embeddings of the time or the text, are inputs of a block beside x. Blocks do not overlap: of those
 that lie in one another the innermost is taken. Nothing is known by name.
 """
 
@@ -41,31 +41,31 @@ class Block:
         return [source for source in sources if source not in inside and source.op != "get_attr"]
 
     def module(self, body: fx.GraphModule, watched: bool) -> fx.GraphModule:
-        """Cut the block out: of its boundary and its layers' weights it gives its sum, and of ``watched`` layers all.
+        """Copy the block into a module that maps its boundary and its layers' weights to its sum.
 
-        The outputs of layers follow the sum, but for the last layer's.
+        If ``watched``, the outputs of all layers but the last follow the sum.
         """
-        made = fx.Graph()
-        env = {node: made.placeholder(node.name) for node in self.boundary}
-        weights = {name: made.placeholder(f"{name}_weight") for name in self.layers}
+        copy = fx.Graph()
+        env = {node: copy.placeholder(node.name) for node in self.boundary}
+        weights = {name: copy.placeholder(f"{name}_weight") for name in self.layers}
         for node in self.nodes:
             for source in node.all_input_nodes:
                 if source.op == "get_attr" and source not in env:
-                    env[source] = made.node_copy(source)
-            env[node] = made.node_copy(node, env.__getitem__)
+                    env[source] = copy.node_copy(source)
+            env[node] = copy.node_copy(node, env.__getitem__)
             if node.name in weights:
                 env[node].args = (env[node].args[0], weights[node.name], *env[node].args[2:])
         layers = [env[node] for node in self.nodes if node.name in self.layers][:-1]
-        made.output((env[self.nodes[-1]], *(layers if watched else [])))
-        made.eliminate_dead_code()
-        module = fx.GraphModule(body, made)
+        copy.output((env[self.nodes[-1]], *(layers if watched else [])))
+        copy.eliminate_dead_code()
+        module = fx.GraphModule(body, copy)
         settle(module)
         return module
 
 
-def find_blocks(plan: Plan, wanted: Callable[[Layer], bool]) -> list[Block]:
-    """List the blocks that hold a wanted layer, each of which is in one block at most."""
-    found, taken = list[Block](), set[str]()
+def find_blocks(plan: Plan, includes: Callable[[Layer], bool]) -> list[Block]:
+    """List the blocks that hold a layer of ``includes``; each layer is in one block at most."""
+    blocks, taken = list[Block](), set[str]()
     for graph in plan.graphs.values():
         if not plan.calibration.of(graph):
             continue
@@ -73,38 +73,38 @@ def find_blocks(plan: Plan, wanted: Callable[[Layer], bool]) -> list[Block]:
         weighted = {name: layer for name, layer in sites.items() if layer.kind in ("linear", "conv")}
         for nodes, _ in regions(flow_of(graph, plan.programs), set(weighted)):
             inside = [node.name for node in nodes if node.name in weighted]
-            layers = {name: weighted[name] for name in inside if wanted(weighted[name])}
+            layers = {name: weighted[name] for name in inside if includes(weighted[name])}
             layers = {name: layer for name, layer in layers.items() if layer.name not in taken}
             taken |= {layer.name for layer in layers.values()}
             if layers:
-                found.append(Block(graph, layers, nodes))
-    return found
+                blocks.append(Block(graph, layers, nodes))
+    return blocks
 
 
 def boundaries(
     plan: Plan, blocks: Sequence[Block], memory: float
 ) -> Iterator[tuple[Block, list[tuple[torch.Tensor, ...]]]]:
-    """Give each block with what reaches it in each sample, for as many at a time as fit into ``memory`` gigabytes."""
+    """Yield each block with its inputs in each sample, for as many at a time as fit into ``memory`` gigabytes."""
     for graph in plan.graphs.values():
         samples = plan.calibration.of(graph)
-        some, used = list[Block](), 0.0
+        batch, used = list[Block](), 0.0
         for block in (block for block in blocks if block.graph.name == graph.name):
-            wanted = 1e-9 * len(samples) * sum(node.meta["val"].nbytes for node in block.boundary)
-            if some and used + wanted > memory:
-                yield from _kept(graph, samples, some)
-                some, used = [], 0.0
-            some.append(block)
-            used += wanted
-        yield from _kept(graph, samples, some)
+            gigabytes = 1e-9 * len(samples) * sum(node.meta["val"].nbytes for node in block.boundary)
+            if batch and used + gigabytes > memory:
+                yield from _recorded(graph, samples, batch)
+                batch, used = [], 0.0
+            batch.append(block)
+            used += gigabytes
+        yield from _recorded(graph, samples, batch)
 
 
-def _kept(
+def _recorded(
     graph: Graph, samples: Sequence[Sample], blocks: Sequence[Block]
 ) -> Iterator[tuple[Block, list[tuple[torch.Tensor, ...]]]]:
     if not blocks:
         return
-    kept: dict[str, list[torch.Tensor]] = {node.name: [] for block in blocks for node in block.boundary}
-    watch(graph, samples, dict.fromkeys(kept, ()), lambda node, _, made, __: kept[node.name].append(made))
+    values: dict[str, list[torch.Tensor]] = {node.name: [] for block in blocks for node in block.boundary}
+    watch(graph, samples, dict.fromkeys(values, ()), lambda node, _, value, __: values[node.name].append(value))
     for block in blocks:
-        columns = [kept[node.name] for node in block.boundary]
+        columns = [values[node.name] for node in block.boundary]
         yield block, list(zip(*columns, strict=True))

@@ -1,15 +1,15 @@
-"""Define number formats of few bits, and how a tensor is divided among scales.
+"""Define low-bit number formats, and how the values of a tensor share scales.
 
-A tensor is stored as codes, numbers of a format's grid: ``x = scale * (code - zero)``. Integers and floating-point
-numbers are two kinds of grid, and nothing else differs between them. How many numbers share a scale, and when an
-activation's scale is known, is a `Spec`, which reads and prints as text:
+A tensor is stored as values of a number format: ``x = scale * (quantized - zero)``. Integer and floating-point formats
+differ in their values and in nothing else. A `Spec` says which values share a scale, and when an activation's scale is
+known; it reads and prints as text:
 
     int8:channel             one scale for each output channel
     int4:group=64            one for each 64 weights of an output channel
     uint8:tensor             one scale and a zero point for all, from calibration
     int8:tensor:step         one scale for each step of the sampler
     int8:token               one for each row of the activation, computed when it runs
-    int8:group=32:dynamic    one for each 32 numbers of a row, computed when it runs
+    int8:group=32:dynamic    one for each 32 values of a row, computed when it runs
     nvfp4                    e2m1:group=16:scale=e4m3, for activations with ``:dynamic``
     mxfp4                    e2m1:group=32:scale=e8m0
 
@@ -29,7 +29,7 @@ from diffc.compiler.errors import RecipeError
 
 @dataclass(frozen=True)
 class Format:
-    """Describe a grid: whole numbers, or floating-point numbers with some bits of mantissa; ``name`` says which."""
+    """Describe a number format: integers, or floating-point values with some bits of mantissa."""
 
     name: str
     bits: int
@@ -41,28 +41,28 @@ class Format:
 
     @property
     def is_integer(self) -> bool:
-        """Say whether the grid is of whole numbers."""
+        """Return whether the values are integers."""
         return self.mantissa is None
 
     def round(self, x: torch.Tensor) -> torch.Tensor:
-        """Give the nearest numbers of the grid, ties to the even one; what lies outside becomes its end."""
+        """Round to the nearest values of the format, ties to even; saturate at its ends."""
         return (x / (spacing := self.spacing(x))).round().mul(spacing).clamp(self.lowest, self.highest)
 
     def spacing(self, x: torch.Tensor) -> torch.Tensor:
-        """Give the distance between the grid's numbers where each number lies."""
+        """Return the distance between neighbouring values of the format at each element of ``x``."""
         if self.mantissa is None:
             return torch.ones((), dtype=x.dtype)
         exponent = torch.frexp(x).exponent.sub(1).clamp(min=self.smallest_exponent)
         return torch.ldexp(torch.ones_like(x), exponent - self.mantissa)
 
-    def encode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Store numbers of the grid: whole numbers in bytes, e2m1 as its four bits in a byte, e8m0 as its exponent."""
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        """Store values of the format: integers in bytes, e2m1 as its four bits in a byte, e8m0 as its exponent."""
         if self.name == "e2m1":
-            magnitude = torch.bucketize(codes.abs(), E2M1)
-            return (magnitude + 8 * torch.signbit(codes)).to(torch.uint8)
+            magnitude = torch.bucketize(values.abs(), E2M1)
+            return (magnitude + 8 * torch.signbit(values)).to(torch.uint8)
         if self.name == "e8m0":
-            return codes.log2().round().add(127).to(torch.uint8)
-        return codes.to(self.storage)
+            return values.log2().round().add(127).to(torch.uint8)
+        return values.to(self.storage)
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
         """Read what `encode` stored, as float32."""
@@ -74,7 +74,7 @@ class Format:
 
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-"""The magnitudes of a four-bit float, by their code."""
+"""The magnitudes of a four-bit float, by its three low bits."""
 
 
 def _integers() -> list[Format]:
@@ -100,12 +100,12 @@ BLOCK_FORMATS = {"nvfp4": "e2m1:group=16:scale=e4m3", "mxfp4": "e2m1:group=32:sc
 DIVISIONS = ("tensor", "channel", "token", "group")
 TIMES = ("static", "step", "dynamic")
 SCALES = ("float32", "float16", "e4m3", "e8m0", "uint4")
-"""What scales of weights are stored as; uint4 is a multiple of the channel's float16, so that codes stay integers."""
+"""How scales of weights are stored; uint4 is a multiple of the channel's float16, so that products stay integers."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Say how one tensor is quantized: its format, who shares a scale, when the scale is known, how it is stored."""
+    """Describe how a tensor is quantized: its format, and which values share a scale, known when and stored how."""
 
     format: Format
     per: str = "tensor"
@@ -115,17 +115,17 @@ class Spec:
 
     @property
     def is_affine(self) -> bool:
-        """Say whether there are zero points: where codes have no sign."""
+        """Return whether there are zero points: for formats without a sign."""
         return self.format.is_integer and self.format.lowest == 0
 
     @property
     def bits(self) -> float:
-        """Count the bits of one number, its share of a group's scale among them."""
+        """Count the bits per value, including its share of a group's scale."""
         shared = {"float32": 32, "float16": 16, "e4m3": 8, "e8m0": 8, "uint4": 4}[self.scale]
         return self.format.bits + (shared / self.group if self.group else 0.0)
 
     def widened(self, per: str) -> Spec:
-        """Give eight bits to what has fewer; one scale for each of ``per`` is then enough in place of groups."""
+        """Return a spec of eight bits in place of fewer, with one scale for each of ``per`` in place of groups."""
         if self.format.bits >= 8:
             return self
         name = "uint8" if self.is_affine else "int8" if self.format.is_integer else "e4m3"
@@ -142,10 +142,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Say how a layer is quantized; what is None stays as it is.
+    """Hold the specs of a layer; what has none stays in float.
 
-    ``output`` is what an integer convolution gives. Of attention, ``activation`` are queries and keys, which its first
-    product reads; the second reads ``probabilities``, what the softmax gives in [0, 1], and ``values``.
+    ``output`` is the output of an integer convolution. Of attention, ``activation`` is for queries and keys, which its
+    first product reads; the second reads ``probabilities``, the softmax in [0, 1], and ``values``.
     """
 
     weight: Spec | None = None
@@ -159,12 +159,12 @@ class Scheme:
         return ", ".join(f"{name} {spec}" for name, spec in specs.items() if spec is not None) or "float"
 
     def of_input(self, at: int) -> Spec | None:
-        """Give the spec of one of a layer's inputs: the third of attention are its values."""
+        """Return the spec of one of a layer's inputs: the third of attention are its values."""
         return self.values if at == 2 else self.activation
 
 
 def parse_spec(text: str) -> Spec | None:
-    """Read a spec; ``float`` is none. Raises `RecipeError` that says which word is unknown and which is near."""
+    """Read a spec; ``float`` is None. Raises `RecipeError` that names an unknown word and the nearest known one."""
     if text == "float":
         return None
     first, *words = text.split(":")
@@ -193,15 +193,13 @@ def parse_spec(text: str) -> Spec | None:
     return spec
 
 
-def _unknown(word: str, text: str, known: list[str]) -> RecipeError:
-    guess = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(word, known, n=1))
-    return RecipeError(f"{word!r} says nothing about a format", where=text, fix=f"{guess}known: {', '.join(known)}")
+def _unknown(word: str, text: str, words: list[str]) -> RecipeError:
+    guess = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(word, words, n=1))
+    return RecipeError(f"{word!r} says nothing about a format", where=text, fix=f"{guess}known: {', '.join(words)}")
 
 
 def spread(scale: torch.Tensor, shape: torch.Size | tuple[int, ...], group: int) -> torch.Tensor:
-    """Give each number of a tensor of ``shape`` its scale: [1], [rows] or, with groups along all but the first axis,
-    [rows, groups].
-    """
+    """Broadcast scales [1], [rows] or, with groups along all but the first axis, [rows, groups] to a tensor's shape."""
     if group:
         rows = shape[0]
         return scale.repeat_interleave(group, dim=1)[:, : torch.Size(shape[1:]).numel()].reshape(rows, *shape[1:])

@@ -1,8 +1,8 @@
-"""Say whether the products of bytes in a graph can be summed in 16 bits: where weights have seven bits, not eight.
+"""Find whether the int8 products of a graph can be summed in 16 bits: where weights have seven bits, not eight.
 
 x86 without VNNI multiplies bytes without a sign by bytes with one, and sums two such products in 16 bits
-(``vpmaddubsw``), which cut off what does not fit: 255 * 127 * 2 does not, 255 * 64 * 2 does. Codes of at most 64 are
-what ONNX Runtime's quantizer calls a reduced range, and NNCF's a fix of overflow.
+(``vpmaddubsw``), which saturate: 255 * 127 * 2 does not fit, 255 * 64 * 2 does. Weights of at most 64 are a
+reduced range to ONNX Runtime's quantizer, and an overflow fix to NNCF's.
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, PMADDUBSW.
 """
@@ -22,11 +22,11 @@ from diffc.compiler.quantization.formats import FORMATS
 ops = torch.ops.diffc
 
 LARGEST = 64
-"""What a code with a sign may be, so that two products with bytes fit into 16 bits."""
+"""The largest signed value of which two products with unsigned bytes fit into 16 bits."""
 
 
 def has_reduced_range(graph: Graph) -> bool:
-    """Say whether no two products of bytes in a graph can be too large for 16 bits; the graph must have a body."""
+    """Return whether the sum of any two int8 products of a graph fits into 16 bits; the graph must have a body."""
     return all(_fits(node) for node in graph.body.graph.nodes if has(node.target, Trait.PRODUCT))
 
 
@@ -36,7 +36,7 @@ def _fits(product: fx.Node) -> bool:
 
 
 def _largest(node: Any) -> float:
-    """Give the largest code that a value consists of; 0 where it is no codes of integers."""
+    """Return the largest quantized value of a node; 0 where it is not quantized to integers."""
     if has(node.target, Trait.MOVES):
         return max(map(_largest, node.all_input_nodes))
     if node.target == ops.fake_quantize.default:
@@ -49,5 +49,5 @@ def _largest(node: Any) -> float:
 
 
 def _end(form: str) -> float:
-    grid = FORMATS[form]
-    return max(-grid.lowest, grid.highest) if grid.is_integer else 0.0
+    number_format = FORMATS[form]
+    return max(-number_format.lowest, number_format.highest) if number_format.is_integer else 0.0

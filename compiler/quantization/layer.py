@@ -26,7 +26,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Rounded:
-    """Hold a rounded weight: codes in its shape as the format stores them, scales and zeros [rows] or [rows, groups].
+    """Hold a rounded weight: quantized values in its shape, as stored, and scales and zeros [rows] or [rows, groups].
 
     Where the scales are themselves rounded, ``outer`` is the scale of the scales: scale = outer * stored.
     """
@@ -37,7 +37,7 @@ class Rounded:
     outer: torch.Tensor | None = None
 
     def value(self, spec: Spec) -> torch.Tensor:
-        """Give the weight that this stands for."""
+        """Return the dequantized weight."""
         scale = self.scale if self.outer is None else self.scale * self.outer.reshape(-1, 1)
         offset = 0.0 if self.zero is None else spread(self.zero, self.codes.shape, spec.group)
         return (spec.format.decode(self.codes) - offset) * spread(scale, self.codes.shape, spec.group)
@@ -50,13 +50,13 @@ class Rounded:
 
 @dataclass(frozen=True)
 class Layer:
-    """Hold what is known of one layer: its weight, where it is read, its scheme, and what passes have found.
+    """Hold one layer: its weight, the sites that read it, its scheme, and the decisions of passes.
 
     ``low`` and ``high`` are the ranges of its inputs, [inputs, 1] or with step-indexed scales [inputs, steps], and
     ``bounds`` that of its output. ``smoothing`` [channels] multiplies the input, and divides the weight. ``branch`` is
     a pair of matrices [rank, channels * kernel] and [rows, rank], computed beside the weight and subtracted from it.
-    ``shift`` [rows] is added to the output, as a part of the bias. ``options`` is what a convolution takes after its
-    bias. Of a layer that is ``asked`` for, a user chose the scheme.
+    ``shift`` [rows] is added to the output, as a part of the bias. ``options`` are the arguments of a convolution after
+    its bias. The scheme of a ``requested`` layer is the user's.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Layer:
     groups: int = 1
     options: tuple[Any, ...] = ()
     scheme: Scheme = Scheme()
-    asked: bool = False
+    requested: bool = False
     low: torch.Tensor | None = None
     high: torch.Tensor | None = None
     bounds: tuple[float, float] | None = None
@@ -95,7 +95,7 @@ class Layer:
 
     @property
     def axis(self) -> int:
-        """Give the axis of the input's channels."""
+        """Return the axis of the input's channels."""
         return 1 if self.kind == "conv" else -1
 
     def matrix(self) -> torch.Tensor:
@@ -204,7 +204,7 @@ class Layer:
 
 
 def for_all_steps(layer: Layer) -> Layer:
-    """Let a layer with scales for single steps have one for all, which is yet to be found."""
+    """Replace the step-indexed scales of a layer by one static scale, whose range is not chosen yet."""
     spec = layer.scheme.activation
     if spec is None or spec.when != "step":
         return layer

@@ -1,7 +1,7 @@
-"""Measure how far the output of a quantized layer is from the layer's own, on pieces of what reaches it.
+"""Measure the output error of a quantized layer, on pieces of its calibration inputs.
 
-Pieces are some rows of a linear layer's input, and a part of a picture for a convolution, so that those of many layers
-fit into memory together. Of the outputs, too, only some are computed. That is enough to choose among ways to quantize.
+A piece is a few rows of a linear layer's input, or a part of an image for a convolution, so that the pieces of many
+layers fit into memory together. Only some output channels are computed. That is enough to compare candidates.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.observers import largest_of_channels
-from diffc.compiler.quantization.plan import Plan, Tensors, shared_out
+from diffc.compiler.quantization.plan import Plan, Tensors, in_batches
 from diffc.compiler.quantization.scales import weight_scales
 
 aten = torch.ops.aten
 
 ROWS, EDGE = 64, 12
-"""How many rows of a sample are kept, and how many places along each axis of a picture."""
+"""How many rows of a sample are kept, and how many places along each axis of an image."""
 
 OUTPUTS = 128
 """About how many of a layer's outputs are computed."""
@@ -30,8 +30,8 @@ SEED = 0
 
 
 @dataclass
-class Seen:
-    """Hold pieces of a layer's input, and the largest number of each channel in all of it, [steps, channels].
+class Inputs:
+    """Hold pieces of a layer's input, and the largest magnitude of each channel in all of it, [steps, channels].
 
     ``exact`` are the outputs of the float layer for the pieces, once an error was measured.
     """
@@ -42,7 +42,7 @@ class Seen:
     exact: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, layer: Layer, x: torch.Tensor, sample: Sample, random: torch.Generator) -> None:
-        """Take in one call."""
+        """Add the input of one call."""
         channels = largest_of_channels(x, layer.axis)
         if self.largest is None:
             self.largest = torch.zeros(self.steps, len(channels))
@@ -51,9 +51,9 @@ class Seen:
         self.pieces.append((_piece(layer, x, random).clone(), sample))
 
     def error(self, layer: Layer, candidate: Layer) -> float:
-        """Give the squared error of a candidate's output over the power of the layer's in float: the mean of all calls.
+        """Return the squared error of a candidate's output relative to the float layer's, averaged over calls.
 
-        So every step counts alike, however small its numbers are.
+        So every step counts alike, however small its values are.
         """
         if not self.exact:
             thin = layer.in_float().thinned(_every(layer))
@@ -66,30 +66,32 @@ class Seen:
         return sum(errors) / max(1, len(errors))
 
 
-def seen(plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 2.0) -> Iterator[tuple[Layer, Seen]]:
-    """Give each linear layer and convolution that samples reach with what it is given, before any smoothing.
+def layer_inputs(
+    plan: Plan, layers: Sequence[Layer], *, samples: int, memory: float = 2.0
+) -> Iterator[tuple[Layer, Inputs]]:
+    """Yield each linear layer and convolution that samples reach with its inputs, before any smoothing.
 
-    ``samples`` of each graph are run, again for every few layers: as many as have pieces of ``memory`` gigabytes.
+    ``samples`` of each graph are run, again for each batch of layers whose pieces fit into ``memory`` gigabytes.
     """
     few = replace(plan, calibration=plan.calibration.few(samples))
-    for some in shared_out(layers, lambda layer: _gigabytes(layer, samples), memory):
-        found = {layer.name: Seen(plan.steps(layer)) for layer in some}
+    for batch in in_batches(layers, lambda layer: _gigabytes(layer, samples), memory):
+        inputs_of = {layer.name: Inputs(plan.steps(layer)) for layer in batch}
         random = torch.Generator().manual_seed(SEED)
 
         def visit(
-            layer: Layer, inputs: Tensors, _: torch.Tensor, sample: Sample, found: dict[str, Seen] = found
+            layer: Layer, inputs: Tensors, _: torch.Tensor, sample: Sample, inputs_of: dict[str, Inputs] = inputs_of
         ) -> None:
-            found[layer.name].add(layer, inputs[0], sample, random)  # noqa: B023
+            inputs_of[layer.name].add(layer, inputs[0], sample, random)  # noqa: B023
 
-        few.watch([replace(layer, smoothing=None) for layer in some], visit)
-        for layer in some:
-            each = found.pop(layer.name)
-            if each.pieces:
-                yield layer, each
+        few.watch([replace(layer, smoothing=None) for layer in batch], visit)
+        for layer in batch:
+            recorded = inputs_of.pop(layer.name)
+            if recorded.pieces:
+                yield layer, recorded
 
 
 def _gigabytes(layer: Layer, samples: int) -> float:
-    """Say how much memory the pieces of a layer's input take."""
+    """Compute the memory of the pieces of a layer's input."""
     assert layer.weight is not None
     axes = layer.weight.dim() - 2
     return 4e-9 * samples * layer.weight.shape[1] * layer.groups * (EDGE**axes if axes else ROWS)
@@ -105,7 +107,7 @@ def _piece(layer: Layer, x: torch.Tensor, random: torch.Generator) -> torch.Tens
 
 
 def _rounded(layer: Layer) -> Layer:
-    """Round the weight of a layer that no pass has rounded, as a later one might."""
+    """Round the weight of a layer, as a later pass might, unless it is rounded."""
     spec = layer.scheme.weight
     if spec is None or layer.rounded is not None:
         return layer
@@ -113,6 +115,6 @@ def _rounded(layer: Layer) -> Layer:
 
 
 def _every(layer: Layer) -> int:
-    """Say how many outputs there are for one that is looked at; of a grouped convolution all are."""
+    """Return the stride of the output channels that are computed; of a grouped convolution all are."""
     assert layer.weight is not None
     return 1 if layer.groups > 1 else max(1, len(layer.weight) // OUTPUTS)

@@ -1,6 +1,6 @@
-"""Define the operators that a quantized graph holds: what they mean in PyTorch is what every engine must compute.
+"""Define the operators of quantized graphs: their meaning in PyTorch is what every engine must compute.
 
-Back ends translate them: to QuantizeLinear and DequantizeLinear, or to what their engine computes in few bits.
+Back ends lower them to QuantizeLinear and DequantizeLinear, or to the low-bit operators of their engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Value = TypeVar("Value", torch.Tensor, fx.Node)
 def dequantize(
     codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Give ``scale * (codes - zero)`` as ``dtype``, in the shape of the codes.
+    """Compute ``scale * (codes - zero)`` as ``dtype``, in the shape of the quantized values ``codes``.
 
     Scale and zero are [1], [rows], or with groups [rows, groups].
     """
@@ -44,15 +44,15 @@ def _(
 
 @torch.library.custom_op("diffc::fake_quantize", mutates_args=())
 def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, form: str) -> torch.Tensor:
-    """Round an activation to a grid, with one scale and zero point [1] for all of it.
+    """Round an activation to a number format, with one scale and zero point [1].
 
     A tie goes to the even number before the zero point is added, as in ONNX's QuantizeLinear.
     """
-    grid, factor = FORMATS[form], scale.to(_wide(x))
+    number_format, factor = FORMATS[form], scale.to(_wide(x))
     scaled = x.to(_wide(x)) / factor
     if zero is None:
-        return (grid.round(scaled) * factor).to(x.dtype)
-    codes = (scaled.round() + zero.float()).clamp(grid.lowest, grid.highest)
+        return (number_format.round(scaled) * factor).to(x.dtype)
+    codes = (scaled.round() + zero.float()).clamp(number_format.lowest, number_format.highest)
     return ((codes - zero.float()) * factor).to(x.dtype)
 
 
@@ -63,12 +63,12 @@ def _(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, form: str
 
 @torch.library.custom_op("diffc::fake_quantize_groups", mutates_args=())
 def fake_quantize_groups(x: torch.Tensor, spec: str) -> torch.Tensor:
-    """Round an activation [..., channels] to a grid with a scale for each group of channels, from their largest."""
-    found = parse_spec(spec)
-    assert found is not None
+    """Round an activation [..., channels] to a number format, with a dynamic scale for each group of channels."""
+    parsed = parse_spec(spec)
+    assert parsed is not None
     rows = x.reshape(-1, x.shape[-1]).to(_wide(x))
-    scale = spread(group_scales(found, rows), rows.shape, found.group)
-    return (found.format.round(rows / scale) * scale).reshape(x.shape).to(x.dtype)
+    scale = spread(group_scales(parsed, rows), rows.shape, parsed.group)
+    return (parsed.format.round(rows / scale) * scale).reshape(x.shape).to(x.dtype)
 
 
 @fake_quantize_groups.register_fake
@@ -77,14 +77,14 @@ def _(x: torch.Tensor, spec: str) -> torch.Tensor:
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:
-    """Say in which type numbers are rounded to a grid: halves are as engines widen them."""
+    """Return the type in which values are rounded: halves are widened, as engines do."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def group_scales(spec: Spec, rows: torch.Tensor) -> torch.Tensor:
-    """Give the scales [rows, groups] that let the largest number of each group be the grid's largest.
+    """Return the scales [rows, groups] that map the largest value of each group to the format's largest.
 
-    A scale that is stored as a power of two is the largest number's, over the grid's, as OCP MX 1.0, section 6.3, says.
+    A scale stored as a power of two is the quotient of their powers of two: OCP MX 1.0, section 6.3.
     """
     padded = torch.nn.functional.pad(rows.abs(), (0, -rows.shape[1] % spec.group))
     largest = padded.reshape(len(rows), -1, spec.group).amax(-1)
@@ -98,19 +98,19 @@ def group_scales(spec: Spec, rows: torch.Tensor) -> torch.Tensor:
 
 
 def scale_and_zero(spec: Spec, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Give the scales, and for codes without a sign the zero points, that let a grid cover ranges."""
-    grid = spec.format
+    """Return the scales, and for formats without a sign the zero points, that cover ranges."""
+    number_format = spec.format
     if not spec.is_affine:
         largest = torch.maximum(low.abs(), high.abs())
-        return torch.where(largest > 0, largest / grid.highest, 1.0), None
+        return torch.where(largest > 0, largest / number_format.highest, 1.0), None
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = (high - low) / (grid.highest - grid.lowest)
+    scale = (high - low) / (number_format.highest - number_format.lowest)
     scale = torch.where(scale > 0, scale, 1.0)
-    return scale, (grid.lowest - low / scale).round().clamp(grid.lowest, grid.highest)
+    return scale, (number_format.lowest - low / scale).round().clamp(number_format.lowest, number_format.highest)
 
 
 def quantize_in_range(x: torch.Tensor, spec: Spec, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Round an activation to a grid that covers a range [] or [1]."""
+    """Round an activation to a number format, with the static scale that covers a range [] or [1]."""
     scale, zero = scale_and_zero(spec, low, high)
     rounded: torch.Tensor = fake_quantize(x, scale.reshape(1), zero, spec.format.name)
     return rounded

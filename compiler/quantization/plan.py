@@ -1,8 +1,8 @@
 """Plan how the layers of a bundle's graphs are quantized: data that passes rewrite.
 
 A layer is a weight and the operators that read it, in whatever graphs: those with and without guidance share it. A
-`Plan` starts with a `Scheme` for each layer and nothing known; the passes of ``diffc.passes.quantize`` find ranges,
-move outliers, and round. `diffc.compiler.quantization.apply_plan.applied` then writes the plan into the programs.
+`Plan` starts with a `Scheme` for each layer and no decisions; the passes of ``diffc.passes.quantize`` choose ranges,
+smooth outliers, and round. `diffc.compiler.quantization.apply_plan.applied` then writes the plan into the programs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ KINDS = {
 
 Tensors = tuple[torch.Tensor, ...]
 
-SMALLEST = 512
-"""Weights of fewer numbers stay as they are: there is nothing to save."""
+FEWEST_ELEMENTS = 512
+"""Weights of fewer elements stay as they are: there is nothing to save."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Plan:
 
     @staticmethod
     def of(programs: Sequence[Program], calibration: Calibration, scheme: Callable[[Layer], Scheme]) -> Plan:
-        """Find the layers of the programs and give each its scheme."""
-        found = tuple(replace(layer, scheme=scheme(layer)) for layer in find_layers(programs))
-        return Plan(tuple(programs), found, calibration)
+        """Find the layers of the programs, each with its scheme."""
+        layers = tuple(replace(layer, scheme=scheme(layer)) for layer in find_layers(programs))
+        return Plan(tuple(programs), layers, calibration)
 
     @property
     def graphs(self) -> dict[str, Graph]:
@@ -94,14 +94,14 @@ class Plan:
         visit: Callable[[Layer, Tensors, torch.Tensor, Sample], None],
         samples: Callable[[Sample], bool] = lambda _: True,
     ) -> None:
-        """Show what reaches layers in the samples, after their smoothing, and what they give; nothing is kept.
+        """Visit each call of layers in the samples, with its smoothed inputs and its output.
 
-        Raises `CalibrationError` naming the layer and the step where NaN or infinity does.
+        Raises `CalibrationError` that names the layer and the step of an input with NaN or infinity.
         """
         for graph in self.graphs.values():
             at = {site.node: layer for layer in layers for site in layer.sites if site.graph == graph.name}
-            chosen = [sample for sample in self.calibration.of(graph) if samples(sample)]
-            if not at or not chosen:
+            recorded = [sample for sample in self.calibration.of(graph) if samples(sample)]
+            if not at or not recorded:
                 continue
 
             def seen(node: fx.Node, inputs: Tensors, output: torch.Tensor, sample: Sample, at: Any = at) -> None:
@@ -112,21 +112,21 @@ class Plan:
                     raise CalibrationError(f"NaN or infinity reaches {layer.name}", where=where, fix=fix)
                 visit(layer, tuple(layer.smoothed(x) for x in inputs), output, sample)
 
-            watch(graph, chosen, {name: _inputs(layer) for name, layer in at.items()}, seen)
+            watch(graph, recorded, {name: _inputs(layer) for name, layer in at.items()}, seen)
 
     def statistics(self, layers: Sequence[Layer]) -> dict[str, list[Statistics]]:
-        """Gather statistics of every input of layers, and last of an output that is quantized, by their names."""
-        made: dict[str, list[Statistics]] = {}
+        """Gather statistics of every input of layers, and last of a quantized output, by the layers' names."""
+        gathered: dict[str, list[Statistics]] = {}
 
         def visit(layer: Layer, inputs: Tensors, output: torch.Tensor, sample: Sample) -> None:
             tensors = inputs if layer.scheme.output is None else (*inputs, output)
-            if layer.name not in made:
-                made[layer.name] = [Statistics(self.steps(layer), layer.axis) for _ in tensors]
-            for statistics, x in zip(made[layer.name], tensors, strict=True):
+            if layer.name not in gathered:
+                gathered[layer.name] = [Statistics(self.steps(layer), layer.axis) for _ in tensors]
+            for statistics, x in zip(gathered[layer.name], tensors, strict=True):
                 statistics.add(x, sample.nearest(statistics.steps))
 
         self.watch(layers, visit)
-        return made
+        return gathered
 
 
 def _is_finite(x: torch.Tensor) -> bool:
@@ -139,7 +139,7 @@ def _inputs(layer: Layer) -> Sequence[int]:
 
 def find_layers(programs: Sequence[Program]) -> list[Layer]:
     """List the layers of all graphs: operators of one kind that read one weight alone, and attention."""
-    found: dict[tuple[str, str], Layer] = {}
+    layers: dict[tuple[str, str], Layer] = {}
     for graph in {g.name: g for program in programs for g in program.graphs if size(g)}.values():
         body = body_of(graph)
         for node in body.graph.nodes:
@@ -147,19 +147,19 @@ def find_layers(programs: Sequence[Program]) -> list[Layer]:
             if kind is None:
                 continue
             name, weight = _name(graph, node, kind, body)
-            if name is None or (weight is not None and weight.numel() < SMALLEST):
+            if name is None or (weight is not None and weight.numel() < FEWEST_ELEMENTS):
                 continue
             site = Site(graph.name, node.name)
-            known = found.get((graph.component, name))
-            if known is not None:
-                found[graph.component, name] = replace(known, sites=(*known.sites, site))
+            layer = layers.get((graph.component, name))
+            if layer is not None:
+                layers[graph.component, name] = replace(layer, sites=(*layer.sites, site))
                 continue
             groups = node.args[6] if kind == "conv" and len(node.args) > 6 else 1
             options = tuple(node.args[3:]) if kind == "conv" else ()
-            found[graph.component, name] = Layer(
+            layers[graph.component, name] = Layer(
                 f"{graph.component}.{name}", graph.component, kind, (site,), weight, groups=groups, options=options
             )
-    return list(found.values())
+    return list(layers.values())
 
 
 def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple[str | None, torch.Tensor | None]:
@@ -177,15 +177,15 @@ def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple
     return str(source.target).removeprefix("region.").removeprefix("module.").removesuffix(".weight"), weight
 
 
-def shared_out(layers: Sequence[Layer], gigabytes: Callable[[Layer], float], memory: float) -> Iterator[list[Layer]]:
-    """Share layers out into runs that fit into so many gigabytes, each of one layer at least."""
-    some, used = list[Layer](), 0.0
+def in_batches(layers: Sequence[Layer], gigabytes: Callable[[Layer], float], memory: float) -> Iterator[list[Layer]]:
+    """Divide layers into batches that fit into ``memory`` gigabytes, each of one layer at least."""
+    batch, used = list[Layer](), 0.0
     for layer in layers:
-        wanted = gigabytes(layer)
-        if some and used + wanted > memory:
-            yield some
-            some, used = [], 0.0
-        some.append(layer)
-        used += wanted
-    if some:
-        yield some
+        needed = gigabytes(layer)
+        if batch and used + needed > memory:
+            yield batch
+            batch, used = [], 0.0
+        batch.append(layer)
+        used += needed
+    if batch:
+        yield batch

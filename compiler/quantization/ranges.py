@@ -18,48 +18,50 @@ from diffc.compiler.quantization.ops import scale_and_zero
 from diffc.compiler.quantization.scales import RATIOS
 
 PERCENTILE = 0.9999
-"""The part of all numbers that a percentile range covers on each side."""
+"""The part of all values that a percentile range covers on each side."""
 
 
 LEVELS = 128
-"""Into how many parts Migacz divides what is left, to compare distributions."""
+"""The number of levels in which Migacz compares distributions."""
 
 
 METHODS = ("minmax", "percentile", "mse", "kl")
 
 
 def needs_range(layer: Layer) -> bool:
-    """Say whether inputs or the output of a layer need a range, and have none."""
+    """Return whether inputs or the output of a layer need a range, and have none."""
     specs = (layer.scheme.activation, layer.scheme.values)
-    known = [spec for spec in specs if spec is not None and spec.when != "dynamic" and spec.per != "group"]
-    return layer.low is None and (layer.scheme.output is not None or bool(known))
+    static = [spec for spec in specs if spec is not None and spec.when != "dynamic" and spec.per != "group"]
+    return layer.low is None and (layer.scheme.output is not None or bool(static))
 
 
 def ranged(layer: Layer, statistics: Sequence[Statistics], by: str) -> Layer:
-    """Set the ranges that a layer's scheme asks for, from what `Plan.statistics` gives."""
+    """Choose the ranges that a layer's scheme needs, from its `Plan.statistics`."""
     output = layer.scheme.output
     inputs = statistics if output is None else statistics[:-1]
     specs = [layer.scheme.of_input(at) for at in range(len(inputs))]
     if any(spec is not None and spec.when != "dynamic" for spec in specs):
-        found = torch.tensor([_ranges(each, spec, by) for each, spec in zip(inputs, specs, strict=True)])
-        layer = replace(layer, low=found[..., 0], high=found[..., 1])
+        bounds = torch.tensor([_ranges(histograms, spec, by) for histograms, spec in zip(inputs, specs, strict=True)])
+        layer = replace(layer, low=bounds[..., 0], high=bounds[..., 1])
     if output is not None:
         layer = replace(layer, bounds=activation_range(statistics[-1].all(), output, by))
     return layer
 
 
 def _ranges(statistics: Statistics, spec: Spec | None, by: str) -> list[tuple[float, float]]:
-    """Give a range, or one for each step; a step that no sample shows has that of all, what stays in float its own."""
-    whole = statistics.all()
+    """Return one range, or one per step; a step without samples has that of all, an input in float its full range."""
+    all_steps = statistics.all()
     if spec is None:
-        return [(whole.low, whole.high)]
+        return [(all_steps.low, all_steps.high)]
     if spec.when != "step":
-        return [activation_range(whole, spec, by)]
-    return [activation_range(each if each.limit else whole, spec, by) for each in statistics.histograms]
+        return [activation_range(all_steps, spec, by)]
+    return [
+        activation_range(histogram if histogram.limit else all_steps, spec, by) for histogram in statistics.histograms
+    ]
 
 
 def activation_range(histogram: Histogram, spec: Spec, by: str) -> tuple[float, float]:
-    """Give the range of an activation that a scale is chosen for; numbers beyond it are cut off."""
+    """Choose the range of an activation; values beyond it saturate."""
     low, high = histogram.low, histogram.high
     if low >= high:
         return low, high
@@ -81,7 +83,7 @@ def _percentile(histogram: Histogram) -> tuple[float, float]:
 
 
 def _least_error(histogram: Histogram, spec: Spec) -> tuple[float, float]:
-    """Try parts of the range on either side, and keep the one with the least squared error."""
+    """Return the part of the range, cut on either side, that has the least squared error."""
     used = histogram.counts > 0
     x, counts = histogram.centres()[used].float(), histogram.counts[used].float()
     low = RATIOS * min(histogram.low, 0.0)
@@ -98,21 +100,21 @@ def _least_error(histogram: Histogram, spec: Spec) -> tuple[float, float]:
 
 
 def _divergence(histogram: Histogram) -> tuple[float, float]:
-    """Choose the largest magnitude whose cut distribution, in few levels, is nearest to the whole one."""
+    """Return the largest magnitude whose clipped distribution, in few levels, is nearest to the full one."""
     half = len(histogram.counts) // 2
     counts = histogram.counts[half:] + histogram.counts[:half].flip(0)
     best, least = half, float("inf")
-    for kept in range(LEVELS, half + 1, max(1, (half - LEVELS) // 64)):
-        wanted = counts[:kept].clone()
-        wanted[-1] += counts[kept:].sum()
-        level = torch.arange(kept) * LEVELS // kept
-        full = (counts[:kept] > 0).double()
-        sums = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, counts[:kept])
+    for count in range(LEVELS, half + 1, max(1, (half - LEVELS) // 64)):
+        clipped = counts[:count].clone()
+        clipped[-1] += counts[count:].sum()
+        level = torch.arange(count) * LEVELS // count
+        full = (counts[:count] > 0).double()
+        sums = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, counts[:count])
         sizes = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, full)
-        made = (sums / sizes.clamp(min=1))[level] * full
-        p, q = wanted / wanted.sum(), made / made.sum().clamp(min=1e-30)
+        coarse = (sums / sizes.clamp(min=1))[level] * full
+        p, q = clipped / clipped.sum(), coarse / coarse.sum().clamp(min=1e-30)
         where = p > 0
-        found = float((p[where] * (p[where] / q[where].clamp(min=1e-12)).log()).sum())
-        best, least = (kept, found) if found < least else (best, least)
+        divergence = float((p[where] * (p[where] / q[where].clamp(min=1e-12)).log()).sum())
+        best, least = (count, divergence) if divergence < least else (best, least)
     largest = histogram.limit * best / half
     return max(histogram.low, -largest), min(histogram.high, largest)

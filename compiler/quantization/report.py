@@ -1,4 +1,4 @@
-"""Measure what quantization cost: the error of each layer, how pictures drift from step to step, the worst prompts."""
+"""Measure the cost of quantization: the error of each layer, of the latents after each step, and of the images."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from diffc.runtime.interpreter import Interpreter, linear
 from diffc.runtime.program.program import Op
 
 PROMPTS = 4
-"""How many of the calibrated prompts are drawn with the bundle."""
+"""The number of calibrated prompts that are sampled with the bundle."""
 
 CALLS = 6
-"""In how many calls of a graph a layer's error is measured."""
+"""The number of calls of a graph in which a layer's error is measured."""
 
 WORST = 5
-"""How many layers an error names."""
+"""The number of layers that an error names."""
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """Hold a layer's scheme, as text, and the ratio in dB of its output to what quantizing it alone changes."""
+    """Hold a layer's scheme, as text, and the SQNR in dB of its output, with float inputs."""
 
     name: str
     weight: str
@@ -60,7 +60,7 @@ def layer_errors(plan: Plan) -> list[LayerError]:
         if samples and at:
             watch(graph, samples[:: math.ceil(len(samples) / CALLS)], dict.fromkeys(at, (0, 2)), seen)
     schemes = {layer.name: layer.scheme for layer in plan.layers}
-    found = [
+    errors = [
         LayerError(
             name,
             str(schemes[name].weight or "float"),
@@ -69,7 +69,7 @@ def layer_errors(plan: Plan) -> list[LayerError]:
         )
         for name in signal
     ]
-    return sorted(found, key=lambda error: error.sqnr)
+    return sorted(errors, key=lambda error: error.sqnr)
 
 
 def _power(x: torch.Tensor) -> float:
@@ -78,7 +78,7 @@ def _power(x: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Drift:
-    """Hold, for one prompt, the ratio in dB of the latents to their error after each step, and the picture's PSNR."""
+    """Hold, for one prompt, the SQNR in dB of the latents after each step, and the PSNR of the image."""
 
     prompt: str
     steps: tuple[float, ...]
@@ -86,11 +86,11 @@ class Drift:
 
 
 def drift(bundle: Path, calibration: Calibration, progress: Progress) -> list[Drift]:
-    """Draw calibrated prompts with a bundle, from the same noise, and compare each step with the float program's."""
+    """Sample calibrated prompts with a bundle, from the same noise, and compare each step with the float program's."""
     opened = open_bundle(bundle)
     program, interpreter = opened.programs[calibration.program.name], Interpreter(opened)
     scalars = {name: default for name, default in program.scalars.items() if default is not None}
-    found = []
+    drifts = []
     for drawing in calibration.drawings[:PROMPTS]:
         progress(f"measure {drawing.prompt}")
         steps = list[np.ndarray[Any, Any]]()
@@ -99,39 +99,39 @@ def drift(bundle: Path, calibration: Calibration, progress: Progress) -> list[Dr
             steps.append(linear(op, values, scalars))
 
         texts, noises = given(calibration.program, drawing.prompt, drawing.seed)
-        made = interpreter.run(program, texts | noises, scalars, on_step=on_step)
-        picture = np.asarray(made[program.outputs[0]])
+        outputs = interpreter.run(program, texts | noises, scalars, on_step=on_step)
+        image = np.asarray(outputs[program.outputs[0]])
         ratios = [sqnr(a, b.numpy()) for a, b in zip(steps, drawing.steps, strict=True)]
-        found.append(Drift(drawing.prompt, tuple(ratios), _psnr(picture, drawing)))
-    return sorted(found, key=lambda each: each.psnr)
+        drifts.append(Drift(drawing.prompt, tuple(ratios), _psnr(image, drawing)))
+    return sorted(drifts, key=lambda drift: drift.psnr)
 
 
-def _psnr(picture: Any, drawing: Drawing) -> float:
-    wanted = drawing.output.numpy()
-    in_range = wanted.min() >= 0 and wanted.max() <= 1
-    return psnr(picture, wanted, 1.0 if in_range else float(np.abs(wanted).max()))
+def _psnr(image: Any, drawing: Drawing) -> float:
+    reference = drawing.output.numpy()
+    in_range = reference.min() >= 0 and reference.max() <= 1
+    return psnr(image, reference, 1.0 if in_range else float(np.abs(reference).max()))
 
 
 def report(errors: Sequence[LayerError], drifts: Sequence[Drift], plan: Plan, notes: Sequence[str]) -> dict[str, Any]:
-    """Say it all as the manifest does."""
+    """Return the report as the manifest records it."""
     return {
         "calibration": {
             "prompts": len(plan.calibration.prompts),
             "seed": plan.calibration.seed,
             "digest": plan.calibration.digest,
         },
-        "psnr": min((each.psnr for each in drifts), default=None),
-        "drift": [asdict(each) for each in drifts],
-        "layers": [asdict(each) for each in errors],
+        "psnr": min((drift.psnr for drift in drifts), default=None),
+        "drift": [asdict(drift) for drift in drifts],
+        "layers": [asdict(error) for error in errors],
         "notes": list(notes),
         "refusals": [asdict(refusal) for refusal in plan.refusals],
     }
 
 
 def check(errors: Sequence[LayerError], drifts: Sequence[Drift], least: float) -> None:
-    """Raise `BuildError` naming the layers that cost most where a picture misses what was asked for."""
+    """Raise `BuildError` that names the worst layers where an image misses the requested PSNR."""
     if drifts and drifts[0].psnr < least:
         worst = ", ".join(f"{error.name} ({error.sqnr:.1f} dB)" for error in errors[:WORST])
-        what = f"the picture of {drifts[0].prompt!r} has {drifts[0].psnr:.1f} dB, below --min-psnr {least:g}"
+        what = f"the image of {drifts[0].prompt!r} has {drifts[0].psnr:.1f} dB, below --min-psnr {least:g}"
         fix = "choose more bits, another --quant, or more bits for these layers in a --recipe"
         raise BuildError(what, where=f"the worst layers: {worst}", fix=fix)

@@ -11,11 +11,11 @@ from diffc.compiler.quantization.layer import Rounded
 from diffc.compiler.quantization.ops import scale_and_zero
 
 RATIOS = torch.linspace(0.35, 1.0, 27)
-"""How much of the full range a search tries."""
+"""The parts of the full range that a search tries."""
 
 
 def weight_scales(weight: torch.Tensor, spec: Spec, by: str) -> Rounded:
-    """Choose the scales of a weight, by its largest numbers or by least squared error, and round it to nearest."""
+    """Choose the scales of a weight, by its largest values or by least squared error, and round it to nearest."""
     groups = _groups(weight, spec)
     low, high = groups.amin(-1), groups.amax(-1)
     # Scales of scales are those of the full range, so that each scale can be chosen for itself.
@@ -23,31 +23,31 @@ def weight_scales(weight: torch.Tensor, spec: Spec, by: str) -> Rounded:
     if by != "mse":
         return _nearest(weight, spec, low, high, outer)
     least = torch.full(groups.shape[:-1], float("inf"))
-    kept = torch.ones_like(least)
+    best = torch.ones_like(least)
     for ratio in RATIOS:
-        made = _nearest(weight, spec, low * ratio, high * ratio, outer)
-        error = ((_groups(made.value(spec), spec) - groups) ** 2).sum(-1)
-        kept = torch.where(error < least, ratio, kept)
+        rounded = _nearest(weight, spec, low * ratio, high * ratio, outer)
+        error = ((_groups(rounded.value(spec), spec) - groups) ** 2).sum(-1)
+        best = torch.where(error < least, ratio, best)
         least = torch.minimum(error, least)
-    return _nearest(weight, spec, low * kept, high * kept, outer)
+    return _nearest(weight, spec, low * best, high * best, outer)
 
 
 def round_nearest(weight: torch.Tensor, spec: Spec, like: Rounded) -> Rounded:
     """Round another weight with the scales of one that was rounded."""
     scale = like.scale if like.outer is None else like.scale * like.outer.reshape(-1, 1)
-    each = spread(scale, weight.shape, spec.group)
+    scales = spread(scale, weight.shape, spec.group)
     offset = 0.0 if like.zero is None else spread(like.zero, weight.shape, spec.group)
-    codes = spec.format.encode(spec.format.round(weight / each + offset))
+    codes = spec.format.encode(spec.format.round(weight / scales + offset))
     return Rounded(codes, like.scale, like.zero, like.outer)
 
 
 def takes_factors(spec: Spec) -> bool:
-    """Say whether each row of a weight has scales of its own that can be multiplied with any number."""
+    """Return whether each row of a weight has scales of its own that any factor can be folded into."""
     return spec.per != "tensor" and (spec.scale not in FORMATS or FORMATS[spec.scale].is_integer)
 
 
 def rows_scaled(rounded: Rounded, spec: Spec, factor: torch.Tensor) -> Rounded:
-    """Multiply the rows of a weight by factors [rows], which its scales take in."""
+    """Multiply the rows of a weight by factors [rows], which are folded into its scales."""
     if rounded.outer is not None:
         return replace(rounded, outer=_half(rounded.outer * factor))
     scale = rounded.scale * factor.reshape(-1, *[1] * (rounded.scale.dim() - 1))
@@ -66,7 +66,7 @@ def _nearest(
 
 
 def _outer(spec: Spec, scale: torch.Tensor) -> torch.Tensor | None:
-    """Give the scales of scales: one for each row where those are whole numbers, else one for all."""
+    """Return the scales of scales: one for each row if those are integers, else one for all."""
     if spec.scale not in FORMATS:
         return None
     form = FORMATS[spec.scale]
@@ -76,7 +76,7 @@ def _outer(spec: Spec, scale: torch.Tensor) -> torch.Tensor | None:
 
 
 def _half(scale: torch.Tensor) -> torch.Tensor:
-    """Give scales as 16 bits hold them, and not zero."""
+    """Round scales to 16 bits, above zero."""
     return scale.half().float().clamp(min=2.0**-24)
 
 
@@ -84,8 +84,8 @@ def _scales_of_scales(spec: Spec, scale: torch.Tensor, outer: torch.Tensor) -> t
     form = FORMATS[spec.scale]
     if spec.scale == "e8m0":
         return torch.exp2(torch.log2(scale).ceil())
-    each = scale / outer.reshape(-1, 1)
-    return each.round().clamp(1, form.highest) if form.is_integer else form.round(each).clamp(min=2.0**-9)
+    ratio = scale / outer.reshape(-1, 1)
+    return ratio.round().clamp(1, form.highest) if form.is_integer else form.round(ratio).clamp(min=2.0**-9)
 
 
 def _groups(weight: torch.Tensor, spec: Spec) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.layer_error import Seen
+from diffc.compiler.quantization.layer_error import Inputs
 
 ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """What a search tries, and to change nothing."""
@@ -21,7 +21,7 @@ SMALLEST = 2.0**-14
 """What a factor is kept above, its inverse the largest: what 16 bits hold to the last digit."""
 
 
-def factors(layer: Layer, given: Seen, *alphas: float) -> list[torch.Tensor]:
+def factors(layer: Layer, given: Inputs, *alphas: float) -> list[torch.Tensor]:
     """Give what multiplies the channels of the input, for each alpha: max|w|^(1 - alpha) / max|x|^alpha.
 
     A channel that is always zero, or that nothing reads, is left alone.
@@ -34,7 +34,7 @@ def factors(layer: Layer, given: Seen, *alphas: float) -> list[torch.Tensor]:
     return [each.clamp(SMALLEST, 1 / SMALLEST).half().float() for each in found]
 
 
-def searched(layer: Layer, given: Seen, finish: Callable[[Layer], Layer] = lambda layer: layer) -> Layer:
+def searched(layer: Layer, given: Inputs, finish: Callable[[Layer], Layer] = lambda layer: layer) -> Layer:
     """Try ways to balance a layer, finish each, and give the one with the least error of its output."""
     tried = [layer, *(replace(layer, smoothing=each) for each in factors(layer, given, *ALPHAS))]
     best, least = layer, float("inf")
@@ -44,7 +44,7 @@ def searched(layer: Layer, given: Seen, finish: Callable[[Layer], Layer] = lambd
     return best
 
 
-def _ranged(layer: Layer, given: Seen) -> Layer:
+def _ranged(layer: Layer, given: Inputs) -> Layer:
     """Give a layer the ranges of its input that nothing exceeds."""
     spec, largest = layer.scheme.activation, given.largest
     if spec is None or spec.when == "dynamic" or spec.per == "group" or largest is None:

@@ -21,7 +21,7 @@ from itertools import product
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.layer_error import layer_inputs
 from diffc.compiler.quantization.observers import Statistics
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.ranges import METHODS, ranged
@@ -42,7 +42,7 @@ def fp_quant(plan: Plan, *, by: str = "mse", samples: int = 16) -> Plan:
     wanted = [layer for layer in plan.layers if not _against(layer)]
     statistics = plan.statistics([layer for layer in wanted if _has_range(layer)])
     chosen = dict[str, Layer]()
-    for layer, given in seen(plan, wanted, samples=samples):
+    for layer, given in layer_inputs(plan, wanted, samples=samples):
         tried = _candidates(layer, statistics.get(layer.name, ()), by)
         errors = [given.error(layer, candidate) for candidate in tried]
         chosen[layer.name] = tried[errors.index(min(errors))]

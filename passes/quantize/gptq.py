@@ -23,7 +23,7 @@ import torch
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import Spec, spread
-from diffc.compiler.quantization.hessians import by_block, from_blocks, grams
+from diffc.compiler.quantization.hessians import by_block, from_blocks, hessians
 from diffc.compiler.quantization.layer import Layer, Rounded
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.refusals import UNREACHED, against_rounding
@@ -54,7 +54,7 @@ def gptq(
     few = replace(plan, calibration=plan.calibration.few(samples))
     rounded = {
         layer.name: _rounded(layer, gram, damping, by_activation)
-        for layer, gram in grams(few, wanted, windows=windows, quantized=quantized_inputs, memory=memory)
+        for layer, gram in hessians(few, wanted, windows=windows, quantized=quantized_inputs, memory=memory)
     }
     plan = plan.refused("gptq", lambda layer: against_rounding(layer) or ("" if layer.name in rounded else UNREACHED))
     return plan.mapped(lambda layer: replace(layer, rounded=rounded[layer.name]), lambda each: each.name in rounded)

@@ -47,7 +47,7 @@ def keep_first_last(plan: Plan, *, in_float: bool = False) -> Plan:
     def reason(layer: Layer) -> str:
         if layer.kind == "attention" or ends.isdisjoint(layer.sites):
             return "it is neither the first nor the last layer of the denoiser"
-        return "its scheme is a user's" if layer.asked else ROUNDED if layer.rounded is not None else ""
+        return "its scheme is a user's" if layer.requested else ROUNDED if layer.rounded is not None else ""
 
     plan = plan.refused("keep_first_last", reason)
     return plan.mapped(lambda layer: _kept(layer, in_float), lambda layer: not reason(layer))

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.layer_error import layer_inputs
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.refusals import UNREACHED, against_smoothing
 from diffc.compiler.quantization.smoothing import factors, searched
@@ -36,7 +36,7 @@ def smoothquant(plan: Plan, *, alpha: float | None = None, samples: int = 16) ->
         layer.name: searched(layer, given)
         if alpha is None
         else replace(layer, smoothing=factors(layer, given, alpha)[0])
-        for layer, given in seen(
+        for layer, given in layer_inputs(
             plan, [layer for layer in plan.layers if not against_smoothing(layer)], samples=samples
         )
     }

@@ -20,7 +20,7 @@ from dataclasses import replace
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import FORMATS, Spec
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.layer_error import layer_inputs
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.ranges import METHODS, needs_range, ranged
 from diffc.compiler.quantization.refusals import UNREACHED
@@ -39,7 +39,7 @@ def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: in
     wanted = [*map(_static, by_token), *others]
     statistics = plan.statistics(wanted)
     chosen = {layer.name: ranged(layer, statistics[layer.name], by) for layer in wanted if layer.name in statistics}
-    for layer, given in seen(plan, [layer for layer in by_token if layer.name in chosen], samples=samples):
+    for layer, given in layer_inputs(plan, [layer for layer in by_token if layer.name in chosen], samples=samples):
         if given.error(layer, chosen[layer.name]) > given.error(layer, layer) * math.pow(10, loss / 10):
             chosen[layer.name] = layer
 

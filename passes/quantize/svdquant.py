@@ -19,7 +19,7 @@ import torch
 
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.layer_error import layer_inputs
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.refusals import against_rounding, against_smoothing
 from diffc.compiler.quantization.scales import weight_scales
@@ -59,7 +59,9 @@ def svdquant(plan: Plan, *, rank: int = 32, room: float = 0.5, iterations: int =
 
     plan = plan.refused("svdquant", reason)
     open_ = [layer for layer in plan.layers if not against_smoothing(layer) and not reason(layer)]
-    found = {layer.name: searched(layer, given, branched) for layer, given in seen(plan, open_, samples=samples)}
+    found = {
+        layer.name: searched(layer, given, branched) for layer, given in layer_inputs(plan, open_, samples=samples)
+    }
     plan = plan.mapped(lambda layer: found[layer.name], lambda layer: layer.name in found)
     return plan.mapped(branched, lambda layer: not reason(layer))
 

@@ -24,7 +24,7 @@ from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.quantization.formats import FORMATS, Spec
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.layer_error import layer_inputs
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.ranges import METHODS, ranged
 from diffc.compiler.quantization.refusals import RANGED, UNREACHED
@@ -44,7 +44,9 @@ def tfmq_dm(plan: Plan, *, by: str = "mse", gain: float = 1.0, samples: int = 16
     stepped = {name: ranged(_stepped(layer), statistics[name], by) for name, layer in static.items()}
     temporal = _temporal(plan)
     chosen = {name: stepped[name] for name in static if name in temporal}
-    for layer, given in seen(plan, [layer for name, layer in static.items() if name not in chosen], samples=samples):
+    for layer, given in layer_inputs(
+        plan, [layer for name, layer in static.items() if name not in chosen], samples=samples
+    ):
         errors = [given.error(layer, each[layer.name]) for each in (static, stepped)]
         is_better = errors[0] > errors[1] * math.pow(10, gain / 10)
         chosen[layer.name] = stepped[layer.name] if is_better else layer

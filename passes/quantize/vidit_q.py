@@ -28,7 +28,7 @@ from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import FORMATS, Spec
 from diffc.compiler.quantization.layer import Layer, Site
-from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.layer_error import layer_inputs
 from diffc.compiler.quantization.plan import KINDS, Plan, aten
 from diffc.passes.quantize.smoothquant import smoothquant
 
@@ -88,7 +88,7 @@ def _sensitive(plan: Plan, part: float, samples: int) -> set[str]:
     """Name the layers of either kind with the largest errors."""
     feeding = {site for graph in plan.graphs.values() for site in _feeding_attention(graph)}
     open_ = [layer for layer in plan.layers if _is_open(layer) and layer.scheme.weight is not None]
-    errors = {layer.name: given.error(layer, layer) for layer, given in seen(plan, open_, samples=samples)}
+    errors = {layer.name: given.error(layer, layer) for layer, given in layer_inputs(plan, open_, samples=samples)}
     found = set[str]()
     for feeds in (True, False):
         names = [x.name for x in open_ if x.name in errors and feeds != feeding.isdisjoint(x.sites)]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.quantization import hessians as module
-from diffc.compiler.quantization.hessians import blocks, by_block, from_blocks, grams
+from diffc.compiler.quantization.hessians import blocks, by_block, from_blocks, hessians
 from diffc.compiler.quantization.plan import Plan
 from tests.one_graph import layer_of, plan_of
 from tests.tolerances import GRAM
@@ -26,7 +26,7 @@ each_layer = pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda give
 
 def gram_of(plan: Plan, windows: int = 10**6, quantized: bool = False) -> torch.Tensor:
     """Give the matrix of the only layer."""
-    ((_, found),) = grams(plan, plan.layers, windows=windows, quantized=quantized, memory=1.0)
+    ((_, found),) = hessians(plan, plan.layers, windows=windows, quantized=quantized, memory=1.0)
     return found
 
 
@@ -86,5 +86,5 @@ def test_few_matrices_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         Plan, "watch", lambda self, layers, visit: (watched.append(len(layers)), watch(self, layers, visit))
     )
-    assert len(list(grams(plan, plan.layers, windows=4, quantized=False, memory=2 * 4e-9 * 32 * 32))) == 5
+    assert len(list(hessians(plan, plan.layers, windows=4, quantized=False, memory=2 * 4e-9 * 32 * 32))) == 5
     assert watched == [2, 2, 1]

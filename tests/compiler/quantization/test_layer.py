@@ -184,7 +184,7 @@ def test_fields_of_layers_with_weights(kinds: Plan, names: str, activation: str)
 
 
 def test_every_field_is_compared() -> None:
-    fixed = {"name", "component", "kind", "sites", "weight", "groups", "options", "asked"}
+    fixed = {"name", "component", "kind", "sites", "weight", "groups", "options", "requested"}
     assert {field.name for field in fields(Layer)} - fixed == {*FIELDS, "scheme", "low", "high", "rounded"}
 
 
@@ -267,6 +267,8 @@ def test_a_plan_reads_as_a_table(kinds: Plan) -> None:
     decided = "smoothing, range, rounded weight, low-rank branch of 4"
     words = ["net.linear", "linear", "weight int8:channel, activation int8:tensor", decided]
     assert row["net.linear"].split() == " ".join(words).split()
-    assert row["net.conv2d"].endswith("weight int8:channel, activation int8:tensor:step  ranges of 3 steps, rounded weight")
+    assert row["net.conv2d"].endswith(
+        "weight int8:channel, activation int8:tensor:step  ranges of 3 steps, rounded weight"
+    )
     assert str(layer_named(plan, "linear")) == f"net.linear (linear): {words[2]}; {decided}"
     assert str(layer_named(plan, "linear").in_float()) == "net.linear (linear): float; nothing decided"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.quantization.apply_plan import applied
-from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.layer_error import layer_inputs
 from diffc.compiler.quantization.plan import Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
@@ -54,7 +54,7 @@ def test_layers_come_in_order_however_little_memory_there_is(memory: float) -> N
     feeds: list[Tensors] = [(torch.randn(5, 32),) for _ in range(3)]
     module = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 48))
     plan = plan_of(module, feeds, "int8:channel", "int8:token")
-    found = list(seen(plan, plan.layers, samples=2, memory=memory))
+    found = list(layer_inputs(plan, plan.layers, samples=2, memory=memory))
     assert [layer.name for layer, _ in found] == ["net.0", "net.2"]
     assert [len(each.pieces) for _, each in found] == [2, 2]
     met = torch.zeros(3, 32)
@@ -65,5 +65,5 @@ def test_layers_come_in_order_however_little_memory_there_is(memory: float) -> N
 
 def measured(plan: Plan) -> float:
     """Give the layer's measured error, in dB."""
-    ((layer, each),) = seen(plan, plan.layers, samples=8)
+    ((layer, each),) = layer_inputs(plan, plan.layers, samples=8)
     return -10 * math.log10(each.error(layer, layer_of(plan)))

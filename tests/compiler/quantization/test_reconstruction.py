@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.quantization.formats import parse_spec
-from diffc.compiler.quantization.hessians import grams
+from diffc.compiler.quantization.hessians import hessians
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.reconstruction import Learning, Soft, reconstruct_layer
 from tests.one_graph import layer_of, plan_of
@@ -23,7 +23,7 @@ def layer(spec: str, columns: int = 64, rows: int = 16) -> tuple[Layer, torch.Te
     torch.manual_seed(3)
     x = torch.randn(400, columns) + 2 * torch.randn(400, 1)
     plan = plan_of(nn.Linear(columns, rows), [(x,)], spec)
-    ((_, gram),) = grams(plan, plan.layers, windows=400, quantized=False, memory=1.0)
+    ((_, gram),) = hessians(plan, plan.layers, windows=400, quantized=False, memory=1.0)
     return layer_of(plan), gram
 
 

@@ -141,7 +141,7 @@ def test_check_names_the_picture_and_the_worst_layers() -> None:
     check(ERRORS, DRIFTS, 17.5)
     with pytest.raises(BuildError) as refused:
         check(ERRORS, DRIFTS, 17.6)
-    assert refused.value.what == "the picture of '<b>a</b> & b' has 17.5 dB, below --min-psnr 17.6"
+    assert refused.value.what == "the image of '<b>a</b> & b' has 17.5 dB, below --min-psnr 17.6"
     named = ", ".join(f"unet.{at} ({10 + at:.1f} dB)" for at in range(5))
     assert refused.value.where == f"the worst layers: {named}"
     check(ERRORS, [], math.inf)

@@ -13,7 +13,7 @@ from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.layer import Layer
-from diffc.compiler.quantization.layer_error import seen
+from diffc.compiler.quantization.layer_error import layer_inputs
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.tracing.trace import capture
 from diffc.passes.fuse_linear import fuse_linear
@@ -34,7 +34,7 @@ def drifting(factor: float) -> list[Tensors]:
 
 def error(layer: Layer, plan: Plan) -> float:
     """Give a layer's squared error, relative, with the weight's rounding."""
-    ((given, found),) = seen(plan, plan.layers, samples=STEPS)
+    ((given, found),) = layer_inputs(plan, plan.layers, samples=STEPS)
     return found.error(given, layer)
 
 
