@@ -1,0 +1,51 @@
+"""Files of a request are read by their extension; outputs are saved as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffc.compiler.commands.request_files import read_array, read_inputs, read_scalars, save_outputs
+from diffc.runtime import DiffcError
+
+
+def test_reads_arrays_and_images_and_leaves_out_the_rest(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(3))
+    Image.new("RGB", (4, 2)).save(tmp_path / "y.png")
+    inputs = read_inputs([("x", tmp_path / "x.npy"), ("image", str(tmp_path / "y.png")), ("mask_image", None)])
+    assert inputs.keys() == {"x", "image"} and inputs["image"].size == (4, 2)
+    assert inputs["x"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr': '|O'"])
+def test_refuses_what_is_not_an_array(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(DiffcError, match=r"x\.npy cannot be read"):
+        read_array(tmp_path / "x.npy")
+
+
+def test_scalars_are_those_of_the_bundle() -> None:
+    scalars = {"guidance_scale": 5.0, "strength": None}
+    assert read_scalars(scalars, 3.0, (("strength", 0.5),)) == {"guidance_scale": 3.0, "strength": 0.5}
+    with pytest.raises(DiffcError, match="eta is no scalar of the request\n.*\n  fix: set one of guidance_scale, str"):
+        read_scalars(scalars, None, (("eta", 1),))
+    with pytest.raises(DiffcError, match="fix: leave --set out"):
+        read_scalars({}, None, (("eta", 1),))
+
+
+def test_several_images_are_saved_as_a_grid_and_videos_frame_by_frame(tmp_path: Path) -> None:
+    red, blue = Image.new("RGB", (4, 2), "red"), Image.new("RGB", (4, 2), "blue")
+    for name, outputs, size, frames in (
+        ("one.png", [red], (4, 2), 1),
+        ("two.png", [red, blue], (8, 2), 1),
+        ("video.png", [[red, blue]], (4, 2), 2),
+        ("videos.png", [[red, blue], [blue, red]], (8, 2), 2),
+    ):
+        save_outputs(outputs, tmp_path / name)
+        with Image.open(tmp_path / name) as saved:
+            assert (saved.size, getattr(saved, "n_frames", 1)) == (size, frames)
+    save_outputs(np.ones((1, 2)), tmp_path / "x.npy")
+    assert np.load(tmp_path / "x.npy").tolist() == [[1, 1]]
