@@ -1,4 +1,4 @@
-"""Write bundles whole or not at all, and say what each file of one is."""
+"""Write bundles entirely or not at all, and describe their files for the manifest."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from diffc.compiler.errors import BuildError
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder that takes the output's name when all went well, and vanishes otherwise.
+    """Yield a folder that is renamed to the output when all went well, and removed otherwise.
 
-    Of two at once, the first to be done gets the name.
+    Of two at the same time, the first that ends gets the name.
     """
     _check_free(output)
     with _beside(output) as folder:
@@ -34,9 +34,9 @@ def _check_free(output: Path) -> None:
 
 @contextmanager
 def changed_folder(path: Path) -> Iterator[Path]:
-    """Give a folder that takes the place of another when all went well, and vanishes otherwise.
+    """Yield a folder that replaces another when all went well, and is removed otherwise.
 
-    Of two at once, the last to be done keeps it.
+    Of two at the same time, the last that ends stays.
     """
     with _beside(path) as folder, _beside(path) as aside:
         yield folder
@@ -62,23 +62,23 @@ def _beside(output: Path) -> Iterator[Path]:
         raise BuildError(
             f"the bundle cannot be written: {error.strerror or error}",
             where=str(output),
-            fix="make room or choose another place with -o",
+            fix="free some space or choose another place with -o",
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_room(needed: int, folder: Path) -> None:
-    """Raise `BuildError` where the disk of a folder has less room than needed."""
+def check_space(needed: int, folder: Path) -> None:
+    """Raise `BuildError` where the disk of a folder has less free space than needed."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         what = f"the bundle needs up to {needed / 1e9:.2f} GB of disk, and there are {free / 1e9:.2f} GB"
-        fix = "make room, choose another place with -o, or a target that stores less, such as ort-fp16"
+        fix = "free some space, choose another place with -o, or a target that stores less, such as ort-fp16"
         raise BuildError(what, where=str(folder.absolute()), fix=fix)
 
 
 def file_entry(path: Path) -> dict[str, int | str]:
-    """Say what the manifest says of a file: its size and its SHA-256."""
+    """Return the manifest's entry of a file: its size and its SHA-256."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

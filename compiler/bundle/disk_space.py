@@ -1,4 +1,4 @@
-"""Say before a build starts how much disk it takes."""
+"""Compute how much disk a bundle needs, before its build starts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ OVERHEAD = 64 << 20
 
 
 def bytes_needed(modules: Iterable[nn.Module], bytes_per_weight: float) -> int:
-    """Say what a bundle of the modules takes at most."""
+    """Return the bytes that a bundle of the modules needs at most."""
     return bytes_of_weights(modules, bytes_per_weight) + OVERHEAD
 
 
 def bytes_of_weights(modules: Iterable[nn.Module], bytes_per_weight: float) -> int:
-    """Add up the weights of the modules, each tied one once, as a target stores them."""
+    """Return the bytes of the weights as a target stores them; tied weights count once."""
     tensors = (t for module in modules for t in module.state_dict(keep_vars=True).values())
     weights = list[torch.Tensor]({id(tensor): tensor for tensor in tensors}.values())
     large = sum(weight.numel() for weight in weights if weight.is_floating_point() and weight.numel() > SMALL)

@@ -1,8 +1,8 @@
 """Build the engines of a bundle's own graphs on the machine that runs them.
 
-The classic TensorRT builds for the GPU that it finds, and measures on it; what it measured is kept beside the engines
-and taken over the next time. TensorRT for RTX builds for any GPU that is named. Either can leave the weights out of the
-engines, which then take those of the graphs whenever they are opened: that takes a GPU to build, and to try.
+The classic TensorRT builds for the GPU of this machine, and measures on it; the measurements are stored beside the
+engines and reused the next time. TensorRT for RTX builds for any GPU that is named. Either can leave the weights out of
+the engines, which then read those of the graphs whenever they are opened: that needs a GPU to build, and to try.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from diffc.compiler.backends.tensorrt.build import FOLDER, Built, build_engines, engine_requests
-from diffc.compiler.bundle.atomic_folder import changed_folder, check_room, file_entry, new_folder, write_manifest
+from diffc.compiler.bundle.atomic_folder import changed_folder, check_space, file_entry, new_folder, write_manifest
 from diffc.compiler.bundle.report_html import REPORT, SECTIONS, page
 from diffc.compiler.errors import BuildError, Progress
 from diffc.runtime.bundle.manifest import SCHEMA, STRIPPED, parse_json
@@ -33,7 +33,7 @@ ENGINES = "engines.json"
 
 @dataclass(frozen=True)
 class Aim:
-    """Say which of the two libraries builds, for which GPUs, and whether engines leave their weights out."""
+    """Hold which of the two libraries builds, for which GPUs, and whether engines leave their weights out."""
 
     kind: str
     archs: Sequence[str]
@@ -49,11 +49,11 @@ def finalize(
     progress: Progress = lambda _: None,
     build: Builder = build_engines,
 ) -> Path:
-    """Build engines for this machine's GPU, or those named, and give the path of the bundle that holds them.
+    """Build engines for this machine's GPU, or for ``archs``, and return the path of the bundle that holds them.
 
-    Without ``output`` the bundle itself gets them in the place of those that it has; whatever fails, it stays as it
-    was. The graphs stay, which any machine can run. Where it is to ``strip`` the engines, they hold no weights, which
-    needs this machine to have one of the GPUs. Raises `DiffcError`.
+    Without ``output`` they replace the engines of the bundle itself, which stays as it was if anything fails. The
+    graphs stay, which any machine can run. With ``strip`` the engines hold no weights; this machine must then have one
+    of the GPUs. Raises `DiffcError`.
     """
     opened = open_bundle(Path(bundle))
     if not issubclass(find_engine(split_target(opened.manifest.target)[0]), TensorRT):
@@ -92,16 +92,16 @@ def _here(*, strip: bool) -> str:
         return find_gpu().arch
     except BundleError as error:
         what = f"engines without weights are built where a GPU is: {error.what}" if strip else error.what
-        way = "leave out --strip" if strip else "name its GPU, as --arch sm89 does"
-        fix = f"finalize the bundle on the machine that runs it, or {way}"
+        hint = "leave out --strip" if strip else "name its GPU, as --arch sm89 does"
+        fix = f"finalize the bundle on the machine that runs it, or {hint}"
         raise BuildError(what, where=error.where, fix=fix) from error
 
 
 def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Builder) -> None:
-    """Fill a folder with all that a bundle has but for its engines, and with new ones."""
+    """Fill a folder with the files of a bundle, and with new engines instead of its own."""
     manifest, root = opened.manifest, opened.root
     stale = {MANIFEST, ENGINES, REPORT, *(engine.file for engine in manifest.engines.values())}
-    check_room(sum(file.bytes for name, file in manifest.files.items() if name not in stale), folder)
+    check_space(sum(file.bytes for name, file in manifest.files.items() if name not in stale), folder)
     (folder / FOLDER).mkdir()
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
         name = file.relative_to(root)
@@ -109,8 +109,8 @@ def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Bu
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
     graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs}
-    wanted = engine_requests(graphs.values(), manifest.graphs, manifest.component)
-    built = build(folder, [replace(each, strip=aim.strip) for each in wanted], aim.archs, progress, kind=aim.kind)
+    requests = engine_requests(graphs.values(), manifest.graphs, manifest.component)
+    built = build(folder, [replace(each, strip=aim.strip) for each in requests], aim.archs, progress, kind=aim.kind)
     _report(opened, folder, built.values())
     files = {name: entry for name, entry in manifest.raw["files"].items() if name not in stale}
     written = [*(folder / FOLDER).iterdir(), folder / ENGINES]
@@ -122,7 +122,7 @@ def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Bu
 
 
 def _report(opened: Bundle, folder: Path, built: Iterable[Built]) -> None:
-    """Lay the bundle's reports out anew, with one of the new engines."""
+    """Write the report of the new engines, and the page of all reports again."""
     held = {f"{name}.json": name for name in SECTIONS if f"{name}.json" in opened.manifest.files}
     reports = {name: parse_json((opened.root / file).read_bytes(), file) for file, name in held.items()}
     reports["engines"] = {Path(engine.file).stem: asdict(engine) for engine in built}
@@ -135,7 +135,7 @@ def _report(opened: Bundle, folder: Path, built: Iterable[Built]) -> None:
 
 
 def _share(file: Path, name: Path) -> None:
-    """Give a file, which nobody writes to, one more name; copy it where the disk is another or knows no such names."""
+    """Link a file, which nobody writes to, under one more name; copy it where that is not possible."""
     try:
         os.link(file, name)
     except OSError:

@@ -20,31 +20,31 @@ NAME = re.compile(r"_(?P<steps>\d+)(?:_(?P<width>\d+)x(?P<height>\d+))?(?:_no_ne
 
 
 def size_of(program: str, recipe: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Give the size that the pipeline was asked for when a program was traced; None where nobody said one.
+    """Return the size of the pipeline's call when a program was traced; None for the pipeline's own.
 
     Raises `BuildError` for bundles that do not know.
     """
-    found = _said(program)
-    if found["width"]:
-        return int(found["width"]), int(found["height"])
+    name = _name_of(program)
+    if name["width"]:
+        return int(name["width"]), int(name["height"])
     if "sizes" not in recipe:
-        raise BuildError("an older diffc built this bundle, and does not say of which sizes", fix="build it again")
+        raise BuildError("an older diffc built this bundle, and did not record its sizes", fix="build it again")
     return next((tuple(size) for size in recipe["sizes"]), None)
 
 
 def arguments_of(program: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what was fixed of the pipeline's call when a program was traced; a pipeline need not take all of it."""
+    """Return the fixed arguments of the pipeline's call when a program was traced; a pipeline need not take all."""
     width, height = size_of(program, recipe) or (None, None)
     fixed = {"width": width, "height": height, "strength": recipe["strength"]}
-    said = {key: value for key, value in fixed.items() if value is not None}
-    return {"num_inference_steps": int(_said(program)["steps"]), **said, **recipe["options"]}
+    arguments = {key: value for key, value in fixed.items() if value is not None}
+    return {"num_inference_steps": int(_name_of(program)["steps"]), **arguments, **recipe["options"]}
 
 
-def _said(program: str) -> re.Match[str]:
-    found = NAME.search(program)
-    if found is None:
+def _name_of(program: str) -> re.Match[str]:
+    name = NAME.search(program)
+    if name is None:
         raise BuildError(f"{program} was not built from a pipeline", fix="compare it in the code that made it")
-    return found
+    return name
 
 
 def provenance_of(source: Path | None, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Show people what a build measured, as one page of HTML: what quantization cost, what was cached, and the engines."""
+"""Lay out what a build measured as one page of HTML: quantization, feature caches, engines, precision, times."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ REPORT = "report.html"
 WIDTH, HEIGHT = 600, 240
 
 LEAST, MOST = 15.0, 75.0
-"""The dB between which pictures are drawn."""
+"""The range of the plot, in dB."""
 
 
 def page(reports: Mapping[str, Any]) -> str:
     """Lay out a build's reports, by their names."""
-    return PAGE.format("".join(SECTIONS[name](found) for name, found in reports.items()))
+    return PAGE.format("".join(SECTIONS[name](report) for name, report in reports.items()))
 
 
-def quantization(found: Mapping[str, Any]) -> str:
-    """Show how pictures drift, and the layers from the worst on."""
+def quantization(report: Mapping[str, Any]) -> str:
+    """Show the error of latents and images, and the layers, the worst first."""
     lines = [
         f'<polyline points="{_points(each["steps"])}"><title>{escape(each["prompt"])}</title></polyline>'
-        for each in found["drift"]
+        for each in report["drift"]
     ]
-    prompts = [f"<tr><td>{escape(each['prompt'])}</td><td>{each['psnr']:.1f}</td></tr>" for each in found["drift"]]
+    prompts = [f"<tr><td>{escape(each['prompt'])}</td><td>{each['psnr']:.1f}</td></tr>" for each in report["drift"]]
     layers = [
         f"<tr><td>{escape(each['name'])}</td><td>{each['weight']}</td><td>{each['activation']}</td>"
         f"<td>{each['sqnr']:.1f}</td></tr>"
-        for each in found["layers"]
+        for each in report["layers"]
     ]
-    notes = "".join(f"<p>{escape(note)}</p>" for note in found["notes"])
+    notes = "".join(f"<p>{escape(note)}</p>" for note in report["notes"])
     return (
         f"<h1>What quantization cost</h1>{notes}"
         "<h2>Latents against their error, in dB, from the first step to the last (0 to 60 dB)</h2>"
         f"{_drawing(lines)}"
-        f"<h2>Pictures, the worst first</h2><table><tr><th>prompt<th>PSNR, dB</tr>{''.join(prompts)}</table>"
+        f"<h2>Images, the worst first</h2><table><tr><th>prompt<th>PSNR, dB</tr>{''.join(prompts)}</table>"
         "<h2>Layers alone, the worst first</h2><table><tr><th>layer<th>weight<th>activation<th>SQNR, dB</tr>"
-        f"{''.join(layers)}</table>{_refusals(found.get('refusals', ()))}\n"
+        f"{''.join(layers)}</table>{_refusals(report.get('refusals', ()))}\n"
     )
 
 
@@ -58,17 +58,17 @@ def _refusals(refusals: Sequence[Mapping[str, str]]) -> str:
     return f"<h2>Why techniques left layers alone</h2>{table}" if rows else ""
 
 
-def cache(found: Mapping[str, Any]) -> str:
-    """Show the schedules that were tried, by time and picture, and the one that was built."""
-    chosen = found["chosen"]
-    marks = [_mark(each, "chosen" if each == chosen else "fixed" if each["fixed"] else "") for each in found["tried"]]
+def cache(report: Mapping[str, Any]) -> str:
+    """Show the schedules that were tried, by time and PSNR, and the one that was built."""
+    built = report["chosen"]
+    marks = [_mark(each, "chosen" if each == built else "fixed" if each["fixed"] else "") for each in report["tried"]]
     rows = [
         f"<tr><td>{each['time']:.0%}</td><td>{each['psnr']:.1f}</td>"
-        f"<td>{'' if each['drop'] is None else format(each['drop'], '.2f')}</td><td>{_way(each['way'])}</td></tr>"
-        for each in found["tried"]
+        f"<td>{'' if each['drop'] is None else format(each['drop'], '.2f')}</td><td>{_schedule(each['way'])}</td></tr>"
+        for each in report["tried"]
     ]
     return (
-        "<h1>What was cached</h1><h2>Pictures against those without a cache, from 15 to 75 dB, by the time of the "
+        "<h1>What was cached</h1><h2>Images against the uncached ones, from 15 to 75 dB, by the time of the "
         "denoiser from nothing to all; hollow: fixed intervals; red: what was built</h2>"
         f"{_drawing(marks)}"
         "<table><tr><th>time<th>PSNR, dB<th>drop, dB<th>each step: all (.), or which feature is reused</tr>"
@@ -76,16 +76,16 @@ def cache(found: Mapping[str, Any]) -> str:
     )
 
 
-def engines(found: Mapping[str, Any]) -> str:
-    """Show what engines hold, by the types of the values inside, and what building them took."""
+def engines(report: Mapping[str, Any]) -> str:
+    """Show the types of the values inside engines, and the time and memory of their build."""
     rows = [
         f"<tr><td>{escape(name)}</td><td>{' '.join(each['archs'])}</td><td>{each['bytes'] / 1e6:.1f}</td>"
         f"<td>{each['weights'] / 1e6:.1f}{', in the graph alone' if each['stripped'] else ''}</td>"
         f"<td>{each['seconds']:.1f}</td><td>{each['peak_bytes'] / 1e6:.0f}</td>"
         f"<td>{', '.join(f'{kind} {count}' for kind, count in sorted(each['types'].items()))}</td></tr>"
-        for name, each in found.items()
+        for name, each in report.items()
     ]
-    builders = " and ".join(sorted({each["builder"] for each in found.values()}))
+    builders = " and ".join(sorted({each["builder"] for each in report.values()}))
     return (
         f"<h1>Which engines were built</h1><p>By {escape(builders)}.</p>"
         "<table><tr><th>graph<th>GPUs<th>MB<th>weights, MB<th>seconds<th>memory, MB<th>values by type</tr>"
@@ -93,20 +93,20 @@ def engines(found: Mapping[str, Any]) -> str:
     )
 
 
-def precision(found: Mapping[str, Any]) -> str:
-    """Show what computes in float32, the largest first."""
+def precision(report: Mapping[str, Any]) -> str:
+    """Show the layers that compute in float32, the largest values first."""
     rows = "".join(
         f"<tr><td>{escape(each['graph'])}</td><td>{escape(each['layer'])}</td><td>{each['largest']:.3g}</td></tr>"
-        for each in found["wide"]
+        for each in report["wide"]
     )
-    kept = f"in float32 is what may exceed {found['limit']:g}" if rows else "nothing was found to exceed its range"
-    table = f"<table><tr><th>graph<th>layer<th>largest number</tr>{rows}</table>" if rows else ""
-    return f"<h1>What computes in {escape(found['dtype'])}</h1><p>All layers; {kept}.</p>{table}\n"
+    remark = f"in float32 is what may exceed {report['limit']:g}" if rows else "nothing was found to exceed its range"
+    table = f"<table><tr><th>graph<th>layer<th>largest value</tr>{rows}</table>" if rows else ""
+    return f"<h1>What computes in {escape(report['dtype'])}</h1><p>All layers; {remark}.</p>{table}\n"
 
 
-def phases(found: Mapping[str, Any]) -> str:
+def phases(report: Mapping[str, Any]) -> str:
     """Show how long each phase of the build took, in order."""
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{seconds:.1f}</td></tr>" for name, seconds in found.items())
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{seconds:.1f}</td></tr>" for name, seconds in report.items())
     return f"<h1>How long the build took</h1><table><tr><th>phase<th>seconds</tr>{rows}</table>\n"
 
 
@@ -141,5 +141,5 @@ def _mark(tried: Mapping[str, Any], kind: str) -> str:
     return f'<circle {place} class="{kind}"><title>{title}</title></circle>'
 
 
-def _way(way: Sequence[Sequence[int] | None]) -> str:
-    return "".join("." if each is None else str(each[1]) for each in way)
+def _schedule(reuses: Sequence[Sequence[int] | None]) -> str:
+    return "".join("." if reuse is None else str(reuse[1]) for reuse in reuses)

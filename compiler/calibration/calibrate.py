@@ -1,7 +1,7 @@
-"""Run the compiled program's own trajectory, to see what its graphs are given: sampler, steps and guidance as compiled.
+"""Calibrate a program on its own trajectories: record the inputs of its graphs, with sampler and guidance as compiled.
 
-Nothing but the checkpoint is needed: noise is drawn, prompts are built in unless a file gives others. What a prompt's
-trajectory gave is kept in the cache of builds, so that an interrupted calibration resumes.
+Nothing but the checkpoint is needed: noise is random, and prompts are built in unless a file has others. Trajectories
+are stored in the build cache, one by one, so that an interrupted calibration resumes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from diffc.compiler.text_table import text_table
 from diffc.runtime.disk_cache import Cache
 
 WORK = 6e12
-"""Multiply-adds after which `Calibrator` starts no further built-in prompt: three of SD 1.5, all of a small model's."""
+"""Multiply-adds after which a `Calibrator` starts no further built-in prompt, unless it has another ``work``."""
 
 
 Draw = Callable[[int, Mapping[str, Call]], list[Drawing]]
-"""Draws the first prompts, with something else instead of some graphs."""
+"""A function that runs the first prompts, and computes the outputs of some graphs in another manner."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Hold the samples of some trajectories of one program, and a digest of what they were made from."""
+    """Hold trajectories of one program, its graphs' samples, and a digest of program, prompts, seed and weights."""
 
     program: Program
     samples: tuple[Sample, ...]
@@ -56,23 +56,23 @@ class Calibration:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """List what was drawn."""
+        """List the prompts."""
         return tuple(drawing.prompt for drawing in self.drawings)
 
     def of(self, graph: Graph) -> list[Sample]:
         """List the samples of one graph."""
         return [sample for sample in self.samples if sample.graph == graph.name]
 
-    def drawn(
+    def rerun(
         self, program: Program, prompts: int, instead: Mapping[str, Call] = MappingProxyType({})
     ) -> list[Drawing]:
-        """Draw the first prompts, from the same noise, with another program, or with ``instead`` of some graphs."""
+        """Run another program for the first prompts, from the same noise; ``instead`` replaces some of its graphs."""
         with self.drawing(program) as draw:
             return draw(prompts, instead)
 
     @contextmanager
     def drawing(self, program: Program) -> Iterator[Draw]:
-        """Give what draws with another program as `drawn` does, however often: its graphs are made ready once."""
+        """Yield a function that runs another program as `rerun` does; its weights stay in memory between calls."""
         run = ProgramRun(program, self.tokenizers)
 
         def draw(prompts: int, instead: Mapping[str, Call]) -> list[Drawing]:
@@ -82,12 +82,12 @@ class Calibration:
             yield draw
 
     def few(self, count: int) -> Calibration:
-        """Keep ``count`` samples of each graph, or all it has, drawn from all steps and prompts alike."""
-        random, kept = torch.Generator().manual_seed(self.seed), set[int]()
+        """Return a calibration of at most ``count`` samples per graph, chosen at random from all steps and prompts."""
+        random, indices = torch.Generator().manual_seed(self.seed), set[int]()
         for name in dict.fromkeys(sample.graph for sample in self.samples):
             at = [n for n, sample in enumerate(self.samples) if sample.graph == name]
-            kept |= {at[n] for n in torch.randperm(len(at), generator=random)[:count]}
-        return replace(self, samples=tuple(self.samples[n] for n in sorted(kept)))
+            indices |= {at[n] for n in torch.randperm(len(at), generator=random)[:count]}
+        return replace(self, samples=tuple(self.samples[n] for n in sorted(indices)))
 
 
 Calibrate = Callable[[Program], Calibration]

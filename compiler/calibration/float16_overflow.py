@@ -1,7 +1,7 @@
-"""Find what leaves float16's range on a calibrated trajectory, of which decoders in half precision make black pictures.
+"""Find the values that leave float16's range on calibrated trajectories: decoders in half precision overflow to black.
 
-An activation that comes within a factor of two of float16's largest number is too large: other prompts and seeds reach
-further than those that were looked at. A weight is what it is. Whatever reads such a number must read it in float32.
+An activation within a factor of two of float16's largest value is too large: other prompts and seeds reach further than
+the calibrated ones. A weight does not vary. Nodes that read a value that is too large must read it in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LARGEST = torch.finfo(torch.float16).max
 """65504."""
 
 CALLS = 6
-"""In how many calls of a graph its values are looked at, from the first to the last."""
+"""How many calls of a graph are observed, from the first to the last."""
 
 MADE = ("known_", "_lifted_", "constant_", "_tensor_constant")
 """How the names begin of what is no weight of the model."""
@@ -48,33 +48,33 @@ class Overflow:
 
 
 def overflowing(calibration: Calibration, program: Program, graph: Graph) -> list[Overflow]:
-    """List the values of a graph that float16 does not hold, in calls as the calibrated program made them.
+    """List the values of a graph that float16 does not hold, in the calls of a calibrated program.
 
-    The graph may be quantized: ``program`` then says which scales its calls are given.
+    The graph may be quantized: ``program`` then has the scales of its calls.
     """
-    found, kinds = dict[str, float](), dict[str, str]()
+    magnitudes, kinds = dict[str, float](), dict[str, str]()
 
     def seen(node: fx.Node, _: Any, value: Any, __: Sample) -> None:
-        if node.op != "get_attr" or node.name not in found:
+        if node.op != "get_attr" or node.name not in magnitudes:
             kinds[node.name] = node.op
-            found[node.name] = max(found.get(node.name, 0.0), _largest(value))
+            magnitudes[node.name] = max(magnitudes.get(node.name, 0.0), _largest(value))
 
     body = body_of(graph)
-    watch(graph, _given(calibration.of(graph), program, graph), {node.name: () for node in body.graph.nodes}, seen)
+    watch(graph, _extended(calibration.of(graph), program, graph), {node.name: () for node in body.graph.nodes}, seen)
     layers = _layers(body)
     limits = {name: LARGEST if kind == "get_attr" else LARGEST / HEADROOM for name, kind in kinds.items()}
-    return [Overflow(name, layers[name], largest) for name, largest in found.items() if largest > limits[name]]
+    return [Overflow(name, layers[name], largest) for name, largest in magnitudes.items() if largest > limits[name]]
 
 
-def with_readers(graph: Graph, found: Sequence[Overflow]) -> frozenset[str]:
+def with_readers(graph: Graph, overflows: Sequence[Overflow]) -> frozenset[str]:
     """Name the nodes of values that are too large, and those that read them."""
-    named = {each.node for each in found}
+    named = {overflow.node for overflow in overflows}
     nodes = [node for node in body_of(graph).graph.nodes if node.name in named]
     return frozenset(named | {user.name for node in nodes for user in node.users})
 
 
 def _largest(value: Any) -> float:
-    """Give the largest magnitude, but for what stands for minus infinity in masks."""
+    """Return the largest magnitude, except for the stand-ins of minus infinity in masks."""
     if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS or not value.numel():
         return 0.0
     low, high = value.aminmax()
@@ -83,23 +83,23 @@ def _largest(value: Any) -> float:
     return float(max(-low, high))
 
 
-def _given(samples: Sequence[Sample], program: Program, graph: Graph) -> list[Sample]:
-    """Choose some samples, and add what the graph is given since: the scales of a step."""
+def _extended(samples: Sequence[Sample], program: Program, graph: Graph) -> list[Sample]:
+    """Choose some samples, and append the inputs that quantization added to the graph: the scales of a step."""
     values: dict[str, Any] = {table.name: torch.as_tensor(table.data) for table in program.tables}
     for op in program.ops:
         if op.operator == "split" and all(name in values for name in op.reads()):
             values |= zip((value.name for value in op.results), apply(op, values, {}), strict=True)
-    ops, chosen = calls(program, graph), dict.fromkeys(at * (len(samples) - 1) // (CALLS - 1) for at in range(CALLS))
-    made = list[Sample]()
-    for sample in (samples[at] for at in chosen if samples):
+    ops, indices = calls(program, graph), dict.fromkeys(at * (len(samples) - 1) // (CALLS - 1) for at in range(CALLS))
+    extended = list[Sample]()
+    for sample in (samples[at] for at in indices if samples):
         added = [ops[sample.step].attr(port.name) for port in graph.inputs[len(sample.feeds) :]]
         rows = tuple(values[literal.name] for literal in added if isinstance(literal, Ref))
-        made.append(replace(sample, feeds=(*sample.feeds, *rows)))
-    return made
+        extended.append(replace(sample, feeds=(*sample.feeds, *rows)))
+    return extended
 
 
 def _layers(body: fx.GraphModule) -> dict[str, str]:
-    """Give each node the name of the layer whose weight it reads, or that of what it is computed from."""
+    """Map each node to the layer whose weight it reads, or to that of its operands."""
     names = dict[str, str]()
     for node in body.graph.nodes:
         if node.op == "get_attr":
@@ -112,8 +112,8 @@ def _layers(body: fx.GraphModule) -> dict[str, str]:
 
 
 def _layer(attribute: str) -> str:
-    """Give the name of a layer from that of its weight; none to a constant."""
+    """Return the name of a layer from that of its weight; an empty one for a constant."""
     name = attribute.replace("region.", "").removeprefix("body.").removeprefix("module.")
-    if made := QUANTIZED.fullmatch(name):
-        return made[1].replace("__", ".")
+    if match := QUANTIZED.fullmatch(name):
+        return match[1].replace("__", ".")
     return "" if name.startswith(MADE) else name.removesuffix(".weight").removesuffix(".bias")

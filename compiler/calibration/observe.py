@@ -1,4 +1,4 @@
-"""Run the samples of a graph again, and observe what reaches its nodes."""
+"""Run the samples of a graph again, and observe the values at its nodes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from diffc.compiler.graph.lazy_weights import settled
 from diffc.compiler.ir.program import Graph
 
 Visit = Callable[[fx.Node, tuple[Any, ...], Any, Sample], None]
-"""Is shown what reaches a node in one call, and what it gives."""
+"""A function of a node, the values of some of its arguments in one call, and its result."""
 
 
 def watch(graph: Graph, samples: Sequence[Sample], nodes: Mapping[str, Sequence[int]], visit: Visit) -> None:
-    """Run the samples of a graph again, and show what reaches some of its nodes; nothing else is kept."""
+    """Run the samples of a graph again, and call ``visit`` at some of its nodes; no values are stored."""
     module = body_of(graph)
     watcher = _Watcher(module, nodes, visit)
     with settled(module), torch.no_grad():
@@ -35,8 +35,8 @@ class _Watcher(fx.Interpreter):
         self.nodes, self.visit = nodes, visit
 
     def run_node(self, n: fx.Node) -> object:
-        found = super().run_node(n)
+        result = super().run_node(n)
         if n.name in self.nodes:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            self.visit(n, tuple(args[at] if at < len(args) else None for at in self.nodes[n.name]), found, self.sample)
-        return found
+            self.visit(n, tuple(args[at] if at < len(args) else None for at in self.nodes[n.name]), result, self.sample)
+        return result

@@ -57,7 +57,7 @@ class ProgramRun:
                 samples.append(Sample(name, seen[name], of, number, tuple(operands)))
             seen[name] += 1
 
-        texts, arrays = given(self.program, prompt, seed)
+        texts, arrays = request_of(self.program, prompt, seed)
         values = self._tokens(texts) | {name: torch.from_numpy(array) for name, array in arrays.items()}
         outputs = self.ready.run(values, replace=replace, observe=observe)
         return Drawing(prompt, seed, tuple(samples), tuple(steps), outputs[self.program.outputs[0]])
@@ -73,8 +73,8 @@ class ProgramRun:
         return tokens
 
 
-def given(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[np.float32]]]:
-    """Make the texts and tensors of a request: noise of a seed, smooth pictures, normal numbers for other tensors."""
+def request_of(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[np.float32]]]:
+    """Make the texts and arrays of a request: noise of a seed, smooth images, normal values for other arrays."""
     random = Generator(seed)
     texts = {i.name: [_text(i, prompt)] * i.type.shape[0] for i in program.inputs if i.type.dtype == "text"}
     noises = [value for op in program.ops if op.operator == "noise" for value in op.results]
@@ -95,10 +95,10 @@ def _array(item: Input, random: Generator) -> NDArray[np.float32]:
     return np.broadcast_to(np.stack([x, y, 1 - x])[:channels], item.type.shape).astype(np.float32)
 
 
-def _check_finite(graph: Graph, made: Sequence[torch.Tensor], where: str) -> None:
-    for port, tensor in zip(graph.outputs, made, strict=False):
+def _check_finite(graph: Graph, results: Sequence[torch.Tensor], where: str) -> None:
+    for port, tensor in zip(graph.outputs, results, strict=False):
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            what = f"{graph.name} gives NaN or infinity for {port.name} during calibration"
+            what = f"{graph.name} computes NaN or infinity for {port.name} during calibration"
             raise CalibrationError(what, where=where, fix="build for fp32, or calibrate with other prompts")
 
 

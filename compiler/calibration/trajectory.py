@@ -1,4 +1,4 @@
-"""Hold what the graphs of a program were given on one trajectory, and keep it on disk."""
+"""Hold the inputs of a program's graphs on one trajectory, and store them on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save as write_tensors
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold what one call of a graph was given, in the order of its ports; ``step`` counts the calls before it."""
+    """Hold the inputs of one call of a graph, in the order of its ports; ``step`` of ``of`` is the call's number."""
 
     graph: str
     step: int
@@ -22,13 +22,13 @@ class Sample:
     feeds: tuple[torch.Tensor, ...]
 
     def nearest(self, count: int) -> int:
-        """Give the place nearest in time among ``count`` steps, which may be more or fewer than the sample's."""
+        """Return the index nearest in time among ``count`` steps, which may be more or fewer than the sample's."""
         return round(self.step * (count - 1) / max(1, self.of - 1))
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Hold what the float program made of a prompt: the latents after each step, and its first output."""
+    """Hold the trajectory of a prompt: the calls of graphs, the latents after each step, and the first output."""
 
     prompt: str
     seed: int
@@ -38,12 +38,12 @@ class Drawing:
 
     @property
     def latents(self) -> torch.Tensor:
-        """Give the latents of the last step, or the output of a program that marks no steps."""
+        """Return the latents of the last step, or the output of a program that marks no steps."""
         return self.steps[-1] if self.steps else self.output
 
 
 def _written(drawing: Drawing) -> bytes:
-    """Write a drawing; what several calls were given is written once."""
+    """Write a trajectory; an input of several calls is written once."""
     tensors, names, index = dict[str, torch.Tensor](), dict[int, str](), []
     for sample in drawing.samples:
         for tensor in sample.feeds:
@@ -57,7 +57,7 @@ def _written(drawing: Drawing) -> bytes:
 
 
 def _read(data: bytes | None, prompt: str, seed: int, number: int) -> Drawing | None:
-    """Read a drawing; None where the entry is none."""
+    """Read a trajectory; None where the entry is damaged."""
     if data is None:
         return None
     try:

@@ -247,17 +247,17 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
 
     with timed() as progress:
         texts = VERIFICATION_PROMPTS if prompts is None else read_prompts(prompts)
-        found = compare(bundle, source, prompts=texts, progress=progress, **options)
-    for name, component in found["components"].items():
+        result = compare(bundle, source, prompts=texts, progress=progress, **options)
+    for name, component in result["components"].items():
         show(f"{name:>24}: SQNR {component['sqnr']:6.1f} dB, max |difference| {component['max_abs']:.2e}")
-    for image in found["images"]:
+    for image in result["images"]:
         similarity = "" if image["ssim"] is None else f" SSIM {image['ssim']:.4f},"
         show(f"{image['psnr']:6.1f} dB,{similarity} max {image['max_abs']:.2e}: {image['prompt']}")
-    show(f"PSNR {found['psnr']:.1f} dB (the worst image)")
-    if min_psnr is not None and found["psnr"] < min_psnr:
+    show(f"PSNR {result['psnr']:.1f} dB (the worst image)")
+    if min_psnr is not None and result["psnr"] < min_psnr:
         show(f"{bundle} is below {min_psnr} dB")
-        found["failed"] = True
-    return dict(found)
+        result["failed"] = True
+    return dict(result)
 
 
 @command(main)
@@ -285,9 +285,9 @@ def bench(bundle: Path, **options: Any) -> dict[str, Any]:
     from diffc.compiler.commands.bench import table
 
     with timed() as progress:
-        found = measure(bundle, progress=progress, **options)
-    show(table(found))
-    return found
+        result = measure(bundle, progress=progress, **options)
+    show(table(result))
+    return result
 
 
 @command(main)
@@ -303,14 +303,14 @@ def estimate(**options: Any) -> dict[str, Any]:
     """
     from diffc.compiler.commands.estimate import estimate as look
 
-    found = look(**options)
-    for name, count in found["parameters"].items():
+    result = look(**options)
+    for name, count in result["parameters"].items():
         show(f"{name:>24}: {count:,} parameters")
-    show(f"bundle: about {found['bundle_bytes'] / 1e6:,.0f} MB")
-    show(f"build:  {found['disk_bytes'] / 1e6:,.0f} MB of disk, of {found['free_bytes'] / 1e6:,.0f} MB free here")
-    show(f"        {found['memory_bytes'] / 1e6:,.0f} MB of memory at least")
-    show(f"        {found['seconds']:,.0f} s on two cores, very roughly, for one number of steps and nothing cached")
-    return found
+    show(f"bundle: about {result['bundle_bytes'] / 1e6:,.0f} MB")
+    show(f"build:  {result['disk_bytes'] / 1e6:,.0f} MB of disk, of {result['free_bytes'] / 1e6:,.0f} MB free here")
+    show(f"        {result['memory_bytes'] / 1e6:,.0f} MB of memory at least")
+    show(f"        {result['seconds']:,.0f} s on two cores, very roughly, for one number of steps and nothing cached")
+    return result
 
 
 @command(main)
@@ -324,10 +324,10 @@ def doctor(bundle: Path | None) -> dict[str, Any]:
     """
     from diffc.compiler.commands.doctor import examine
 
-    found = examine(bundle)
-    for name, state in found["checks"].items():
+    result = examine(bundle)
+    for name, state in result["checks"].items():
         show(f"{'ok' if state['ok'] else 'missing':>8}  {name}: {state['detail']}")
-    return dict(found)
+    return dict(result)
 
 
 @command(main, "build-cache", alias="cache")

@@ -1,4 +1,4 @@
-"""Read what a command line says in one word: sizes, lists, settings. What is none is refused with an example."""
+"""Define the types of parameters: sizes, lists, settings. Other values are refused with an example."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Size(click.ParamType[tuple[int, int]]):
     name = "WxH"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        """Give both, in pixels."""
+        """Return both, in pixels."""
         width, _, height = str(value).partition("x")
         if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
             self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 512x512", param, ctx)
@@ -27,7 +27,7 @@ class Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
     name = "WxH[,WxH…]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[tuple[int, int], ...]:
-        """Give them in order."""
+        """Return them in order."""
         return tuple(Size().convert(size, param, ctx) for size in str(value).split(","))
 
 
@@ -37,7 +37,7 @@ class Counts(click.ParamType[tuple[int, ...]]):
     name = "N[,N…]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        """Give them in order."""
+        """Return them in order."""
         counts = str(value).split(",")
         if not all(count.isdecimal() and int(count) > 0 for count in counts):
             self.fail(f"{value!r} is not a list of positive numbers, such as 10,20", param, ctx)
@@ -50,7 +50,7 @@ class Interval(click.ParamType[tuple[float, float]]):
     name = "START,STOP"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
-        """Give both; whether there is such an interval is for who uses it to say."""
+        """Return both; whether there is such an interval depends on the number of steps."""
         try:
             start, stop = map(float, str(value).split(","))
         except ValueError:
@@ -64,7 +64,7 @@ class Names(click.ParamType[tuple[str, ...]]):
     name = "NAME[,NAME…]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Give each once, in order."""
+        """Return each once, in order."""
         return tuple(dict.fromkeys(value.split(","))) if isinstance(value, str) else value
 
 
@@ -77,7 +77,7 @@ class Named(click.ParamType[tuple[str, Any]]):
         self.example = example
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
-        """Give the name and the text."""
+        """Return the name and the text."""
         name, equals, text = str(value).partition("=")
         if not equals or not name.isidentifier():
             self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
@@ -88,7 +88,7 @@ class Setting(Named):
     """Read a value with a name: JSON, or a text where it is none."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
-        """Give the name and the value."""
+        """Return the name and the value."""
         name, text = super().convert(value, param, ctx)
         try:
             return name, json.loads(text)

@@ -1,4 +1,4 @@
-"""Let the graphs of a bundle compute in 16 bits where the target does, but for what float16 does not hold."""
+"""Run the phase in which graphs are legalized to the 16-bit type of a target, except where float16 overflows."""
 
 from __future__ import annotations
 
@@ -38,50 +38,50 @@ def legalize(state: State, *, options: PrecisionOptions) -> State:
 def half_precision(
     programs: Sequence[Program], calibrated: Calibrate | None, dtype: torch.dtype, progress: Progress
 ) -> tuple[tuple[Program, ...], dict[str, Any]]:
-    """Let graphs with weights compute in ``dtype``, and say what of them stays in float32, as a bundle's report does.
+    """Rewrite graphs with weights to compute in ``dtype``; return the programs and the report of what stays in float32.
 
-    The arithmetic between them stays in float32: it is little, and its errors add up from step to step. Without
-    ``calibrated`` nothing is looked at.
+    The arithmetic between graphs stays in float32: it is little, and its errors add up from step to step. Without
+    ``calibrated`` no values are observed.
     """
-    found = {} if calibrated is None else _overflows(programs, calibrated, progress)
-    made = dict[str, Graph]()
+    overflows = {} if calibrated is None else _overflows(programs, calibrated, progress)
+    legalized = dict[str, Graph]()
     for graph in (graph for program in programs for graph in program.graphs if size(graph)):
-        if graph.name not in made:
+        if graph.name not in legalized:
             progress(f"convert {graph.name}")
-            wide = with_readers(graph, found.get(graph.name, ()))
-            made[graph.name] = mixed_precision(graph, dtype=dtype, wide=wide)
-    rewritten = (replace(p, graphs=tuple(made.get(graph.name, graph) for graph in p.graphs)) for p in programs)
-    return tuple(rewritten), _report(dtype, found)
+            wide = with_readers(graph, overflows.get(graph.name, ()))
+            legalized[graph.name] = mixed_precision(graph, dtype=dtype, wide=wide)
+    rewritten = (replace(p, graphs=tuple(legalized.get(graph.name, graph) for graph in p.graphs)) for p in programs)
+    return tuple(rewritten), _report(dtype, overflows)
 
 
 def _overflows(programs: Sequence[Program], calibrated: Calibrate, progress: Progress) -> dict[str, Sequence[Overflow]]:
-    """Look at each graph in the first program that calls it; one of other shapes alone is as the other is."""
-    found, alike = dict[str, Sequence[Overflow]](), dict[object, str]()
+    """Find the overflows of each graph in the first program that calls it; graphs of the same operators share them."""
+    overflows, alike = dict[str, Sequence[Overflow]](), dict[object, str]()
     for program in programs:
-        for graph in (graph for graph in program.graphs if size(graph) and graph.name not in found):
+        for graph in (graph for graph in program.graphs if size(graph) and graph.name not in overflows):
             twin = alike.setdefault(_operators(graph), graph.name)
             if twin != graph.name:
-                found[graph.name] = found[twin]
+                overflows[graph.name] = overflows[twin]
                 continue
             calibration = calibrated(program)
-            progress(f"look at the range of {graph.name}")
-            found[graph.name] = overflowing(calibration, program, graph)
-            if found[graph.name]:
-                largest = max(found[graph.name], key=lambda each: each.largest)
+            progress(f"observe the range of {graph.name}")
+            overflows[graph.name] = overflowing(calibration, program, graph)
+            if overflows[graph.name]:
+                largest = max(overflows[graph.name], key=lambda each: each.largest)
                 where = f"{largest.largest:.3g} in {largest.layer or largest.node}"
-                progress(f"keep {len(found[graph.name])} values of {graph.name} in float32: up to {where}")
-    return found
+                progress(f"keep {len(overflows[graph.name])} values of {graph.name} in float32: up to {where}")
+    return overflows
 
 
 def _operators(graph: Graph) -> tuple[str, ...]:
-    """Say what a graph computes, of tensors of any shape."""
+    """Return the operators of a graph, without shapes."""
     return graph.component, *(f"{node.name} {node.target}" for node in body_of(graph).graph.nodes)
 
 
-def _report(dtype: torch.dtype, found: Mapping[str, Sequence[Overflow]]) -> dict[str, Any]:
+def _report(dtype: torch.dtype, overflows: Mapping[str, Sequence[Overflow]]) -> dict[str, Any]:
     largest = dict[tuple[str, str], float]()
-    for graph, overflows in found.items():
-        for each in overflows:
+    for graph, values in overflows.items():
+        for each in values:
             key = graph, each.layer or each.node
             largest[key] = max(each.largest, largest.get(key, 0.0))
     rows = [{"graph": graph, "layer": layer, "largest": value} for (graph, layer), value in largest.items()]

@@ -14,7 +14,7 @@ from torch import nn
 from diffc import passes
 from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.backends.backend import find_backend
-from diffc.compiler.bundle.atomic_folder import check_room
+from diffc.compiler.bundle.atomic_folder import check_space
 from diffc.compiler.bundle.disk_space import bytes_needed
 from diffc.compiler.bundle.provenance import provenance_of
 from diffc.compiler.bundle.write import Contents, tokenizer_text, write_contents
@@ -48,7 +48,7 @@ def load(state: State) -> State:
     )
     modules = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
     needed = bytes_needed(modules, find_backend(target.backend).bytes_per_weight(target.precision))
-    check_room(needed, state.folder)
+    check_space(needed, state.folder)
     state.progress(f"at most {needed / 1e9:.2f} GB of disk")
     provenance = provenance_of(state.source, options.recorded)
     return replace(state, pipeline=pipeline, components=pipeline.components, provenance=provenance)
@@ -136,7 +136,7 @@ def _recipes(
 ) -> Iterator[Sequence[Pass[Program]]]:
     """Yield each program's recipe; the first program, and others with guidance, have it in the interval only."""
     graphs = {graph.name: graph for program in programs for graph in program.graphs}
-    halves = {whole: graphs[part] for whole, part in parts.items() if part in graphs}
+    halves = {batch: graphs[part] for batch, part in parts.items() if part in graphs}
     for at, program in enumerate(programs):
         if interval is None or (at and not _is_guided(program)):
             yield passes.NORMAL_FORM

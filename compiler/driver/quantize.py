@@ -1,4 +1,4 @@
-"""Quantize a bundle's programs as its target and the user ask: schemes, calibration, techniques, and what they cost."""
+"""Run the phases of quantization: the schemes of layers, calibration, techniques, and the measurement of the bundle."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PLAN = Subject(
 )
 
 SMALLEST_GROUP = 16
-"""A group is halved until it divides a row; below this many numbers, the whole row has one scale instead."""
+"""A group is halved until it divides a row; below this many values, the entire row has one scale instead."""
 
 
 def quantize(state: State, *, options: QuantizationOptions) -> State:
@@ -91,16 +91,16 @@ def measure(state: State, *, options: QuantizationOptions) -> State:
 
 
 class _Schemes:
-    """Choose the scheme of each layer: its kind's, as the engine computes it, unless the user's file says otherwise."""
+    """Choose the scheme of each layer: its kind's, as the engine computes it, or the recipe file's."""
 
     def __init__(self, programs: Sequence[Program], target: Target, options: QuantizationOptions) -> None:
-        found = denoiser(programs[0])
-        self.component = found.component if found else ""
+        graph = denoiser(programs[0])
+        self.component = graph.component if graph else ""
         self.backend, self.options = find_backend(target.backend), options
         self.notes: Counter[str] = Counter()
 
     def applied_to(self, plan: Plan) -> Plan:
-        """Give every layer its scheme. Raises `RecipeError` for one that does not exist or cannot be computed so."""
+        """Return the plan with a scheme for every layer. Raises `RecipeError` for one that cannot be computed."""
         overrides: dict[str, dict[str, Spec | None]] = {}
         for override in self.options.file.overrides:
             for name in matching(override, [layer.name for layer in plan.layers]):
@@ -113,19 +113,19 @@ class _Schemes:
         return plan.mapped(change)
 
     def _of(self, layer: Layer, specs: Mapping[str, Spec | None]) -> Scheme:
-        asked = fitted(replace(self._usual(layer), **specs), layer)
-        scheme, note = self.backend.adapted(layer.kind, asked)
-        wrong = _impossible(layer.kind, asked) or (note if specs else "")
+        requested = fitted(replace(self._usual(layer), **specs), layer)
+        scheme, note = self.backend.adapted(layer.kind, requested)
+        wrong = _impossible(layer.kind, requested) or (note if specs else "")
         if wrong:
             where = "[[layer]]" if specs else "[quantize]"
             fix = "choose what it computes, or leave the layer to the recipe of the target"
-            raise RecipeError(f"{layer.name} cannot be computed as asked: {wrong}", where=where, fix=fix)
-        if note and scheme != asked:  # what stays as it was is noted at the end
+            raise RecipeError(f"{layer.name} cannot be computed so: {wrong}", where=where, fix=fix)
+        if note and scheme != requested:  # what stays as it was is noted at the end
             self.notes[note] += 1
         return scheme
 
     def adapted(self, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
-        """Let the engine have what it computes of the schemes that techniques chose, and say what it does instead."""
+        """Return the plan with schemes that the engine computes, and a note for each change."""
         notes = Counter(self.notes)
 
         def change(layer: Layer) -> Layer:
@@ -147,7 +147,7 @@ class _Schemes:
 
 
 def fitted(scheme: Scheme, layer: Layer) -> Scheme:
-    """Let groups divide the rows of a weight, and the channels of its input."""
+    """Return a scheme whose groups divide the rows of a weight, and the channels of its input."""
     if layer.weight is None:
         return scheme
     row, channels = layer.weight[0].numel(), layer.weight.shape[1]
@@ -168,26 +168,26 @@ def _divided(spec: Spec, size: int, otherwise: str) -> Spec:
 
 
 def _impossible(kind: str, scheme: Scheme) -> str:
-    """Say why no engine computes a scheme, if so."""
+    """Return why no engine computes a scheme; empty where one may."""
     weight, activation = scheme.weight, scheme.activation
     read = (activation, scheme.values, scheme.probabilities)
     if kind == "attention" and any(spec and (spec.per != "tensor" or spec.when != "static") for spec in read):
-        return "what attention reads has one static scale, such as int8:tensor"
+        return "operands of attention have one static scale, such as int8:tensor"
     if weight is not None and (weight.per == "token" or weight.when != "static"):
-        return "a weight has no tokens, and is known at build"
+        return "a weight has no tokens, and is constant"
     if kind == "embedding" and (activation is not None or not _can_be_looked_up(weight)):
-        return "tables are looked up as signed integers with a scale for each row, such as int8:channel"
+        return "tables are signed integers with a scale per row, such as int8:channel"
     if activation is None:
         return ""
     if activation.per == "channel" or (activation.per == "group" and activation.is_affine):
-        return "activations have one scale, one for each token, or one for each group of numbers with a sign"
+        return "activations have one scale, one per token, or one per group of signed values"
     if activation.scale in ("uint4", "float16"):
         return f"scales of activations are float32, e4m3 or e8m0, not {activation.scale}"
     return ""
 
 
 def _attention(products: tuple[str, str]) -> Scheme:
-    """Give the scheme of attention whose products each read one format; what a softmax gives has no sign."""
+    """Return the scheme of attention, a format for each of its two products; the results of a softmax have no sign."""
     first, second = map(parse_spec, products)
     if second is None:
         return Scheme(activation=first)

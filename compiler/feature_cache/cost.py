@@ -18,7 +18,7 @@ from torch import fx
 
 from diffc.compiler.analysis.features import Feature
 from diffc.compiler.calibration.calibrate import Calibration
-from diffc.compiler.calibration.run_program import given
+from diffc.compiler.calibration.run_program import request_of
 from diffc.compiler.calibration.trajectory import Drawing
 from diffc.compiler.feature_cache.apply_schedule import evaluations
 from diffc.compiler.feature_cache.search import Way
@@ -181,7 +181,7 @@ class _Sampler:
             names = [value.name for value in program.ops[place].results]
             self.results.setdefault(at, []).extend(names)
             recorded |= zip(names, next(turns[at]), strict=True)
-        _, arrays = given(program, drawing.prompt, drawing.seed)
+        _, arrays = request_of(program, drawing.prompt, drawing.seed)
         recorded |= {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.ops = needed_for([*program.ops[: steps[-1]], *last] if last else program.ops, [self.end], recorded)
         computed = [value.name for op in self.ops for value in op.results]

@@ -14,7 +14,7 @@ from torch import fx
 
 from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.observe import watch
-from diffc.compiler.calibration.run_program import given
+from diffc.compiler.calibration.run_program import request_of
 from diffc.compiler.calibration.trajectory import Drawing, Sample
 from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.metrics import psnr, sqnr
@@ -98,7 +98,7 @@ def drift(bundle: Path, calibration: Calibration, progress: Progress) -> list[Dr
         def on_step(op: Op, values: Mapping[str, Any], steps: list[Any] = steps) -> None:
             steps.append(linear(op, values, scalars))
 
-        texts, noises = given(calibration.program, drawing.prompt, drawing.seed)
+        texts, noises = request_of(calibration.program, drawing.prompt, drawing.seed)
         outputs = interpreter.run(program, texts | noises, scalars, on_step=on_step)
         image = np.asarray(outputs[program.outputs[0]])
         ratios = [sqnr(a, b.numpy()) for a, b in zip(steps, drawing.steps, strict=True)]

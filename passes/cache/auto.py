@@ -137,7 +137,7 @@ class _Search:
         self.drift = measure(program, self.calls, self.calibration)
         self.count = self.drift.errors.shape[1]
         self.gains = self._gains(self.drift)
-        self.finer = None if finer is None else calibration.drawn(finer, PROMPTS)
+        self.finer = None if finer is None else calibration.rerun(finer, PROMPTS)
         self.known = dict[Way, Tried]()
 
     def following(self, way: Way) -> Callable[[Program, Graph, int], Schedule]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diffc.compiler import build
-from diffc.compiler.bundle.atomic_folder import check_room
+from diffc.compiler.bundle.atomic_folder import check_space
 from diffc.compiler.bundle.disk_space import OVERHEAD, bytes_needed
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.errors import BuildError
@@ -35,7 +35,7 @@ def test_a_bundle_takes_no_more_than_was_said(target: str, each: int, tmp_path: 
     bundle = build(tmp_path / "model", target, tmp_path / "x.diffc", steps=[1], size=(16, 16), progress=said.append)
     modules = [c for c in load(tmp_path / "model").components.values() if isinstance(c, nn.Module)]
     needed = bytes_needed(modules, each)
-    assert f"make at most {needed / 1e9:.2f} GB" in said
+    assert f"at most {needed / 1e9:.2f} GB of disk" in said
     assert sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) <= needed
 
 
@@ -43,7 +43,7 @@ def test_too_little_disk_is_said_before_anything_is_traced(
     saved_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000_000))
-    check_room(50_000_000, tmp_path)
+    check_space(50_000_000, tmp_path)
     said: list[str] = []
     with pytest.raises(BuildError, match=r"needs up to 0.07 GB of disk, and there are 0.05 GB\n  at:  /.*\n  fix: "):
         build(saved_pipeline, output=tmp_path / "x.diffc", progress=said.append)

@@ -15,7 +15,7 @@ from diffc.compiler.calibration import run_program
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.prompts import PROMPTS, read_prompts
-from diffc.compiler.calibration.run_program import given
+from diffc.compiler.calibration.run_program import request_of
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import BuildError, CalibrationError
@@ -124,7 +124,7 @@ def test_the_trajectory_is_that_of_the_function_that_was_compiled(
     sampler: Sampler, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for drawing in calibration.drawings:
-        (noise,) = given(calibration.program, drawing.prompt, drawing.seed)[1].values()
+        (noise,) = request_of(calibration.program, drawing.prompt, drawing.seed)[1].values()
         monkeypatch.setattr(torch, "randn", lambda *_, noise=noise: torch.from_numpy(noise))
         steps = list[torch.Tensor]()
         wanted = [sampler([drawing.prompt], [""], steps.append), *steps]
@@ -134,7 +134,7 @@ def test_the_trajectory_is_that_of_the_function_that_was_compiled(
 
 
 def test_a_seed_draws_what_it_draws_in_a_bundle(calibration: Calibration) -> None:
-    first, second = ([*given(calibration.program, "", seed)[1].values()][0] for seed in (3, 4))
+    first, second = ([*request_of(calibration.program, "", seed)[1].values()][0] for seed in (3, 4))
     assert [drawing.seed for drawing in calibration.drawings] == [3, 4]
     for noise, seed in ((first, 3), (second, 4)):
         wanted = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
@@ -236,7 +236,7 @@ def overflowing() -> Program:
 def test_infinity_is_reported_with_its_graph_and_call() -> None:
     with pytest.raises(CalibrationError) as refused:
         Calibrator({}, prompts=("a b",))(overflowing())
-    assert "scales gives NaN or infinity for" in refused.value.what
+    assert "scales computes NaN or infinity for" in refused.value.what
     assert refused.value.where == "call 2 of 2, for the prompt 'a b'"
 
 
@@ -284,7 +284,7 @@ def test_other_inputs_are_smooth_pictures_and_normal_numbers() -> None:
         Input("guidance", Type("scalar"), 2.0),
     )
     noise = Op("noise", results=(Value("n", Type("float32", (1, 4))),))
-    texts, arrays = given(Program("main", inputs, ops=(noise,), outputs=("n",)), "a", 0)
+    texts, arrays = request_of(Program("main", inputs, ops=(noise,), outputs=("n",)), "a", 0)
     assert texts == {"prompt": ["a", "a"], "negative_prompt": ["", ""]}
     assert {name: array.shape for name, array in arrays.items()} == {
         "n": (1, 4),

@@ -20,7 +20,7 @@ from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
 from diffc.compiler.recipe import name_of
 
-PROGRAM = parse("program main() { n: float32[2] = noise() x: float32[2] = aten.mul(n, 2.0) return x }")
+PROGRAM = parse("program main() { n: float32[2] = noise() x: float32[2] = aten.mul.Tensor(n, 2.0) return x }")
 NORMALIZED = parse("program main() { n: float32[2] = noise() x0: float32[2] = linear(n; 2.0) return x0 }")
 
 

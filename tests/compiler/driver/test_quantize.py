@@ -199,18 +199,18 @@ def test_a_file_overrides_layers_the_last_line_first(program: Program, tmp_path:
         ("denoiser.linear", 'activation = "e4m3:token"', "ONNX Runtime computes e4m3 in float32"),
         ("denoiser.conv", 'activation = "int8:tensor:step"', "ONNX Runtime computes convolutions with dynamic"),
         ("denoiser.linear", 'activation = "int8:channel"', "activations have one scale"),
-        ("denoiser.linear", 'activation = "uint4:group=16"', "numbers with a sign"),
+        ("denoiser.linear", 'activation = "uint4:group=16"', "group of signed values"),
         ("denoiser.linear", 'activation = "int4:group=16:scale=uint4"', "scales of activations"),
         ("denoiser.linear", 'weight = "int8:token"', "a weight has no tokens"),
-        ("decoder.table", 'weight = "uint8:channel"', "looked up"),
-        ("decoder.table", 'weight = "int4:group=16"', "looked up"),
-        ("decoder.table", 'weight = "int8:tensor"', "looked up"),
+        ("decoder.table", 'weight = "uint8:channel"', "signed integers with a scale per row"),
+        ("decoder.table", 'weight = "int4:group=16"', "signed integers with a scale per row"),
+        ("decoder.table", 'weight = "int8:tensor"', "signed integers with a scale per row"),
     ],
 )
 def test_an_override_that_cannot_be_computed_is_refused(
     program: Program, name: str, spec: str, said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match=f"{name} cannot be computed as asked: .*{said}") as refused:
+    with pytest.raises(RecipeError, match=f"{name} cannot be computed so: .*{said}") as refused:
         quantized([program], asked(recipe=f'[[layer]]\nname = "{name}"\n{spec}', folder=tmp_path))
     assert refused.value.where == "[[layer]]"
 
@@ -261,7 +261,7 @@ def test_products_of_attention_are_quantized_where_a_file_says_so(
     "said", ['["int8:token", "float"]', '["float", "int8:tensor:step"]', '["int8:tensor:dynamic", "float"]']
 )
 def test_attention_has_static_scales(attending: Program, said: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="what attention reads has one static scale") as refused:
+    with pytest.raises(RecipeError, match="operands of attention have one static scale") as refused:
         quantized([attending], asked(recipe=f"[quantize]\nattention = {said}", folder=tmp_path))
     assert refused.value.where == "[quantize]"
 

@@ -85,7 +85,7 @@ def test_blocks_of_a_transformer_are_reused() -> None:
     calibration = pipeline.calibrated()
     found = auto([pipeline.program], pipeline.calibrated, None, min_psnr=10)
     assert found.chosen.psnr >= 10 and any(found.chosen.way)
-    (drawn,), (whole, *_) = calibration.drawn(found.programs[0], 1), calibration.drawings
+    (drawn,), (whole, *_) = calibration.rerun(found.programs[0], 1), calibration.drawings
     assert near(drawn.output.numpy(), whole.output.numpy()) == pytest.approx(found.chosen.psnr, abs=JUDGED)
 
 
