@@ -6,13 +6,13 @@ Paper: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantizati
        layer is learned from the Gram matrix of its inputs, which holds the error over all samples exactly. Inputs,
        and in a block activations, are those of the model in float.
 
-Before (inside a graph):
-    y = linear(x, w)
+Before (weights int4:channel):
+    y = linear(x, dequantize(nearest, scale, int4))
 
-After:
-    y = linear(x, dequantize(codes, scale))
+After (iterations=60):
+    y = linear(x, dequantize(codes, scale, int4))
 
-where each code is one of the two beside ``w / scale``.
+where each of the ``codes`` is one of the two beside ``w / scale``, and ``nearest`` the nearer one.
 """
 
 from __future__ import annotations

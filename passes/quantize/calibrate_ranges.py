@@ -3,11 +3,11 @@
 Source: ranges by percentile and by divergence, Migacz, "8-bit Inference with TensorRT", GTC 2017; by least squared
         error, Banner et al., "Post-training 4-bit Quantization of Convolution Networks for Rapid-Deployment", 2019.
 
-Before (inside a graph):
+Before (weights int8:channel, activations uint8:tensor):
     y = linear(x, w)
 
 After:
-    y = linear(fake_quantize(x, scale, zero), w)
+    y = linear(fake_quantize(x, scale, zero, uint8), w)
 """
 
 from __future__ import annotations

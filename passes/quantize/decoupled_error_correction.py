@@ -5,13 +5,14 @@ Paper: Liu et al., "CacheQuant: Comprehensively Accelerated Diffusion Models", C
        as the cache of this name does, and then what rounding does). The paper's corrections differ from step to step;
        these are for all steps, so that they cost nothing when they run.
 
-Before (inside a graph):
-    y = linear(fake_quantize(x), dequantize(codes, scale), bias)
+Before (weights int4:channel, activations int8:tensor):
+    y = linear(fake_quantize(x, scale, int8), dequantize(codes, w_scales, int4))
 
 After:
-    y = linear(fake_quantize(x), dequantize(codes, scale * a), bias + b)
+    y = linear(fake_quantize(x, scale, int8), dequantize(codes, corrected_scales, int4)) + b
 
-where a and b are for each channel those with the smallest squared error of y over the samples.
+where ``corrected_scales = a * w_scales``, and a and b are for each channel those with the smallest squared error of y
+over the samples. Where there is a bias, b is added to it.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ Paper: Liu et al., "Enhanced Distribution Alignment for Post-Training Quantizati
        is one for each model; here it is a part of the mean distance. The middle is the smallest sum of a
        residual block, of several the one in the middle.
 
-Before (inside a graph):
+Before (weights int4:channel, activations uint8:tensor):
     y = linear(x, w)
 
-After:
-    y = linear(fake_quantize(x, scale, zero), dequantize(codes, scale))
+After (iterations=20):
+    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(codes, scales, int4))
 
-where the scale is the same in every step, and each code is one of the two beside ``w / scale``.
+where ``scale`` is the same in every step, and each of the codes is one of the two beside ``w / scales``.
 """
 
 from __future__ import annotations

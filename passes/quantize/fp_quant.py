@@ -5,11 +5,11 @@ Paper: Chen et al., "Low-Bitwidth Floating Point Quantization for Efficient High
        e4m3 and e5m2, and e2m1 where four bits are asked for. Its bias of a format is the scale here, which whatever
        rounds next searches; learned rounding is a technique of its own, for grids of every kind.
 
-Before (inside a graph):
-    y = linear(fake_quantize(x, scale, e4m3), dequantize(codes, scales, e4m3))
+Before (weights e5m2:channel, activations e5m2:tensor):
+    y = linear(fake_quantize(x, scale, e5m2), dequantize(codes, scales, e5m2))
 
 After:
-    y = linear(fake_quantize(x, scale, e5m2), dequantize(codes, scales, e4m3))
+    y = linear(fake_quantize(x, other_scale, e4m3), dequantize(other_codes, other_scales, e4m3))
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ Paper: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative
        chosen beforehand, by least squared error; where a layer has more columns than a Gram matrix should, errors
        are made up for among parts of its channels.
 
-Before (inside a graph):
-    y = linear(x, w)
+Before (weights int4:channel):
+    y = linear(x, dequantize(nearest, scale, int4))
 
 After:
-    y = linear(x, dequantize(codes, scale))
+    y = linear(x, dequantize(codes, scale, int4))
 
-where codes are those with a small ``|x w' - x dequantize(codes, scale)'|``, not those nearest to w.
+where ``codes`` make ``|x w' - x dequantize(codes, scale)'|`` small; ``nearest`` are nearest to ``w / scale``.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 Paper: Shang et al., "Post-training Quantization on Diffusion Models", CVPR 2023,
        https://arxiv.org/abs/2211.15736 (as in its published code, which leaves both ends at eight bits).
 
-Before (inside a graph):
-    hidden = linear(int4(latents), int4(w0))
-    out = linear(int4(hidden), int4(w1))
+Before (weights int4:channel, activations int4:tensor):
+    hidden = linear(fake_quantize(latents, s0, int4), dequantize(codes0, scales0, int4))
+    out = linear(fake_quantize(hidden, s1, int4), dequantize(codes1, scales1, int4))
 
 After:
-    hidden = linear(int8(latents), int8(w0))
-    out = linear(int8(hidden), int8(w1))
+    hidden = linear(fake_quantize(latents, t0, int8), dequantize(wide0, fine0, int8))
+    out = linear(fake_quantize(hidden, t1, int8), dequantize(wide1, fine1, int8))
 
 A first layer makes many channels of the few that a port of latents has, a last one makes the graph's output: with
 nothing but elementwise and shaping operators between.

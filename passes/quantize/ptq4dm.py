@@ -5,11 +5,11 @@ Paper: Shang et al., "Post-training Quantization on Diffusion Models", CVPR 2023
        published: of mean and standard deviation 0.4, noise being 1 and the picture 0, what is drawn beyond the ends
        counting for them).
 
-Before (inside a graph):
+Before (weights int8:channel, activations uint8:tensor):
     y = linear(x, w)
 
 After:
-    y = linear(fake_quantize(x, scale, zero), w)
+    y = linear(fake_quantize(x, scale, zero, uint8), w)
 
 where the scale is the same in every step. The samples drawn are what later passes see.
 """

@@ -5,13 +5,13 @@ Paper: Li et al., "Q-Diffusion: Quantizing Diffusion Models", ICCV 2023,
        inputs meet is found by walking from a layer's input to a concatenation, through what leaves channels where
        they are.
 
-Before (inside a graph):
+Before (weights int8:channel):
     x = silu(group_norm(cat(h, skip)))
     y = conv(x, w, bias)
 
 After:
     x = silu(group_norm(cat(h, skip)))
-    y = conv(x[:, :c], w[:, :c], bias) + conv(x[:, c:], w[:, c:])
+    y = conv(x[:, :c], first, bias) + conv(x[:, c:], second)
 
 The two are layers of their own, with the scheme of the one that they were. Next come calibrate_ranges, and adaround
 with ``by="block"``, as in the paper.

@@ -4,11 +4,13 @@ Source: Jacob et al., "Quantization and Training of Neural Networks for Efficien
         CVPR 2018, section 2, https://arxiv.org/abs/1712.05877; scales by least squared error as in Banner et al.,
         "Post-training 4-bit Quantization of Convolution Networks for Rapid-Deployment", NeurIPS 2019.
 
-Before (inside a graph):
+Before (weights int4:channel):
     y = linear(x, w)
 
 After:
-    y = linear(x, dequantize(round(w / scale), scale))
+    y = linear(x, dequantize(codes, scale, int4))
+
+where codes are ``w / scale``, rounded.
 """
 
 from __future__ import annotations

@@ -4,11 +4,13 @@ Paper: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantizat
        https://arxiv.org/abs/2211.10438 (equation 4). With no ``alpha`` it is searched for each layer by the
        error of the output, as Lin et al., "AWQ", MLSys 2024, search theirs.
 
-Before (inside a graph):
-    y = linear(x, w)
+Before (weights int8:channel, activations int8:tensor):
+    y = linear(fake_quantize(x, scale, int8), dequantize(codes, scales, int8))
 
-After:
-    y = linear(x * m, w / m)    with m = max|w|^(1 - alpha) / max|x|^alpha for each channel: 1 / s of equation 4
+After (alpha=0.5):
+    y = linear(fake_quantize(x * s, smaller_scale, int8), dequantize(smooth_codes, smooth_scales, int8))
+
+where ``s = max|w|^(1 - alpha) / max|x|^alpha`` for each channel, and the codes are those of ``w / s``.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantiza
         2023, https://arxiv.org/abs/2211.10438 (its levels O1, a scale for each token found at run time, and O3, one
         that is known at build and costs nothing then); the choice for each layer by measured error is ours.
 
-Before (inside a graph):
-    scale = max(abs(x), axis=-1) / 127
-    y = linear(fake_quantize(x, scale), w)
+Before (weights int8:channel, activations int8:token):
+    t = max(abs(x)) / 127
+    y = linear(fake_quantize(x / t, one, int8), dequantize(codes, scales, int8)) * t
 
-After:
-    y = linear(fake_quantize(x, constant, zero), w)
+After (loss=40.0):
+    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(codes, scales, int8))
 """
 
 from __future__ import annotations

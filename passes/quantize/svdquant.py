@@ -4,11 +4,14 @@ Paper: Li et al., "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit
        https://arxiv.org/abs/2411.05007 (section 4; rank 32 as in its code). The singular vectors are found as Halko,
        Martinsson and Tropp, "Finding Structure with Randomness", 2011, algorithm 4.4, find them.
 
-Before (inside a graph):
-    y = linear(x, w)
+Before (weights int4:group=32, activations int8:tensor):
+    y = linear(fake_quantize(x, scale, int8), dequantize(codes, scales, int4))
 
 After:
-    y = linear(q(x * m), q(w / m - up @ down)) + linear(linear(x * m, down), up)
+    z = x * s
+    y = linear(fake_quantize(z, small, int8), dequantize(rest, rest_scales, int4)) + linear(linear(z, down), up)
+
+where the codes ``rest`` are those of ``w / s - up @ down``.
 """
 
 from __future__ import annotations

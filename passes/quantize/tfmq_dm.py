@@ -7,11 +7,13 @@ Paper: Huang et al., "TFMQ-DM: Temporal Feature Maintenance Quantization for Dif
 What the papers call the temporal information block, all that depends on the step alone, is exact already: the pass
 ``stage`` has computed it for every step. A layer that it has left in the graph gets a scale for each step in any case.
 
-Before (inside a graph):
-    y = linear(fake_quantize(x, scale, zero), w)
+Before (weights int8:channel, activations uint8:tensor):
+    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(codes, w_scales, int8))
 
 After:
-    y = linear(fake_quantize(x / scales[step]), w) * scales[step]
+    y = linear(fake_quantize(x / t, one, int8), dequantize(codes, w_scales, int8)) * t
+
+where ``t`` is an input of the graph: the scale of the step.
 """
 
 from __future__ import annotations

@@ -6,11 +6,14 @@ Paper: Zhao et al., "ViDiT-Q: Efficient and Accurate Quantization of Diffusion T
        ``sensitive`` (ViDiT-Q-MP) the weights of the layers whose output suffers most keep eight bits: of those that
        feed attention and of the others each its part, since their errors show in different ways.
 
-Before (inside a graph):
-    y = linear(fake_quantize(x, scale), w)
+Before (weights int8:channel, activations int8:tensor):
+    y = linear(fake_quantize(x, scale, int8), dequantize(codes, scales, int8))
 
-After:
-    y = linear(fake_quantize(x * m / t, 1), w / m) * t    with t for each row, m for each channel and range of steps
+After (alpha=0.5):
+    t = max(abs(x * s)) / 127
+    y = linear(fake_quantize(x * s / t, one, int8), dequantize(smooth_codes, smooth_scales, int8)) * t
+
+where ``t`` is for each row, and the smoothing factors ``s`` are for each channel and range of steps.
 """
 
 from __future__ import annotations
