@@ -143,7 +143,7 @@ class _Switch:
         return Value(name, type_)
 
     def _joins(self, op: Op) -> bool:
-        """Let what a split gives be what the calls of the parts gave."""
+        """Map the results of a split to those of the calls of its parts; return whether they are those."""
         whole, number = next(op.reads(), ""), len(op.results)
         if op.operator != "split" or op.attr("axis") != 0 or (whole, number - 1) not in self.slices:
             return False
@@ -151,7 +151,7 @@ class _Switch:
         return (whole, number) not in self.slices
 
     def _part(self, graph: Graph, port: str, literal: Literal, at: int, number: int) -> Literal:
-        """Give one part of an argument; what has no batch is the same for all."""
+        """Return one part of an argument; an argument without a batch is the same for all."""
         type_ = next((value.type for value in graph.inputs if value.name == port), UNTYPED)
         if isinstance(literal, tuple) and type_.shape and len(literal) > type_.shape[0]:
             return literal[at * type_.shape[0] : (at + 1) * type_.shape[0]]

@@ -66,12 +66,12 @@ class _Typed(nn.Module):
         self.arguments = {node.name: arguments(node, self.type_of(node)) for node in body.graph.nodes}
 
     def type_of(self, node: fx.Node) -> torch.dtype:
-        """Say in which type a node computes."""
+        """Return the type in which a node computes."""
         return torch.float32 if node.name in self.wide else self.dtype
 
     @property
     def computes(self) -> bool:
-        """Say whether there is anything to compute in other types."""
+        """Return whether any node computes in another type."""
         values = [node.meta.get("val") for node in self.body.graph.nodes if node.op == "call_function"]
         return any(isinstance(value, torch.Tensor) and value.dtype in FLOATS for value in pytree.tree_leaves(values))
 
@@ -87,7 +87,7 @@ def _attribute(body: fx.GraphModule, node: fx.Node) -> torch.Tensor:
 
 
 def _largest(tensor: torch.Tensor) -> float:
-    """Give the largest magnitude of a tensor of floating-point numbers that is here; of a weight it is not asked."""
+    """Return the largest magnitude of a constant floating-point tensor; weights are not read."""
     if isinstance(tensor, FakeTensor) or tensor.dtype not in FLOATS or not tensor.numel():
         return 0.0
     low, high = tensor.aminmax()
@@ -95,7 +95,7 @@ def _largest(tensor: torch.Tensor) -> float:
 
 
 def _is_beyond(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Say whether a tensor has numbers that a type has not, and that stand for no infinity."""
+    """Return whether a tensor has finite values outside of a type's range."""
     if _largest(tensor) <= torch.finfo(dtype).max:
         return False
     size = tensor.abs()
@@ -103,7 +103,7 @@ def _is_beyond(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def _changes(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Say whether a tensor, converted, would become infinite, or zero where it is one number."""
+    """Return whether a tensor, converted, would become infinite, or a single value zero."""
     largest = _largest(tensor)
     vanishes = tensor.numel() == 1 and largest > 0 and not torch.tensor(largest).to(dtype)
     return largest > torch.finfo(dtype).max or bool(vanishes)
@@ -139,11 +139,11 @@ class _Computing(fx.Interpreter):
         return aten.permute.default(args[1][0], order) if order else target(*args, **kwargs)
 
     def _as_it_was(self, given: Any) -> Any:
-        """Give what nodes hold in their own types."""
+        """Return the values of nodes in their own types."""
         return fx.map_arg(given, lambda node: self._cast(self.env[node], _type(node)))
 
     def _in(self, given: Any, dtype: torch.dtype) -> Any:
-        """Give what nodes hold in a type; a type that is named is this one too."""
+        """Return the values of nodes in a type; an argument that names a type is replaced by it."""
         cast = fx.map_arg(given, lambda node: self._cast(self.env[node], dtype))
         return pytree.tree_map_only(torch.dtype, lambda named: dtype if named in FLOATS else named, cast)
 
@@ -163,7 +163,7 @@ def _type(node: fx.Node) -> torch.dtype | None:
 
 
 def _order(node: fx.Node) -> list[int]:
-    """Give the order of the axes that an einsum of one tensor asks for: ONNX has no einsum of bfloat16."""
+    """Return the permutation of an einsum of one tensor: ONNX has no einsum of bfloat16."""
     if node.target is not aten.einsum.default:
         return []
     given, _, wanted = str(node.args[0]).replace(" ", "").partition("->")
@@ -171,14 +171,14 @@ def _order(node: fx.Node) -> list[int]:
 
 
 def _only_converts(node: fx.Node) -> bool:
-    """Say whether a node gives the same floating-point numbers in another type."""
+    """Return whether a node converts floating-point values to another type."""
     if node.target is not aten._to_copy.default:
         return False
     return all(each.meta["val"].dtype in FLOATS for each in (node, node.all_input_nodes[0]))
 
 
 def _said(node: fx.Node) -> dict[str, torch.dtype]:
-    """Say the type of a tensor that is made of nothing."""
+    """Return the ``dtype`` argument of a node that creates a tensor."""
     target, value = node.target, node.meta.get("val")
     if node.all_input_nodes or not isinstance(target, torch._ops.OpOverload) or not isinstance(value, torch.Tensor):
         return {}

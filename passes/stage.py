@@ -213,7 +213,7 @@ class _Split:
         return replace(program, ops=tuple(ops), graphs=tuple(graphs), tables=tuple(tables)).live()
 
     def _asked(self, op: Op) -> Row:
-        """Give what a call says that is known with the request."""
+        """Return the arguments of a call that are known with the request."""
         return tuple((port, value) for port, value in op.attrs if self.cut.ports[port] == REQUEST)
 
     def _prelude(self, op: Op, rows: tuple[Row, ...], names: Names, ops: list[Op]) -> dict[Row, dict[str, Literal]]:
@@ -248,7 +248,7 @@ class _OverSteps(nn.Module):
             self.register_buffer(f"timed_{at}", value)
 
     def forward(self, *ports: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Give one tensor [steps, numbers] for each pack."""
+        """Return one tensor [steps, elements] for each packed table."""
         timed = [value for _, value in self.named_buffers(recurse=False)]
         found = iter(torch.vmap(self.region, in_dims=(0,) * len(timed) + (None,) * len(ports))(*timed, *ports))
         packs = ([next(found).reshape(self.steps, -1) for _ in range(count)] for count in self.counts)

@@ -49,7 +49,7 @@ def _is_exact(node: fx.Node) -> bool:
 
 
 def _becomes_integers(node: fx.Node) -> bool:
-    """Say whether numbers are cut off to integers, where a little less is one less."""
+    """Return whether values are truncated to integers, where a small error becomes an error of one."""
     given = node.all_input_nodes
     return (
         node.target is aten._to_copy.default
@@ -65,23 +65,23 @@ def _floats(node: fx.Node) -> bool:
 
 
 def _is_of(node: fx.Node, wanted: Any) -> bool:
-    """Say whether what a node reads or gives is of some type."""
+    """Return whether an operand or a result of a node has a type that meets a condition."""
     values = pytree.tree_leaves([each.meta.get("val") for each in (node, *node.all_input_nodes)])
     return any(isinstance(value, torch.Tensor) and wanted(value.dtype) for value in values)
 
 
 def is_double(node: fx.Node) -> bool:
-    """Say whether a node computes in float64, which it keeps."""
+    """Return whether a node computes in float64, which it keeps."""
     return _is_of(node, lambda dtype: dtype == torch.float64)
 
 
 def _holds_large(node: fx.Node, dtype: torch.dtype) -> bool:
-    """Say whether a node has a number of its own that is too large for a type."""
+    """Return whether a node has a literal that is too large for a type."""
     return any(is_too_large(node.args[at], dtype) for at in _numbers(node))
 
 
 def is_too_large(number: Any, dtype: torch.dtype) -> bool:
-    """Say whether a number is beyond a type's, and stands for no infinity."""
+    """Return whether a finite value is outside of a type's range."""
     return bool(torch.finfo(dtype).max < abs(number) < INFINITE)
 
 
@@ -94,7 +94,7 @@ def _numbers(node: fx.Node) -> list[int]:
 
 
 def arguments(node: fx.Node, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Give a node's arguments, with numbers that a type has."""
+    """Return a node's arguments, with literals clamped to a type's range."""
     args = list(node.args)
     for at in _numbers(node):
         args[at] = representable(torch.tensor(args[at], dtype=torch.float64), dtype).item()
@@ -102,7 +102,7 @@ def arguments(node: fx.Node, dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def representable(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Give numbers that a type has: what is finite and what is not zero stay so.
+    """Return values of a type: finite ones stay finite, nonzero ones nonzero.
 
     The smallest is the smallest normal number, over which one can be divided.
     """

@@ -37,7 +37,7 @@ Row = tuple[tuple[str, Literal], ...]
 
 @dataclass(frozen=True)
 class Cut:
-    """Say which nodes of a graph are computed before the loop, by the name of their stage."""
+    """Hold the nodes of a graph that are computed before the loop, by the name of their stage."""
 
     graph: Graph
     body: fx.GraphModule

@@ -33,7 +33,7 @@ def flow_of(graph: Graph, programs: Sequence[Program]) -> list[fx.Node]:
 
 
 def regions(flow: Sequence[fx.Node], layers: set[str]) -> Iterator[tuple[tuple[fx.Node, ...], fx.Node]]:
-    """Give the nodes of each block, innermost blocks only, and which of them is the end of the longer path."""
+    """Return the nodes of each innermost block, and the node at the end of its longer path."""
     place = {node: at for at, node in enumerate(flow)}
     above: list[int] = []  # for each node, a set of bits: itself, and all that it is computed from
     ends = 0

@@ -1,4 +1,4 @@
-"""Say when each value is known: before the run, with the request, or only with the latents.
+"""Compute when each value is known: before the run, with the request, or only with the latents.
 
 Stages are sets of what a value depends on: ``step`` (numbers that differ from call to call, the timestep), ``request``
 (prompt and scalars) and ``latent`` (noise, and whatever follows from it). They join along the data flow.
@@ -61,7 +61,7 @@ def calls(program: Program, graph: Graph) -> list[Op]:
 
 
 def known(op: Op, ports: Mapping[str, Stage]) -> tuple[tuple[str, Literal], ...]:
-    """Give what a call says at build that other calls say differently."""
+    """Return the literals of a call that differ from those of other calls."""
     return tuple((port, literal) for port, literal in op.attrs if ports[port] == STEP)
 
 
@@ -76,7 +76,7 @@ def stages_of_nodes(body: fx.GraphModule, graph: Graph, ports: Mapping[str, Stag
 
 
 def join(stages: Iterable[Stage]) -> Stage:
-    """Give the stage of what is made of several values."""
+    """Return the stage of a value that depends on several values."""
     return frozenset().union(*stages)
 
 

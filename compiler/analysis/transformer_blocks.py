@@ -58,7 +58,7 @@ class Transformer:
 
     @property
     def share(self) -> float:
-        """Give the part of the work that is done in blocks."""
+        """Compute the fraction of the work that is done in blocks."""
         return sum(block.multiply_adds for block in self.blocks) / max(1, self.multiply_adds)
 
     def width(self, stream: Stream) -> int:
@@ -159,7 +159,7 @@ class _Search:
                 self.sums[node] = _Sum(node, *ways[0])
 
     def _is_made_of(self, branch: fx.Node, stream: fx.Node) -> bool:
-        """Say whether a branch is made with products of a stream, or of what that comes from, in the stream's shape.
+        """Return whether a branch has products of a stream, or of its sources, in the stream's shape.
 
         What a block makes of a request's value alone is computed before the loop, and its branch begins elsewhere.
         """
@@ -168,7 +168,7 @@ class _Search:
         return any(_shape(n) == _shape(stream) for n in self._at(self.light[stream] & self.heavy[branch]))
 
     def _looks(self, node: fx.Node) -> bool:
-        """Say whether a node is a product of two values that depend on the latents."""
+        """Return whether a node is a product of two values that depend on the latents."""
         return bool(self.work.get(node)) and sum(map(self._late, node.all_input_nodes)) > 1
 
     def _at(self, bits: int) -> Iterator[fx.Node]:
@@ -208,7 +208,7 @@ class _Search:
         return _bits(self.place[node] for node in self._at(inside) if self._looks(node))
 
     def blocks(self) -> Iterator[TransformerBlock]:
-        """Give the blocks of those chains of sums in which tokens look at each other."""
+        """Return the blocks of those chains of sums that contain attention between tokens."""
         some, products, done = list[_Sum](), 0, 0
         for each in self._looking():
             mine, made = self._products(each), _bits(self.place[s.node] for s in some)

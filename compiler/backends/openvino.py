@@ -36,7 +36,7 @@ class OpenVino(Onnx):
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
-        """Let convolutions have one scale; OpenVINO computes other floats in its own."""
+        """Return a scheme in which convolutions have one scale; OpenVINO computes others in float."""
         activation, note = scheme.activation, ""
         if activation is not None and kind == "conv" and activation.per in ("token", "group"):
             activation = replace(activation, per="tensor", group=0, when="dynamic", scale="float32")

@@ -58,7 +58,7 @@ class OrtDialect(CpuDialect):
         return [] if any(is_quantized_op(each, "FakeQuantize") for each in given) else found
 
     def _blocks(self, product: onnx_ir.Node, codes: Any, scale: onnx_ir.Value, group: int, bits: int) -> None:
-        """Let MatMulNBits multiply, which takes unsigned codes [rows, groups, bytes]."""
+        """Lower a product to MatMulNBits, which reads unsigned quantized values [rows, groups, bytes]."""
         rows, columns = codes.shape.numpy()
         name = f"{codes.name}_blocks"
         if name not in self.graph.initializers:

@@ -11,7 +11,7 @@ from diffc.compiler.ir.program import Graph, Value
 
 
 def body_of(graph: Graph) -> fx.GraphModule:
-    """Give a captured graph as a module whose nodes are ports, weights and operators only."""
+    """Return a captured graph as a module whose nodes are ports, weights and operators only."""
     module: fx.GraphModule = graph.body.module(check_guards=False)
     return module
 

@@ -53,16 +53,16 @@ class Weight:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Say which memory this is and how it is looked at, for as long as the tensor lives."""
+        """Return a key of the tensor's memory and layout, valid while the tensor lives."""
         return self.source.data_ptr(), self.source.shape, self.source.stride(), self.source.dtype
 
     def pieces(self, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
-        """Give all numbers in order, in slices [n] of a type; raise `LoadError` where a checkpoint's are not finite."""
+        """Yield all values in order, in slices [n] of a type. Raises `LoadError` for values that are not finite."""
         for stored in self._slices():
             yield stored.contiguous().view(-1).to(dtype or self.dtype)
 
     def read(self) -> torch.Tensor:
-        """Give the whole tensor. What is stored in its own type is not copied: do not write into it."""
+        """Return the materialized tensor. A tensor stored in its own type is not copied: do not write into it."""
         if self.source.dtype == self.dtype:
             for _ in self._slices():
                 pass
@@ -78,7 +78,7 @@ class Weight:
         return replace(self, source=self.source.permute(*axes))
 
     def is_zero(self) -> bool:
-        """Say whether there is nothing but zeros."""
+        """Return whether all values are zero."""
         return not any(bool(stored.any()) for stored in self._slices())
 
     def _slices(self) -> Iterator[torch.Tensor]:
@@ -110,17 +110,17 @@ class StandIn(FakeTensor):
 
 
 def read(tensor: torch.Tensor) -> torch.Tensor:
-    """Give the real tensor that a stand-in stands for; any other is itself. Do not write into it."""
+    """Return the materialized tensor of a lazy weight; any other tensor as it is. Do not write into it."""
     return tensor.stored.read() if isinstance(tensor, StandIn) else tensor
 
 
 def weight_of(tensor: torch.Tensor) -> Weight:
-    """Give what a stand-in stands for, or say the same of a real tensor."""
+    """Return the description of a lazy weight, or one of a materialized tensor."""
     return tensor.stored if isinstance(tensor, StandIn) else Weight(tensor, tensor.dtype)
 
 
 def release(tensor: torch.Tensor) -> None:
-    """Let the memory go that a weight of a checkpoint takes, until someone reads it again."""
+    """Release the memory of a checkpoint's weight until it is read again."""
     if isinstance(tensor, StandIn):
         _release(tensor.stored.source.detach())
 
@@ -142,7 +142,7 @@ def channels(weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
 
 
 class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Let conversions to a wider type, and views of what they give, wait until someone reads them."""
+    """Postpone conversions to a wider type, and views of their results, until they are read."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -160,7 +160,7 @@ class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _only_converts(func: Any, tensor: Any, kwargs: dict[str, Any]) -> bool:
-    """Say whether an operator gives the same numbers, of a checkpoint's tensor, in another type or layout."""
+    """Return whether an operator returns the values of a checkpoint's tensor in another type or layout."""
     if func is aten.clone.default:
         return isinstance(tensor, StandIn)
     if func is not aten._to_copy.default or str(kwargs.get("device") or "cpu") != "cpu":
@@ -216,14 +216,14 @@ def settle(module: nn.Module) -> None:
 
 
 def bytes_to_settle(module: nn.Module) -> int:
-    """Say how much memory `settle` takes: what is stored in the type that it stands for stays in the file."""
+    """Compute the memory that `settle` takes: weights stored in their own type stay in the file."""
     lent = {id(t): t for _, _, t in _tensors(module) if isinstance(t, StandIn) and t.stored.source.dtype != t.dtype}
     return sum(tensor.numel() * tensor.itemsize for tensor in lent.values())
 
 
 @contextmanager
 def settled(module: nn.Module) -> Iterator[None]:
-    """Let a module run in this block: whole in memory, which takes it back at the end, whoever holds the module."""
+    """Materialize a module in this block, and make it lazy again at the end."""
     lent = [(table, key, tensor) for table, key, tensor in _tensors(module) if isinstance(tensor, StandIn)]
     settle(module)
     try:
@@ -253,7 +253,7 @@ def _like(before: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _release(tensor: torch.Tensor) -> None:
-    """Let the pages of a mapped file go that a tensor lies in. Where the system cannot, they stay until it must."""
+    """Release the pages of a mapped file that a tensor lies in, where the system supports it."""
     if _MADVISE is None or not tensor.numel():
         return
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -265,4 +265,4 @@ def _release(tensor: torch.Tensor) -> None:
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _MADVISE = getattr(_LIBC, "madvise", None)
 _TRIM = getattr(_LIBC, "malloc_trim", None)
-"""Gives free memory back to the system, which glibc keeps between pieces that are in use."""
+"""Returns free memory to the system, which glibc keeps between blocks that are in use."""

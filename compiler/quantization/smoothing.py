@@ -22,7 +22,7 @@ SMALLEST = 2.0**-14
 
 
 def factors(layer: Layer, given: Inputs, *alphas: float) -> list[torch.Tensor]:
-    """Give what multiplies the channels of the input, for each alpha: max|w|^(1 - alpha) / max|x|^alpha.
+    """Compute the factors of the input's channels for each alpha: max|w|^(1 - alpha) / max|x|^alpha.
 
     A channel that is always zero, or that nothing reads, is left alone.
     """
@@ -45,7 +45,7 @@ def searched(layer: Layer, given: Inputs, finish: Callable[[Layer], Layer] = lam
 
 
 def _ranged(layer: Layer, given: Inputs) -> Layer:
-    """Give a layer the ranges of its input that nothing exceeds."""
+    """Return a layer with the full ranges of its input."""
     spec, largest = layer.scheme.activation, given.largest
     if spec is None or spec.when == "dynamic" or spec.per == "group" or largest is None:
         return layer

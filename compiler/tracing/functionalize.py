@@ -37,7 +37,7 @@ class Link:
         return taken if self.index is None else taken[self.index]
 
     def scatter(self, whole: Any, part: Any, record: Record) -> Any:
-        """Give the whole with another part where this view was. Raises `CaptureError` where that has no meaning."""
+        """Return the base with this view replaced. Raises `CaptureError` where the view cannot be scattered."""
         if has(self.func, Trait.RESHAPES):
             return part if part.shape == whole.shape else record(aten.view.default, (part, list(whole.shape)), {})
         if self.func in (aten.transpose.int, aten.t.default):
@@ -84,7 +84,7 @@ def refresh(tensor: Any, record: Record) -> None:
 
 
 def write(target: Any, new: Any, record: Record) -> None:
-    """Let a tensor, and all that share its numbers, have new ones."""
+    """Replace the values of a tensor and of all views that share its memory."""
     view = target.alias
     if view is None:
         target.label = new.label

@@ -259,7 +259,7 @@ class _Merger:
 
 
 def _takes_tensor(operator: str, position: int) -> bool:
-    """Say whether an argument may be a tensor where the trace saw a number."""
+    """Return whether an argument may be a tensor where the trace recorded a number."""
     function = overload(operator)
     if function is None or (position == 1 and function in SCALED):
         return True

@@ -59,7 +59,7 @@ class Symbolic(torch.Tensor):
         return super().__getitem__(index)
 
     def item(self) -> Any:
-        """Give a number whose range is known where the value's is; else fail as any question for a number does."""
+        """Return a scalar whose range is known where the value's is; raise `CaptureError` otherwise."""
         return Ranged(self.bounds) if self.bounds else super().item()
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]

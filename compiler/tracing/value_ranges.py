@@ -50,7 +50,7 @@ class Ranged:
 
 
 def kept(func: Any, operands: Iterable[Bounds | None], dtype: torch.dtype, terms: int) -> Bounds | None:
-    """Give the range of an operator's results of a type, if that of every tensor operand is known and it keeps them.
+    """Return the range of an operator's results, if it keeps ranges and that of every tensor operand is known.
 
     Each result is made of ``terms`` operands: that is what a sum multiplies the range by.
     """
@@ -65,7 +65,7 @@ def kept(func: Any, operands: Iterable[Bounds | None], dtype: torch.dtype, terms
 
 
 def decided(func: Any, bounds: Bounds | None, args: tuple[Any, ...], shape: Iterable[int]) -> torch.Tensor | None:
-    """Give the outcome of a comparison with a number, if the range alone decides it."""
+    """Return the outcome of a comparison with a number, if the range alone decides it."""
     rule = COMPARED.get(func)
     if rule is None or bounds is None or len(args) < 2 or not isinstance(args[1], int | float):
         return None

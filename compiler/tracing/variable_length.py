@@ -72,11 +72,11 @@ class Prefix(_OfUnknownLength):
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Give the length and the sizes of a row."""
+        """Return the length and the sizes of a row."""
         return Length(self.length), *self.whole.shape[1:]
 
     def size(self, axis: int | None = None) -> Any:
-        """Give one size or all."""
+        """Return one size or all."""
         return self.shape if axis is None else self.shape[axis]
 
     def new_zeros(self, *size: Any) -> Zeros:
@@ -87,7 +87,7 @@ class Prefix(_OfUnknownLength):
         return Zeros(rows, tuple(row))
 
     def padded(self, zeros: Zeros) -> torch.Tensor:
-        """Give the whole with zeros from the length on, cut or padded to the size that the zeros make."""
+        """Return the tensor with zeros from the length on, cut or padded to the resulting size."""
         total, rows = zeros.rest.total, self.whole.shape[0]
         if zeros.row != tuple(self.whole.shape[1:]) or total < min(rows, self.length.bounds[1]):
             raise CaptureError(

@@ -65,7 +65,7 @@ REST: tuple[Pass[Plan], ...] = (optional(calibrate_ranges), optional(round_to_ne
 
 @dataclass(frozen=True)
 class Recipe:
-    """Say how weights and activations of each kind of layer are quantized, and by which techniques.
+    """Describe how weights and activations of each kind of layer are quantized, and by which techniques.
 
     ``linear`` and ``conv`` are a weight's and an activation's specs, in the denoiser, and ``attention`` those of what
     its two products read; ``other`` are those of the weights of linears and convolutions elsewhere, whose activations

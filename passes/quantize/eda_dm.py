@@ -88,7 +88,7 @@ def _informative(plan: Plan, graph: Graph, radius: float, diversity: float) -> d
 
 
 def _density_and_diversity(features: torch.Tensor, radius: float, diversity: float) -> torch.Tensor:
-    """Give the weight of each step from its features [steps, batch, ...]."""
+    """Compute the weight of each step from its features [steps, batch, ...]."""
     distance = torch.stack([(features - each).square().flatten(1).mean(1) for each in features])
     steps = len(features)
     near = distance <= radius * distance.sum() / max(1, steps * (steps - 1))

@@ -84,7 +84,7 @@ def _ordered(part: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def _feedback(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """Give the upper triangular factor U of the damped matrix's inverse U'U, [blocks, columns, columns].
+    """Compute the upper triangular factor U of the damped matrix's inverse U'U, [blocks, columns, columns].
 
     It is the inverse of the factor R of the matrix RR' itself, so that no inverse is factored.
     """

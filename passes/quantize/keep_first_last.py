@@ -39,7 +39,7 @@ WIDENING = 4
 
 
 def keep_first_last(plan: Plan, *, in_float: bool = False) -> Plan:
-    """Give the ends of the denoiser eight bits where they have fewer, or none at all, unless a user chose otherwise."""
+    """Keep the first and last layers of the denoiser in eight bits or in float, unless a user chose their scheme."""
     ends = set[Site]()
     for graph in denoisers(plan.programs):
         ends |= _first(graph, plan) | _last(graph)
@@ -98,7 +98,7 @@ def _moves(node: fx.Node) -> bool:
 
 
 def _widens(node: fx.Node) -> bool:
-    """Say whether a layer makes many channels of its first input's few."""
+    """Return whether a layer computes many channels from the few of the graph's input."""
     if node.target not in KINDS or KINDS[node.target] not in ("linear", "conv"):
         return False
     rows, channels = node.args[1].meta["val"].shape[:2]  # type: ignore[union-attr]

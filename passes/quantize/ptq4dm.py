@@ -55,7 +55,7 @@ def _drawn(calibration: Calibration, count: int, times: NormalDist, seed: int) -
 
 
 def _weight(sample: Sample, times: NormalDist) -> float:
-    """Give how likely a step is: noise is at time 1, and the last step takes what falls below time 0."""
+    """Compute the probability of each step: noise is at time 1, and the last step takes the rest below time 0."""
     late, early = (1 - (sample.step + part) / sample.of for part in (1, 0))
     above = times.cdf(early) if sample.step else 1.0
     below = times.cdf(late) if sample.step + 1 < sample.of else 0.0

@@ -1,4 +1,4 @@
-"""Give the tokens of an activation one static scale where that brings the output hardly further from what it was.
+"""Replace dynamic per-token scales by one static scale where the output's error hardly grows.
 
 Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML
         2023, https://arxiv.org/abs/2211.10438 (its levels O1, a scale for each token found at run time, and O3, one
@@ -60,7 +60,7 @@ def _has_token_scales(layer: Layer) -> bool:
 
 
 def _static(layer: Layer) -> Layer:
-    """Ask for one scale and a zero point."""
+    """Return a spec with one scale and a zero point."""
     spec = layer.scheme.activation
     assert spec is not None
     form = FORMATS[f"u{spec.format.name.removeprefix('u')}"]

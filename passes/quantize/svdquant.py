@@ -1,4 +1,4 @@
-"""Let a branch of low rank in 16 bits compute the largest part of each weight, so that few bits suffice for the rest.
+"""Compute the largest components of each weight in a low-rank branch of 16 bits, and quantize the residual.
 
 Paper: Li et al., "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models", ICLR 2025,
        https://arxiv.org/abs/2411.05007 (section 4; rank 32 as in its code). The singular vectors are found as Halko,
@@ -39,7 +39,7 @@ OVERSAMPLING, POWERS = 16, 4
 
 
 def svdquant(plan: Plan, *, rank: int = 32, room: float = 0.5, iterations: int = 0, samples: int = 16) -> Plan:
-    """Give each layer that is to be rounded a branch, in the components whose activations are quantized, if any are.
+    """Add a low-rank branch to each layer to be rounded, in the components whose activations are quantized, if any.
 
     A small weight has a branch of less than the rank, which takes at most ``room`` times what the rounded weight takes.
     Channels that no pass before has balanced are balanced as is best with the branch; ``samples`` of each graph are
@@ -83,7 +83,7 @@ def _against_branch(layer: Layer) -> str:
 
 
 def _rank(layer: Layer, rank: int, room: float) -> int:
-    """Give the rank of a layer's branch."""
+    """Return the rank of a layer's low-rank branch."""
     assert layer.weight is not None and layer.scheme.weight is not None
     rows, columns = layer.weight.flatten(1).shape
     affordable = room * layer.scheme.weight.bits * rows * columns / (STORED_BITS * (rows + columns))
@@ -107,7 +107,7 @@ def _branched(layer: Layer, rank: int, iterations: int) -> Layer:
 
 
 def _low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the factors [rank, columns] and [rows, rank] of the best approximation, as 16 bits hold them."""
+    """Compute the factors [rank, columns] and [rows, rank] of the best approximation, rounded to float16."""
     random = torch.Generator().manual_seed(0)
     wide = min(rank + OVERSAMPLING, *matrix.shape)
     found = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], wide, generator=random))[0]

@@ -1,4 +1,4 @@
-"""Give an activation that changes along the trajectory a scale for each step, where that brings the output nearer.
+"""Use step-indexed scales for activations that change along the trajectory, where the output's error falls.
 
 Paper: Huang et al., "TFMQ-DM: Temporal Feature Maintenance Quantization for Diffusion Models", CVPR 2024,
        https://arxiv.org/abs/2311.16503 (finite set calibration); the choice by measured error is that of its
@@ -73,7 +73,7 @@ def _is_static(layer: Layer) -> bool:
 
 
 def _stepped(layer: Layer) -> Layer:
-    """Ask for a scale for each step; there are no zero points then."""
+    """Return a spec with step-indexed scales, without zero points."""
     spec = layer.scheme.activation
     assert spec is not None
     form = FORMATS[spec.format.name.removeprefix("u")]

@@ -72,7 +72,7 @@ def _against(layer: Layer) -> str:
 
 
 def _dynamic(layer: Layer) -> Layer:
-    """Give a scale to each row, or to each picture of a convolution, and to each channel of the weight at least."""
+    """Use a scale per row, or per image of a convolution, and at least one per channel of the weight."""
     weight, activation = layer.scheme.weight, layer.scheme.activation
     if weight is not None and weight.per == "tensor":
         weight = replace(weight, per="channel")
@@ -115,7 +115,7 @@ def _feeding_attention(graph: Graph) -> set[Site]:
 
 
 def _split(plan: Plan, ranges: int) -> Plan:
-    """Let the calls of the denoiser in each part of the trajectory go to a graph of their own."""
+    """Copy the denoiser's graph for each part of the trajectory, and redirect its calls."""
     names = {graph.name for graph in denoisers(plan.programs)}
     fewest = min(sum(op.operator in names for op in program.ops) for program in plan.programs)
     if not 1 <= ranges <= fewest:
@@ -164,7 +164,7 @@ def _redirected(program: Program, names: set[str], ranges: int) -> Program:
 
 
 def _parts(layer: Layer, names: set[str], ranges: int) -> Sequence[Layer]:
-    """Give a layer of the denoiser a part for each range: where the graphs are copies, the places are the same."""
+    """Return one layer for each range of steps: the copies of a graph have the same nodes."""
     within = [site for site in layer.sites if site.graph in names]
     if not within:
         return [layer]

@@ -46,7 +46,7 @@ def external_bytes(model: bytes) -> int:
 
 
 def output_names(model: bytes) -> list[str]:
-    """Give the names of the outputs of a serialized ONNX model. Raises `BundleError` as `external_files` does."""
+    """Return the names of the outputs of a serialized ONNX model. Raises `BundleError` as `external_files` does."""
     graphs = [content for number, content in _fields(memoryview(model)) if number == GRAPH]
     outputs = [content for graph in graphs for number, content in _fields(graph) if number == OUTPUT]
     return [

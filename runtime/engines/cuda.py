@@ -32,7 +32,7 @@ class Gpu:
 
 @cache
 def find_gpu() -> Gpu:
-    """Ask the driver what GPU this machine has. Raises `BundleError` where it has none, or no driver."""
+    """Return the GPU of this machine. Raises `BundleError` where it has none, or no driver."""
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError as error:
@@ -41,7 +41,7 @@ def find_gpu() -> Gpu:
 
 
 def gpu_of(driver: Any) -> Gpu:
-    """Ask a driver for its first GPU. Raises `BundleError` where it shows none."""
+    """Return the first GPU of a driver. Raises `BundleError` where it shows none."""
 
     def call(name: str, *args: Any) -> None:
         if error := getattr(driver, name)(*args):
@@ -89,11 +89,11 @@ class Device:
 
     @property
     def stream(self) -> int:
-        """Give the address of the stream."""
+        """Return the address of the stream."""
         return int(self._stream)
 
     def allocate(self, size: int) -> int:
-        """Give the address of so many bytes."""
+        """Allocate bytes on the GPU and return their address."""
         address = int(self._call("cudaMalloc", max(size, 1)))
         self._memory.append(address)
         return address
@@ -132,7 +132,7 @@ class Device:
         return self._graph is not None
 
     def close(self) -> None:
-        """Give everything back; a driver that has ended meanwhile has done so."""
+        """Free all memory; a driver that has ended meanwhile has done so."""
         if self._graph is not None:
             self._cuda.cudaGraphExecDestroy(self._graph)
         for address in self._memory:

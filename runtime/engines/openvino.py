@@ -83,7 +83,7 @@ def open_openvino(bundle: Bundle, graph: str, threads: int) -> Session:
 
 
 def _overwrites_queries(model: Any) -> bool:
-    """Say whether OpenVINO's fused attention would write over queries that it has yet to read.
+    """Return whether OpenVINO's fused attention would overwrite queries that it has yet to read.
 
     It writes to the queries' memory where its result has their shape, but may transpose heads and tokens on the way:
     with as many queries as heads, the shape does not tell. Seen in 2026.4.1; it computes right when it does not fuse.
@@ -103,7 +103,7 @@ def computes(precision: str) -> str:
 
 @cache
 def openvino_core() -> Any:
-    """Give OpenVINO's one core, which keeps its silence. Raises `BundleError` where OpenVINO is not installed.
+    """Return OpenVINO's one core, without telemetry. Raises `BundleError` where OpenVINO is not installed.
 
     Importing it would tell an analytics service so. It does without the package that does that where there is none.
     """
@@ -128,7 +128,7 @@ def recommended() -> str:
 
 
 def advice(target: str, size: int) -> str | None:
-    """Say in a line that this CPU has a faster engine for a bundle of so many bytes; None where it has not."""
+    """Return a line of advice where this CPU has a faster engine for a bundle of so many bytes, else None."""
     if not target.startswith("ort-") or size < LARGE or recommended() != "ov":
         return None
     install = "" if openvino_version() else f" ({INSTALL})"
@@ -136,7 +136,7 @@ def advice(target: str, size: int) -> str | None:
 
 
 def openvino_version() -> str | None:
-    """Say which OpenVINO is installed, without importing it."""
+    """Return the version of the installed OpenVINO, without importing it."""
     try:
         return version("openvino")
     except PackageNotFoundError:

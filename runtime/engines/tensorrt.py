@@ -81,7 +81,7 @@ def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = M
 
 
 def _needed(bundle: Bundle, graph: str, machine: Machine) -> tuple[Gpu, Library, Any]:
-    """Give the GPU, the library and CUDA. Raises `BundleError` with what is missing, and the command that mends it."""
+    """Return the GPU, the library and CUDA. Raises `BundleError` that names what is missing, and how to install it."""
     finalize, engine = f"diffc finalize {bundle.path}", bundle.manifest.engines.get(graph)
     try:
         gpu = machine.gpu()
@@ -131,7 +131,7 @@ def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any)
 
 
 def _made_of(bundle: Bundle, graph: str) -> list[str]:
-    """Give the digests of a graph's engine and of the weights that it takes: those of two models may share a plan."""
+    """Return the digests of a graph's engine and of its weights: two models may share an engine."""
     engine, files = bundle.manifest.engines[graph], [bundle.manifest.engines[graph].file]
     if engine.stripped:
         files += [bundle.manifest.graphs[graph], *sorted(external_files(bundle.graph(graph)))]

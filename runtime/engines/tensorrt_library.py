@@ -119,7 +119,7 @@ def _libraries() -> list[Path]:
 
 @dataclass(frozen=True)
 class _Port:
-    """Say where on the GPU a tensor lies that goes into an engine or comes out, and what it is."""
+    """Describe an input or output of an engine: its address on the GPU, shape and type."""
 
     address: int
     shape: tuple[int, ...]
@@ -144,11 +144,11 @@ class Plan:
 
     @property
     def complaint(self) -> str:
-        """Say what the library said first of what went wrong."""
+        """Return the first error message of the library."""
         return self.complaints[0] if self.complaints else ""
 
     def refit(self, graph: Path) -> None:
-        """Give an engine that holds no weights those of the ONNX file that it was built from, and of those beside it.
+        """Load the weights of an engine that holds none from the ONNX file that it was built from, and those beside it.
 
         Until then it computes with zeros. Raises `ValueError` where weights are missing, or the library refuses them.
         """
@@ -213,7 +213,7 @@ class Execution:
         return port
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Give each output by its name. Raises `ValueError` for other shapes than the engine's, or `RuntimeError`."""
+        """Return the outputs by name. Raises `ValueError` for other shapes than the engine's, or `RuntimeError`."""
         with self._lock:
             sent = {name: self._taken(name, feeds[name]) for name in self.inputs}  # alive until they have arrived
             for name, array in sent.items():
@@ -233,7 +233,7 @@ class Execution:
             return found
 
     def _taken(self, name: str, given: Array) -> Array:
-        """Give an array as the engine takes it. Raises `ValueError` where its buffer has another size."""
+        """Return an array in the engine's type and layout. Raises `ValueError` where its buffer has another size."""
         port = self._ports[name]
         if given.shape != port.shape:
             raise ValueError(f"{name} is {list(given.shape)}, not {list(port.shape)}")
@@ -259,7 +259,7 @@ def _profile(engine: Any, inputs: Sequence[str], shapes: Mapping[str, tuple[int,
 
 
 def _keep_compiled(config: Any, cache: Cache, key: str) -> Callable[[], None] | None:
-    """Let a context take what was compiled before; where there was nothing for this driver, say how to keep it."""
+    """Load cached kernels into a context; where there are none for this driver, return a function that stores them."""
     compiled, kept = config.create_runtime_cache(), cache.get(key)
     taken = kept is not None and compiled.deserialize(kept)
     config.set_runtime_cache(compiled)

@@ -35,7 +35,7 @@ TOKENS = 2**20
 
 
 class Level(IntEnum):
-    """Say how much of a program is checked; a program of one level meets the rules of those before it.
+    """Name the rules that a program is checked against; a level includes the rules of those before it.
 
     ``TRACED`` programs may apply operators of ATen, to scalars too, and hold bfloat16 values. Those in ``NORMAL_FORM``
     apply graphs and built-ins only. The first output of an ``EXECUTABLE`` one is a batch, of which every text, array

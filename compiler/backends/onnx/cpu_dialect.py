@@ -47,7 +47,7 @@ class CpuDialect(Dialect):
         return super().activation(x, scale, zero, form)
 
     def _meets_integers(self) -> bool:
-        """Say whether the weight meets an activation of integers, or is a scale's whole multiple."""
+        """Return whether the weight is multiplied by an integer activation, or is an integer multiple of a scale."""
         found, pending = list[onnx_ir.Node](), [use.node for use in self.at.outputs[0].uses()]
         while pending:
             node = pending.pop()
@@ -78,5 +78,5 @@ class CpuDialect(Dialect):
 
 
 def _is_whole(node: onnx_ir.Node | None) -> bool:
-    """Say whether scales are whole multiples of others."""
+    """Return whether scales are integer multiples of other scales."""
     return is_quantized_op(node, "Dequantize") and FORMATS[node.attributes["form"].value].is_integer  # type: ignore[union-attr]

@@ -33,7 +33,7 @@ NATIVE = {
 
 
 def storage_type(form: str) -> onnx_ir.DataType:
-    """Give the type in which codes of a format are stored: integers in the next larger one that is packed."""
+    """Return the type in which values of a format are stored: integers in the next larger packed type."""
     small, large = (UINT4, UINT8) if form.startswith("u") else (INT4, INT8)
     found: onnx_ir.DataType = NATIVE[form] if form in NATIVE else small if FORMATS[form].bits <= 4 else large
     return found
@@ -75,7 +75,7 @@ class Dialect:
         self.graph.remove(node, safe=True)
 
     def replace(self, value: onnx_ir.Value, made: onnx_ir.Value) -> None:
-        """Let all read another value, the graph's caller too, who knows it by its name."""
+        """Replace a value in all its uses, the outputs of the graph and their names included."""
         if value.is_graph_output():
             value.name, made.name = f"{value.name}_replaced", value.name
         value.replace_all_uses_with(made, replace_graph_outputs=True)
@@ -107,7 +107,7 @@ class Dialect:
         return self.constant(np.asarray(value, self.float.numpy()), self.float)
 
     def scalar(self, value: Any) -> onnx_ir.Value:
-        """Give a tensor [1] of one number that is known as a scalar, which is what QuantizeLinear wants."""
+        """Return a constant tensor [1] as a scalar, as QuantizeLinear requires."""
         return self.constant(np.asarray(value.const_value.numpy()).reshape(()), value.const_value.dtype)
 
     def sizes(self, shape: Sequence[int]) -> onnx_ir.Value:
@@ -129,7 +129,7 @@ class Dialect:
         return self.dequantized(self.stored(codes, form, stored), self.scale(scale), offset, group, shape)
 
     def stored(self, codes: onnx_ir.Value, form: str, shape: Sequence[int] = ()) -> onnx_ir.Value:
-        """Give codes the type that they are stored in, packed where that is of four bits, and perhaps another shape."""
+        """Return quantized values in their storage type, packed where it has four bits, perhaps in another shape."""
         tensor: Any = codes.const_value
         dtype = storage_type(form)
         if dtype == tensor.dtype:
@@ -148,7 +148,7 @@ class Dialect:
         return self.graph.initializers[name]
 
     def scale(self, scale: Any, factor: float = 1.0) -> onnx_ir.Value:
-        """Give scales in the type that the graph computes with; they may be codes themselves."""
+        """Return scales in the type that the graph computes with; they may be quantized themselves."""
         made = scale.producer()
         if is_quantized_op(made, "Dequantize"):
             stored, outer = made.inputs[:2]
@@ -201,7 +201,7 @@ class Dialect:
         return made
 
     def _zero(self, form: str) -> onnx_ir.Value:
-        """Give a zero point that says of which type codes are."""
+        """Return a zero point, whose type is that of the quantized values."""
         dtype = storage_type(form)
         return self.constant(np.zeros((), dtype.numpy()), dtype)
 
@@ -252,7 +252,7 @@ class Dialect:
 
 
 def _ends(form: str, scale: onnx_ir.Value, zero: onnx_ir.Value | None) -> list[NDArray[np.float32]]:
-    """Give the smallest and the largest number that a grid holds at a scale."""
+    """Return the smallest and the largest value of a number format at a scale."""
     assert scale.const_value is not None
     factor = np.asarray(scale.const_value.numpy(), np.float32)
     offset = zero.const_value.numpy().astype(np.float32) if zero is not None and zero.const_value else np.float32(0)

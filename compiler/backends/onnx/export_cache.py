@@ -52,7 +52,7 @@ class StoredTensor(onnx_ir.LazyTensor):
 
     @property
     def is_small(self) -> bool:
-        """Say whether the numbers belong to the model, rather than to its weights."""
+        """Return whether the values belong to the model, rather than to its weights."""
         return self.weight.source.numel() <= SMALL
 
 
@@ -84,7 +84,7 @@ class StoredTensors:
 
     @property
     def say_all(self) -> bool:
-        """Say whether names and small tensors are all that the model knows of its weights."""
+        """Return whether the model depends on its weights by their names and small tensors only."""
         return all(tensor.is_small or (tensor.source and not tensor.was_read) for tensor in self._made)
 
     def _kept(self, tensor: StoredTensor) -> StoredTensor:

@@ -17,7 +17,7 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Place:
-    """Say where in a bundle a tensor lies, in bytes, and of what type it is there."""
+    """Describe where in a bundle a tensor lies, in bytes, and its type there."""
 
     file: str
     offset: int

@@ -64,7 +64,7 @@ class TensorRT(Onnx):
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
-        """Let each layer have what an engine holds in few bits: all else would make its build fail, or widen it."""
+        """Restrict each layer to the low-bit formats of an engine: with others its build fails, or widens them."""
         weight, activation = scheme.weight, scheme.activation
         if kind == "embedding":
             return Scheme(), "TensorRT looks tables up in float" if weight else ""
@@ -100,14 +100,14 @@ def component_of(graphs: Sequence[Graph]) -> Callable[[str], str]:
 
 
 def _weight(spec: Spec) -> Spec:
-    """Give groups scales of their own, and to weights of eight bits one for each channel."""
+    """Return the spec of a weight: groups keep their scales, eight bits have one scale per channel."""
     if spec.group and spec.format.bits > 4:
         return replace(spec, per="channel", group=0, scale="float32")
     return replace(spec, scale="float32") if spec.scale == "uint4" else spec
 
 
 def _activation(kind: str, spec: Spec) -> Spec:
-    """Give integers a sign, convolutions one static scale, and tokens theirs."""
+    """Return the spec of an activation: signed, with one static scale for convolutions."""
     form = FORMATS[spec.format.name.removeprefix("u")]
     if kind != "linear" and (spec.per != "tensor" or spec.when != "static"):
         return Spec(form)

@@ -78,7 +78,7 @@ class Built(BuiltEngine):
 
 
 class Failure(Exception):
-    """Say how a builder ended: what it said last, of which node, and whether a smaller graph may tell more."""
+    """Describe how a builder failed: its last message, the node, and whether a smaller graph may show more."""
 
     def __init__(self, what: str, node: str = "", *, is_crash: bool = False) -> None:
         super().__init__(what)
@@ -190,7 +190,7 @@ def _fails(run: Callable[[Path, Path, Progress], Any], graph: Path) -> bool:
 
 
 def _child(request: Mapping[str, Any], tell: Progress, patience: float) -> dict[str, Any]:
-    """Let a process build; raise `Failure` where it says so, ends otherwise, or says nothing any more."""
+    """Build in a process of its own; raise `Failure` where it reports one, dies or falls silent."""
     with tempfile.TemporaryFile() as words:
         command = [sys.executable, "-m", BUILDER]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words)
@@ -237,7 +237,7 @@ def _answer(lines: IO[bytes], tell: Progress, patience: float) -> dict[str, Any]
 
 
 def _crash(code: int, words: str) -> Failure:
-    """Say how a process ended that gave no answer."""
+    """Describe how a process ended that returned no result."""
     last = _short(next((line for line in reversed(words.splitlines()) if line.strip()), "it said nothing"))
     if code == -signal.SIGKILL:
         return Failure(f"the builder was killed, as it is when memory runs out; its last words: {last}")

@@ -130,14 +130,14 @@ def ranges(shapes: Mapping[str, Sequence[Sequence[int]]]) -> list[tuple[Shapes, 
 
 
 def _ends(calls: Sequence[Shapes]) -> tuple[Shapes, Shapes]:
-    """Give the least and the largest that each size is."""
+    """Return the smallest and the largest value of each size."""
     sizes = {name: list(zip(*(call[name] for call in calls), strict=True)) for name in calls[0]}
     least, most = ({name: tuple(map(of, each)) for name, each in sizes.items()} for of in (min, max))
     return least, most
 
 
 def _aim(config: Any, library: Library, archs: list[str], cache: Path) -> None:
-    """Say which GPUs the engine is for; classic TensorRT builds for the one that is there, and measures on it."""
+    """Set the GPUs of the engine; classic TensorRT builds for the GPU of this machine, and measures on it."""
     trt = library.module
     if library.kind == RTX:
         config.num_compute_capabilities = len(archs)
@@ -149,7 +149,7 @@ def _aim(config: Any, library: Library, archs: list[str], cache: Path) -> None:
 
 
 def _open_sizes(builder: Any, network: Any, config: Any, listed: dict[str, list[list[int]]]) -> None:
-    """Say in which ranges the shapes of a network's inputs are, where it leaves any open."""
+    """Set the ranges of the open sizes of a network's inputs."""
     inputs = [network.get_input(at) for at in range(network.num_inputs)]
     if any(-1 in tensor.shape for tensor in inputs):
         for least, most in ranges(listed):
@@ -166,7 +166,7 @@ def strip(config: Any, trt: Any) -> None:
 
 
 def not_refitted(library: Library, plan: Any, graph: Path) -> str:
-    """Say why an engine does not take the weights of its graph; nothing where it does."""
+    """Return why an engine cannot be refitted with the weights of its graph; nothing where it can."""
     try:
         Plan(library, plan).refit(graph)
     except ValueError as error:
@@ -202,7 +202,7 @@ def _logger(trt: Any) -> Any:
 
 def _monitor(trt: Any, tell: Tell) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Tell which phase begins."""
+        """Report the phase that begins."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -31,7 +31,7 @@ class TensorRTDialect(Dialect):
         state_sizes(self.graph)
 
     def _nvfp4(self, x: onnx_ir.Value) -> onnx_ir.Value:
-        """Let TensorRT find the scales of blocks of sixteen, which it multiplies as they are."""
+        """Lower dynamic scales of blocks of sixteen to TensorRT's operator."""
         options = {"axis": -1, "block_size": 16, "scale_type": int(NATIVE["e4m3"])}
         one = self.number(1)
         codes = self.op("TRT_FP4DynamicQuantize", x, one, domain=TENSORRT, outputs=2, **options)

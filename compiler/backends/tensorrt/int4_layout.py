@@ -42,7 +42,7 @@ def lay_out(graph: onnx_ir.Graph) -> None:
 
 
 def _weight(product: onnx_ir.Node) -> onnx_ir.Node | None:
-    """Give what makes the weight of a product: a Gemm, which multiplies matrices only, transposes it by itself."""
+    """Return the producer of a product's weight; a Gemm, which multiplies matrices only, transposes it itself."""
     if product.op_type == "Gemm":
         says = GEMM | {name: attribute.value for name, attribute in product.attributes.items()}
         is_linear = says == GEMM | {"transB": 1} and len(product.inputs) == 2
@@ -52,7 +52,7 @@ def _weight(product: onnx_ir.Node) -> onnx_ir.Node | None:
 
 
 def _maker(node: onnx_ir.Node, at: int, kind: str) -> onnx_ir.Node | None:
-    """Give the node that makes an input, if it is of a kind."""
+    """Return the producer of an input if it is of a kind."""
     value = node.inputs[at]
     made = value.producer() if value is not None else None
     return made if made is not None and made.op_type == kind else None
@@ -127,7 +127,7 @@ def _scales(graph: onnx_ir.Graph, product: onnx_ir.Node, scales: Any) -> onnx_ir
 
 
 def _transposed(graph: onnx_ir.Graph, value: Any) -> onnx_ir.Value:
-    """Give a constant matrix with its axes exchanged, one for all who read it so."""
+    """Return a constant matrix transposed, one for all its readers."""
     name, tensor = f"{value.name}_transposed", value.const_value
     if name not in graph.initializers:
         array = np.ascontiguousarray(np.asarray(tensor.numpy()).T)

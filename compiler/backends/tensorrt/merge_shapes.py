@@ -52,7 +52,7 @@ Sizes = tuple[int, ...]
 
 
 class Different(Exception):
-    """Say that graphs differ in more than the shapes of their inputs."""
+    """Report that graphs differ in more than the shapes of their inputs."""
 
 
 def merge_files(folder: Path, files: Sequence[str]) -> dict[str, str]:
@@ -75,7 +75,7 @@ def merge_files(folder: Path, files: Sequence[str]) -> dict[str, str]:
 
 
 def merge(models: Sequence[onnx.ModelProto], folder: Path) -> onnx.ModelProto:
-    """Give a graph for the shapes of all, whose weights lie below ``folder``.
+    """Return one graph for the shapes of all graphs, whose weights lie below ``folder``.
 
     What differs of the sizes of inputs and outputs is left open. Raises `Different` where there is no such graph.
     """
@@ -265,7 +265,7 @@ class _Merged:
 
 
 def _ratio(sizes: Sizes, of: Sizes) -> Fraction | None:
-    """Say how many times as large sizes are as others, where that is the same in all graphs."""
+    """Return the ratio of two sizes, where it is the same in all graphs."""
     ratios = {Fraction(one, other) if other else None for one, other in zip(sizes, of, strict=True)}
     return ratios.pop() if len(ratios) == 1 else None
 
@@ -294,7 +294,7 @@ def _inputs(node: onnx.NodeProto) -> list[str]:
 
 
 def _content(tensor: onnx.TensorProto) -> bytes:
-    """Tell tensors apart by what they hold, or where that lies."""
+    """Return a key of a tensor: its values, or where they lie."""
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
     copy.name = ""
@@ -302,7 +302,7 @@ def _content(tensor: onnx.TensorProto) -> bytes:
 
 
 def _repeats(whole: NDArray[np.generic], row: NDArray[np.generic], rounding: float) -> bool:
-    """Say whether an array is a smaller one, repeated along axes where that has one row."""
+    """Return whether an array is a smaller one, broadcast along axes of size one."""
     if whole.ndim != row.ndim or any(size not in (1, of) for size, of in zip(row.shape, whole.shape, strict=True)):
         return False
     whole, row = whole.astype(np.float64), row.astype(np.float64)

@@ -84,7 +84,7 @@ class TorchTensorRT(Onnx):
 
 
 def whole(body: ExportedProgram) -> ExportedProgram:
-    """Give a program with its real weights."""
+    """Return a program with its weights materialized."""
     return ExportedProgram(
         body.graph_module,
         body.graph,
@@ -98,7 +98,7 @@ def whole(body: ExportedProgram) -> ExportedProgram:
 
 
 def _read(tensor: torch.Tensor) -> torch.Tensor:
-    """Give the real tensor of a stand-in, which is a parameter where that is."""
+    """Return the materialized tensor of a lazy weight, a parameter if the weight is one."""
     return nn.Parameter(read(tensor), False) if isinstance(tensor, nn.Parameter) else read(tensor)
 
 
@@ -135,7 +135,7 @@ def convert(network: Any, library: Library, file: str, arch: str) -> tuple[Any, 
 
 
 def _answer(library: Library, arch: str) -> None:
-    """Let torch_tensorrt find the library under its name, and a GPU: it asks for one when it is imported.
+    """Make torch_tensorrt importable: it looks for its library and for a GPU when it is imported.
 
     No GPU is needed to convert. This process converts one program and ends, so nobody else hears these answers.
     """
