@@ -35,7 +35,8 @@ Observe = Callable[[Op, Tensors, Tensors], None]
 def evaluate(program: Program, values: Values, scalars: Mapping[str, float] = MappingProxyType({})) -> Tensors:
     """Compute the outputs of a program from the values that it does not compute itself."""
     with Executor(program, scalars) as executor:
-        return list(executor.run(values).values())
+        outputs = executor.run(values)
+        return [outputs[name] for name in program.outputs]
 
 
 class Executor:

@@ -224,3 +224,8 @@ def test_a_program_without_operations_gives_its_tables() -> None:
     program = replace(program, tables=(replace(program.tables[0], data=np.array([3.0], np.float32)),))
     assert evaluate(program, {})[0].tolist() == [3.0]
     assert Capture().graphs([program])[0].outputs == ("t",)
+
+
+def test_an_output_that_is_returned_twice_is_returned_twice() -> None:
+    program = parse("program p() { x: float32[2] = linear(; 3.0) return x, x }")
+    assert [output.tolist() for output in evaluate(program, {})] == [[3.0, 3.0]] * 2
