@@ -18,6 +18,7 @@ from diffc.runtime.errors import Cancelled, RequestError
 from diffc.runtime.images import channels_last, images_from_arrays
 from diffc.runtime.interpreter import Interpreter, linear
 from diffc.runtime.preview import preview
+from diffc.runtime.program.facts import Facts
 from diffc.runtime.program.program import Op, Program, is_image
 from diffc.runtime.request import Request, Seed, Texts, make_request
 
@@ -79,6 +80,11 @@ class Sampler:
     def programs(self) -> Mapping[str, str]:
         """Map the names of the programs to their texts; the first is the default."""
         return self._bundle.manifest.programs
+
+    @property
+    def facts(self) -> Mapping[str, Facts]:
+        """Map the names of the programs that were traced from a pipeline to their facts."""
+        return self._bundle.manifest.facts
 
     @property
     def scalars(self) -> Mapping[str, float | None]:

@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffc.compiler.bundle.atomic_folder import file_entry
 from diffc.compiler.errors import BuildError
+from diffc.runtime.program.facts import Facts
 
 VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 """Libraries whose versions decide the bytes of a bundle."""
 
-NAME = re.compile(r"_(?P<steps>\d+)(?:_(?P<width>\d+)x(?P<height>\d+))?(?:_no_negative|_unguided)?$")
-"""How the names of programs end that were built from a pipeline."""
 
-
-def size_of(program: str, recipe: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the size of the pipeline's call when a program was traced; None for the pipeline's own.
-
-    Raises `BuildError` for bundles that do not know.
-    """
-    name = _name_of(program)
-    if name["width"]:
-        return int(name["width"]), int(name["height"])
-    if "sizes" not in recipe:
-        raise BuildError("an older diffc built this bundle, and did not record its sizes", fix="build it again")
-    return next((tuple(size) for size in recipe["sizes"]), None)
-
-
-def arguments_of(program: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fixed arguments of the pipeline's call when a program was traced; a pipeline need not take all."""
-    width, height = size_of(program, recipe) or (None, None)
+def arguments_of(facts: Facts, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call that a program was traced with; a pipeline need not take them all."""
+    width, height = facts.size or (None, None)
     fixed = {"width": width, "height": height, "strength": recipe["strength"]}
-    arguments = {key: value for key, value in fixed.items() if value is not None}
-    return {"num_inference_steps": int(_name_of(program)["steps"]), **arguments, **recipe["options"]}
+    stated = {key: value for key, value in fixed.items() if value is not None}
+    return {"num_inference_steps": facts.steps, **stated, **recipe["options"]}
 
 
-def _name_of(program: str) -> re.Match[str]:
-    name = NAME.search(program)
-    if name is None:
-        raise BuildError(f"{program} was not built from a pipeline", fix="compare it in the code that made it")
-    return name
+def facts_of(facts: Mapping[str, Facts], program: str) -> Facts:
+    """Return the facts of a program. Raises `BuildError` where the bundle does not record them."""
+    if program not in facts:
+        what = f"{program} was not built from a pipeline, or by an older diffc that does not record its size"
+        raise BuildError(what, fix="build it again, or compare it in the code that traced it")
+    return facts[program]
 
 
 def provenance_of(source: Path | None, recipe: Mapping[str, Any]) -> dict[str, Any]:

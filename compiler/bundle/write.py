@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from diffc.compiler.bundle.atomic_folder import file_entry, write_manifest
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.int8_saturation import has_reduced_range
-from diffc.runtime.bundle.manifest import SCHEMA
+from diffc.runtime.bundle.manifest import ONNX, SCHEMA
 from diffc.runtime.bundle.open import MANIFEST, TABLES
 
 
@@ -72,7 +72,7 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
         "schema": SCHEMA,
         "diffc": importlib.metadata.version("diffc"),
         "target": contents.target,
-        "programs": {program.name: str(program) for program in contents.programs},
+        "programs": {program.name: _program_entry(program) for program in contents.programs},
         "graphs": {name: _graph_entry(graph, contents.files[name]) for name, graph in graphs.items()},
         "engines": {name: engine.entry for name, engine in contents.engines.items()},
         "tokenizers": {name: f"tokenizer/{name}.json" for name in contents.tokenizers},
@@ -83,9 +83,14 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
     }
 
 
+def _program_entry(program: Program) -> dict[str, Any]:
+    return {"text": str(program), **({} if program.facts is None else asdict(program.facts))}
+
+
 def _graph_entry(graph: Graph, file: str) -> dict[str, Any]:
     return {
         "file": file,
+        "kind": ONNX,
         "component": graph.component,
         "stage": graph.stage,
         "reduced_range": has_reduced_range(graph),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from diffc.compiler.bundle.provenance import arguments_of
+from diffc.compiler.bundle.provenance import arguments_of, facts_of
 from diffc.compiler.errors import BuildError, DiffcError, Progress
 from diffc.runtime.bundle.open import Bundle, open_bundle
 from diffc.runtime.request import Request, make_request
@@ -161,7 +161,7 @@ def _check_baselines(against: Sequence[str], source: Path | str | None) -> None:
 def _pipeline_options(bundle: Bundle, request: Request) -> dict[str, Any]:
     """Return the options with which the pipeline samples as the bundle does for the request."""
     recipe = bundle.manifest.raw["provenance"]["recipe"]
-    arguments = arguments_of(request.program.name, recipe) | dict(request.scalars)
+    arguments = arguments_of(facts_of(bundle.manifest.facts, request.program.name), recipe) | dict(request.scalars)
     arguments |= {item.name: [""] * request.program.batch for item in request.program.texts if item.name != "prompt"}
     return {"sampler": recipe["sampler"], "task": recipe["task"], "arguments": arguments}
 

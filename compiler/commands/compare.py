@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffc.compiler.bundle.provenance import arguments_of, size_of
+from diffc.compiler.bundle.provenance import arguments_of, facts_of
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.commands.compare_components import ComponentCall, compare_components, recorded
 from diffc.compiler.commands.limit_guidance import limit_guidance
@@ -21,6 +21,7 @@ from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS
 from diffc.compiler.tracing.pipeline_inputs import as_arguments, asked_arrays
 from diffc.compiler.tracing.trace import Asked, Picture, Tensor
 from diffc.runtime import Sampler
+from diffc.runtime.program.facts import Facts
 
 VERIFICATION_PROMPTS = ("a red circle left of a blue square", "a small green triangle", "")
 """The default prompts; the last one is that of the unconditional image."""
@@ -46,7 +47,7 @@ def compare(
     sampler = Sampler(bundle)
     recipe = sampler.manifest["provenance"]["recipe"]
     name, text = _program(sampler, program)
-    size = size_of(name, recipe)
+    facts = facts_of(sampler.facts, name)
     progress("load")
     if recipe["ip_adapter"] and ip_adapter is None:
         what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
@@ -58,7 +59,7 @@ def compare(
     reads_negative = program is not None and any(item.name == NEGATIVE for item in parse(text).inputs)
     negative = {NEGATIVE: ""} if reads_negative else {}
     scale = guidance if guidance is not None else _default(text)
-    inputs = asked_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=size)
+    inputs = asked_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=facts.size)
     arrays = _test_arrays(inputs, seed)
     steps = sum(op.operator == "step" for op in parse(text).ops)
     calls = list[ComponentCall]()
@@ -67,7 +68,7 @@ def compare(
         progress(f"sample {at + 1}/{len(prompts)}: {prompt}")
         texts = {TEXTS[0]: prompt, **negative}
         with recorded(pipeline, calls), limit_guidance(pipeline, recipe, steps) as limited:
-            reference = _reference(pipeline, texts, limited, name, scale, seed + at, arrays)
+            reference = _reference(pipeline, texts, limited, facts, scale, seed + at, arrays)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
         options |= negative | _for_the_bundle(sampler, inputs, arrays)
         output = sampler(
@@ -138,12 +139,12 @@ def _default(text: str) -> float | None:
 
 
 def _reference(
-    pipeline: Any, texts: Mapping[str, Any], recipe: Any, program: str, guidance: float | None, seed: int, arrays: Any
+    pipeline: Any, texts: Mapping[str, Any], recipe: Any, facts: Facts, guidance: float | None, seed: int, arrays: Any
 ) -> Array:
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
     options |= as_arguments(pipeline, recipe["inputs"], {key: torch.from_numpy(a) for key, a in arrays.items()})
     takes = inspect.signature(type(pipeline).__call__).parameters
-    options |= {key: value for key, value in arguments_of(program, recipe).items() if key in takes}
+    options |= {key: value for key, value in arguments_of(facts, recipe).items() if key in takes}
     generator = torch.Generator("cpu").manual_seed(seed)
     texts = {name: [text] * recipe["batch"] for name, text in texts.items() if name in takes}
     outputs = pipeline(**texts, **options, generator=generator, output_type="np")

@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from diffc.runtime.program import program as executable
+from diffc.runtime.program.facts import Facts
 from diffc.runtime.program.program import (
     BUILTINS,
     FLOATS,
@@ -78,10 +79,11 @@ class Table(Value):
 
 @dataclass(frozen=True)
 class Program(executable.Program):
-    """Hold one sampler with its graphs' bodies and its tables' data."""
+    """Hold one sampler with its graphs' bodies, its tables' data, and its facts if it was traced from a pipeline."""
 
     graphs: tuple[Graph, ...] = ()
     tables: tuple[Table, ...] = ()
+    facts: Facts | None = field(default=None, compare=False, repr=False)
 
     def graph(self, name: str) -> Graph | None:
         """Return a graph, or None where the name is a built-in's or ATen's."""

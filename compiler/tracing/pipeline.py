@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, asked_arrays, program_name
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
 from diffc.compiler.tracing.trace import Asked, Number, Text, trace
+from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
 
 NEGATIVE = "negative_prompt"
 TEXTS = ("prompt", NEGATIVE)
@@ -74,27 +75,27 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[
     steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
     if steps < 1:
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
-    name = program_name(sampling.task, steps, sampling.size if sampling.says_size else None)
+    facts = Facts(sampling.task, steps, sampling.size)
     scales = _scales(pipeline, _parameters(pipeline), sampling)
-    first = _trace(pipeline, sampling, steps, scales, name, capture)
+    first = _trace(pipeline, sampling, scales, facts, capture)
     ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
     off = {guard.scalar: 1.0 for guard in ranges if not COMPARISONS[guard.comparison](1.0, guard.bound)}
     programs = [first]
-    if any(item.name == NEGATIVE for item in first.inputs) and _needs_negative(pipeline, sampling, steps, scales):
+    if any(item.name == NEGATIVE for item in first.inputs) and _needs_negative(pipeline, sampling, scales, facts):
         absent = {NEGATIVE: _parameters(pipeline)[NEGATIVE].default}
-        programs.append(_trace(pipeline, sampling, steps, scales, f"{name}_no_negative", capture, absent))
+        programs.append(_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), capture, absent))
     if off:
-        programs.append(_trace(pipeline, sampling, steps, scales | off, f"{name}_unguided", capture))
+        programs.append(_trace(pipeline, sampling, scales | off, replace(facts, variant=UNGUIDED), capture))
     return programs
 
 
-def _needs_negative(pipeline: Any, sampling: Sampling, steps: int, scales: Mapping[str, float]) -> bool:
+def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> bool:
     """Say whether the pipeline does something else without a negative prompt than with an empty one."""
     absent, capture = _parameters(pipeline)[NEGATIVE].default, Capture()
     if absent == "":
         return False
     one, other = (
-        _trace(pipeline, sampling, steps, {}, "main", capture, {**scales, NEGATIVE: negative})
+        _trace(pipeline, sampling, {}, facts, capture, {**scales, NEGATIVE: negative})
         for negative in (absent, [""] * sampling.batch)
     )
     return one != other
@@ -118,15 +119,14 @@ def _scales(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling
 def _trace(
     pipeline: Any,
     sampling: Sampling,
-    steps: int,
     scales: Mapping[str, float],
-    name: str,
+    facts: Facts,
     capture: Capture,
     said: Mapping[str, Any] = MappingProxyType({}),
 ) -> Program:
     parameters = _parameters(pipeline)
     inputs: dict[str, Asked] = {text: Text(sampling.batch) for text in TEXTS if text in parameters and text not in said}
-    fixed: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np", "return_dict": False}
+    fixed: dict[str, Any] = {"num_inference_steps": facts.steps, "output_type": "np", "return_dict": False}
     inputs |= asked_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
     if sampling.size is not None and {"width", "height"} <= parameters.keys():
         fixed |= {"width": sampling.size[0], "height": sampling.size[1]}
@@ -146,15 +146,16 @@ def _trace(
     told = CALLBACK in parameters
     with _own_scheduler(pipeline):
         pipeline.set_progress_bar_config(disable=True)
-        return trace(
+        program = trace(
             _call(pipeline, fixed, sampling.inputs, told=told),
             components,
             inputs,
             capture=capture,
             tokenizers=tokenizers,
-            name=name,
+            name=program_name(facts, says_size=sampling.says_size),
             on_step="on_step" if told else None,
         )
+        return replace(program, facts=facts)
 
 
 def _options(

@@ -19,6 +19,7 @@ import torch
 
 from diffc.compiler.errors import BuildError
 from diffc.compiler.tracing.trace import Picture, Tensor
+from diffc.runtime.program.facts import Facts
 
 DENOISERS = ("unet", "transformer")
 PREPARED = "prepared"
@@ -137,11 +138,11 @@ def _own_size(pipeline: Any) -> Size:
     return sizes[0] * factor, sizes[0] * factor
 
 
-def program_name(task: str, steps: int, size: tuple[int, int] | None = None) -> str:
-    """Name the program of a task; the size is said where a bundle draws several.
+def program_name(facts: Facts, *, says_size: bool = False) -> str:
+    """Name the program of some facts; the name of a program in a bundle of several sizes holds its size.
 
-    >>> program_name("text-to-image", 20, (768, 512))
+    >>> program_name(Facts("text-to-image", 20, (768, 512)), says_size=True)
     'text_to_image_20_768x512'
     """
-    name = f"{task.replace('-', '_')}_{steps}"
-    return name if size is None else f"{name}_{size[0]}x{size[1]}"
+    size = "{}x{}".format(*facts.size) if says_size and facts.size is not None else ""
+    return "_".join(filter(None, [facts.task.replace("-", "_"), str(facts.steps), size, facts.variant]))

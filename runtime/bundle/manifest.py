@@ -10,14 +10,20 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from diffc.runtime.errors import BundleError
+from diffc.runtime.program.facts import VARIANTS, Facts
 
 T = TypeVar("T")
 
-SCHEMA, STRIPPED = 1, 2
-"""The schema of a manifest, and that of one with engines that hold no weights.
+FIRST, STRIPPED, SCHEMA = 1, 2, 3
+"""The schemas that are read: the first; the one from which engines may hold no weights; and the one that is written.
 
-A diffc that knows the first alone would run such an engine on zeros: it must refuse the bundle, and does so by this.
+From schema 3 on programs have facts, and their texts declare images by the word ``image`` instead of ``picture``.
 """
+ONNX = "onnx"
+"""The kind of a graph's file unless the manifest names another."""
+
+NAME = re.compile(r"\w+?_(?P<steps>\d{1,9})(?:_(?P<size>\d{1,9}x\d{1,9}))?(?:_(?P<variant>no_negative|unguided))?")
+"""Names of the programs of a pipeline, which before schema 3 were the record of their facts."""
 BYTES = 2**26
 
 
@@ -44,10 +50,15 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Hold the manifest; ``raw`` is all of its JSON, for people and for tools. ``engines`` are those of some graphs."""
+    """Hold the manifest; ``raw`` is all of its JSON, for people and for tools.
+
+    ``programs`` maps names to texts, ``facts`` those of the programs that were traced from a pipeline; ``graphs`` maps
+    names to files, and ``engines`` are those of some graphs.
+    """
 
     target: str
     programs: Mapping[str, str]
+    facts: Mapping[str, Facts]
     graphs: Mapping[str, str]
     engines: Mapping[str, BuiltEngine]
     tokenizers: Mapping[str, str]
@@ -60,7 +71,7 @@ class Manifest:
 
     def kind(self, graph: str) -> str:
         """Return the kind of a graph's file: ``onnx``, unless the manifest names another."""
-        return str(self.raw["graphs"][graph].get("kind", "onnx"))
+        return str(self.raw["graphs"][graph].get("kind", ONNX))
 
     def has_reduced_range(self, graph: str) -> bool:
         """Say whether no two products of bytes in a graph can be too large for 16 bits."""
@@ -75,16 +86,16 @@ def read_manifest(data: bytes) -> Manifest:
     """Read the manifest. Raises `BundleError` for another schema, a missing key or a path that leaves the bundle."""
     raw = typed(parse_json(data, "manifest.json"), dict, "manifest.json")
     schema = typed(raw.get("schema"), int, "schema")
-    reads = f"this diffc reads {SCHEMA} and {STRIPPED}"
-    if schema > STRIPPED:
-        made = f", written by diffc {str(raw.get('diffc'))[:40]}"
-        raise BundleError(f"the bundle has schema {schema}{made}; {reads}", fix="upgrade diffc")
-    if schema < SCHEMA:
+    reads = f"this diffc reads {FIRST} to {SCHEMA}"
+    if schema > SCHEMA:
+        writer = f", written by diffc {str(raw.get('diffc'))[:40]}"
+        raise BundleError(f"the bundle has schema {schema}{writer}; {reads}", fix="upgrade diffc")
+    if schema < FIRST:
         raise BundleError(f"the bundle has schema {schema}; {reads}", fix="build it again")
     files = {inside(path): _file(path, entry) for path, entry in _mapping(raw, "files").items()}
     graphs = {name: _entry(name, entry, "file") for name, entry in _mapping(raw, "graphs").items()}
     tokenizers = {name: typed(path, str, f"tokenizers, {name}") for name, path in _mapping(raw, "tokenizers").items()}
-    programs = {name: typed(text, str, f"programs, {name}") for name, text in _mapping(raw, "programs").items()}
+    programs, facts = _programs(raw) if schema == SCHEMA else _programs_without_facts(raw)
     engines = {name: _engine(name, entry, graphs) for name, entry in _mapping(raw, "engines", {}).items()}
     for path in (*graphs.values(), *tokenizers.values(), *(engine.file for engine in engines.values())):
         if path not in files:
@@ -93,7 +104,9 @@ def read_manifest(data: bytes) -> Manifest:
             )
     if not programs:
         raise BundleError("the bundle has no program", where="manifest.json", fix="build it again")
-    return Manifest(typed(raw.get("target"), str, "target"), programs, graphs, engines, tokenizers, files, raw)
+    for name, entry in raw["graphs"].items():
+        typed(entry.get("kind", ONNX), str, f"graphs, {name}, kind")
+    return Manifest(typed(raw.get("target"), str, "target"), programs, facts, graphs, engines, tokenizers, files, raw)
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -137,6 +150,36 @@ def _mapping(raw: Mapping[str, Any], key: str, absent: dict[str, Any] | None = N
 
 def _entry(name: str, entry: Any, key: str) -> str:
     return typed(typed(entry, dict, name).get(key), str, f"{name}, {key}")
+
+
+def _programs(raw: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Facts]]:
+    entries = {name: typed(entry, dict, f"programs, {name}") for name, entry in _mapping(raw, "programs").items()}
+    texts = {name: _entry(f"programs, {name}", entry, "text") for name, entry in entries.items()}
+    return texts, {name: _facts(f"programs, {name}", entry) for name, entry in entries.items() if "task" in entry}
+
+
+def _facts(where: str, entry: Mapping[str, Any]) -> Facts:
+    steps, size, variant = typed(entry.get("steps"), int, where), entry.get("size"), entry.get("variant", "")
+    edges = [typed(edge, int, where) for edge in typed([] if size is None else size, list, where)]
+    if len(edges) != 2 * (size is not None) or any(edge < 1 for edge in (steps, *edges)) or variant not in VARIANTS:
+        raise BundleError("the facts of a program are not legal", where=where[:200], fix="build the bundle again")
+    return Facts(_entry(where, entry, "task"), steps, None if size is None else (edges[0], edges[1]), variant)
+
+
+def _programs_without_facts(raw: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Facts]]:
+    """Read programs as the schemas 1 and 2 have them: texts, whose names and the recipe tell the facts."""
+    texts = {name: typed(text, str, f"programs, {name}") for name, text in _mapping(raw, "programs").items()}
+    recipe = typed(_mapping(raw, "provenance", {}).get("recipe", {}), dict, "provenance, recipe")
+    return texts, {name: facts for name in texts if (facts := _facts_by_name(name, recipe)) is not None}
+
+
+def _facts_by_name(name: str, recipe: Mapping[str, Any]) -> Facts | None:
+    stated, sizes = NAME.fullmatch(name), recipe.get("sizes")
+    if stated is None or not isinstance(sizes, list):
+        return None
+    size = [int(edge) for edge in stated["size"].split("x")] if stated["size"] else next(iter(sizes), None)
+    entry = {"task": recipe.get("task"), "steps": int(stated["steps"]), "size": size}
+    return _facts(f"programs, {name}", entry | {"variant": stated["variant"] or ""})
 
 
 def _engine(name: str, entry: Any, graphs: Mapping[str, str]) -> BuiltEngine:

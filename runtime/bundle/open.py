@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tarfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from diffc.runtime.bundle.manifest import BYTES, File, Manifest, read_manifest
+from diffc.runtime.bundle.manifest import BYTES, ONNX, File, Manifest, read_manifest
 from diffc.runtime.bundle.onnx_external_data import external_files
 from diffc.runtime.bundle.safetensors import read_tables
 from diffc.runtime.bundle.tokenizer import Tokenizer
@@ -71,8 +71,8 @@ def _open(path: Path, root: Path) -> Bundle:
         manifest = read_manifest(stream.read(BYTES + 1))
     for name, expected in manifest.files.items():
         _check(root, name, expected)
-    for name in set(manifest.graphs.values()):
-        _check_graph(root, name, manifest)
+    for graph, name in manifest.graphs.items():
+        CHECKS.get(manifest.kind(graph), _check_nothing_more)(root, name, manifest)
     tables = read_tables((root / TABLES).read_bytes()) if TABLES in manifest.files else {}
     tokenizers = {name: Tokenizer((root / file).read_bytes(), name) for name, file in manifest.tokenizers.items()}
     programs = {name: _program(name, text, manifest, tables) for name, text in manifest.programs.items()}
@@ -94,11 +94,20 @@ def _check(root: Path, name: str, expected: File) -> None:
             raise BundleError(f"{name} was changed: its SHA-256 is another", where=name, fix="build it again")
 
 
-def _check_graph(root: Path, name: str, manifest: Manifest) -> None:
+def _check_onnx(root: Path, name: str, manifest: Manifest) -> None:
+    """Check that a model reads files of the bundle only."""
     for location in external_files((root / name).read_bytes()):
         if location not in manifest.files:
             what = f"{name} reads {location[:200]!r}, which is no file of the bundle"
             raise BundleError(what, where=name, fix="do not trust this bundle, or build it again")
+
+
+def _check_nothing_more(root: Path, name: str, manifest: Manifest) -> None:
+    """Leave a file of another kind, whose digest is right, to the engine that opens it."""
+
+
+CHECKS: Mapping[str, Callable[[Path, str, Manifest], None]] = {ONNX: _check_onnx}
+"""What is checked of a graph's file beside its digest, by its kind."""
 
 
 def _program(name: str, text: str, manifest: Manifest, tables: Mapping[str, NDArray[Any]]) -> Program:

@@ -157,7 +157,7 @@ class Reader:
     def input(self) -> Input:
         name = self.name()
         self.take(":")
-        if self.takes("picture") or self.takes("image"):
+        if self.takes("image") or self.takes("picture"):  # as programs in bundles of the schemas 1 and 2 write it
             return Input(name, Type("float32", self.shape()), is_image=True)
         return Input(name, self.type(), self.real() if self.takes("=") else None)
 

@@ -203,7 +203,7 @@ class Input:
 
     def __str__(self) -> str:
         default = "" if self.default is None else f" = {self.default!r}"
-        type_ = f"picture{list(self.type.shape)}" if self.is_image else str(self.type)
+        type_ = f"image{list(self.type.shape)}" if self.is_image else str(self.type)
         return f"{self.name}: {type_}{default}"
 
 

@@ -20,7 +20,7 @@ def test_noise_of_few_values_is_generated_for_all_images_at_once(tiny: Any, tmp_
     tiny.close(got, (0.1 * n + 0.01 * m + 0.5).transpose(0, 2, 3, 1))
 
 
-EMBEDDED = """program p(e: float32[2, 3, 1, 1], image: picture[2, 3, 1, 1]) {
+EMBEDDED = """program p(e: float32[2, 3, 1, 1], image: image[2, 3, 1, 1]) {
     n: float32[2, 3, 1, 1] = noise()
     y: float32[2, 3, 1, 1] = linear(n, e, image; 0.0, 1.0, 10.0)
     return y

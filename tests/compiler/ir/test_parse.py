@@ -122,12 +122,13 @@ def test_reads_every_form_of_the_grammar() -> None:
     assert program.ops[4].coefficients[3] == Polynomial.of({("g", "g"): 2.0})
 
 
-def test_a_picture_is_an_input_of_its_own_kind() -> None:
-    text = "program p(image: picture[1, 3, 8, 8], embeds: float32[1, 3, 8, 8]) {\n    return image\n}\n"
+def test_an_image_is_an_input_of_its_own_kind() -> None:
+    text = "program p(image: image[1, 3, 8, 8], embeds: float32[1, 3, 8, 8]) {\n    return image\n}\n"
     program = parse(text)
     assert [item.is_image for item in program.inputs] == [True, False]
     assert program.types()["image"] == program.types()["embeds"] == Type("float32", (1, 3, 8, 8))
     assert str(program) == text
+    assert parse(text.replace(": image", ": picture")) == program, "as bundles of the schemas 1 and 2 write it"
 
 
 @pytest.mark.parametrize(

@@ -308,8 +308,8 @@ EXECUTABLE = """program p(prompt: text[2], g: scalar = 5.0, h: scalar) {
         ("t: float32[]", "t: scalar", "t: scalar has no tensor type"),
         ("table w: float32[3, 1, 1]", "table w: text[3]", r"w: text\[3\] has no tensor type"),
         ("table w", "table g", "g is defined twice"),
-        ("prompt: text[2]", "prompt: picture[2, 3]", "input prompt is no image"),
-        ("prompt: text[2]", "prompt: picture[2, 4, 8, 8]", "input prompt is no image, grey or in colour"),
+        ("prompt: text[2]", "prompt: image[2, 3]", "input prompt is no image"),
+        ("prompt: text[2]", "prompt: image[2, 4, 8, 8]", "input prompt is no image, grey or in colour"),
         ("h: scalar)", "h: scalar, e: float32[4, 3])", "e is not one for each of 2 images"),
         # Operations.
         ("= noise()", "= nose()", "nose is no built-in and no graph"),
