@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from diffc.compiler.ir.parse import parse
-from tests import sketch
+from tests import program_sketch, sketch
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [ROOT / name for name in ("compiler", "passes", "runtime", "plugins") if (ROOT / name).exists()]
@@ -63,10 +63,6 @@ UNCHECKED = {
     "mixed_precision": "its subject is types, which the drawing shows as casts among operators of any kind",
     "stage": "it draws a graph and the calls of its parts in one",
 }
-UNCHECKED |= dict.fromkeys(
-    ("a_sdm", "auto", "cachequant", "deepcache", "delta_dit", "faster_diffusion", "profiling_dit"),
-    "its calls are those of a graph that text does not hold",
-)
 FORBIDDEN_AT_RUN_TIME = ("torch", "onnx", "diffusers", "transformers", "diffc.compiler", "diffc.passes")
 
 MACHINE_PATH = re.compile(
@@ -177,11 +173,16 @@ def test_a_pass_does_what_its_docstring_draws(path: Path) -> None:
     if sketch.SKETCH.search(module.__doc__ or ""):
         sketch.check(module.__doc__ or "", getattr(module, path.stem))
         return
+    if program_sketch.SKETCH.search(module.__doc__ or ""):
+        program_sketch.check(module.__doc__ or "", path.stem)
+        return
     if GRAPH_SKETCH.search(module.__doc__ or ""):
         assert path.stem in UNCHECKED
         return
     drawn = SKETCH.search(f"{module.__doc__}\n")
-    assert drawn, "draw the rewrite: a 'Before:' or 'Before (inside a graph):' block, then an 'After:' block"
+    assert drawn, (
+        "draw the rewrite: a 'Before:' block, as tests.sketch and tests.program_sketch read it, then an 'After:' block"
+    )
     before, options, after = drawn.groups()
     call = eval(f"lambda function, program: function(program, {options or ''})", vars(module).copy())
     program, wanted = parse(before), parse(after)

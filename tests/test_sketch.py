@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from diffc.passes.quantize import TECHNIQUES
-from tests import sketch
+from tests import program_sketch, sketch
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,22 @@ def test_a_wrong_drawing_is_refused(name: str, right: str, wrong: str) -> None:
     assert right in after
     with pytest.raises(AssertionError, match="drawn:"):
         sketch.check(f"{before}After{after.replace(right, wrong)}", TECHNIQUES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("deepcache", "y1 = outer_up(h1, d0)", "y1 = outer_up(h0, d0)"),
+        ("deepcache", "    d0 = deep(h0)\n", ""),
+        ("deepcache", "h1 = outer_down(x1)", "h1 = deep(x1)"),
+        ("faster_diffusion", "y1 = decoder(h0, d0)", "y1 = decoder(d0, h0)"),
+        ("cachequant", "corrected(d0, factor, term)", "corrected(d0, factor, factor)"),
+        ("delta_dit", "linear(d0, h0; 1, -1)", "linear(d0, h0; 1, 1)"),
+    ],
+)
+def test_wrong_calls_are_refused(name: str, right: str, wrong: str) -> None:
+    text = importlib.import_module(f"diffc.passes.cache.{name}").__doc__ or ""
+    before, after = text.split("After", 1)
+    assert right in after
+    with pytest.raises(AssertionError, match="drawn:"):
+        program_sketch.check(f"{before}After{after.replace(right, wrong)}", name)

@@ -3,16 +3,18 @@
 Paper: Zhu et al., "A-SDM: Accelerating Stable Diffusion through Model Assembly and Feature Inheritance Strategies",
        https://arxiv.org/abs/2406.00210 (feature inheritance, which needs no training; not its smaller models)
 
-Before (inside a graph):
-    y0 = unet(sample=x0)
-    y1 = unet(sample=x1)
+Before (a ResNet):
+    y0 = resnet(x0)
+    x1 = linear(x0, y0)
+    y1 = resnet(x1)
 
-After (level="unit", interval=2, for a net of one residual block):
-    h0 = before(sample=x0)
+After (level='unit', interval=2, begin=0.0, end=1.0, stop=1.0):
+    h0 = first(x0)
     b0 = branch(h0)
-    y0 = after(linear(h0, b0; 1, 1))
-    h1 = before(sample=x1)
-    y1 = after(linear(h1, b0; 1, 1))
+    y0 = last(h0, b0)
+    x1 = linear(x0, y0)
+    h1 = first(x1)
+    y1 = last(h1, b0)
 
 A residual block is ``x + f(x)`` or ``shortcut(x) + f(x)``, in a UNet or a transformer. At the level ``unit`` a step
 inherits what blocks add, f(x); at ``layer`` what they give, the sum; at ``block`` runs of residual blocks of one size,

@@ -5,21 +5,20 @@ Source: diffc, decision 0010. Errors of single reuses are measured (`diffc.compi
         (`diffc.compiler.feature_cache.search`), and those near the budget are drawn with, beside schedules with fixed
         intervals: what is built is the fastest that keeps the budget in the pictures themselves.
 
-Before (inside a graph):
-    y0 = unet(sample=x0)
-    y1 = unet(sample=x1)
-    y2 = unet(sample=x2)
+Before (a UNet):
+    y0 = unet(x0)
+    x1 = linear(x0, y0)
+    y1 = unet(x1)
 
-After:
-    h0, s0 = outer_down(sample=x0)
-    y0 = outer_up(deep(h0), s0)
-    h1, s1 = outer_down(sample=x1)
-    d1 = deep(h1)
-    y1 = outer_up(d1, s1)
-    h2, s2 = outer_down(sample=x2)
-    y2 = outer_up(d1, s2)
+After (min_psnr=1.0):
+    h0 = outer_down(x0)
+    d0 = deep(h0)
+    y0 = outer_up(h0, d0)
+    x1 = linear(x0, y0)
+    h1 = outer_down(x1)
+    y1 = outer_up(h1, d0)
 
-Here the second step's latents have changed too much to reuse anything, and the third's have not.
+With ``min_psnr=1.0`` every schedule is good enough, and the fastest is built.
 """
 
 from __future__ import annotations

@@ -3,16 +3,19 @@
 Paper: Liu et al., "CacheQuant: Comprehensively Accelerated Diffusion Models", CVPR 2025,
        https://arxiv.org/abs/2503.01323 (the schedule, and the correction of what the cache makes wrong)
 
-Before (inside a graph):
-    y0 = unet(sample=x0)
-    y1 = unet(sample=x1)
+Before (a UNet):
+    y0 = unet(x0)
+    x1 = linear(x0, y0)
+    y1 = unet(x1)
 
 After (interval=2):
-    h0, s0 = outer_down(sample=x0)
+    h0 = outer_down(x0)
     d0 = deep(h0)
-    y0 = outer_up(d0, s0)
-    h1, s1 = outer_down(sample=x1)
-    y1 = outer_up(a1 * d0 + b1, s1)
+    y0 = outer_up(h0, d0)
+    x1 = linear(x0, y0)
+    h1 = outer_down(x1)
+    d1 = corrected(d0, factor, term)
+    y1 = outer_up(h1, d1)
 
 The steps are parted into groups whose first refreshes, on average ``interval`` long and from half to twice that, so
 that the features' distances from the first of their group, in the program's own trajectory, are the smallest in sum.

@@ -3,16 +3,18 @@
 Paper: Ma et al., "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024,
        https://arxiv.org/abs/2312.00858 (the uniform schedule, and as in its code the one that is dense around a step)
 
-Before (inside a graph):
-    y0 = unet(sample=x0)
-    y1 = unet(sample=x1)
+Before (a UNet):
+    y0 = unet(x0)
+    x1 = linear(x0, y0)
+    y1 = unet(x1)
 
 After (interval=2):
-    h0, s0 = outer_down(sample=x0)
+    h0 = outer_down(x0)
     d0 = deep(h0)
-    y0 = outer_up(d0, s0)
-    h1, s1 = outer_down(sample=x1)
-    y1 = outer_up(d0, s1)
+    y0 = outer_up(h0, d0)
+    x1 = linear(x0, y0)
+    h1 = outer_down(x1)
+    y1 = outer_up(h1, d0)
 
 Steps are evaluations: a solver of second order has two for each step. The feature of branch ``m`` is what meets the
 skip connection with ``m`` others around it.

@@ -3,17 +3,20 @@
 Paper: Chen et al., "Δ-DiT: A Training-Free Acceleration Method Tailored for Diffusion Transformers", 2024,
        https://arxiv.org/abs/2406.01125 (the schedule: front blocks draw outlines, rear blocks details)
 
-Before (inside a graph):
-    y0 = transformer(sample=x0)
-    y1 = transformer(sample=x1)
+Before (a transformer):
+    y0 = transformer(x0)
+    x1 = linear(x0, y0)
+    y1 = transformer(x1)
 
-After (interval=2):
-    h0 = front(sample=x0)
-    d0 = rear(h0)
+After (interval=2, span=0.5):
+    h0 = embed(x0)
+    d0 = front(h0)
+    y0 = rear(d0)
     r0 = linear(d0, h0; 1, -1)
-    y0 = head(d0)
-    h1 = front(sample=x1)
-    y1 = head(linear(h1, r0; 1, 1))
+    x1 = linear(x0, y0)
+    h1 = embed(x1)
+    d1 = linear(r0, h1; 1, 1)
+    y1 = rear(d1)
 
 Every ``interval``-th step computes all blocks. The steps between add the rear blocks' part of it to what the front
 blocks make of the present sample, before the part ``switch`` of all steps; from then on they add the front blocks' part

@@ -3,14 +3,16 @@
 Paper: Li et al., "Faster Diffusion: Rethinking the Role of UNet Encoder in Diffusion Models", NeurIPS 2024,
        https://arxiv.org/abs/2312.09608 (encoder propagation, and as in its code noise that is added back)
 
-Before (inside a graph):
-    y0 = unet(sample=x0, step=s0)
-    y1 = unet(sample=x1, step=s1)
+Before (a UNet):
+    y0 = unet(x0)
+    x1 = linear(x0, y0)
+    y1 = unet(x1)
 
 After (interval=2):
-    f0, g0 = encoder(sample=x0, step=s0)
-    y0 = decoder(f0, g0, step=s0)
-    y1 = decoder(f0, g0, step=s1)
+    h0, d0 = encoder(x0)
+    y0 = decoder(h0, d0)
+    x1 = linear(x0, y0)
+    y1 = decoder(h0, d0)
 
 The encoder is all that the skip connections and the lowest level of the decoder are computed from, and what a
 ControlNet adds to them. A step between key steps does not look at its latents.

@@ -3,17 +3,25 @@
 Paper: Ma et al., "Model Reveals What to Cache: Profiling-Based Feature Reuse for Video Diffusion Models", ICCV 2025,
        https://arxiv.org/abs/2504.03140 (labels by attention, the warm-up; one residual for each run, as in its code)
 
-Before (inside a graph):
-    y0 = transformer(sample=x0)
-    y1 = transformer(sample=x1)
+Before (a transformer):
+    y0 = transformer(x0)
+    x1 = linear(x0, y0)
+    y1 = transformer(x1)
 
-After (warmup=0, interval=2, of four blocks the second and the third look at the background):
-    h0 = first(sample=x0)
-    d0 = second_and_third(h0)
-    r0 = linear(d0, h0; 1, -1)
-    y0 = fourth(d0)
-    h1 = first(sample=x1)
-    y1 = fourth(linear(h1, r0; 1, 1))
+After (warmup=0.0, interval=2, share=0.5):
+    h0 = embed(x0)
+    a0 = first(h0)
+    b0 = second(a0)
+    c0 = third(b0)
+    y0 = fourth(c0)
+    r0 = linear(a0, h0; 1, -1)
+    s0 = linear(c0, b0; 1, -1)
+    x1 = linear(x0, y0)
+    h1 = embed(x1)
+    a1 = linear(r0, h1; 1, 1)
+    b1 = second(a1)
+    c1 = linear(s0, b1; 1, 1)
+    y1 = fourth(c1)
 
 The program's own trajectory is profiled. The foreground are the tokens whose latents, when the picture is nearly done,
 are far from those of most. A block looks at it if a token of it draws more attention from the picture's
