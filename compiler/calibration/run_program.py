@@ -1,4 +1,4 @@
-"""Execute a program in PyTorch, as a request of a prompt and a seed."""
+"""Run a program for a prompt and a seed, and record its trajectory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ProgramRun:
 
 
 def request_of(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[np.float32]]]:
-    """Make the texts and arrays of a request: noise of a seed, smooth images, normal values for other arrays."""
+    """Return the texts and arrays of a request: noise of a seed, smooth images, normal values for other arrays."""
     random = Generator(seed)
     texts = {i.name: [_text(i, prompt)] * i.type.shape[0] for i in program.inputs if i.type.dtype == "text"}
     noises = [value for op in program.ops if op.operator == "noise" for value in op.results]

@@ -1,4 +1,4 @@
-"""Call a graph once for several steps that differ only in what is known before the loop.
+"""Call a graph once for several steps whose inputs differ only in values known before the loop.
 
 Before:
     y0 = decoder(features=f, step=s0)
@@ -24,16 +24,16 @@ from diffc.compiler.graph.export import export
 from diffc.compiler.ir.program import Graph, Names, Op, Program, Ref, Type, Value
 
 Shared = dict[tuple[str, int, tuple[str, ...]], Graph]
-"""The graphs that were made, by what of: a graph, a number of steps, and the ports that differ between them."""
+"""The batched graphs, by the name of a graph, a number of steps, and the ports that differ between them."""
 
 
 def step_batches(programs: Sequence[Program]) -> tuple[Program, ...]:
-    """Let calls of the denoiser's pieces that are given the same latents be one; programs share the graphs."""
-    graphs, made = {graph.name: graph for graph in denoisers(programs)}, Shared()
-    return tuple(_batched(program, graphs, made) for program in programs)
+    """Join calls of the denoiser's partitions with the same latents into one; programs share the graphs."""
+    graphs, batched = {graph.name: graph for graph in denoisers(programs)}, Shared()
+    return tuple(_batched(program, graphs, batched) for program in programs)
 
 
-def _batched(program: Program, graphs: Mapping[str, Graph], made: Shared) -> Program:
+def _batched(program: Program, graphs: Mapping[str, Graph], batched: Shared) -> Program:
     groups = [group for group in _groups(program, graphs) if _differing(group)]
     firsts = {id(group[0]): group for group in groups}
     joined = {id(op) for group in groups for op in group[1:]}
@@ -43,45 +43,47 @@ def _batched(program: Program, graphs: Mapping[str, Graph], made: Shared) -> Pro
             group = firsts[id(op)]
             over = _differing(group)
             key = (op.operator, len(group), over)
-            made[key] = made.get(key) or _over_steps(graphs[op.operator], len(group), over)
-            added[made[key].name] = made[key]
-            ops += _as_one(group, made[key], over, names)
+            batched[key] = batched.get(key) or _over_steps(graphs[op.operator], len(group), over)
+            added[batched[key].name] = batched[key]
+            ops += _as_one(group, batched[key], over, names)
         elif id(op) not in joined:
             ops.append(op)
     return replace(program, ops=tuple(ops), graphs=(*program.graphs, *added.values())).live()
 
 
 def _groups(program: Program, graphs: Container[str]) -> Iterable[list[Op]]:
-    """Share calls out by the graph and by what they are given; steps are parts of one value, known before the loop."""
+    """Group calls by graph and inputs, where the parts of one value that is known before the loop count as equal."""
     stages, groups = stages_of_values(program), dict[tuple[object, ...], list[Op]]()
     steps = {value.name: op.args for op in program.ops if op.operator == "split" for value in op.results}
-    steps = {name: whole for name, whole in steps.items() if "latent" not in stages[name]}
+    steps = {name: value_of_steps for name, value_of_steps in steps.items() if "latent" not in stages[name]}
     for op in program.ops:
         if op.operator in graphs:
-            given = tuple(steps.get(each.name, each) if isinstance(each, Ref) else each for _, each in op.attrs)
-            groups.setdefault((op.operator, given), []).append(op)
+            inputs = tuple(
+                steps.get(literal.name, literal) if isinstance(literal, Ref) else literal for _, literal in op.attrs
+            )
+            groups.setdefault((op.operator, inputs), []).append(op)
     return groups.values()
 
 
 def _differing(group: Sequence[Op]) -> tuple[str, ...]:
-    """List the ports that calls of a group give different values to."""
-    return tuple(port for port, given in group[0].attrs if any(op.attr(port) != given for op in group))
+    """List the ports at which the calls of a group differ."""
+    return tuple(port for port, literal in group[0].attrs if any(op.attr(port) != literal for op in group))
 
 
 def _as_one(group: Sequence[Op], graph: Graph, over: Sequence[str], names: Names) -> list[Op]:
-    """Lay what differs side by side, call the graph, and take its results apart."""
-    ops, given = list[Op](), dict(group[0].attrs)
+    """Concatenate the inputs that differ, call the graph, and split its results."""
+    ops, attrs = list[Op](), dict(group[0].attrs)
     types = {port.name: port.type for port in graph.inputs}
     for port in over:
-        each = tuple(op.attr(port) for op in group)
-        whole = Value(names.new(f"{port}_of_steps_"), types[port])
-        ops.append(Op("concat", each, (("axis", 0),), (), (whole,)))
-        given[port] = Ref(whole.name)
+        parts = tuple(op.attr(port) for op in group)
+        joined = Value(names.new(f"{port}_of_steps_"), types[port])
+        ops.append(Op("concat", parts, (("axis", 0),), (), (joined,)))
+        attrs[port] = Ref(joined.name)
     results = tuple(Value(names.new(f"{port.name}_of_steps_"), port.type) for port in graph.outputs)
-    ops.append(Op(graph.name, (), tuple(given.items()), (), results))
-    for at, whole in enumerate(results):
-        parts = tuple(op.results[at] for op in group)
-        ops.append(Op("split", (Ref(whole.name),), (("axis", 0),), (), parts))
+    ops.append(Op(graph.name, (), tuple(attrs.items()), (), results))
+    for at, result in enumerate(results):
+        of_calls = tuple(op.results[at] for op in group)
+        ops.append(Op("split", (Ref(result.name),), (("axis", 0),), (), of_calls))
     return ops
 
 
@@ -108,8 +110,8 @@ class _OverSteps(nn.Module):
         self.region, self.count, self.dims = region, count, dims
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Give each output of all steps."""
+        """Compute each output for all steps."""
         pairs = zip(inputs, self.dims, strict=True)
-        given = [x if dim is None else x.reshape(self.count, -1, *x.shape[1:]) for x, dim in pairs]
-        found = torch.vmap(self.region, in_dims=self.dims)(*given)
-        return tuple(y.reshape(-1, *y.shape[2:]) for y in found)
+        inputs_of_step = [x if dim is None else x.reshape(self.count, -1, *x.shape[1:]) for x, dim in pairs]
+        outputs = torch.vmap(self.region, in_dims=self.dims)(*inputs_of_step)
+        return tuple(y.reshape(-1, *y.shape[2:]) for y in outputs)

@@ -1,7 +1,8 @@
-"""Measure what reusing features costs: how far it leads the latents astray in each evaluation, and how long it takes.
+"""Measure the cost of reusing features: the error of the final latents for each evaluation, and the time of calls.
 
-An evaluation that reuses a feature of an earlier one gives another output. What that does to the latents at the end is
-found with the sampler's own arithmetic, every other output as it was: errors of single reuses, from one trajectory.
+The output of an evaluation that reuses a feature of an earlier one has an error. Its effect on the final latents is
+computed by the sampler's own arithmetic, with all other outputs as recorded: errors of single reuses, from one
+trajectory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.run_program import request_of
 from diffc.compiler.calibration.trajectory import Drawing
 from diffc.compiler.feature_cache.apply_schedule import evaluations
-from diffc.compiler.feature_cache.search import Way
+from diffc.compiler.feature_cache.search import Reuses
 from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.graph.evaluate import Call, Executor, needed_for
 from diffc.compiler.graph.lazy_weights import settle
@@ -30,13 +31,13 @@ from diffc.compiler.ir.program import Graph, Program, Value
 aten = torch.ops.aten
 
 LATENTS = "latents at the end"
-"""What no value of a program is called."""
+"""A name that no value of a program has."""
 
 LONGEST = 8
-"""Evaluations from the one that computes a feature to behind the last that reuses it."""
+"""The most evaluations between one that computes a feature and one that reuses it, plus one."""
 
 TIMED = 3
-"""How many calls are timed; the fastest counts."""
+"""The number of timed calls, of which the fastest counts."""
 
 Option = tuple[Feature, ...]
 """Features that a call reuses together."""
@@ -45,30 +46,30 @@ Tensors = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Drift:
-    """Hold the seconds of a call that computes all and of one that reuses each option, and what reusing costs.
+class Costs:
+    """Hold the seconds of a full call and of one that reuses each option, and the errors of reusing.
 
-    ``errors[option, at, source]`` is the change of the latents at the end where evaluation ``at`` reuses what
-    ``source`` computed, as a part of their norm; infinity where that is too long ago. Errors of options that were
-    reused in several evaluations at once are no more than the sum, to first order.
+    ``errors[option, at, source]`` is the change of the final latents where evaluation ``at`` reuses a feature of
+    ``source``, relative to their norm; infinity where that is too long ago. To first order the error of several reuses
+    is at most the sum of theirs.
     """
 
-    whole: float
+    full: float
     reusing: tuple[float, ...]
     errors: NDArray[np.float64]
 
 
-def measure(program: Program, calls: Calls, calibration: Calibration) -> Drift:
+def measure(program: Program, calls: Calls, calibration: Calibration) -> Costs:
     """Measure options on the trajectories of a calibration of the program, whose denoiser the calls are."""
     places = evaluations(program, [calls.name])
     with Executor(program) as executor:
         errors = [_errors(executor, places, calls, drawing) for drawing in calibration.drawings]
     feeds = next(sample.feeds for sample in calibration.samples if sample.graph == calls.name)
-    return Drift(*calls.timed(feeds), np.mean(errors, axis=0))
+    return Costs(*calls.timed(feeds), np.mean(errors, axis=0))
 
 
 class Calls:
-    """Call a graph whole, which gives its features too, or given features of another call."""
+    """Call a graph in full, which also returns its features, or with features of another call."""
 
     def __init__(self, graph: Graph, options: Sequence[Option]) -> None:
         self.name, self.options, self.body = graph.name, options, body_of(graph)
@@ -79,65 +80,65 @@ class Calls:
         self.plain = self._module({}, [])
         self.reusing = [self._module({self.nodes[f.node]: f for f in option}, []) for option in options]
 
-    def whole(self, feeds: Sequence[torch.Tensor]) -> tuple[Tensors, dict[Feature, torch.Tensor]]:
-        """Give the outputs, and what is kept of each feature."""
-        made = list(self.module(*feeds))
-        return made[: self.outputs], dict(zip(self.features, made[self.outputs :], strict=True))
+    def full(self, feeds: Sequence[torch.Tensor]) -> tuple[Tensors, dict[Feature, torch.Tensor]]:
+        """Compute the outputs and the value of each feature."""
+        values = list(self.module(*feeds))
+        return values[: self.outputs], dict(zip(self.features, values[self.outputs :], strict=True))
 
-    def given(self, at: int, feeds: Sequence[torch.Tensor], kept: Mapping[Feature, torch.Tensor]) -> Tensors:
-        """Give the outputs of a call that reuses an option."""
-        return list(self.reusing[at](*feeds, *(kept[feature] for feature in self.options[at])))
+    def reuse(self, at: int, feeds: Sequence[torch.Tensor], features: Mapping[Feature, torch.Tensor]) -> Tensors:
+        """Compute the outputs of a call that reuses an option."""
+        return list(self.reusing[at](*feeds, *(features[feature] for feature in self.options[at])))
 
-    def following(self, way: Way, program: Program) -> Call:
-        """Call as a program's evaluations do that follow a way, one run after the other."""
-        places, kept = list(evaluations(program, [self.name]).values()), dict[tuple[int, int], dict[Feature, Any]]()
+    def following(self, reuses: Reuses, program: Program) -> Call:
+        """Return a replacement of the graph that reuses features as a schedule says, run after run."""
+        places, features = list(evaluations(program, [self.name]).values()), dict[tuple[int, int], dict[Feature, Any]]()
 
         def call(step: int, feeds: Sequence[torch.Tensor]) -> Tensors:
             at = places[step]
-            turn, reuse = step - places.index(at), way[at]
+            turn, reuse = step - places.index(at), reuses[at]
             if reuse is not None:
-                return self.given(reuse[1], feeds, kept[reuse[0], turn])
-            made, kept[at, turn] = self.whole(feeds)
-            return made
+                return self.reuse(reuse[1], feeds, features[reuse[0], turn])
+            outputs, features[at, turn] = self.full(feeds)
+            return outputs
 
         return call
 
     def timed(self, feeds: Sequence[torch.Tensor]) -> tuple[float, tuple[float, ...]]:
-        """Time a whole call, and one for each option, in turns."""
-        _, kept = self.whole(feeds)
+        """Time a full call and one for each option, alternating."""
+        _, features = self.full(feeds)
         rounds = []
         with torch.no_grad():
             for _ in range(TIMED):
                 start, seconds = time.perf_counter(), list[float]()
                 for at in range(-1, len(self.options)):
-                    _ = self.plain(*feeds) if at < 0 else self.given(at, feeds, kept)
+                    _ = self.plain(*feeds) if at < 0 else self.reuse(at, feeds, features)
                     seconds.append(time.perf_counter() - start)
                 rounds.append(np.diff([0.0, *seconds]))
-        whole, *reusing = map(float, np.min(rounds, axis=0))
-        return whole, tuple(reusing)
+        full, *reusing = map(float, np.min(rounds, axis=0))
+        return full, tuple(reusing)
 
-    def _module(self, reused: Mapping[fx.Node, Feature], kept: Iterable[Feature]) -> fx.GraphModule:
-        """Copy what is needed when some nodes are given, as new inputs, and others are kept, as new outputs."""
+    def _module(self, reused: Mapping[fx.Node, Feature], returned: Iterable[Feature]) -> fx.GraphModule:
+        """Copy the nodes needed when some nodes are new inputs and others new outputs."""
         graph, last = self.body.graph, self.body.graph.output_node()
         bases = [self.nodes[feature.base] for feature in reused.values() if feature.base]
-        wanted = needed(graph, [last, *bases, *(self.nodes[f.node] for f in kept)], reused)
-        made, env = fx.Graph(), dict[fx.Node, fx.Node]()
+        computed = needed(graph, [last, *bases, *(self.nodes[f.node] for f in returned)], reused)
+        copy, env = fx.Graph(), dict[fx.Node, fx.Node]()
         for node in graph.find_nodes(op="placeholder"):
-            env[node] = made.node_copy(node)
-        ports = {node: made.placeholder(f"kept_{node.name}") for node in reused}
+            env[node] = copy.node_copy(node)
+        ports = {node: copy.placeholder(f"kept_{node.name}") for node in reused}
         for node in graph.nodes:
             if node in reused:
                 base = reused[node].base
                 added = (aten.add.Tensor, (ports[node], env[self.nodes[base]])) if base else None
-                env[node] = made.call_function(*added) if added else ports[node]
-            elif node in wanted and node not in env and node is not last:
-                env[node] = made.node_copy(node, env.__getitem__)
-        found = [env[node] for node in last.args[0]]  # type: ignore[union-attr,index]
-        for feature in kept:
+                env[node] = copy.call_function(*added) if added else ports[node]
+            elif node in computed and node not in env and node is not last:
+                env[node] = copy.node_copy(node, env.__getitem__)
+        outputs = [env[node] for node in last.args[0]]  # type: ignore[union-attr,index]
+        for feature in returned:
             node, base = env[self.nodes[feature.node]], feature.base
-            found.append(made.call_function(aten.sub.Tensor, (node, env[self.nodes[base]])) if base else node)
-        made.output(tuple(found))
-        module = fx.GraphModule(self.body, made)
+            outputs.append(copy.call_function(aten.sub.Tensor, (node, env[self.nodes[base]])) if base else node)
+        copy.output(tuple(outputs))
+        module = fx.GraphModule(self.body, copy)
         settle(module)
         return module
 
@@ -146,16 +147,16 @@ def _errors(executor: Executor, places: Mapping[int, int], calls: Calls, drawing
     """Reuse every option at every evaluation from each of the few before it, one at a time."""
     samples = [sample.feeds for sample in drawing.samples if sample.graph == calls.name]
     feeds: dict[int, list[Sequence[torch.Tensor]]] = {}
-    for at, each in zip(places.values(), samples, strict=True):
-        feeds.setdefault(at, []).append(each)
+    for at, inputs in zip(places.values(), samples, strict=True):
+        feeds.setdefault(at, []).append(inputs)
     with torch.no_grad():
-        made = {at: [calls.whole(each) for each in mine] for at, mine in feeds.items()}
-        sampler = _Sampler(executor, places, drawing, {at: [out for out, _ in mine] for at, mine in made.items()})
-        errors = np.full((len(calls.options), len(made), len(made)), np.inf)
-        for at, source, option in np.ndindex(len(made), len(made), len(calls.options)):
-            if 0 < at - source < LONGEST and len(made[source]) == len(made[at]):
-                kept = [features for _, features in made[source]]
-                outputs = [calls.given(option, *pair) for pair in zip(feeds[at], kept, strict=True)]
+        outputs_of = {at: [calls.full(inputs) for inputs in mine] for at, mine in feeds.items()}
+        sampler = _Sampler(executor, places, drawing, {at: [out for out, _ in mine] for at, mine in outputs_of.items()})
+        errors = np.full((len(calls.options), len(outputs_of), len(outputs_of)), np.inf)
+        for at, source, option in np.ndindex(len(outputs_of), len(outputs_of), len(calls.options)):
+            if 0 < at - source < LONGEST and len(outputs_of[source]) == len(outputs_of[at]):
+                values = [features for _, features in outputs_of[source]]
+                outputs = [calls.reuse(option, *pair) for pair in zip(feeds[at], values, strict=True)]
                 errors[option, at, source] = sampler.error(at, outputs)
     return errors
 

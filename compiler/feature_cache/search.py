@@ -1,9 +1,9 @@
-"""Search for what each evaluation of the denoiser reuses: the least error for every time, by dynamic programming.
+"""Search for the feature that each evaluation of the denoiser reuses: the least error for every time.
 
-Evaluations fall into runs. The first of a run computes all; the others reuse one and the same feature of it, which is
-faster and wrong by so much. Within a run errors add up; those of several runs do too, or where they have nothing to do
-with each other, their squares. So the best way to do the last evaluations does not depend on how the first were done
-(Bellman, "Dynamic Programming", 1957).
+The evaluations are divided into runs. The first of a run computes all; the others reuse one feature of it, which is
+faster and adds an error. Errors add up within a run and over runs, or for independent runs their squares do. So the
+best choice for the last evaluations does not depend on the first: dynamic programming (Bellman, "Dynamic
+Programming", 1957).
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from numpy.typing import NDArray
 from diffc.compiler.ir.program import Program
 
 PARTS = 1000
-"""Into how many parts the time is divided that computing everything takes."""
+"""The number of units into which the time without reuse is divided."""
 
 
-Way = tuple[tuple[int, int] | None, ...]
-"""For each evaluation the one that it reuses a feature of, and which; None where it computes all."""
+Reuses = tuple[tuple[int, int] | None, ...]
+"""For each evaluation the source and the index of the feature that it reuses; None where it computes all."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """Hold a way to run, its time and its error."""
+class Candidate:
+    """Hold a schedule, its time and its error."""
 
-    reuses: Way
+    reuses: Reuses
     seconds: float
     error: float
 
 
 @dataclass(frozen=True)
-class Tried:
-    """Hold a schedule, what it takes of the time without a cache, and what its pictures are like, in dB.
+class Trial:
+    """Hold a schedule, its time relative to that without a cache, and the PSNR of its images in dB.
 
-    ``psnr`` is against pictures without a cache, ``drop`` how much further they are from those of twice as many steps.
+    ``psnr`` is relative to the images without a cache, ``drop`` the loss relative to those of twice as many steps.
     """
 
-    way: Way
+    reuses: Reuses
     time: float
     psnr: float
     drop: float | None
     fixed: bool
 
     def keeps(self, max_drop: float, min_psnr: float) -> bool:
-        """Say whether pictures are as good as asked for."""
+        """Return whether the images meet the requested limits."""
         if self.psnr < min_psnr:
             return False
         return min_psnr > 0 or (self.drop is not None and self.drop <= max_drop)
@@ -57,28 +57,32 @@ class Tried:
 
 @dataclass(frozen=True)
 class Searched:
-    """Hold the programs, the schedule that they follow, and all that was tried."""
+    """Hold the programs, the trial of their schedule, and all trials."""
 
     programs: tuple[Program, ...]
-    chosen: Tried
-    tried: tuple[Tried, ...]
+    best: Trial
+    trials: tuple[Trial, ...]
 
     @property
     def described(self) -> dict[str, Any]:
-        """Say it as the bundle's files do."""
-        return {"chosen": asdict(self.chosen), "tried": [asdict(each) for each in self.tried]}
+        """Return the trials as the bundle's files record them."""
+        return {"chosen": _record(self.best), "tried": [_record(trial) for trial in self.trials]}
 
 
-def frontier(whole: float, reusing: Sequence[float], errors: NDArray[np.float64], *, power: int = 1) -> list[Found]:
-    """List the ways that nothing beats in both time and error, from the fastest to the one that computes all.
+def _record(trial: Trial) -> dict[str, Any]:
+    return {"way" if key == "reuses" else key: value for key, value in asdict(trial).items()}
 
-    ``whole`` is the time of an evaluation that computes all, ``reusing`` of one that reuses each feature, and
-    ``errors`` [features, evaluations, evaluations] what reusing a feature at the second of the first index's run costs:
-    ``errors[f, at, source]``; infinity for what is not possible. Of runs the errors to a ``power`` add up.
+
+def frontier(full: float, reusing: Sequence[float], errors: NDArray[np.float64], *, power: int = 1) -> list[Candidate]:
+    """List the Pareto-optimal schedules in time and error, from the fastest to the one that computes all.
+
+    ``full`` is the time of an evaluation that computes all, ``reusing`` of one that reuses each feature, and
+    ``errors[feature, at, source]`` the error of evaluation ``at`` that reuses a feature of ``source``; infinity where
+    that is impossible. The errors of runs add up to a ``power``.
     """
     features, count, _ = errors.shape
-    unit = whole * count / PARTS
-    steps = [round(whole / unit), *(round(each / unit) for each in reusing)]
+    unit = full * count / PARTS
+    steps = [round(full / unit), *(round(time / unit) for time in reusing)]
     least = np.full((count + 1, count * steps[0] + 1), np.inf)  # of the first evaluations, in so many units of time
     least[0, 0] = 0.0
     came = np.full((*least.shape, 2), -1, np.int32)  # from which start of a run, with which feature
@@ -95,18 +99,18 @@ def frontier(whole: float, reusing: Sequence[float], errors: NDArray[np.float64]
                 better = tried < least[end, time:]
                 least[end, time:][better] = tried[better]
                 came[end, time:][better] = start, feature
-    best, found = np.inf, list[Found]()
+    best, candidates = np.inf, list[Candidate]()
     for time in range(least.shape[1]):
         if least[count, time] < best:
             best = least[count, time]
             reuses = _traced(came, steps, count, time)
-            seconds = sum(whole if each is None else reusing[each[1]] for each in reuses)
-            found.append(Found(reuses, seconds, float(best) ** (1 / power)))
-    return [a for a, b in pairwise(found) if b.seconds > a.seconds] + found[-1:]
+            seconds = sum(full if reuse is None else reusing[reuse[1]] for reuse in reuses)
+            candidates.append(Candidate(reuses, seconds, float(best) ** (1 / power)))
+    return [a for a, b in pairwise(candidates) if b.seconds > a.seconds] + candidates[-1:]
 
 
-def _traced(came: NDArray[np.int32], steps: Sequence[int], end: int, time: int) -> Way:
-    """Follow the runs back from the end."""
+def _traced(came: NDArray[np.int32], steps: Sequence[int], end: int, time: int) -> Reuses:
+    """Collect the runs, from the last to the first."""
     reuses: list[tuple[int, int] | None] = []
     while end:
         start, feature = map(int, came[end, time])

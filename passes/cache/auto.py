@@ -36,8 +36,8 @@ from diffc.compiler.calibration.calibrate import Calibration, Draw
 from diffc.compiler.calibration.trajectory import Drawing
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached
-from diffc.compiler.feature_cache.cost import Calls, Drift, Option, measure
-from diffc.compiler.feature_cache.search import Found, Searched, Tried, Way, frontier
+from diffc.compiler.feature_cache.cost import Calls, Costs, Option, measure
+from diffc.compiler.feature_cache.search import Candidate, Reuses, Searched, Trial, frontier
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.metrics import psnr
 
@@ -88,17 +88,17 @@ def auto(
     with calibration.drawing(program) as draw:
         search = _Search(program, graph, options, calibration, draw, finer)
         tried = search.tried(max_drop, min_psnr)
-    kept = [each for each in tried if each.keeps(max_drop, min_psnr) and any(each.way)]
+    kept = [each for each in tried if each.keeps(max_drop, min_psnr) and any(each.reuses)]
     if not kept:
         wanted = f"{min_psnr:g} dB" if min_psnr else f"a drop of at most {max_drop:g} dB"
         raise PassError(f"auto: no schedule keeps {wanted}; {_nearest(tried)}", where=program.name, fix="ask for less")
     chosen = min(kept, key=lambda each: each.time)
-    follow = search.following(chosen.way)
+    follow = search.following(chosen.reuses)
     return Searched(cached(programs, follow), chosen, tuple(tried))
 
 
-def _nearest(tried: Sequence[Tried]) -> str:
-    best = max((each for each in tried if any(each.way)), key=lambda each: each.psnr)
+def _nearest(tried: Sequence[Trial]) -> str:
+    best = max((each for each in tried if any(each.reuses)), key=lambda each: each.psnr)
     drop = "" if best.drop is None else f" and drops {best.drop:.2f} dB"
     return f"the nearest takes {best.time:.0%} of the time, has {best.psnr:.1f} dB{drop}"
 
@@ -137,9 +137,9 @@ class _Search:
         self.count = self.drift.errors.shape[1]
         self.gains = self._gains(self.drift)
         self.finer = None if finer is None else calibration.rerun(finer, PROMPTS)
-        self.known = dict[Way, Tried]()
+        self.known = dict[Reuses, Trial]()
 
-    def following(self, way: Way) -> Callable[[Program, Graph, int], Schedule]:
+    def following(self, way: Reuses) -> Callable[[Program, Graph, int], Schedule]:
         """Let programs follow a way; with another number of evaluations they do what it does at the same time."""
 
         def follow(program: Program, graph: Graph, count: int) -> Schedule:
@@ -154,7 +154,7 @@ class _Search:
 
         return follow
 
-    def tried(self, max_drop: float, min_psnr: float) -> list[Tried]:
+    def tried(self, max_drop: float, min_psnr: float) -> list[Trial]:
         """Draw with the schedules of two frontiers around the budget, and with all fixed ones.
 
         What later steps make of an error is measured for single errors, in one frontier of which errors add up. It
@@ -163,7 +163,7 @@ class _Search:
         """
         measured, gained = self.drift.errors, self.drift.errors * self.gains[None, :, None]
         for errors, power in ((gained, 1), (measured, 2)):
-            ways = frontier(self.drift.whole, self.drift.reusing, errors, power=power)
+            ways = frontier(self.drift.full, self.drift.reusing, errors, power=power)
             low, high = 0, len(ways) - 1
             while low < high:
                 middle = (low + high) // 2
@@ -179,32 +179,32 @@ class _Search:
             self._judged(fixed, fixed=True)
         return sorted(self.known.values(), key=lambda each: each.time)
 
-    def _fixed(self) -> Iterator[Found]:
+    def _fixed(self) -> Iterator[Candidate]:
         """Reuse each option in all but every n-th evaluation."""
         for interval in INTERVALS:
             for option in range(len(self.options)):
                 way = tuple((at - at % interval, option) if at % interval else None for at in range(self.count))
-                yield Found(way, self._seconds(way), 0.0)
+                yield Candidate(way, self._seconds(way), 0.0)
 
-    def _seconds(self, way: Way) -> float:
-        return sum(self.drift.whole if each is None else self.drift.reusing[each[1]] for each in way)
+    def _seconds(self, way: Reuses) -> float:
+        return sum(self.drift.full if each is None else self.drift.reusing[each[1]] for each in way)
 
-    def _judged(self, found: Found, *, fixed: bool) -> Tried:
+    def _judged(self, found: Candidate, *, fixed: bool) -> Trial:
         """Draw the calibration's prompts with a schedule."""
         if found.reuses not in self.known:
             drawn = self._drawn(found.reuses, PROMPTS)
-            time = found.seconds / (self.count * self.drift.whole)
+            time = found.seconds / (self.count * self.drift.full)
             near = _decibels(drawn, self.calibration.drawings)
             drop = None
             if self.finer is not None:
                 drop = _decibels(self.calibration.drawings, self.finer) - _decibels(drawn, self.finer)
-            self.known[found.reuses] = Tried(found.reuses, time, near, drop, fixed)
+            self.known[found.reuses] = Trial(found.reuses, time, near, drop, fixed)
         return self.known[found.reuses]
 
-    def _drawn(self, way: Way, prompts: int) -> list[Drawing]:
+    def _drawn(self, way: Reuses, prompts: int) -> list[Drawing]:
         return self.draw(prompts, {self.calls.name: self.calls.following(way, self.program)})
 
-    def _gains(self, drift: Drift) -> NDArray[np.float64]:
+    def _gains(self, drift: Costs) -> NDArray[np.float64]:
         """Measure what the denoiser makes of an error in later evaluations: for some of them, the others between."""
         cheapest, drawing = int(np.argmin(drift.reusing)), self.calibration.drawings[:1]
         places = np.unique(np.linspace(1, self.count - 1, PROBES).round().astype(int))

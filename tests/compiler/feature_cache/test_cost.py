@@ -40,4 +40,4 @@ def test_the_last_evaluation_errs_by_what_it_reuses() -> None:
             for a, b in zip(calibration.drawn(once, 2), calibration.drawings, strict=True)
         ]
         assert drift.errors[option, -1, source] == pytest.approx(np.mean(changes), rel=1e3 * REWRITE_SINGLE)
-    assert 0 < drift.reusing[0] < drift.whole
+    assert 0 < drift.reusing[0] < drift.full

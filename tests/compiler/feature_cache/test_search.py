@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffc.compiler.feature_cache.search import Found, frontier
+from diffc.compiler.feature_cache.search import Candidate, frontier
 
 WHOLE, REUSING = 1.0, (0.25, 0.5)
 
@@ -22,7 +22,7 @@ def drifting(seed: int, count: int) -> NDArray[np.float64]:
     return errors
 
 
-def every_way(errors: NDArray[np.float64], power: int) -> list[Found]:
+def every_way(errors: NDArray[np.float64], power: int) -> list[Candidate]:
     """Try each set of evaluations that compute all, and each feature for each run."""
     _, count, _ = errors.shape
     found = []
@@ -38,7 +38,7 @@ def every_way(errors: NDArray[np.float64], power: int) -> list[Found]:
                 if each is not None:
                     runs[each[0]] += errors[each[1], at, each[0]]
             error = sum(each**power for each in runs.values()) ** (1 / power)
-            found.append(Found(tuple(reuses), seconds, float(error)))
+            found.append(Candidate(tuple(reuses), seconds, float(error)))
     return [each for each in found if np.isfinite(each.error)]
 
 
@@ -69,4 +69,4 @@ def test_a_way_says_what_it_costs() -> None:
 
 def test_what_cannot_be_reused_is_computed() -> None:
     (only,) = frontier(WHOLE, REUSING, np.full((2, 6, 6), np.inf))
-    assert only == Found((None,) * 6, 6 * WHOLE, 0.0)
+    assert only == Candidate((None,) * 6, 6 * WHOLE, 0.0)

@@ -84,9 +84,9 @@ def test_blocks_of_a_transformer_are_reused() -> None:
     pipeline = deep("PixArtAlphaPipeline")
     calibration = pipeline.calibrated()
     found = auto([pipeline.program], pipeline.calibrated, None, min_psnr=10)
-    assert found.chosen.psnr >= 10 and any(found.chosen.way)
+    assert found.best.psnr >= 10 and any(found.best.reuses)
     (drawn,), (whole, *_) = calibration.rerun(found.programs[0], 1), calibration.drawings
-    assert near(drawn.output.numpy(), whole.output.numpy()) == pytest.approx(found.chosen.psnr, abs=JUDGED)
+    assert near(drawn.output.numpy(), whole.output.numpy()) == pytest.approx(found.best.psnr, abs=JUDGED)
 
 
 def test_it_says_how_near_what_cannot_be_came() -> None:
