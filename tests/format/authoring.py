@@ -76,7 +76,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], **manifest: Any) -> No
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     listed = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in sorted(files.items())}
-    entries = {"schema": 1, "diffc": "0.1.0", "target": "onnx-fp32", **manifest, "files": listed, "provenance": {}}
+    entries = {"schema": 3, "diffc": "0.1.0", "target": "onnx-fp32", **manifest, "files": listed, "provenance": {}}
     (folder / "manifest.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
 
@@ -88,11 +88,13 @@ def write_bundle(case: Case, folder: Path) -> None:
     if case.tables:
         files["tables.safetensors"] = case.tables if isinstance(case.tables, bytes) else save(dict(case.tables))
     graphs = {
-        name: {"file": f"graphs/{name}.onnx", "component": name, "stage": ""} | dict(case.facts.get(name, {}))
+        name: {"file": f"graphs/{name}.onnx", "kind": "onnx", "component": name, "stage": ""}
+        | dict(case.facts.get(name, {}))
         for name in models
     }
     tokenizers = {name: f"tokenizer/{name}.json" for name in case.tokenizers}
-    entries = {"programs": dict(case.programs), "graphs": graphs, "engines": {}, "tokenizers": tokenizers}
+    programs = {name: {"text": text} for name, text in case.programs.items()}
+    entries = {"programs": programs, "graphs": graphs, "engines": {}, "tokenizers": tokenizers}
     write_files(folder, files | dict(case.files), **(entries | dict(case.manifest)))
 
 

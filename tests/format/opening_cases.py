@@ -95,6 +95,15 @@ def _manifests() -> Iterator[Opening]:
         "no key that may be left out", OPENED, lambda m: [m.pop(k) for k in ("diffc", "engines", "provenance")]
     )
     yield _edited("an engine beside a graph", OPENED, lambda m: m.update(engines={"unet": ENGINE}))
+    facts = {"task": "text-to-image", "steps": 3, "size": [4, 4], "variant": "unguided"}
+    yield _edited("facts of a program", OPENED, lambda m: m["programs"]["plain"].update(facts))
+    yield _edited("no requested size", OPENED, lambda m: m["programs"]["plain"].update(facts | {"size": None}))
+    for schema in (1, 2):
+
+        def edit(manifest: Manifest, schema: int = schema) -> None:
+            manifest |= {"schema": schema, "programs": {n: p["text"] for n, p in manifest["programs"].items()}}
+
+        yield _edited(f"schema {schema}", OPENED, edit)
     edits: dict[str, Callable[[Manifest], object]] = {
         "a newer schema": lambda m: m.update(schema=99),
         "schema 0": lambda m: m.update(schema=0),
@@ -106,10 +115,18 @@ def _manifests() -> Iterator[Opening]:
         "no programs": lambda m: m.pop("programs"),
         "an empty object of programs": lambda m: m.update(programs={}),
         "programs in a list": lambda m: m.update(programs=[]),
-        "a text that is no program": lambda m: m["programs"].update(plain="program plain"),
-        "a program that is not executable": lambda m: m["programs"].update(
-            plain=m["programs"]["plain"].replace("= split(y0, axis=0)", "= aten.split.Tensor(y0, 1)")
+        "a text that is no program": lambda m: m["programs"]["plain"].update(text="program plain"),
+        "a program that is not executable": lambda m: m["programs"]["plain"].update(
+            text=m["programs"]["plain"]["text"].replace("= split(y0, axis=0)", "= aten.split.Tensor(y0, 1)")
         ),
+        "a program as schema 2 has it": lambda m: m["programs"].update(plain=m["programs"]["plain"]["text"]),
+        "a program without a text": lambda m: m["programs"].update(plain={"task": "text-to-image", "steps": 3}),
+        "schema 2 with programs of schema 3": lambda m: m.update(schema=2),
+        "a task without steps": lambda m: m["programs"]["plain"].update(task="text-to-image"),
+        "no steps": lambda m: m["programs"]["plain"].update(task="text-to-image", steps=0),
+        "a size of one edge": lambda m: m["programs"]["plain"].update(task="text-to-image", steps=3, size=[4]),
+        "an unknown variant": lambda m: m["programs"]["plain"].update(task="text-to-image", steps=3, variant="x"),
+        "a kind that is a number": lambda m: m["graphs"]["unet"].update(kind=1),
         "a graph that the bundle lacks": lambda m: m["graphs"].pop("unet"),
         "a tokenizer that the bundle lacks": lambda m: m["tokenizers"].clear(),
         "graphs without objects": lambda m: m.update(graphs={"unet": "graphs/unet.onnx"}),

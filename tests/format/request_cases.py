@@ -340,7 +340,7 @@ def arrays() -> Case:
 
 def images() -> Case:
     """Read images and a mask of the program's size, or scale them to it."""
-    text = """program p(image: picture[1, 3, 4, 6], mask_image: picture[1, 1, 4, 6]) {
+    text = """program p(image: image[1, 3, 4, 6], mask_image: image[1, 1, 4, 6]) {
     y: float32[1, 3, 4, 6] = linear(image, mask_image; 1.0, 0.5)
     return y
 }

@@ -63,6 +63,13 @@ def test_refuses(manifest: dict[str, Any], change: Callable[[dict[str, Any]], ob
     assert schema_errors(changed) != []
 
 
+@pytest.mark.parametrize("engine", [ENGINE, ENGINE | {"stripped": True}])
+def test_takes_engines(manifest: dict[str, Any], engine: dict[str, Any]) -> None:
+    assert schema_errors(manifest | {"engines": {"unet": engine}}) == []
+
+
 @pytest.mark.parametrize(("schema", "engine"), [(1, ENGINE), (2, ENGINE | {"stripped": True})])
-def test_takes_engines(manifest: dict[str, Any], schema: int, engine: dict[str, Any]) -> None:
-    assert schema_errors(manifest | {"schema": schema, "engines": {"unet": engine}}) == []
+def test_takes_older_schemas(manifest: dict[str, Any], schema: int, engine: dict[str, Any]) -> None:
+    texts = {name: entry["text"] for name, entry in manifest["programs"].items()}
+    assert schema_errors(manifest | {"schema": schema, "programs": texts, "engines": {"unet": engine}}) == []
+    assert schema_errors(manifest | {"schema": schema}) != []
