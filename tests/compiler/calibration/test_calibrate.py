@@ -13,16 +13,15 @@ from torch import nn
 
 from diffc.compiler.calibration import run_program
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
-from diffc.compiler.calibration.observe import watch
-from diffc.compiler.calibration.prompts import PROMPTS, read_prompts
+from diffc.compiler.calibration.prompts import PROMPTS
 from diffc.compiler.calibration.run_program import request_of
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.driver.pass_manager import run
-from diffc.compiler.errors import BuildError, CalibrationError
+from diffc.compiler.errors import CalibrationError
 from diffc.compiler.graph import evaluate as graph_evaluate
 from diffc.compiler.graph import lazy_weights
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.ir.program import Input, Op, Program, Type, Value
+from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM
 from diffc.runtime.disk_cache import Cache
@@ -165,13 +164,6 @@ def test_few_samples_are_drawn_from_all_and_always_the_same(calibration: Calibra
     assert calibration.few(1000).samples == calibration.samples
 
 
-def test_a_step_of_another_number_of_steps_is_the_nearest_in_time() -> None:
-    samples = [Sample("unet", step, 5, 0, ()) for step in range(5)]
-    assert [sample.nearest(3) for sample in samples] == [0, 0, 1, 2, 2]
-    assert [sample.nearest(9) for sample in samples] == [0, 2, 4, 6, 8]
-    assert [sample.nearest(1) for sample in samples] == [0] * 5 and Sample("text", 0, 1, 0, ()).nearest(4) == 0
-
-
 def test_what_was_drawn_is_kept_and_read_again(
     program: Program, tokenizers: dict[str, bytes], calibration: Calibration, tmp_path: Path
 ) -> None:
@@ -273,57 +265,6 @@ def test_a_calibration_in_use_is_returned_again(program: Program, tokenizers: di
     del calibration
     calibrator(program)
     assert len(lines) == 3, "nobody used it: its samples were not kept in memory"
-
-
-def test_other_inputs_are_smooth_pictures_and_normal_numbers() -> None:
-    inputs = (
-        Input("prompt", Type("text", (2,))),
-        Input("negative_prompt", Type("text", (2,))),
-        Input("image", Type("float32", (1, 3, 8, 8)), is_image=True),
-        Input("embedding", Type("float32", (1, 4000))),
-        Input("guidance", Type("scalar"), 2.0),
-    )
-    noise = Op("noise", results=(Value("n", Type("float32", (1, 4))),))
-    texts, arrays = request_of(Program("main", inputs, ops=(noise,), outputs=("n",)), "a", 0)
-    assert texts == {"prompt": ["a", "a"], "negative_prompt": ["", ""]}
-    assert {name: array.shape for name, array in arrays.items()} == {
-        "n": (1, 4),
-        "image": (1, 3, 8, 8),
-        "embedding": (1, 4000),
-    }
-    image, embedding = arrays["image"], arrays["embedding"]
-    assert image.min() == 0 and image.max() == 1 and np.abs(np.diff(image)).max() < 0.2
-    assert abs(embedding.mean()) < 0.1 and abs(embedding.std() - 1) < 0.1
-
-
-def test_prompts_are_lines_that_are_not_blank(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("  one \n\n two ⬤\n", encoding="utf-8")
-    assert read_prompts(file) == ("one", "two ⬤")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"), [(None, "cannot be read"), (b"\xff\xfe\x00", "cannot be read"), (b" \n\n", "holds no prompts")]
-)
-def test_a_file_without_prompts_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(BuildError, match=said) as refused:
-        read_prompts(file)
-    assert "one prompt a line" in str(refused.value.fix)
-
-
-def test_watching_shows_what_a_graph_computes(calibration: Calibration) -> None:
-    graph = max(calibration.program.graphs, key=lambda each: sum(w.numel() for w in each.body.state_dict.values()))
-    (node,) = (n for n in graph.body.graph.nodes if n.op == "output")
-    last = node.all_input_nodes[0].name
-    seen = list[tuple[torch.Tensor, Sample]]()
-    samples = calibration.of(graph)[:2]
-    watch(graph, samples, {last: (0,)}, lambda node, args, output, sample: seen.append((output, sample)))
-    assert [sample for _, sample in seen] == samples
-    for output, sample in seen:
-        assert torch.equal(output, graph.body.module()(*sample.feeds)[0])
 
 
 def test_a_calibration_reads_as_a_table() -> None:

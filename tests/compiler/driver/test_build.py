@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from diffc.compiler import build, write_bundle
-from diffc.compiler.bundle.write import Contents, write_contents
-from diffc.compiler.driver import phases as module
 from diffc.compiler.driver.build import dump_below, phases_to_bundle, phases_to_programs
 from diffc.compiler.driver.options import read_options
 from diffc.compiler.driver.state import Phase, State, run_phases
-from diffc.compiler.errors import BuildError, PassError, VerifyError
+from diffc.compiler.errors import BuildError
 from diffc.compiler.ir.parse import parse
-from diffc.compiler.ir.program import Program
 from diffc.compiler.recipe import name_of
 
 PROGRAM = parse("program main() { n: float32[2] = noise() x: float32[2] = aten.mul.Tensor(n, 2.0) return x }")
@@ -92,66 +87,6 @@ def test_the_report_shows_the_time_of_every_phase(tmp_path: Path) -> None:
     for name in ("normalize", "stage", "lower", "write", "check"):
         assert f"<td>{name}</td>" in report
     assert "report.html" not in (tmp_path / "x.diffc" / "manifest.json").read_text(), "its bytes differ"
-
-
-def test_a_bundle_that_nothing_could_open_is_an_error_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def damaging(folder: Path, contents: Contents) -> None:
-        write_contents(folder, contents)
-        (folder / "tables.safetensors").write_bytes(b"")
-
-    monkeypatch.setattr(module, "write_contents", damaging)
-    with pytest.raises(BuildError, match=r"the bundle cannot be opened: tables\.safetensors is truncated") as failed:
-        write_bundle([PROGRAM], tmp_path / "x.diffc")
-    assert failed.value.inside == "phase check" and list(tmp_path.iterdir()) == []
-
-
-def state(tmp_path: Path, **fields: Any) -> State:
-    """Make a state with one program."""
-    return State(read_options("ort-fp32"), tmp_path, programs=(PROGRAM,), **fields)
-
-
-def rename(state: State, *, to: str = "renamed") -> State:
-    """Rename all programs."""
-    return replace(state, programs=tuple(replace(program, name=to) for program in state.programs))
-
-
-def forget(state: State) -> State:
-    """Break a rule of programs."""
-    return replace(state, programs=tuple(replace(program, outputs=()) for program in state.programs))
-
-
-def refuse(state: State) -> State:
-    """Refuse as a pass inside of the phase does."""
-    error = PassError("no")
-    error.inside = "fold, after no other pass"
-    raise error
-
-
-def test_phases_are_timed_and_reported_in_order(tmp_path: Path) -> None:
-    lines, seen = list[str](), list[tuple[str, str]]()
-
-    def show(place: str, program: Program) -> None:
-        seen.append((place, program.name))
-
-    after = run_phases(state(tmp_path, progress=lines.append, seen=show), [rename, stay])
-    assert lines == ["rename", "stay"] == list(after.seconds) and min(after.seconds.values()) >= 0
-    assert seen == [("01-rename", "renamed"), ("02-stay", "renamed")]
-
-
-def stay(state: State) -> State:
-    """Change nothing."""
-    return state
-
-
-def test_an_error_names_its_phase(tmp_path: Path) -> None:
-    with pytest.raises(VerifyError, match="the program returns nothing") as broken:
-        run_phases(state(tmp_path), [rename, forget, refuse])
-    assert broken.value.inside == "phase forget"
-    with pytest.raises(PassError) as refused:
-        run_phases(state(tmp_path), [refuse])
-    assert str(refused.value) == "no\n  in:  phase refuse: fold, after no other pass"
 
 
 def test_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, EntryPoints
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from diffc.compiler import build
-from diffc.compiler.backends import backend
+from diffc.compiler.backends.backend import GROUP
+from diffc.compiler.backends.onnx.export import Onnx
 from diffc.compiler.backends.ort import Ort
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.metrics import psnr
@@ -33,7 +34,7 @@ class Halves(Ort):
     """Compute in float16."""
 
     computes: ClassVar[Mapping[str, str]] = {"fp32": "float16", "w8a8": "float16"}
-    dialect = "portable"
+    dialect = Onnx.dialect
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +44,12 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     module.Ort, module.Halves = Ort, Halves  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "half_backend", module)
     values = {"ort": "half_backend:Ort", "onnx": "half_backend:Halves"}
-    points = EntryPoints(EntryPoint(name, value, "diffc.backends") for name, value in values.items())
-    monkeypatch.setattr(backend, "entry_points", lambda **chosen: points.select(**chosen))
+    points = EntryPoints(EntryPoint(name, value, GROUP) for name, value in values.items())
+
+    def chosen(**key: str) -> EntryPoints:
+        return points.select(**key) if key["group"] == GROUP else entry_points(**key)
+
+    monkeypatch.setattr("diffc.runtime.entry_points.entry_points", chosen)
 
 
 def drawn(bundle: Path) -> NDArray[np.float32]:
