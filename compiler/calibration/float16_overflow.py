@@ -6,7 +6,6 @@ the calibrated ones. A weight does not vary. Nodes that read a value that is too
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.evaluate import apply
+from diffc.compiler.graph.export import LAYER
 from diffc.compiler.ir.program import Graph, Program, Ref
 
 HEADROOM = 2.0
@@ -30,12 +30,6 @@ LARGEST = torch.finfo(torch.float16).max
 
 CALLS = 6
 """How many calls of a graph are observed, from the first to the last."""
-
-MADE = ("known_", "_lifted_", "constant_", "_tensor_constant")
-"""How the names begin of what is no weight of the model."""
-
-QUANTIZED = re.compile(r"[a-z]+_\d+_of_(\w+)")
-"""What `diffc.compiler.quantization.apply_plan` calls what it made of a layer's weight."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +97,9 @@ def _layers(body: fx.GraphModule) -> dict[str, str]:
     names = dict[str, str]()
     for node in body.graph.nodes:
         if node.op == "get_attr":
-            names[node.name] = _layer(str(node.target))
+            names[node.name] = node.meta.get(LAYER, "")
         else:
             last_first = sorted(node.all_input_nodes, reverse=True)
             weights_first = sorted(last_first, key=lambda source: source.op != "get_attr")
             names[node.name] = next((names[source.name] for source in weights_first if names[source.name]), "")
     return names
-
-
-def _layer(attribute: str) -> str:
-    """Return the name of a layer from that of its weight; an empty one for a constant."""
-    name = attribute.replace("region.", "").removeprefix("body.").removeprefix("module.")
-    if match := QUANTIZED.fullmatch(name):
-        return match[1].replace("__", ".")
-    return "" if name.startswith(MADE) else name.removesuffix(".weight").removesuffix(".bias")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -35,15 +35,40 @@ CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.d
 """Convolutions by the number of their strides."""
 
 
+LAYER = "layer"
+"""The key of a node's metadata that names the layer whose weight the node reads, as the checkpoint names it."""
+
+
 def type_of(tensor: torch.Tensor) -> Type:
     """Describe a tensor in the terms of the IR."""
     return Type(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
-def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> ExportedProgram:
+def layers_of(module: nn.Module) -> dict[str, str]:
+    """Map the paths of the tensors that a module holds to their layers.
+
+    Where it consists of graphs, the metadata of their nodes names the layers, and other tensors have none; elsewhere
+    the path itself names the layer.
+    """
+    graphs = {path: part for path, part in module.named_modules() if isinstance(part, fx.GraphModule)}
+    if not graphs:
+        tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+        return {path: path.removesuffix(".weight").removesuffix(".bias") for path, _ in tensors}
+    return {
+        f"{path}.{node.target}".removeprefix("."): node.meta[LAYER]
+        for path, part in graphs.items()
+        for node in part.graph.find_nodes(op="get_attr")
+        if LAYER in node.meta
+    }
+
+
+def export(
+    name: str, module: nn.Module, example: Sequence[torch.Tensor], *, layers: Mapping[str, str] | None = None
+) -> ExportedProgram:
     """Capture a module with ``torch.export`` as operators that write into nothing and do not ask for strides.
 
-    A module of operators is lifted, which takes half of the time. Raises `CaptureError` that says the name.
+    A module of operators is lifted, which takes half of the time. ``layers`` names the layers of the module's tensors
+    by their paths; else `layers_of` does. Raises `CaptureError` that says the name.
     """
     with _named_failure(name), one_layout(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
@@ -53,11 +78,21 @@ def export(name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Exp
             body = _strideless(torch.export.export(module, tuple(example), strict=False))
         if not all(map(_is_function, body.graph.nodes)):
             body = _strideless(body.run_decompositions({}))
+    _name_layers(body, layers_of(module) if layers is None else layers)
     _recompose(body.graph)
     _convert_only(body.graph)
     body.graph.eliminate_dead_code()
     body.graph_module.recompile()
     return body
+
+
+def _name_layers(body: ExportedProgram, layers: Mapping[str, str]) -> None:
+    """Write the names of layers into the metadata of the ports that take their weights."""
+    targets = {spec.arg.name: spec.target for spec in body.graph_signature.input_specs}
+    for node in body.graph.find_nodes(op="placeholder"):
+        layer = layers.get(targets[node.name] or "")
+        if layer is not None:
+            node.meta[LAYER] = layer
 
 
 def _recompose(graph: fx.Graph) -> None:

@@ -25,7 +25,7 @@ from torch import fx
 
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.graph.body import body_of, example_inputs
-from diffc.compiler.graph.export import export
+from diffc.compiler.graph.export import LAYER, export
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Op, Program, Ref, Table, Type, Value
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
@@ -90,7 +90,9 @@ class _Writing:
         self.count += 1
         attribute = f"{name}_{self.count}_of_{self.layer.replace('.', '__')}"
         self.module.register_buffer(attribute, tensor.contiguous())
-        return self.copy.get_attr(attribute)
+        node = self.copy.get_attr(attribute)
+        node.meta[LAYER] = self.layer
+        return node
 
     def _written(self, layer: Layer, node: Any, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
         args: Any = fx.map_arg(node.args, env.__getitem__)

@@ -21,6 +21,7 @@ from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import CalibrationError
 from diffc.compiler.graph.body import body_of, size
+from diffc.compiler.graph.export import LAYER
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import Scheme
 from diffc.compiler.quantization.layer import Layer, Site
@@ -174,7 +175,7 @@ def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple
     if any(KINDS.get(user.target) != kind or user.args[place] is not source for user in readers):
         return None, None
     weight = operator.attrgetter(str(source.target))(body)
-    return str(source.target).removeprefix("region.").removeprefix("module.").removesuffix(".weight"), weight
+    return source.meta.get(LAYER, str(source.target)), weight
 
 
 def in_batches(layers: Sequence[Layer], gigabytes: Callable[[Layer], float], memory: float) -> Iterator[list[Layer]]:

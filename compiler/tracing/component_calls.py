@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError, first_line
 from diffc.compiler.graph.body import example_inputs
-from diffc.compiler.graph.export import export, type_of
+from diffc.compiler.graph.export import export, layers_of, type_of
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.ir.program import BUILTINS, Graph, Program, Type, Value
 
@@ -214,7 +214,9 @@ class _Call(nn.Module):
 
 
 def _export(signature: Signature) -> Graph:
-    body = export(signature.name, _Call(signature).eval(), example_inputs(signature.inputs))
+    call = _Call(signature).eval()
+    layers = {f"module.{path}": layer for path, layer in layers_of(call.module).items()}
+    body = export(signature.name, call, example_inputs(signature.inputs), layers=layers)
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
 

@@ -30,7 +30,7 @@ from torch import fx, nn
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of, example_inputs
-from diffc.compiler.graph.export import export
+from diffc.compiler.graph.export import LAYER, export
 from diffc.compiler.graph.lazy_weights import channels
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.layer import Layer
@@ -122,8 +122,11 @@ class _Splitting:
         holder = nn.Module()
         holder.weight = channels(layer.weight, first, last)
         self.body.add_submodule(part, holder)
-        self.parts[f"{layer.component}.{part.removeprefix('module.')}"] = layer
-        return self.body.graph.get_attr(f"{part}.weight")
+        node = self.body.graph.get_attr(f"{part}.weight")
+        name = f"{layer.name}_part{at}"
+        node.meta[LAYER] = name.removeprefix(f"{layer.component}.")
+        self.parts[name] = layer
+        return node
 
 
 def _rank(node: fx.Node) -> int:

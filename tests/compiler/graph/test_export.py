@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graph.export import export, type_of
-from diffc.compiler.ir.program import Program, Type
+from diffc.compiler.graph.body import body_of
+from diffc.compiler.graph.export import LAYER, export, type_of
+from diffc.compiler.ir.program import Graph, Program, Type
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.trace import capture, trace
+from diffc.passes.mixed_precision import mixed_precision
 from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers
 
@@ -204,3 +207,47 @@ def test_what_cannot_be_exported_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_types_are_in_the_terms_of_the_ir() -> None:
     assert type_of(torch.zeros(2, 3, dtype=torch.bfloat16)) == Type("bfloat16", (2, 3))
+
+
+class Nested(nn.Module):
+    """Call its parts as those that hold graphs call theirs, and read a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(3, 3)
+        self.region = nn.ModuleDict({"body": nn.Linear(3, 3, bias=False)})
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        """Apply both."""
+        return self.region["body"](self.module(sample)) + torch.tensor([1e6, 2.0, 3.0])
+
+
+class Twice(nn.Module):
+    """Run a graph on two samples at once."""
+
+    def __init__(self, region: nn.Module) -> None:
+        super().__init__()
+        self.region = region
+
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor]:
+        """Add an axis to the graph's own."""
+        return (torch.vmap(self.region)(sample)[0],)
+
+
+def layers(graph: Graph) -> list[str]:
+    """List the layers of what the operators of a graph read."""
+    return [node.meta[LAYER] for node in body_of(graph).graph.find_nodes(op="get_attr") if LAYER in node.meta]
+
+
+def test_layers_keep_their_names_through_every_export_and_constants_have_none() -> None:
+    def sample() -> torch.Tensor:
+        return components["net"](torch.randn(2, 3))
+
+    components = {"net": Nested().requires_grad_(False)}
+    (graph,) = capture(sample, components).graphs
+    assert sorted(layers(graph)) == ["module", "module", "region.body"]
+    half = mixed_precision(graph, dtype=torch.float16)
+    copied = replace(half, body=export("net", body_of(half), [torch.zeros(2, 3)]))
+    batched = replace(copied, body=export("net", Twice(body_of(copied)), [torch.zeros(2, 2, 3)]))
+    for exported in (half, copied, batched):
+        assert sorted(layers(exported)) == ["module", "module", "region.body"]
