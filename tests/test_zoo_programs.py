@@ -14,7 +14,8 @@ from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import Capture
-from diffc.compiler.tracing.trace import Asked, Number, Text, trace
+from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
+from diffc.compiler.tracing.trace import trace
 from diffc.passes import NORMAL_FORM
 from tests.zoo import ZOO, Entry
 
@@ -38,7 +39,7 @@ def traced(entry: Entry) -> Program:
     """Trace the call that an entry stands for; pictures and other conditions are constants of it."""
     pipeline = entry.pipeline
     told = CALLBACK in inspect.signature(type(pipeline).__call__).parameters
-    asked: dict[str, Asked] = {name: Text(1) for name in entry.texts}
+    asked: dict[str, RequestInput] = {name: Text(1) for name in entry.texts}
     if entry.guidance:
         asked[entry.guidance] = Number(float(entry.request[entry.guidance]))
     fixed = {key: value for key, value in entry.request.items() if key not in asked} | {"return_dict": False}

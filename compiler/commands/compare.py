@@ -19,7 +19,7 @@ from diffc.compiler.ir.parse import parse
 from diffc.compiler.metrics import Array, psnr, ssim
 from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS
 from diffc.compiler.tracing.pipeline_inputs import as_arguments, asked_arrays
-from diffc.compiler.tracing.trace import Asked, Picture, Tensor
+from diffc.compiler.tracing.request_inputs import Image, RequestInput, Tensor
 from diffc.runtime import Sampler
 from diffc.runtime.program.facts import Facts
 
@@ -113,11 +113,11 @@ def _program(sampler: Sampler, name: str | None) -> tuple[str, str]:
     return name, sampler.programs[name]
 
 
-def _test_arrays(inputs: Mapping[str, Asked], seed: int) -> dict[str, Array]:
+def _test_arrays(inputs: Mapping[str, RequestInput], seed: int) -> dict[str, Array]:
     """Generate the inputs: images of smooth colours, masks of the right half, normal values for other tensors."""
     arrays, random = {}, np.random.default_rng(seed)
     for name, item in inputs.items():
-        if isinstance(item, Picture):
+        if isinstance(item, Image):
             batch, channels, height, width = item.shape
             x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
             colours = np.stack([x, y, 1 - x]) if channels == 3 else (x > 0.5)[None]
@@ -127,10 +127,12 @@ def _test_arrays(inputs: Mapping[str, Asked], seed: int) -> dict[str, Array]:
     return arrays
 
 
-def _for_the_bundle(sampler: Sampler, inputs: Mapping[str, Asked], arrays: Mapping[str, Array]) -> dict[str, Array]:
+def _for_the_bundle(
+    sampler: Sampler, inputs: Mapping[str, RequestInput], arrays: Mapping[str, Array]
+) -> dict[str, Array]:
     """Return the arrays that programs read, with the channels of images at the end."""
     reads = {item.name for text in sampler.programs.values() for item in parse(text).inputs}
-    images = {name for name, item in inputs.items() if isinstance(item, Picture)}
+    images = {name for name, item in inputs.items() if isinstance(item, Image)}
     return {k: np.moveaxis(array, 1, -1) if k in images else array for k, array in arrays.items() if k in reads}
 
 

@@ -17,8 +17,9 @@ from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import Capture
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, asked_arrays, program_name
+from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
-from diffc.compiler.tracing.trace import Asked, Number, Text, trace
+from diffc.compiler.tracing.trace import trace
 from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
 
 NEGATIVE = "negative_prompt"
@@ -125,7 +126,8 @@ def _trace(
     said: Mapping[str, Any] = MappingProxyType({}),
 ) -> Program:
     parameters = _parameters(pipeline)
-    inputs: dict[str, Asked] = {text: Text(sampling.batch) for text in TEXTS if text in parameters and text not in said}
+    texts = [text for text in TEXTS if text in parameters and text not in said]
+    inputs: dict[str, RequestInput] = {text: Text(sampling.batch) for text in texts}
     fixed: dict[str, Any] = {"num_inference_steps": facts.steps, "output_type": "np", "return_dict": False}
     inputs |= asked_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
     if sampling.size is not None and {"width", "height"} <= parameters.keys():

@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 
 from diffc.compiler.errors import BuildError
-from diffc.compiler.tracing.trace import Picture, Tensor
+from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.runtime.program.facts import Facts
 
 DENOISERS = ("unet", "transformer")
@@ -32,7 +32,7 @@ Size = tuple[int, int]
 
 def asked_arrays(
     pipeline: Any, kinds: Mapping[str, str], *, batch: int, size: Size | None
-) -> dict[str, Picture | Tensor]:
+) -> dict[str, Image | Tensor]:
     """Ask for what ``kinds`` names, and for the pictures that the pipeline cannot do without.
 
     Raises `BuildError` for what the pipeline does not take, and for tensors that it needs and whose shape nobody says.
@@ -45,7 +45,7 @@ def asked_arrays(
             raise BuildError(what, where="--input", fix=f"ask for one of {', '.join(takes)}")
     needed = {name: "picture" for name, parameter in parameters.items() if _is_needed_picture(name, parameter)}
     _refuse_unknown_shapes(pipeline, parameters, kinds)
-    asked: dict[str, Picture | Tensor] = {}
+    asked: dict[str, Image | Tensor] = {}
     for name, kind in (needed | dict(kinds)).items():
         each = kind.split(",")
         for item, one in zip(_names(name, each), each, strict=True):
@@ -70,7 +70,7 @@ def _names(name: str, kinds: Sequence[str]) -> list[str]:
     return [name] if len(kinds) == 1 else [f"{name}_{number}" for number in range(1, len(kinds) + 1)]
 
 
-def _array(pipeline: Any, name: str, kind: str, batch: int, size: Size | None) -> Picture | Tensor:
+def _array(pipeline: Any, name: str, kind: str, batch: int, size: Size | None) -> Image | Tensor:
     found = KIND.fullmatch(kind)
     if found is None:
         fix = "use a shape for one picture, as 1280 or 16x24x24, picture, picture:WxH or prepared; commas make a list"
@@ -81,7 +81,7 @@ def _array(pipeline: Any, name: str, kind: str, batch: int, size: Size | None) -
         crop = _feature_extractor(pipeline, name).crop_size
         size = crop["width"], crop["height"]
     width, height = (int(found["width"]), int(found["height"])) if found["width"] else size or _own_size(pipeline)
-    return Picture((batch, 1 if "mask" in name else 3, height, width))
+    return Image((batch, 1 if "mask" in name else 3, height, width))
 
 
 def _feature_extractor(pipeline: Any, name: str) -> Any:

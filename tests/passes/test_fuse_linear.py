@@ -18,7 +18,8 @@ from diffc.compiler.errors import VerifyError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import Capture
-from diffc.compiler.tracing.trace import Number, trace
+from diffc.compiler.tracing.request_inputs import Number
+from diffc.compiler.tracing.trace import trace
 from diffc.passes import UNROLLED
 from diffc.passes.fuse_linear import fuse_linear
 from diffc.runtime.program.verify import verify

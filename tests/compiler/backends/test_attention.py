@@ -15,7 +15,8 @@ from diffc.compiler.errors import TargetError
 from diffc.compiler.graph.body import size
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.tracing.component_calls import Capture
-from diffc.compiler.tracing.trace import Tensor, trace
+from diffc.compiler.tracing.request_inputs import Tensor
+from diffc.compiler.tracing.trace import trace
 from tests.traced import staged
 
 BACKENDS = sorted(point.name for point in entry_points(group=GROUP))

@@ -9,7 +9,7 @@ import torch
 
 from diffc.compiler.errors import BuildError
 from diffc.compiler.tracing.pipeline_inputs import as_arguments, asked_arrays
-from diffc.compiler.tracing.trace import Picture, Tensor
+from diffc.compiler.tracing.request_inputs import Image, Tensor
 
 Pictures = PIL.Image.Image | torch.Tensor | list[PIL.Image.Image] | list[torch.Tensor]
 
@@ -35,16 +35,16 @@ def asked(size: tuple[int, int] | None = None, **kinds: str) -> dict[str, Any]:
 
 
 def test_asks_for_the_pictures_that_a_pipeline_cannot_do_without() -> None:
-    image, mask = Picture((2, 3, 32, 32)), Picture((2, 1, 32, 32))
+    image, mask = Image((2, 3, 32, 32)), Image((2, 1, 32, 32))
     assert asked() == {"image": image, "mask_image": mask, "embeds": Tensor((2, 7))}
-    assert asked(size=(16, 24))["image"] == Picture((2, 3, 24, 16))
+    assert asked(size=(16, 24))["image"] == Image((2, 3, 24, 16))
 
 
 def test_asks_for_what_it_is_told() -> None:
     assert asked(embeds="16x24x24")["embeds"] == Tensor((2, 16, 24, 24))
-    assert asked(last_image="picture:8x4")["last_image"] == Picture((2, 3, 4, 8))
+    assert asked(last_image="picture:8x4")["last_image"] == Image((2, 3, 4, 8))
     listed = asked(image="picture,5")
-    assert (listed["image_1"], listed["image_2"]) == (Picture((2, 3, 32, 32)), Tensor((2, 5)))
+    assert (listed["image_1"], listed["image_2"]) == (Image((2, 3, 32, 32)), Tensor((2, 5)))
     assert "image" not in listed
 
 

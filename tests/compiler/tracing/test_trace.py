@@ -15,7 +15,8 @@ from torch import nn
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Guard, Input, Program, Type
 from diffc.compiler.tracing.component_calls import Capture
-from diffc.compiler.tracing.trace import Picture, Text, capture, trace
+from diffc.compiler.tracing.request_inputs import Image, Text
+from diffc.compiler.tracing.trace import capture, trace
 from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers
 
@@ -401,14 +402,14 @@ def test_the_range_of_a_picture_answers_questions_about_its_numbers() -> None:
             raise ValueError("out of range")
         return image + torch.randn(image.shape)
 
-    made = trace(sample, {}, {"image": Picture((1, 3, 4, 4))}, capture=Capture())
+    made = trace(sample, {}, {"image": Image((1, 3, 4, 4))}, capture=Capture())
     assert made.guards == ()
 
     def asks(image: torch.Tensor) -> torch.Tensor:
         return image if image.mean().item() > 0.5 else -image
 
     with pytest.raises(CaptureError, match="between 0.0 and 1.0 is compared with 0.5"):
-        trace(asks, {}, {"image": Picture((1, 3, 4, 4))}, capture=Capture())
+        trace(asks, {}, {"image": Image((1, 3, 4, 4))}, capture=Capture())
 
 
 def test_a_number_that_changes_the_program_is_fixed() -> None:

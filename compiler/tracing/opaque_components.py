@@ -1,0 +1,89 @@
+"""Record calls of a pipeline's components as operations, and run none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.ir.program import Literal
+from diffc.compiler.tracing.component_calls import ENTRY_POINTS, Capture, returned_tensors, with_tensors
+from diffc.compiler.tracing.recorder import Recorder
+from diffc.compiler.tracing.symbolic_tensor import Symbolic
+
+INLINE = 16
+"""Constant vectors of no more elements than this stand in a call; others become tables."""
+
+
+class OpaqueComponents:
+    """Replace the methods of components by such that record their calls."""
+
+    def __init__(self, recorder: Recorder, calls: Capture, components: Mapping[str, nn.Module]) -> None:
+        self.recorder, self.calls, self.components = recorder, calls, components
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record the calls of all components in this block."""
+        with ExitStack() as stack:
+            for name, module in self.components.items():
+                methods = [method for method in ENTRY_POINTS if callable(getattr(type(module), method, None))]
+                recording = {method: self._recording(name, module, method) for method in methods}
+                stack.enter_context(_with_methods(module, recording | {"to": _stays(name, module)}))
+            yield
+
+    def _recording(self, name: str, module: nn.Module, method: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _disable_current_modes(), self._transparent():
+                signature, tensors = self.calls.call(name, module, method, args, kwargs)
+            prefix = f"{signature.name}_" if signature.name[-1].isdigit() else signature.name  # its values are numbered
+            results = [self.recorder.value(leaf, prefix) for leaf in returned_tensors(signature.returned)]
+            attrs = [(port.name, self._port(t)) for port, t in zip(signature.inputs, tensors, strict=True)]
+            self.recorder.append(signature.name, (), attrs, results)
+            return with_tensors(signature.returned, iter(results))
+
+        return call
+
+    def _port(self, tensor: torch.Tensor) -> Literal:
+        if not isinstance(tensor, Symbolic) and tensor.dim() == 1 and tensor.numel() <= INLINE:
+            return tuple(tensor.tolist())
+        return self.recorder.literal(tensor)
+
+    @contextmanager
+    def _transparent(self) -> Iterator[None]:
+        """Run the components' own methods in this block: they may call each other."""
+        modules = {id(module): module for module in self.components.values()}.values()
+        recording = [{m: module.__dict__.pop(m) for m in ENTRY_POINTS if m in module.__dict__} for module in modules]
+        try:
+            yield
+        finally:
+            for module, methods in zip(modules, recording, strict=True):
+                module.__dict__.update(methods)
+
+
+@contextmanager
+def _with_methods(module: nn.Module, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    before = {name: module.__dict__[name] for name in methods if name in module.__dict__}
+    module.__dict__.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del module.__dict__[name]
+        module.__dict__.update(before)
+
+
+def _stays(name: str, module: nn.Module) -> Callable[..., nn.Module]:
+    """Return a ``to`` that moves a component nowhere, and refuses to convert it."""
+
+    def to(*args: Any, **kwargs: Any) -> nn.Module:
+        _, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None and any(p.dtype != dtype for p in module.parameters() if p.is_floating_point()):
+            raise CaptureError(f"the pipeline casts {name} to {dtype}", fix="use a pipeline that computes in float32")
+        return module
+
+    return to

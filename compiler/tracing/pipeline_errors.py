@@ -1,0 +1,36 @@
+"""Name the line of a pipeline's code in errors of its trace."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from diffc.compiler.errors import CaptureError
+
+
+@contextmanager
+def pipeline_errors() -> Iterator[None]:
+    """Raise each failure as a `CaptureError` that names the line of the pipeline's code where it arose."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, CaptureError):
+            what, fix = error.what, error.fix
+        elif type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
+            what, fix = f"{error} asks a symbolic value for a number", None
+        else:
+            what, fix = f"the pipeline refuses: {error}", "ask for what the pipeline can do"
+        fix = fix or "the sampler must not branch on, or read, what only the run knows"
+        raise CaptureError(what, where=pipeline_line(traceback.extract_tb(error.__traceback__)), fix=fix) from error
+
+
+def pipeline_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Return the innermost line that is neither PyTorch's nor ours."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+    last = theirs[-1] if theirs else frames[-1]
+    return f"{last.filename}:{last.lineno}: {last.line}"

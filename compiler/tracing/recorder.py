@@ -1,0 +1,170 @@
+"""Record what a function does to symbolic tensors, as the operations of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.aten import STRIDELESS, Trait, has
+from diffc.compiler.graph.export import type_of
+from diffc.compiler.graph.lazy_weights import read
+from diffc.compiler.ir.program import Literal, Op, Polynomial, Ref, Table, Value
+from diffc.compiler.tracing.functionalize import Link, link, refresh, write
+from diffc.compiler.tracing.request_inputs import Image, Tensor
+from diffc.compiler.tracing.symbolic_tensor import Symbolic
+from diffc.compiler.tracing.value_ranges import decided, kept
+
+NOISE = ("aten::randn", "aten::randn_like", "aten::normal_functional")
+"""Random operators that draw from the normal distribution."""
+
+DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator")
+"""Arguments of ATen operators that say where and how a tensor is stored, not what it is."""
+
+aten = torch.ops.aten
+DECOMPOSED: dict[Any, Callable[..., torch.Tensor]] = {
+    aten.lerp.Scalar: lambda start, end, weight: start + (end - start) * weight,
+    aten.lerp.Tensor: lambda start, end, weight: start + (end - start) * weight,
+    aten.addcmul.default: lambda start, one, two, value=1: start + one * two * value,
+    aten.addcdiv.default: lambda start, one, two, value=1: start + one / two * value,
+}
+"""Operators that are recorded as the arithmetic that they stand for."""
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Record each operation on a symbolic tensor while the mode is on; everything else runs as it always does."""
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.fake_mode = fake_mode
+        self.ops, self.tables, self.counts = list[Op](), dict[str, Table](), dict[str, int]()
+
+    def array(self, name: str, item: Image | Tensor) -> Symbolic:
+        """Return the symbolic tensor of an input of the request."""
+        tensor = Symbolic(self.fake_mode.from_tensor(torch.zeros(item.shape)), name)
+        tensor.bounds = (0.0, 1.0) if isinstance(item, Image) else None
+        return tensor
+
+    def value(self, fake: torch.Tensor, prefix: str) -> Symbolic:
+        """Return a new symbolic tensor, named by a prefix and a number."""
+        number = self.counts.get(prefix, 0)
+        self.counts[prefix] = number + 1
+        return Symbolic(fake, f"{prefix}{number}")
+
+    def append(
+        self,
+        operator: str,
+        args: tuple[Literal, ...],
+        attrs: Sequence[tuple[str, Literal]],
+        results: Sequence[Symbolic],
+    ) -> None:
+        """Append an operation to the program."""
+        values = tuple(Value(result.label, type_of(result.fake)) for result in results)
+        self.ops.append(Op(operator, args, tuple(attrs), results=values))
+
+    def name(self, tensor: Symbolic) -> str:
+        """Return the name under which the present elements of a tensor stand in the program."""
+        refresh(tensor, self.record)
+        return tensor.label
+
+    def literal(self, item: Any) -> Literal:
+        """Return an argument as it stands in the program; constant tensors become tables."""
+        if isinstance(item, Symbolic):
+            return Ref(self.name(item))
+        if isinstance(item, torch.Tensor):
+            return item.item() if item.dim() == 0 else self._table(item)
+        if isinstance(item, list | tuple):
+            return tuple(self.literal(entry) for entry in item)
+        if isinstance(item, torch.dtype):
+            return str(item).removeprefix("torch.")
+        if item is None or isinstance(item, bool | int | str):
+            return item
+        return float(item)
+
+    def step(self, latents: Any) -> None:
+        """Record that a step of the sampler has ended with these latents."""
+        if isinstance(latents, Symbolic):
+            self.ops.append(Op("step", (Ref(self.name(latents)),), (), (Polynomial.constant(1.0),)))
+
+    def record(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record an operator that writes into nothing, and return its symbolic results."""
+        returned = self._fake(func, args, kwargs)
+        leaves, structure = pytree.tree_flatten(returned)
+        if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise CaptureError(f"{func} asks a symbolic value for a number")
+        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        symbolic = [operand for operand in operands if isinstance(operand, Symbolic)]
+        outcome = decided(func, symbolic[0].bounds, args, leaves[0].shape) if len(leaves) == 1 else None
+        if outcome is not None:
+            return outcome
+        results = [self.value(leaf, "v") for leaf in leaves]
+        attrs = [(key, self.literal(value)) for key, value in kwargs.items() if key not in DROPPED]
+        self.append(str(STRIDELESS.get(func, func)), tuple(map(self.literal, args)), attrs, results)
+        for value in results if len(symbolic) == len(operands) else ():
+            terms = symbolic[0].numel() // max(1, value.numel())
+            value.bounds = kept(func, [operand.bounds for operand in symbolic], value.dtype, terms)
+        if has(func, Trait.VIEW):
+            several = isinstance(returned, list | tuple)
+            for index, value in enumerate(results):
+                link(value, args[0], Link(func, tuple(args[1:]), kwargs, index if several else None))
+        return pytree.tree_unflatten(results, structure)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        symbolic = any(isinstance(leaf, Symbolic) for leaf in pytree.tree_leaves((args, kwargs)))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self._noise(func, args, kwargs)
+        if not symbolic:
+            return func(*args, **kwargs)
+        if func in DECOMPOSED:
+            with self:
+                return DECOMPOSED[func](*args, **kwargs)
+        if func._schema.is_mutable:
+            return self._mutate(func, args, kwargs)
+        return self.record(func, args, kwargs)
+
+    def _fake(self, func: Any, args: Any, kwargs: Any) -> Any:
+        def fake(leaf: Any) -> Any:
+            if isinstance(leaf, Symbolic):
+                return leaf.fake
+            return self.fake_mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        with self.fake_mode:
+            return func(*pytree.tree_map(fake, args), **pytree.tree_map(fake, kwargs))
+
+    def _mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record an in-place operation as the one that returns a new value, which takes the old one's place."""
+        target = args[0]
+        packet = func._schema.name.split("::")[1].removesuffix("_")
+        pure = getattr(getattr(aten, packet, None), func._overloadname, None)
+        if not isinstance(target, Symbolic):
+            raise CaptureError(f"{func} writes what only the run knows into a constant", fix="write into a new tensor")
+        if pure is None:
+            raise CaptureError(f"{func} writes in place", fix="use the operation that returns a new tensor")
+        write(target, self.record(pure, args, kwargs), self.record)
+        return target
+
+    def _noise(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Symbolic:
+        if func._schema.name not in NOISE:
+            raise CaptureError(f"{func} draws numbers that are not normal", fix="draw noise with torch.randn")
+        if kwargs.get("generator") is not None:
+            raise CaptureError(
+                f"{func} draws from a generator of its own", fix="draw from the request's seed: no generator"
+            )
+        fake = self._fake(func, args, kwargs)
+        if fake.dtype != torch.float32:
+            raise CaptureError(f"{func} draws {fake.dtype}", fix="draw noise in float32")
+        noise = self.value(fake, "n")
+        self.append("noise", (), (), [noise])
+        return noise
+
+    def _table(self, tensor: torch.Tensor) -> Ref:
+        data = read(tensor).detach().contiguous()
+        table = Table.of((data.float() if data.dtype == torch.bfloat16 else data).numpy().copy())
+        self.tables.setdefault(table.name, table)
+        return Ref(table.name)
