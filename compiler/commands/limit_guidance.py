@@ -11,7 +11,7 @@ import torch
 
 from diffc.compiler.tracing.component_calls import returned_tensors, with_tensors
 from diffc.compiler.tracing.pipeline import CALLBACK
-from diffc.compiler.tracing.pipeline_inputs import DENOISERS
+from diffc.compiler.tracing.pipeline_inputs import latent_models
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def limit_guidance(pipeline: Any, recipe: Any, steps: int) -> Iterator[dict[str,
         first.extend(tensors if not first else [])
         return with_tensors(returned, iter(first))
 
-    denoisers = [getattr(pipeline, name) for name in DENOISERS if getattr(pipeline, name, None)]
+    denoisers = latent_models(pipeline)
     before = [denoiser.forward for denoiser in denoisers]
     for denoiser, forward in zip(denoisers, before, strict=True):
         denoiser.__dict__["forward"] = partial(conditional, forward)

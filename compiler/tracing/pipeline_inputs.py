@@ -16,12 +16,12 @@ from typing import Any, get_args
 
 import PIL.Image
 import torch
+from diffusers import ModelMixin
 
 from diffc.compiler.errors import BuildError
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.runtime.program.facts import Facts
 
-DENOISERS = ("unet", "transformer")
 PREPARED = "prepared"
 KIND = re.compile(r"prepared|picture(?::(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*))?|(?P<shape>[1-9]\d*(?:x[1-9]\d*)*)")
 
@@ -127,11 +127,17 @@ def _refuse_unknown_shapes(pipeline: Any, parameters: Parameters, kinds: Mapping
         raise BuildError(what, where="the arguments of its call", fix=fix)
 
 
+def latent_models(pipeline: Any) -> list[ModelMixin]:
+    """List the components that compute on latents alone: models of diffusers that decode nothing."""
+    components = pipeline.components.values()
+    return [model for model in components if isinstance(model, ModelMixin) and not hasattr(model, "decode")]
+
+
 def _own_size(pipeline: Any) -> Size:
-    """Find the size in pixels that the denoiser was made for."""
+    """Return the size in pixels that the denoiser was made for."""
     factor = getattr(pipeline, "vae_scale_factor", None)
-    sizes = [getattr(c.config, "sample_size", None) for c in (getattr(pipeline, n, None) for n in DENOISERS) if c]
-    if not factor or not sizes or not isinstance(sizes[0], int):
+    sizes = [size for c in latent_models(pipeline) if isinstance(size := getattr(c.config, "sample_size", None), int)]
+    if not factor or not sizes:
         raise BuildError(
             "the size of the picture is not known", where=type(pipeline).__name__, fix="give it with --size"
         )

@@ -1,11 +1,13 @@
 """Ask for pictures and tensors as the signature of a pipeline's call has them."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import PIL.Image
 import pytest
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
 
 from diffc.compiler.errors import BuildError
 from diffc.compiler.tracing.pipeline_inputs import as_arguments, asked_arrays
@@ -14,9 +16,22 @@ from diffc.compiler.tracing.request_inputs import Image, Tensor
 Pictures = PIL.Image.Image | torch.Tensor | list[PIL.Image.Image] | list[torch.Tensor]
 
 
+class Model(ModelMixin, ConfigMixin):
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, sample_size: int) -> None:
+        super().__init__()
+
+
+class Autoencoder(Model):
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+
 class Pipeline:
     vae_scale_factor = 8
-    unet = SimpleNamespace(config=SimpleNamespace(sample_size=4))
+    components: dict[str, Any] = {"encoder": nn.Linear(1, 1), "autoencoder": Autoencoder(64), "denoiser": Model(4)}
 
     def __call__(
         self,
@@ -73,6 +88,6 @@ def test_refuses(kinds: dict[str, str], message: str) -> None:
 
 def test_the_size_of_a_picture_must_be_known() -> None:
     pipeline = Pipeline()
-    pipeline.unet = None
+    pipeline.components = {"encoder": nn.Linear(1, 1), "autoencoder": Autoencoder(64)}
     with pytest.raises(BuildError, match="the size of the picture is not known"):
         asked_arrays(pipeline, {"embeds": "7"}, batch=1, size=None)
