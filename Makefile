@@ -4,7 +4,7 @@ OUT     ?= out
 VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := compiler passes runtime tests examples benchmarks
+SOURCES := compiler passes plugins runtime tests examples benchmarks
 LINUX   := sys_platform == 'linux' and platform_machine == 'x86_64'
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
@@ -100,5 +100,5 @@ $(VENV)/dev.stamp: $(VENV)/compiler.stamp
 # mypy cannot see through setuptools' package-dir: show it the packages under their import names.
 .mypy/stamp: pyproject.toml
 	mkdir -p .mypy/diffc
-	ln -sfn ../../compiler ../../passes ../../runtime .mypy/diffc/
+	ln -sfn ../../compiler ../../passes ../../plugins ../../runtime .mypy/diffc/
 	touch $@

@@ -62,6 +62,9 @@ class Backend(Protocol):
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the graphs' files below the folder and return the file of each graph."""
 
+    def custom_operators(self, graph: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return the manifest's entries for the operators of plugins that a lowered graph needs, by domain."""
+
     def engines(
         self,
         graphs: Sequence[Graph],

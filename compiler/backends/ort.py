@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +14,8 @@ from diffc.compiler.backends.ort_dialect import OrtDialect
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
+from diffc.runtime.engines.ort import ENGINE
+from diffc.runtime.plugins import find_plugin
 from diffc.runtime.precisions import PRECISIONS, Precision
 
 
@@ -25,6 +27,7 @@ class Ort(Onnx):
         "w8a8": replace(PRECISIONS["w8a8"], recipe="w8a8_onnx_runtime"),
     }
     dialect = OrtDialect
+    engine = ENGINE
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
@@ -55,7 +58,9 @@ class Ort(Onnx):
             progress(f"check {graph.name}")
             try:
                 onnxruntime.InferenceSession(
-                    (folder / files[graph.name]).read_bytes(), _options(folder), providers=["CPUExecutionProvider"]
+                    (folder / files[graph.name]).read_bytes(),
+                    _options(folder, self.custom_operators(graph.name)),
+                    providers=["CPUExecutionProvider"],
                 )
             except Exception as error:
                 where = f"component {graph.component}"
@@ -65,8 +70,10 @@ class Ort(Onnx):
         return files
 
 
-def _options(folder: Path) -> onnxruntime.SessionOptions:
+def _options(folder: Path, domains: Iterable[str]) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
+    for domain in domains:
+        options.register_custom_ops_library(str(find_plugin(domain).libraries[ENGINE]))
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay in their file, unread
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))

@@ -26,7 +26,8 @@ from diffc.runtime.bundle.open import MANIFEST, TABLES
 class Contents:
     """Hold what a bundle states and stores beside the files of its graphs and engines.
 
-    ``files`` maps each graph to its file, ``engines`` each graph to its engine, ``tokenizers`` each name to the content
+    ``files`` maps each graph to its file, ``engines`` each graph to its engine, ``extras``
+    each graph to what else its manifest entry states, ``tokenizers`` each name to the content
     of its ``tokenizer.json``, and ``reports`` the names of JSON files to their content.
     """
 
@@ -35,6 +36,7 @@ class Contents:
     tokenizers: Mapping[str, str]
     files: Mapping[str, str]
     engines: Mapping[str, BuiltEngine]
+    extras: Mapping[str, Mapping[str, Any]]
     work: Work
     provenance: Mapping[str, Any]
     reports: Mapping[str, Any]
@@ -73,7 +75,7 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
         "diffc": importlib.metadata.version("diffc"),
         "target": contents.target,
         "programs": {program.name: _program_entry(program) for program in contents.programs},
-        "graphs": {name: _graph_entry(graph, contents.files[name]) for name, graph in graphs.items()},
+        "graphs": {name: _graph_entry(graph, contents) for name, graph in graphs.items()},
         "engines": {name: engine.entry for name, engine in contents.engines.items()},
         "tokenizers": {name: f"tokenizer/{name}.json" for name in contents.tokenizers},
         "files": {name: file_entry(files[name]) for name in sorted(files)},
@@ -87,13 +89,14 @@ def _program_entry(program: Program) -> dict[str, Any]:
     return {"text": str(program), **({} if program.facts is None else asdict(program.facts))}
 
 
-def _graph_entry(graph: Graph, file: str) -> dict[str, Any]:
+def _graph_entry(graph: Graph, contents: Contents) -> dict[str, Any]:
     return {
-        "file": file,
+        "file": contents.files[graph.name],
         "kind": ONNX,
         "component": graph.component,
         "stage": graph.stage,
         "reduced_range": has_reduced_range(graph),
+        **contents.extras.get(graph.name, {}),
     }
 
 

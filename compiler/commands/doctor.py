@@ -15,13 +15,18 @@ import onnxruntime
 from diffc.compiler.backends.backend import GROUP, find_backend
 from diffc.compiler.errors import TargetError
 from diffc.runtime import load
+from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.engines.cpu import multiplies_bytes
 from diffc.runtime.engines.cuda import find_cuda, find_gpu
 from diffc.runtime.engines.openvino import INSTALL, openvino_version, recommended
+from diffc.runtime.engines.ort import ENGINE
 from diffc.runtime.engines.registry import check_engine
 from diffc.runtime.engines.tensorrt_library import INSTALL as INSTALL_TENSORRT
 from diffc.runtime.engines.tensorrt_library import RTX, architectures, find_library, installed
+from diffc.runtime.entry_points import registered
 from diffc.runtime.errors import BundleError
+from diffc.runtime.plugins import GROUP as PLUGINS
+from diffc.runtime.plugins import find_plugin, state_of
 
 COMPILER = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy")
 
@@ -50,8 +55,10 @@ def examine(bundle: Path | None) -> dict[str, Any]:
         except TargetError as error:
             checks[f"backend {name}"] = _check(False, f"{error.what}: {error.fix}")
     checks["targets"] = _check(bool(targets), ", ".join(targets) or "none without the compiler")
+    checks |= {f"plugin {name}": _plugin(name) for name in registered(PLUGINS)}
     if bundle is not None:
         checks["bundle"] = _bundle(bundle)
+        checks |= _kernels(bundle)
     return {"checks": checks, "targets": targets, "engine": recommended()}
 
 
@@ -101,6 +108,24 @@ def _bundle(path: Path) -> dict[str, Any]:
     except BundleError as error:
         return _check(False, f"{path} is whole and does not run here: {error.what}: {error.fix}")
     return _check(True, f"{path} is whole and runs here: {sampler.target}, {', '.join(sampler.programs)}")
+
+
+def _plugin(domain: str) -> dict[str, Any]:
+    """Check whether a plugin can be imported, and list its operators and libraries."""
+    try:
+        plugin = find_plugin(domain)
+    except BundleError as error:
+        return _check(False, f"{error.what}: {error.fix}")
+    libraries = ", ".join(f"{path.name} for {engine}" for engine, path in plugin.libraries.items())
+    operators = ", ".join(operator.onnx for operator in plugin.operators)
+    return _check(True, f"{plugin.package} brings {operators}; {libraries or 'every target writes them out'}")
+
+
+def _kernels(path: Path) -> dict[str, dict[str, Any]]:
+    """Check what computes the operators of plugins in a bundle."""
+    manifest = open_bundle(path).manifest
+    entries = {domain: entry for graph in manifest.graphs for domain, entry in manifest.operators(graph).items()}
+    return {f"kernels {domain}": _check(*state_of(domain, entry, ENGINE)) for domain, entry in entries.items()}
 
 
 def _check(ok: bool, detail: str) -> dict[str, Any]:

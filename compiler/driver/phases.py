@@ -13,7 +13,7 @@ from torch import nn
 
 from diffc import passes
 from diffc.compiler.analysis.work import work_by_stage
-from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.backend import Backend, find_backend
 from diffc.compiler.bundle.atomic_folder import check_space
 from diffc.compiler.bundle.disk_space import bytes_needed
 from diffc.compiler.bundle.provenance import provenance_of
@@ -172,7 +172,15 @@ def lower(state: State) -> State:
     files = backend.lower(list(graphs.values()), target.precision, folder, progress)
     engines = backend.engines(list(graphs.values()), files, target.precision, target.archs, folder, progress)
     built = {"engines": {Path(engine.file).stem: asdict(engine) for engine in engines.values()}} if engines else {}
-    return replace(state, files=files, engines=engines, reports={**state.reports, **built})
+    extras = {name: _extra(backend, name) for name in graphs}
+    return replace(state, files=files, engines=engines, extras=extras, reports={**state.reports, **built})
+
+
+def _extra(backend: Backend, graph: str) -> dict[str, Any]:
+    """Return what a graph's entry in the manifest states where its file is not ONNX, or needs a plugin."""
+    kind = {} if backend.kind == "onnx" else {"kind": backend.kind}
+    operators = backend.custom_operators(graph)
+    return kind | ({"operators": operators} if operators else {})
 
 
 def write(state: State) -> State:
@@ -183,6 +191,7 @@ def write(state: State) -> State:
         state.tokenizers,
         state.files,
         state.engines,
+        state.extras,
         state.work,
         state.provenance,
         state.reports,

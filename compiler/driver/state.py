@@ -52,6 +52,7 @@ class State:
     notes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     engines: Mapping[str, BuiltEngine] = field(default_factory=dict)
+    extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -73,6 +73,18 @@ class Manifest:
         """Return the kind of a graph's file: ``onnx``, unless the manifest names another."""
         return str(self.raw["graphs"][graph].get("kind", ONNX))
 
+    def operators(self, graph: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return the operators of plugins that a graph needs, by domain. Raises `BundleError` for damaged entries."""
+        entries = typed(self.raw["graphs"][graph].get("operators", {}), dict, f"graphs, {graph}, operators")
+        for domain, entry in entries.items():
+            where = f"operators, {domain}"
+            for key in ("package", "version", "library", "sha256"):
+                typed(typed(entry, dict, where).get(key), str, f"{where}, {key}")
+            typed(entry.get("has_functions"), bool, f"{where}, has_functions")
+            for name in typed(entry.get("operators"), list, f"{where}, operators"):
+                typed(name, str, f"{where}, operators")
+        return entries
+
     def has_reduced_range(self, graph: str) -> bool:
         """Say whether no two products of bytes in a graph can be too large for 16 bits."""
         return self.raw["graphs"][graph].get("reduced_range") is True

@@ -9,11 +9,16 @@ from diffc.runtime.bundle.onnx_external_data import quantizes_to_floats
 from diffc.runtime.bundle.open import Bundle
 from diffc.runtime.engines.cpu import computes_in_bytes
 from diffc.runtime.engines.session import Session
+from diffc.runtime.plugins import library_of
 
 EXTERNAL = "session.model_external_initializers_file_folder_path"
 WEIGHTS_ONLY = "session.qdq_matmulnbits_accuracy_level"  # 0: where only weights are quantized, compute in float
 ONE_ARENA = "session.use_env_allocators"
 IN_FLOAT = "session.disable_quant_qdq"  # 1: what Q/DQ describes is computed in float, on rounded values
+
+
+ENGINE = "onnxruntime"
+"""Its name among the libraries of a plugin."""
 
 
 class OnnxRuntime:
@@ -44,6 +49,9 @@ def open_onnx_runtime(bundle: Bundle, graph: str, threads: int) -> Session:
     model = bundle.graph(graph)
     if quantizes_to_floats(model):  # which the optimizer takes for integers (seen in 1.31.1)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    for domain, entry in bundle.manifest.operators(graph).items():
+        if library := library_of(domain, entry, ENGINE):
+            options.register_custom_ops_library(str(library))
     _share_memory()
     options.add_session_config_entry(ONE_ARENA, "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,16 +23,16 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from diffc.compiler.backends.backend import BuiltEngine
+from diffc.compiler.backends.onnx.custom_operators import Entries, plugins_of, resolve, translations
 from diffc.compiler.backends.onnx.dialect import Dialect
 from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
-from diffc.compiler.backends.onnx.quantized_ops import lower_quantized_ops, translations
+from diffc.compiler.backends.onnx.quantized_ops import lower_quantized_ops
 from diffc.compiler.backends.onnx.weight_store import WeightStore
 from diffc.compiler.errors import BackendError, Progress
 from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.export import one_layout
 from diffc.compiler.graph.lazy_weights import Weight
 from diffc.compiler.ir.program import Graph
-from diffc.compiler.quantization import ops
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.runtime.disk_cache import Cache
 from diffc.runtime.precisions import PRECISIONS, Precision
@@ -68,6 +69,9 @@ class Onnx:
 
     kind: ClassVar[str] = "onnx"
 
+    engine: ClassVar[str] = ""
+    """The engine whose libraries of plugins its graphs may need; none where graphs are to run in any."""
+
     file: ClassVar[str] = "graphs/{}.onnx"
     """Where a graph lies in the bundle."""
 
@@ -98,13 +102,18 @@ class Onnx:
         Raises `BackendError` naming the graph that has no ONNX form.
         """
         store, files = WeightStore(folder), dict[str, str]()
+        self.operators = dict[str, Entries]()
         storage = torch.float32 if precision in self.computes else getattr(torch, self.precisions[precision].storage)
         (folder / self.file).parent.mkdir(exist_ok=True)
         for graph in graphs:
             progress(f"lower {graph.name}")
             files[graph.name] = self.file.format(graph.name)
-            _write(graph, folder, files[graph.name], store, storage, self.dialect)
+            self.operators[graph.name] = _write(graph, folder, files[graph.name], store, storage, self)
         return files
+
+    def custom_operators(self, graph: str) -> Entries:
+        """Return the operators of plugins that a lowered graph needs, by domain."""
+        return self.operators[graph]
 
     def engines(
         self,
@@ -129,11 +138,10 @@ def attention_with_signs(scheme: Scheme) -> Scheme:
     return Scheme(activation=read[0], probabilities=read[1], values=read[2])
 
 
-def _write(
-    graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype, dialect: type[Dialect]
-) -> None:
-    model = exported(graph, _export, Cache.default(), by=code())
-    lower_quantized_ops(model, dialect)
+def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: torch.dtype, backend: Onnx) -> Entries:
+    model = exported(graph, _export, Cache.default(), by=code(graph))
+    lower_quantized_ops(model, backend.dialect)
+    entries = resolve(model, backend.engine)
     common.RemoveUnusedNodesPass()(model)
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
@@ -169,6 +177,7 @@ def _write(
     except onnx.checker.ValidationError as error:
         raise _failure(graph, error) from error
     checked.rename(folder / file)
+    return entries
 
 
 def _may_be_sizes(tensor: onnx_ir.TensorProtocol) -> bool:
@@ -188,7 +197,7 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
                 output_names=[f"{port.name}_" for port in graph.outputs],
                 verbose=False,
                 optimize=False,
-                custom_translation_table=translations(),
+                custom_translation_table=translations(graph.body),
             )
     except Exception as error:
         raise _failure(graph, error) from error
@@ -206,9 +215,10 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
     return model
 
 
-def code() -> list[Path]:
-    """List the files of the code that decides what a graph is exported as."""
-    return [*Path(__file__).parent.glob("*.py"), Path(ops.__file__)]
+def code(graph: Graph) -> list[Path]:
+    """List the files of the code that decides what a graph is exported as, that of its plugins too."""
+    definitions = [import_module(plugin.definitions).__file__ for plugin in plugins_of(graph.body)]
+    return [*Path(__file__).parent.glob("*.py"), *(Path(file) for file in definitions if file)]
 
 
 class _Whole(ExportedProgram):

@@ -34,7 +34,7 @@ def contents() -> Contents:
     program = parse(TEXT)
     tables = tuple(replace(table, data=np.array([[1.0, 2.0]], np.float32)) for table in program.tables)
     programs = [replace(program, tables=tables)]
-    return Contents("ort-fp32", programs, {"tokenizer": "{}"}, {}, {}, Work({}, {}), {}, {"cache": {"chosen": 1}})
+    return Contents("ort-fp32", programs, {"tokenizer": "{}"}, {}, {}, {}, Work({}, {}), {}, {"cache": {"chosen": 1}})
 
 
 def listed(folder: Path) -> dict[str, Any]:
