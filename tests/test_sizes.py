@@ -17,6 +17,7 @@ from diffc.compiler.errors import BuildError
 from diffc.compiler.tracing.pipeline import asked_sizes
 from diffc.runtime import load
 from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, installed
+from diffc.runtime.program.facts import UNGUIDED, Facts
 from tests.command_line import digests, refused, succeeded
 from tests.test_quantized_bundles import PIPELINES, QUICK, Source
 from tests.tolerances import PICTURE, QUANTIZED_PSNR, VERIFIED_PSNR
@@ -49,6 +50,8 @@ def psnr(picture: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
 def test_each_size_has_programs_and_all_share_the_weights(bundle: Path, source: Source, tmp_path: Path) -> None:
     found = succeeded("inspect", bundle)
     assert list(found["programs"]) == NAMES
+    facts = [Facts("text-to-image", 2, size, variant) for size in SIZES for variant in ("", UNGUIDED)]
+    assert load(bundle).facts == dict(zip(NAMES, facts, strict=True))
     assert found["provenance"]["recipe"]["sizes"] == [[16, 16], [24, 16]]
     succeeded("build", source.path, *source.options, "-o", tmp_path / "one.diffc")
     assert list(load(tmp_path / "one.diffc").programs) == ["text_to_image_2", "text_to_image_2_unguided"]

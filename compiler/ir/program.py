@@ -1,4 +1,4 @@
-"""Extend the definition of programs in ``runtime/program`` by what only the compiler knows: bodies, stages, data.
+"""Extend the definition of programs in ``runtime/program`` by bodies of graphs, stages, data of tables, and facts.
 
 ``runtime/program/program.py`` starts with the grammar.
 """

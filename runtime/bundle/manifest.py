@@ -1,4 +1,4 @@
-"""Read ``manifest.json``: what a bundle holds, and what every file of it must be."""
+"""Read ``manifest.json``: the contents of a bundle, with the size and digest of every file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class File:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """Say where a graph's engine lies, what built it (``tensorrt-rtx 1.7.1.116``), and for which GPU architectures.
+    """Describe a graph's engine: its file, its builder (``tensorrt-rtx 1.7.1.116``), and its GPU architectures.
 
     One that is ``stripped`` holds no weights, and takes those of the graph's file.
     """
@@ -66,7 +66,7 @@ class Manifest:
     raw: Mapping[str, Any]
 
     def component(self, graph: str) -> str:
-        """Name the component of the pipeline that a graph belongs to; empty for arithmetic between them."""
+        """Return the component of the pipeline that a graph belongs to; empty for arithmetic between components."""
         return str(self.raw["graphs"][graph].get("component") or "")
 
     def kind(self, graph: str) -> str:
@@ -86,11 +86,11 @@ class Manifest:
         return entries
 
     def has_reduced_range(self, graph: str) -> bool:
-        """Say whether no two products of bytes in a graph can be too large for 16 bits."""
+        """Return whether the sum of any two products of 8-bit values in a graph fits 16 bits."""
         return self.raw["graphs"][graph].get("reduced_range") is True
 
     def stage(self, graph: str) -> str:
-        """Say for which stage of a component a graph was split off; empty where it was not."""
+        """Return the stage of its component that a graph was split off for; empty if it was not split."""
         return str(self.raw["graphs"][graph].get("stage", ""))
 
 
@@ -132,16 +132,16 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def typed(value: Any, kind: type[T], where: str) -> T:
-    """Give the value back if it has the type; a truth value is no integer. Raises `BundleError`."""
+    """Return the value if it has the type; a truth value is no integer. Raises `BundleError`."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = {dict: "an object", list: "a list", str: "a string", int: "an integer", bool: "true or false"}
-        wanted = names.get(kind, kind.__name__)
-        raise BundleError(f"{str(value)[:80]} is not {wanted}", where=where[:200], fix="build the bundle again")
+        expected = names.get(kind, kind.__name__)
+        raise BundleError(f"{str(value)[:80]} is not {expected}", where=where[:200], fix="build the bundle again")
     return value
 
 
 def inside(path: str) -> str:
-    """Give a relative path back if it stays where it starts. Raises `BundleError`."""
+    """Return a relative path if it stays inside its folder. Raises `BundleError`."""
     plain = PurePosixPath(path)
     windows = "\\" in path or ":" in path
     if plain.is_absolute() or ".." in plain.parts or windows or "\0" in path or str(plain) != path or path == ".":
@@ -150,10 +150,10 @@ def inside(path: str) -> str:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError("a key occurs twice")
-    return found
+    return entries
 
 
 def _mapping(raw: Mapping[str, Any], key: str, absent: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""List the files that an ONNX graph wants to read, and its outputs, without the onnx package.
+"""List the files that an ONNX graph reads, and its outputs, without the onnx package.
 
 ONNX keeps big tensors in other files, by a path in the graph (``TensorProto.external_data``). ONNX Runtime 1.23 follows
 that path anywhere on the machine, 1.31 does not. So a bundle's graphs are searched before a session sees them.
@@ -41,7 +41,7 @@ def external_files(model: bytes) -> set[str]:
 
 
 def external_bytes(model: bytes) -> int:
-    """Add up the lengths of all external tensors of a serialized ONNX model. Raises `BundleError` as the above does."""
+    """Add up the lengths of all external tensors of a serialized ONNX model. Raises `BundleError`."""
     return sum(int(length) for length in _external(memoryview(model), "model", 0, b"length") if length.isdecimal())
 
 
@@ -76,7 +76,7 @@ def quantizes_to_floats(model: bytes) -> bool:
 
 
 def _external(message: memoryview, kind: str, depth: int, key: bytes) -> Iterator[str]:
-    """Yield what external tensors say under a key."""
+    """Yield the values of a key of all external tensors."""
     if depth > DEPTH:
         raise BundleError("an ONNX graph is nested too deep", fix="build the bundle again")
     if kind == "entry":

@@ -1,4 +1,4 @@
-"""Open a bundle and check all of it: nothing that a changed byte could reach is read before this."""
+"""Open a bundle and check all of it, before anything that a changed byte could reach is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MANIFEST, TABLES = "manifest.json", "tables.safetensors"
 
 @dataclass(frozen=True)
 class Bundle:
-    """Hold what was read and checked; the weights stay on disk, under ``root``."""
+    """Hold the checked contents of a bundle; the weights stay on disk, under ``root``."""
 
     path: Path
     root: Path
@@ -66,7 +66,7 @@ def open_bundle(path: Path) -> Bundle:
 
 def _open(path: Path, root: Path) -> Bundle:
     if not (root / MANIFEST).is_file():
-        raise BundleError(f"{path} is not a bundle: no {MANIFEST}", fix="give the folder that `diffc build` wrote")
+        raise BundleError(f"{path} is not a bundle: no {MANIFEST}", fix="name the folder that `diffc build` wrote")
     with (root / MANIFEST).open("rb") as stream:
         manifest = read_manifest(stream.read(BYTES + 1))
     for name, expected in manifest.files.items():
@@ -120,8 +120,8 @@ def _program(name: str, text: str, manifest: Manifest, tables: Mapping[str, NDAr
         if graph.name not in manifest.graphs:
             raise BundleError(f"program {name} calls {graph.name}, which the bundle lacks", fix="build it again")
     for table in program.tables:
-        found = tables.get(table.name)
-        if found is None or (str(found.dtype), found.shape) != (table.type.dtype, table.type.shape):
+        array = tables.get(table.name)
+        if array is None or (str(array.dtype), array.shape) != (table.type.dtype, table.type.shape):
             raise BundleError(f"program {name} reads table {table.name}: {table.type}, which is not so", where=TABLES)
     return program
 

@@ -57,12 +57,12 @@ def _offsets(entry: Any) -> tuple[int, int]:
 
 
 def _integers(entry: Any, key: str, most: int) -> list[int]:
-    found = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(found, list) or len(found) > most or not all(type(n) is int and 0 <= n < 2**48 for n in found):
-        raise _broken(f"{key} is {str(found)[:80]}")
-    if key == "data_offsets" and len(found) != most:
-        raise _broken(f"{key} is {str(found)[:80]}")
-    return found
+    sizes = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(sizes, list) or len(sizes) > most or not all(type(n) is int and 0 <= n < 2**48 for n in sizes):
+        raise _broken(f"{key} is {str(sizes)[:80]}")
+    if key == "data_offsets" and len(sizes) != most:
+        raise _broken(f"{key} is {str(sizes)[:80]}")
+    return sizes
 
 
 def _tensor(name: str, entry: dict[str, Any], content: memoryview) -> NDArray[Any]:

@@ -45,11 +45,11 @@ class Tokenizer:
         if special > length:
             raise BundleError(f"{special} special tokens do not fit {length} tokens", fix="build the bundle again")
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        room = length - special
-        if len(encoding) > room:
-            cut = text[encoding.offsets[room][0] :]
+        space = length - special
+        if len(encoding) > space:
+            cut = text[encoding.offsets[space][0] :]
             warnings.warn(f"the prompt is longer than {length} tokens; cut off: {cut!r}", DiffcWarning, stacklevel=2)
-            encoding.truncate(room)
+            encoding.truncate(space)
         return list(self._tokenizer.post_process(encoding, None, True).ids)
 
 
@@ -69,7 +69,7 @@ def _blamed(what: str) -> Iterator[None]:
 def check_text(text: object) -> None:
     """Refuse what is no text that a tokenizer takes. Raises `RequestError`."""
     if not isinstance(text, str):
-        raise RequestError(f"the prompt is a {type(text).__name__}", fix="give a text, or a list of texts")
+        raise RequestError(f"the prompt is a {type(text).__name__}", fix="pass a text, or a list of texts")
     if "\0" in text:
         raise RequestError(f"the prompt holds a NUL byte: {text[:80]!r}", fix="take it out")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):

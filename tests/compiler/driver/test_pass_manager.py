@@ -14,6 +14,7 @@ from diffc.compiler.errors import PassError, VerifyError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
 from diffc.compiler.recipe import optional
+from diffc.runtime.program.verify import Level
 
 PROGRAM = parse("program main() { n: float32[2] = noise() return n }")
 
@@ -120,3 +121,10 @@ def test_the_time_of_a_pass_is_shown() -> None:
 
     run(PROGRAM, [slow], seen=lambda _, __, taken: seconds.append(taken))
     assert 0.02 <= seconds[0] < 2
+
+
+def test_the_result_of_a_recipe_meets_the_rules_of_its_level() -> None:
+    program = parse("program p() { n: float32[2] = noise() x: float32[2] = aten.abs.default(n) return x }")
+    assert run(program, []) is program
+    with pytest.raises(VerifyError, match="aten.abs.default is an operator of ATen"):
+        run(program, [], level=Level.NORMAL_FORM)
