@@ -36,5 +36,5 @@ def common_subexpressions(program: Program) -> Program:
             first[same] = read
             ops.append(read)
         else:
-            names |= {value.name: kept.name for value, kept in zip(op.results, first[same].results, strict=True)}
+            names |= {value.name: earlier.name for value, earlier in zip(op.results, first[same].results, strict=True)}
     return replace(program, ops=tuple(ops), outputs=tuple(names.get(name, name) for name in program.outputs)).live()

@@ -186,8 +186,8 @@ class _Fusion:
         """Compute a sum, and express by the new state the sums that were made of the oldest state in it."""
         sums, types = self.forms.sums, self.forms.types
         self.ops.append(_weighted("linear", form, (new,)))
-        alike = [other for other, theirs in sums.items() if theirs == form and types.get(other) == new.type]
-        sums |= {other: {new.name: ONE} for other in (*alike, new.name, name)}
+        alike = [equal for equal, theirs in sums.items() if theirs == form and types.get(equal) == new.type]
+        sums |= {equal: {new.name: ONE} for equal in (*alike, new.name, name)}
         living = {n: s for n, s in sums.items() if self._is_read_after(n, self.at - 1) and n != new.name}
         for old in self.states:
             if old in form and form[old].is_constant and types.get(old) == new.type:

@@ -77,8 +77,8 @@ class _Typed(nn.Module):
 
     def forward(self, *ports: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute in the new types."""
-        made: tuple[torch.Tensor, ...] = _Computing(self).run(*ports)
-        return made
+        outputs: tuple[torch.Tensor, ...] = _Computing(self).run(*ports)
+        return outputs
 
 
 def _attribute(body: fx.GraphModule, node: fx.Node) -> torch.Tensor:
@@ -138,13 +138,13 @@ class _Computing(fx.Interpreter):
         order = _order(n)
         return aten.permute.default(args[1][0], order) if order else target(*args, **kwargs)
 
-    def _as_it_was(self, given: Any) -> Any:
+    def _as_it_was(self, arguments: Any) -> Any:
         """Return the values of nodes in their own types."""
-        return fx.map_arg(given, lambda node: self._cast(self.env[node], _type(node)))
+        return fx.map_arg(arguments, lambda node: self._cast(self.env[node], _type(node)))
 
-    def _in(self, given: Any, dtype: torch.dtype) -> Any:
+    def _in(self, arguments: Any, dtype: torch.dtype) -> Any:
         """Return the values of nodes in a type; an argument that names a type is replaced by it."""
-        cast = fx.map_arg(given, lambda node: self._cast(self.env[node], dtype))
+        cast = fx.map_arg(arguments, lambda node: self._cast(self.env[node], dtype))
         return pytree.tree_map_only(torch.dtype, lambda named: dtype if named in FLOATS else named, cast)
 
     def _cast(self, value: Any, dtype: torch.dtype | None) -> Any:
@@ -166,8 +166,8 @@ def _order(node: fx.Node) -> list[int]:
     """Return the permutation of an einsum of one tensor: ONNX has no einsum of bfloat16."""
     if node.target is not aten.einsum.default:
         return []
-    given, _, wanted = str(node.args[0]).replace(" ", "").partition("->")
-    return [given.index(axis) for axis in wanted] if sorted(given) == sorted(wanted) else []
+    axes, _, order = str(node.args[0]).replace(" ", "").partition("->")
+    return [axes.index(axis) for axis in order] if sorted(axes) == sorted(order) else []
 
 
 def _only_converts(node: fx.Node) -> bool:

@@ -86,11 +86,11 @@ class _Region(torch.nn.Module):
 
     def __init__(self, run: list[Op], types: Mapping[str, Type], read_later: set[str]) -> None:
         super().__init__()
-        made = {value.name: value for op in run for value in op.results}
-        self.read = [name for name in dict.fromkeys(n for op in run for n in op.reads()) if name not in made]
+        results = {value.name: value for op in run for value in op.results}
+        self.read = [name for name in dict.fromkeys(n for op in run for n in op.reads()) if name not in results]
         ports = {name: f"in{i}" if len(self.read) > 1 else "in" for i, name in enumerate(self.read)}
         self.inputs = tuple(Value(ports[name], types[name]) for name in self.read)
-        self.results = [value for value in made.values() if value.name in read_later]
+        self.results = [value for value in results.values() if value.name in read_later]
         self.body = [op.renamed(ports) for op in run]
         self.factors = tuple(factor({}) for op in run for factor in op.coefficients)
         self.table: Table | None = None
@@ -128,18 +128,18 @@ class _Region(torch.nn.Module):
 
     def call(self) -> Op:
         """Call the graph where the computation stood."""
-        given = tuple((port.name, Ref(name)) for port, name in zip(self.inputs, self.read, strict=True))
-        return Op(self.name, (), given, (), tuple(self.results))
+        arguments = tuple((port.name, Ref(name)) for port, name in zip(self.inputs, self.read, strict=True))
+        return Op(self.name, (), arguments, (), tuple(self.results))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = {port.name: tensor for port, tensor in zip(self.inputs, tensors, strict=True)}
         factors = iter(values[FACTORS].unbind() if self.table else ())
         for op in self.body:
             if self.table and op.operator == "linear":
-                made: Sequence[torch.Tensor] = [_weighted_sum(op, values, factors)]
+                results: Sequence[torch.Tensor] = [_weighted_sum(op, values, factors)]
             else:
-                made = apply(op, values, {})
-            values |= {value.name: tensor for value, tensor in zip(op.results, made, strict=True)}
+                results = apply(op, values, {})
+            values |= {value.name: tensor for value, tensor in zip(op.results, results, strict=True)}
         return tuple(values[value.name] for value in self.results)
 
 

@@ -40,14 +40,14 @@ def recognize_linear(program: Program) -> Program:
     """Rewrite every value that is a weighted sum of values of its own type but is computed through other shapes."""
     types = program.types()
     constants = {table.name: torch.as_tensor(table.data) for table in program.tables if table.data is not None}
-    made: dict[str, Op] = {}
+    producers: dict[str, Op] = {}
     ops = list[Op]()
     for op in program.ops:
         if _is_linear(op, constants):
-            found = _weighted_sum(op, made, types, constants)
-            op = found or op
-            if found is None:
-                made[op.results[0].name] = op
+            replacement = _weighted_sum(op, producers, types, constants)
+            op = replacement or op
+            if replacement is None:
+                producers[op.results[0].name] = op
         ops.append(op)
     return replace(program, ops=tuple(ops)).live()
 
@@ -64,10 +64,10 @@ def _is_linear(op: Op, constants: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _weighted_sum(
-    op: Op, made: Mapping[str, Op], types: Mapping[str, Type], constants: Mapping[str, torch.Tensor]
+    op: Op, producers: Mapping[str, Op], types: Mapping[str, Type], constants: Mapping[str, torch.Tensor]
 ) -> Op | None:
     """Measure the weights of the values that an operation is made from; None if it is no weighted sum of them."""
-    chain, leaves = _chain(op, made, constants)
+    chain, leaves = _chain(op, producers, constants)
     type_ = op.results[0].type
     if len(chain) < 2 or not type_.is_float or not math.prod(type_.shape):
         return None
@@ -77,9 +77,9 @@ def _weighted_sum(
     samples = [
         _sample(chain, leaves, type_, constants, generator) for _ in range(2 + len(leaves) // math.prod(type_.shape))
     ]
-    columns, wanted = torch.cat([probes for probes, _ in samples]), torch.cat([result for _, result in samples])
-    weights = torch.linalg.lstsq(columns, wanted[:, None], driver="gelsd").solution[:, 0]
-    if (columns @ weights - wanted).abs().max() > EXACT * (1 + wanted.abs().max()):
+    columns, results = torch.cat([probes for probes, _ in samples]), torch.cat([result for _, result in samples])
+    weights = torch.linalg.lstsq(columns, results[:, None], driver="gelsd").solution[:, 0]
+    if (columns @ weights - results).abs().max() > EXACT * (1 + results.abs().max()):
         return None
     operands: tuple[Literal, ...] = tuple(map(Ref, leaves))
     return Op("linear", operands, (), tuple(Polynomial.constant(w) for w in _rounded(weights)), op.results)
@@ -101,17 +101,17 @@ def _sample(
     return columns, values[chain[-1].results[0].name].flatten()
 
 
-def _chain(op: Op, made: Mapping[str, Op], constants: Mapping[str, torch.Tensor]) -> tuple[list[Op], list[str]]:
+def _chain(op: Op, producers: Mapping[str, Op], constants: Mapping[str, torch.Tensor]) -> tuple[list[Op], list[str]]:
     """Follow linear operations back to the values where they start."""
     chain, leaves, pending = {id(op): op}, dict[str, None](), [op]
     while pending:
         for name in pending.pop().reads():
-            if name in made and id(made[name]) not in chain:
-                chain[id(made[name])] = made[name]
-                pending.append(made[name])
-            elif name not in made and name not in constants:
+            if name in producers and id(producers[name]) not in chain:
+                chain[id(producers[name])] = producers[name]
+                pending.append(producers[name])
+            elif name not in producers and name not in constants:
                 leaves[name] = None
-    order = [id(link) for link in made.values()]
+    order = [id(link) for link in producers.values()]
     return [*sorted((o for o in chain.values() if o is not op), key=lambda o: order.index(id(o))), op], list(leaves)
 
 

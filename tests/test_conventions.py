@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from diffc.compiler.ir.parse import parse
-from tests import program_sketch, sketch
+from tests import sketch
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [ROOT / name for name in ("compiler", "passes", "runtime", "plugins") if (ROOT / name).exists()]
@@ -64,6 +64,10 @@ UNCHECKED = {
     "mixed_precision": "its subject is types, which the drawing shows as casts among operators of any kind",
     "stage": "it draws a graph and the calls of its parts in one",
 }
+UNCHECKED |= dict.fromkeys(
+    ("a_sdm", "auto", "cachequant", "deepcache", "delta_dit", "faster_diffusion", "profiling_dit"),
+    "its calls are those of a graph that text does not hold",
+)
 FORBIDDEN_AT_RUN_TIME = ("torch", "onnx", "diffusers", "transformers", "diffc.compiler", "diffc.passes")
 
 MACHINE_PATH = re.compile(
@@ -76,43 +80,138 @@ NAMELESS = re.compile(
     "made|found|given|asked|told|wanted|said|lent|drawn|chosen|kept|other|whole|way|thing"
     "|rival|contender|culprit|room|picture|film"
 )
-NOT_YET_IN_THE_LANGUAGE: tuple[str, ...] = (
-    "compiler/analysis/",
-    "compiler/backends/",
-    "compiler/feature_cache/",
-    "compiler/graph/",
-    "compiler/ir/",
-    "compiler/quantization/",
-    "compiler/tracing/",
-    "passes/cache/",
-    "passes/common_subexpressions.py",
-    "passes/fuse_linear.py",
+# Files whose docstrings are still to be reworded.
+NOT_YET_REWORDED = {
+    "compiler/backends/onnx/export.py",
+    "compiler/backends/onnx/quantized_ops.py",
+    "compiler/backends/ort.py",
+    "compiler/calibration/float16_overflow.py",
+    "compiler/feature_cache/apply_schedule.py",
+    "compiler/feature_cache/batch_steps.py",
+    "compiler/feature_cache/cost.py",
+    "compiler/feature_cache/partition.py",
+    "compiler/feature_cache/search.py",
+    "compiler/graph/export.py",
+    "compiler/quantization/apply_plan.py",
+    "compiler/tracing/component_calls.py",
+    "compiler/tracing/pipeline.py",
+    "compiler/tracing/pipeline_inputs.py",
+    "compiler/tracing/trace.py",
+    "passes/cache/a_sdm.py",
+    "passes/cache/auto.py",
+    "passes/cache/cachequant.py",
+    "passes/cache/profiling_dit.py",
+    "passes/quantize/eda_dm.py",
+    "passes/quantize/gptq.py",
+    "passes/quantize/keep_first_last.py",
+    "passes/quantize/ptq4dm.py",
+    "passes/quantize/q_diffusion.py",
+    "passes/quantize/static_scales.py",
+    "passes/quantize/svdquant.py",
+    "passes/quantize/tfmq_dm.py",
+    "passes/quantize/vidit_q.py",
+    "runtime/bundle/manifest.py",
+    "runtime/bundle/onnx_external_data.py",
+}
+# Files with names that are still to be replaced.
+NOT_YET_RENAMED = {
+    "compiler/analysis/hoisting.py",
+    "compiler/analysis/linear_form.py",
+    "compiler/analysis/stages.py",
+    "compiler/analysis/transformer_blocks.py",
+    "compiler/backends/onnx/custom_operators.py",
+    "compiler/backends/onnx/dialect.py",
+    "compiler/backends/onnx/export.py",
+    "compiler/backends/onnx/quantized_ops.py",
+    "compiler/backends/tensorrt/bisect_crash.py",
+    "compiler/backends/tensorrt/build.py",
+    "compiler/backends/tensorrt/int4_layout.py",
+    "compiler/backends/tensorrt/merge_shapes.py",
+    "compiler/backends/tensorrt/torch_tensorrt.py",
+    "compiler/calibration/float16_overflow.py",
+    "compiler/driver/phases.py",
+    "compiler/feature_cache/apply_schedule.py",
+    "compiler/feature_cache/batch_steps.py",
+    "compiler/feature_cache/cost.py",
+    "compiler/feature_cache/partition.py",
+    "compiler/feature_cache/search.py",
+    "compiler/graph/evaluate.py",
+    "compiler/graph/export.py",
+    "compiler/graph/lazy_weights.py",
+    "compiler/quantization/apply_plan.py",
+    "compiler/quantization/plan.py",
+    "compiler/tracing/component_calls.py",
+    "compiler/tracing/pipeline.py",
+    "compiler/tracing/pipeline_inputs.py",
+    "compiler/tracing/symbolic_scalar.py",
+    "compiler/tracing/trace.py",
+    "compiler/tracing/value_ranges.py",
+    "compiler/tracing/variable_length.py",
+    "passes/cache/auto.py",
+    "passes/cache/cachequant.py",
+    "passes/cache/deepcache.py",
+    "passes/cache/delta_dit.py",
+    "passes/cache/faster_diffusion.py",
+    "passes/cache/profiling_dit.py",
     "passes/guidance_interval.py",
-    "passes/mixed_precision.py",
-    "passes/outline.py",
-    "passes/quantize/",
-    "passes/recognize_linear.py",
+    "passes/quantize/__init__.py",
+    "passes/quantize/adaround.py",
+    "passes/quantize/calibrate_ranges.py",
+    "passes/quantize/decoupled_error_correction.py",
+    "passes/quantize/eda_dm.py",
+    "passes/quantize/fp_quant.py",
+    "passes/quantize/gptq.py",
+    "passes/quantize/keep_first_last.py",
+    "passes/quantize/ptq4dm.py",
+    "passes/quantize/q_diffusion.py",
+    "passes/quantize/smoothquant.py",
+    "passes/quantize/static_scales.py",
+    "passes/quantize/svdquant.py",
+    "passes/quantize/tfmq_dm.py",
+    "passes/quantize/vidit_q.py",
     "passes/stage.py",
-    "plugins/",
-    "runtime/bundle/",
-    "runtime/engines/",
-    "runtime/program/",
-)
+    "runtime/bundle/manifest.py",
+    "runtime/bundle/open.py",
+    "runtime/bundle/safetensors.py",
+    "runtime/bundle/tokenizer.py",
+}
 
-# Modules, and folders of some, without a test of their own.
-NOT_YET_TESTED = (
-    "compiler/analysis/",
-    "compiler/backends/",
-    "compiler/feature_cache/",
-    "compiler/graph/",
-    "compiler/ir/",
-    "compiler/quantization/",
-    "compiler/tracing/",
-    "runtime/bundle/",
-    "runtime/engines/",
-    "runtime/entry_points.py",
-    "runtime/program/",
-)
+# Modules without a test of their own: others test them.
+NOT_YET_TESTED = {
+    "compiler/analysis/features.py",
+    "compiler/analysis/float32_nodes.py",
+    "compiler/analysis/hoisting.py",
+    "compiler/analysis/linear_form.py",
+    "compiler/backends/backend.py",
+    "compiler/backends/onnx/cpu_dialect.py",
+    "compiler/backends/onnx/custom_operators.py",
+    "compiler/backends/onnx/dialect.py",
+    "compiler/backends/onnx/packing.py",
+    "compiler/backends/onnx/weight_store.py",
+    "compiler/backends/ort.py",
+    "compiler/backends/ort_dialect.py",
+    "compiler/backends/tensorrt/build_process.py",
+    "compiler/backends/tensorrt/dialect.py",
+    "compiler/backends/tensorrt/int4_layout.py",
+    "compiler/calibration/run_program.py",
+    "compiler/driver/options.py",
+    "compiler/driver/phases.py",
+    "compiler/driver/state.py",
+    "compiler/feature_cache/partition.py",
+    "compiler/tracing/component_calls.py",
+    "compiler/tracing/functionalize.py",
+    "compiler/tracing/opaque_components.py",
+    "compiler/tracing/pipeline.py",
+    "compiler/tracing/pipeline_errors.py",
+    "compiler/tracing/recorder.py",
+    "compiler/tracing/request_inputs.py",
+    "compiler/tracing/symbolic_tensor.py",
+    "compiler/tracing/tokenizer_calls.py",
+    "compiler/tracing/value_ranges.py",
+    "runtime/engines/ort.py",
+    "runtime/precisions.py",
+    "runtime/program/facts.py",
+}
 
 # A pass rewrites one graph, or one program, or all of a bundle where they share what it makes, after looking at their
 # trajectories or not, or the plan of their quantization.
@@ -171,16 +270,11 @@ def test_a_pass_does_what_its_docstring_draws(path: Path) -> None:
     if sketch.SKETCH.search(module.__doc__ or ""):
         sketch.check(module.__doc__ or "", getattr(module, path.stem))
         return
-    if program_sketch.SKETCH.search(module.__doc__ or ""):
-        program_sketch.check(module.__doc__ or "", path.stem)
-        return
     if GRAPH_SKETCH.search(module.__doc__ or ""):
         assert path.stem in UNCHECKED
         return
     drawn = SKETCH.search(f"{module.__doc__}\n")
-    assert drawn, (
-        "draw the rewrite: a 'Before:' block, as tests.sketch and tests.program_sketch read it, then an 'After:' block"
-    )
+    assert drawn, "draw the rewrite: a 'Before:' or 'Before (inside a graph):' block, then an 'After:' block"
     before, options, after = drawn.groups()
     call = eval(f"lambda function, program: function(program, {options or ''})", vars(module).copy())
     program, wanted = parse(before), parse(after)
@@ -192,7 +286,7 @@ def test_a_pass_does_what_its_docstring_draws(path: Path) -> None:
 @each_module
 def test_a_module_has_a_test_in_the_mirror(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
-    if path.name != "__init__.py" and not name.startswith(NOT_YET_TESTED):
+    if path.name != "__init__.py" and name not in NOT_YET_TESTED:
         assert (ROOT / "tests" / name).with_name(f"test_{path.name}").exists()
 
 
@@ -257,12 +351,18 @@ def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 @each_module
-def test_docstrings_and_names_are_in_the_language_of_the_glossary(path: Path) -> None:
+def test_docstrings_begin_with_plain_verbs(path: Path) -> None:
     name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
-    if name.startswith(NOT_YET_IN_THE_LANGUAGE):
-        return
-    faults = [f"{name}:{line}: {text.split()[0]} …" for line, text in docstrings(tree) if DIALECT.match(text)]
-    assert faults + [f"{name}:{line}: {bound}" for line, bound in bindings(tree) if NAMELESS.fullmatch(bound)] == []
+    if name not in NOT_YET_REWORDED:
+        faults = [f"{name}:{line}: {text.split()[0]} …" for line, text in docstrings(tree) if DIALECT.match(text)]
+        assert faults == []
+
+
+@each_module
+def test_names_say_which_thing_they_hold(path: Path) -> None:
+    name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+    if name not in NOT_YET_RENAMED:
+        assert [f"{name}:{line}: {bound}" for line, bound in bindings(tree) if NAMELESS.fullmatch(bound)] == []
 
 
 @pytest.mark.parametrize("module", ["diffc.runtime", "diffc.compiler.commands.cli"])

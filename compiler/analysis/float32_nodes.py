@@ -29,16 +29,16 @@ INFINITE = 1e8
 
 def sensitive(body: fx.GraphModule, dtype: torch.dtype) -> frozenset[str]:
     """Name the nodes that compute in float32 where others do in ``dtype``."""
-    found, features = set[fx.Node](), set[fx.Node]()
+    nodes, features = set[fx.Node](), set[fx.Node]()
     for node in body.graph.nodes:
         if has(node.target, Trait.LAYER) or not features.isdisjoint(node.all_input_nodes):
             features.add(node)
     for node in body.graph.nodes:
         if _is_exact(node) or _holds_large(node, dtype):
-            found |= {node, *_leading_to(node, features)}
+            nodes |= {node, *_leading_to(node, features)}
         if _is_root(node):
-            found.update(_root_mean_square(node))
-    return frozenset(node.name for node in found if node.op == "call_function")
+            nodes.update(_root_mean_square(node))
+    return frozenset(node.name for node in nodes if node.op == "call_function")
 
 
 def _is_exact(node: fx.Node) -> bool:
@@ -50,11 +50,11 @@ def _is_exact(node: fx.Node) -> bool:
 
 def _becomes_integers(node: fx.Node) -> bool:
     """Return whether values are truncated to integers, where a small error becomes an error of one."""
-    given = node.all_input_nodes
+    sources = node.all_input_nodes
     return (
         node.target is aten._to_copy.default
         and not _floats(node)
-        and any(_floats(source) for source in given)
+        and any(_floats(source) for source in sources)
         and node.meta["val"].dtype != torch.bool
     )
 
@@ -64,10 +64,10 @@ def _floats(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in FLOATS
 
 
-def _is_of(node: fx.Node, wanted: Any) -> bool:
+def _is_of(node: fx.Node, condition: Any) -> bool:
     """Return whether an operand or a result of a node has a type that meets a condition."""
     values = pytree.tree_leaves([each.meta.get("val") for each in (node, *node.all_input_nodes)])
-    return any(isinstance(value, torch.Tensor) and wanted(value.dtype) for value in values)
+    return any(isinstance(value, torch.Tensor) and condition(value.dtype) for value in values)
 
 
 def is_double(node: fx.Node) -> bool:

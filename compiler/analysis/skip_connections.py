@@ -32,7 +32,7 @@ class Skip:
 
 def skips(graph: Graph, programs: Sequence[Program]) -> list[Skip]:
     """List the skip connections, the outermost first; empty where a graph has none."""
-    body, found = body_of(graph), list[Skip]()
+    body, skips = body_of(graph), list[Skip]()
     stages = stages_of_nodes(body, graph, stages_of_ports(graph, programs))
     weights: dict[object, int] = {}  # those that a node is computed from, a bit for each
     for at, node in enumerate(body.graph.nodes):
@@ -44,5 +44,5 @@ def skips(graph: Graph, programs: Sequence[Program]) -> list[Skip]:
             continue
         across, up = sorted(parts, key=lambda part: weights[part].bit_count())
         if weights[across] != weights[up] and not weights[across] & ~weights[up]:
-            found.append(Skip(up.name, across.name))
-    return found[::-1]
+            skips.append(Skip(up.name, across.name))
+    return skips[::-1]

@@ -43,7 +43,7 @@ def stages_of_ports(graph: Graph, programs: Sequence[Program]) -> dict[str, Stag
     that a program computes is of the request at least.
     """
     stages = dict.fromkeys((port.name for port in graph.inputs), BUILD)
-    given: dict[str, set[str]] = {port.name: set() for port in graph.inputs}
+    literals: dict[str, set[str]] = {port.name: set() for port in graph.inputs}
     for program in programs:
         values, tables = stages_of_values(program), {table.name for table in program.tables}
         for op in calls(program, graph):
@@ -51,8 +51,8 @@ def stages_of_ports(graph: Graph, programs: Sequence[Program]) -> dict[str, Stag
                 if isinstance(literal, Ref) and literal.name not in tables:
                     stages[port] |= values[literal.name] or REQUEST
                 else:
-                    given[port].add(repr(literal))
-    return {port: stage or (STEP if len(given[port]) > 1 else BUILD) for port, stage in stages.items()}
+                    literals[port].add(repr(literal))
+    return {port: stage or (STEP if len(literals[port]) > 1 else BUILD) for port, stage in stages.items()}
 
 
 def calls(program: Program, graph: Graph) -> list[Op]:

@@ -48,14 +48,14 @@ class OrtDialect(CpuDialect):
 
     def _products(self) -> list[onnx_ir.Node]:
         """List the products of matrices that read the weight, none where something else reads it, or in few bits."""
-        found = []
+        consumers = []
         for use in self.at.outputs[0].uses():
             uses = use.node.outputs[0].uses() if use.node.op_type == "Transpose" else []
             if not uses or any(each.node.op_type != "MatMul" or each.idx != 1 for each in uses):
                 return []
-            found += [each.node for each in uses]
-        given = [node.inputs[0].producer() for node in found if node.inputs[0] is not None]
-        return [] if any(is_quantized_op(each, "FakeQuantize") for each in given) else found
+            consumers += [each.node for each in uses]
+        producers = [node.inputs[0].producer() for node in consumers if node.inputs[0] is not None]
+        return [] if any(is_quantized_op(each, "FakeQuantize") for each in producers) else consumers
 
     def _blocks(self, product: onnx_ir.Node, codes: Any, scale: onnx_ir.Value, group: int, bits: int) -> None:
         """Lower a product to MatMulNBits, which reads unsigned quantized values [rows, groups, bytes]."""
@@ -68,11 +68,11 @@ class OrtDialect(CpuDialect):
             data = packed(padded) if bits == 4 else padded
             self.initializer(onnx_ir.tensor(data.reshape(rows, -1, group * bits // 8), name=name))
         x: Any = product.inputs[0]
-        made, accuracy = x.producer(), 0
-        if is_quantized_op(made, "FakeQuantizeGroups"):
-            spec = parse_spec(made.attributes["spec"].value)
+        producer, accuracy = x.producer(), 0
+        if is_quantized_op(producer, "FakeQuantizeGroups"):
+            spec = parse_spec(producer.attributes["spec"].value)
             if spec is not None and (spec.format.name, spec.group) == ("int8", group):
-                x, accuracy = made.inputs[0], 4
+                x, accuracy = producer.inputs[0], 4
         sizes = {"K": columns, "N": rows, "bits": bits, "block_size": group, "accuracy_level": accuracy}
         blocks = onnx_ir.node(
             "MatMulNBits",

@@ -36,13 +36,13 @@ def parse_target(text: str) -> Target:
     if not match:
         raise TargetError(f"{text!r} is no target", fix=f"write {FORM}")
     backend, precision = match["backend"], match["precision"]
-    found = find_backend(backend)
-    if precision not in found.precisions:
-        fix = f"choose one of {', '.join(f'{backend}-{name}' for name in sorted(found.precisions))}"
+    class_ = find_backend(backend)
+    if precision not in class_.precisions:
+        fix = f"choose one of {', '.join(f'{backend}-{name}' for name in sorted(class_.precisions))}"
         raise TargetError(f"backend {backend} has no precision {precision!r}", where=text, fix=fix)
     archs = _archs(text, match["archs"])
     for arch in archs:
-        _check_arch(text, backend, precision, arch, found.archs)
+        _check_arch(text, backend, precision, arch, class_.archs)
     return Target(backend, precision, archs)
 
 

@@ -26,10 +26,10 @@ def size(graph: Graph) -> int:
     return sum(weight.numel() for weight in graph.body.state_dict.values()) if graph.body else 0
 
 
-def needed(graph: fx.Graph, nodes: Iterable[fx.Node], given: Iterable[fx.Node]) -> set[fx.Node]:
+def needed(graph: fx.Graph, nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[fx.Node]:
     """Find all that nodes are computed from, down to what is given."""
-    found, stop = set(nodes), set(given)
+    required, stop = set(nodes), set(inputs)
     for node in reversed(graph.nodes):
-        if node in found and node not in stop:
-            found.update(node.all_input_nodes)
-    return found
+        if node in required and node not in stop:
+            required.update(node.all_input_nodes)
+    return required

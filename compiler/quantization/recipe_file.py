@@ -56,12 +56,12 @@ class RecipeFile:
 def read_recipe(path: Path) -> RecipeFile:
     """Read a recipe. Raises `RecipeError` for a file that is none, with the key or the word that is unknown."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         fix = "give a TOML file with [quantize] and [[layer]]"
         raise RecipeError(f"{path} cannot be read: {error}", fix=fix) from error
-    _check_keys(found, KEYS, str(path))
-    settings, layers = found.get("quantize", {}), found.get("layer", [])
+    _check_keys(entries, KEYS, str(path))
+    settings, layers = entries.get("quantize", {}), entries.get("layer", [])
     if not isinstance(settings, dict) or not isinstance(layers, list):
         raise RecipeError(f"{path} is no recipe", fix="write [quantize] and [[layer]]")
     _check_keys(settings, KEYS["quantize"], f"{path}: [quantize]")
@@ -86,8 +86,8 @@ def _override(layer: Any, where: str) -> Override:
     return Override(layer["name"], {key: parse_spec(text) for key, text in layer.items() if key != "name"})
 
 
-def _check_keys(found: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    for key in found:
+def _check_keys(entries: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in entries:
         if key not in (known := tuple(known)):
             raise RecipeError(
                 f"{key!r} says nothing", where=where, fix=f"{nearest(key, known)}known: {', '.join(known)}"
@@ -101,11 +101,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def matching(override: Override, names: Sequence[str]) -> set[str]:
     """List the layers that an override is for. Raises `RecipeError` where there are none."""
-    found = {name for name in names if fnmatchcase(name, override.pattern)}
-    if not found:
+    matches = {name for name in names if fnmatchcase(name, override.pattern)}
+    if not matches:
         fix = f"{nearest(override.pattern, names)}diffc inspect lists the layers of a quantized bundle"
         raise RecipeError(f"no layer is named {override.pattern!r}", where="[[layer]]", fix=fix)
-    return found
+    return matches
 
 
 def parse_passes(
@@ -165,6 +165,6 @@ def check_options(name: str, function: Callable[..., Any], options: Mapping[str,
             takes = ", ".join(known) or "none"
             raise RecipeError(f"{name} has no option {key!r}", where=where, fix=f"{nearest(key, known)}it has {takes}")
         default = known[key].default
-        wanted = (int, float) if default is None or isinstance(default, float) else (type(default),)
-        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+        types = (int, float) if default is None or isinstance(default, float) else (type(default),)
+        if not isinstance(value, types) or isinstance(value, bool) != isinstance(default, bool):
             raise RecipeError(f"{name}: {key} is {value!r}", where=where, fix=f"give a value such as {default}")

@@ -21,32 +21,32 @@ SMALLEST = 2.0**-14
 """What a factor is kept above, its inverse the largest: what 16 bits hold to the last digit."""
 
 
-def factors(layer: Layer, given: Inputs, *alphas: float) -> list[torch.Tensor]:
+def factors(layer: Layer, recorded: Inputs, *alphas: float) -> list[torch.Tensor]:
     """Compute the factors of the input's channels for each alpha: max|w|^(1 - alpha) / max|x|^alpha.
 
     A channel that is always zero, or that nothing reads, is left alone.
     """
-    assert given.largest is not None
+    assert recorded.largest is not None
     matrix = layer.matrix()
-    inputs, weights = given.largest.amax(0), matrix.abs().amax((0, *range(2, matrix.dim())))
+    inputs, weights = recorded.largest.amax(0), matrix.abs().amax((0, *range(2, matrix.dim())))
     alive = (inputs > 0) & (weights > 0)
-    found = [torch.where(alive, weights.pow(1 - alpha) / inputs.pow(alpha), 1.0) for alpha in alphas]
-    return [each.clamp(SMALLEST, 1 / SMALLEST).half().float() for each in found]
+    candidates = [torch.where(alive, weights.pow(1 - alpha) / inputs.pow(alpha), 1.0) for alpha in alphas]
+    return [each.clamp(SMALLEST, 1 / SMALLEST).half().float() for each in candidates]
 
 
-def searched(layer: Layer, given: Inputs, finish: Callable[[Layer], Layer] = lambda layer: layer) -> Layer:
+def searched(layer: Layer, recorded: Inputs, finish: Callable[[Layer], Layer] = lambda layer: layer) -> Layer:
     """Try ways to balance a layer, finish each, and give the one with the least error of its output."""
-    tried = [layer, *(replace(layer, smoothing=each) for each in factors(layer, given, *ALPHAS))]
+    tried = [layer, *(replace(layer, smoothing=each) for each in factors(layer, recorded, *ALPHAS))]
     best, least = layer, float("inf")
     for candidate in map(finish, tried):
-        error = given.error(layer, _ranged(candidate, given))
+        error = recorded.error(layer, _ranged(candidate, recorded))
         best, least = (candidate, error) if error < least else (best, least)
     return best
 
 
-def _ranged(layer: Layer, given: Inputs) -> Layer:
+def _ranged(layer: Layer, recorded: Inputs) -> Layer:
     """Return a layer with the full ranges of its input."""
-    spec, largest = layer.scheme.activation, given.largest
+    spec, largest = layer.scheme.activation, recorded.largest
     if spec is None or spec.when == "dynamic" or spec.per == "group" or largest is None:
         return layer
     bounds = (largest if layer.smoothing is None else largest * layer.smoothing).amax(1)[None]

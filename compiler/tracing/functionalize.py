@@ -31,28 +31,28 @@ class Link:
     kwargs: dict[str, Any]
     index: int | None = None
 
-    def take(self, whole: Any, record: Record) -> Any:
+    def take(self, base: Any, record: Record) -> Any:
         """Take the view of another tensor."""
-        taken = record(self.func, (whole, *self.args), self.kwargs)
+        taken = record(self.func, (base, *self.args), self.kwargs)
         return taken if self.index is None else taken[self.index]
 
-    def scatter(self, whole: Any, part: Any, record: Record) -> Any:
+    def scatter(self, base: Any, part: Any, record: Record) -> Any:
         """Return the base with this view replaced. Raises `CaptureError` where the view cannot be scattered."""
         if has(self.func, Trait.RESHAPES):
-            return part if part.shape == whole.shape else record(aten.view.default, (part, list(whole.shape)), {})
+            return part if part.shape == base.shape else record(aten.view.default, (part, list(base.shape)), {})
         if self.func in (aten.transpose.int, aten.t.default):
             return record(aten.transpose.int, (part, *(self.args or (0, 1))), {})
         if self.func is aten.permute.default:
             inverse = torch.tensor(self.args[0]).argsort().tolist()
             return record(aten.permute.default, (part, inverse), {})
         if self.func is aten.select.int:
-            return record(aten.select_scatter.default, (whole, part, *self.args), {})
+            return record(aten.select_scatter.default, (base, part, *self.args), {})
         if self.func is aten.slice.Tensor:
-            return record(aten.slice_scatter.default, (whole, part, *self.args), {})
+            return record(aten.slice_scatter.default, (base, part, *self.args), {})
         if self.func is aten.split.Tensor and self.index is not None:
             size, axis = self.args[0], self.args[1] if len(self.args) > 1 else 0
             start = self.index * size
-            return record(aten.slice_scatter.default, (whole, part, axis, start, start + part.shape[axis]), {})
+            return record(aten.slice_scatter.default, (base, part, axis, start, start + part.shape[axis]), {})
         raise CaptureError(f"a write into the result of {self.func}", fix="write into the tensor itself")
 
 
@@ -65,11 +65,11 @@ class View:
     version: int
 
 
-def link(made: Any, source: Any, step: Link) -> None:
+def link(view: Any, source: Any, step: Link) -> None:
     """Note that a tensor was made as a view of another."""
     base = source.alias.base if source.alias else source
     path = (*(source.alias.path if source.alias else ()), step)
-    made.alias = View(base, path, base.version)
+    view.alias = View(base, path, base.version)
 
 
 def refresh(tensor: Any, record: Record) -> None:
@@ -95,8 +95,8 @@ def write(target: Any, new: Any, record: Record) -> None:
     for step in view.path[:-1]:
         wholes.append(step.take(wholes[-1], record))
     part = new
-    for step, whole in zip(reversed(view.path), reversed(wholes), strict=True):
-        part = step.scatter(whole, part, record)
+    for step, base in zip(reversed(view.path), reversed(wholes), strict=True):
+        part = step.scatter(base, part, record)
     view.base.label = part.label
     view.base.version += 1
     target.label, view.version = new.label, view.base.version

@@ -27,11 +27,11 @@ class Symbolic(torch.Tensor):
 
     @staticmethod
     def __new__(cls, fake: torch.Tensor, name: str) -> Symbolic:
-        made = torch.Tensor._make_wrapper_subclass(
+        symbolic = torch.Tensor._make_wrapper_subclass(
             cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
-        made.fake, made.label, made.alias, made.version, made.bounds = fake, name, None, 0, None
-        return made
+        symbolic.fake, symbolic.label, symbolic.alias, symbolic.version, symbolic.bounds = fake, name, None, 0, None
+        return symbolic
 
     def __init__(self, fake: torch.Tensor, name: str) -> None:
         super().__init__()

@@ -94,9 +94,9 @@ class Prefix(_OfUnknownLength):
                 f"rows of {list(zeros.row)} do not make a prefix {total} rows", fix="pad it with as many"
             )
         inside = (torch.arange(rows) < self.length).reshape(rows, *[1] * len(zeros.row))
-        kept = torch.where(inside, self.whole, torch.zeros((), dtype=self.whole.dtype))[:total]
-        missing = total - kept.shape[0]
-        return torch.cat([kept, torch.zeros((missing, *zeros.row), dtype=kept.dtype)]) if missing else kept
+        values = torch.where(inside, self.whole, torch.zeros((), dtype=self.whole.dtype))[:total]
+        missing = total - values.shape[0]
+        return torch.cat([values, torch.zeros((missing, *zeros.row), dtype=values.dtype)]) if missing else values
 
 
 def prefix(whole: torch.Tensor, length: Any) -> Prefix:

@@ -140,7 +140,7 @@ class Device:
         self._cuda.cudaStreamDestroy(self._stream)
 
     def _call(self, name: str, *args: Any) -> Any:
-        error, *found = getattr(self._cuda, name)(*args)
+        error, *results = getattr(self._cuda, name)(*args)
         if error:
             raise RuntimeError(f"{name} gave {error.name}")
-        return found[0] if found else None
+        return results[0] if results else None

@@ -74,8 +74,8 @@ def open_openvino(bundle: Bundle, graph: str, threads: int) -> Session:
             request = idle.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        found = request.infer(dict(feeds))
-        outputs = [found[at] for at in range(len(compiled.outputs))]
+        results = request.infer(dict(feeds))
+        outputs = [results[at] for at in range(len(compiled.outputs))]
         idle.append(request)
         return outputs
 

@@ -124,8 +124,8 @@ def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any)
     order = output_names(bundle.graph(graph))
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        found = execution.run(feeds)
-        return [found[name] for name in order]
+        results = execution.run(feeds)
+        return [results[name] for name in order]
 
     return Session([frozenset({name}) for name in execution.inputs], len(order), run, f"{library} on {gpu.name}")
 

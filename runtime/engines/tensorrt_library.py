@@ -67,26 +67,26 @@ def find_library(kind: str | None = None) -> Library:
 
     Raises `BundleError` with the command that installs it.
     """
-    wanted = kind or next(iter(installed()), RTX)
+    library_kind = kind or next(iter(installed()), RTX)
     try:
-        module = _import(wanted)
+        module = _import(library_kind)
     except (ImportError, OSError) as error:
-        name = "TensorRT for RTX" if wanted == RTX else "TensorRT"
-        raise BundleError(f"{name} cannot be loaded: {error}", fix=INSTALL[wanted]) from error
-    return Library(module, wanted, str(module.__version__))
+        name = "TensorRT for RTX" if library_kind == RTX else "TensorRT"
+        raise BundleError(f"{name} cannot be loaded: {error}", fix=INSTALL[library_kind]) from error
+    return Library(module, library_kind, str(module.__version__))
 
 
 @cache
 def installed() -> dict[str, str]:
     """Map the kinds that are installed to their versions, without importing any."""
-    found = dict[str, str]()
+    versions = dict[str, str]()
     for kind, packages in ((RTX, ("tensorrt-rtx", BINDINGS)), (CLASSIC, ("tensorrt",))):
         for package in packages:
             try:
-                found.setdefault(kind, version(package))
+                versions.setdefault(kind, version(package))
             except PackageNotFoundError:
                 continue
-    return found
+    return versions
 
 
 def architectures(library: Library) -> list[str]:
@@ -158,12 +158,12 @@ class Plan:
         refitter = self.library.module.Refitter(self.engine, self._log)
         parser = self.library.module.OnnxParserRefitter(refitter, self._log)
         is_read = parser.refit_from_file(str(graph))
-        said = parser.get_error(0).desc() if parser.num_errors else ""
+        message = parser.get_error(0).desc() if parser.num_errors else ""
         if missing := refitter.get_missing_weights():
             lacks = f"{graph.name} lacks {len(missing)} of its {len(refitter.get_all_weights())} weights"
-            raise ValueError(f"{lacks}, {missing[0] or 'one without a name'} first{said and f': {said}'}")
+            raise ValueError(f"{lacks}, {missing[0] or 'one without a name'} first{message and f': {message}'}")
         if not is_read or not refitter.refit_cuda_engine():
-            raise ValueError(said or self.complaint or f"{self.library} does not take the weights of {graph.name}")
+            raise ValueError(message or self.complaint or f"{self.library} does not take the weights of {graph.name}")
 
 
 class Execution:
@@ -220,7 +220,7 @@ class Execution:
                 self._device.write(self._ports[name].address, array)
             if not self._device.replay():
                 self._launch()
-            found = {
+            outputs = {
                 name: self._device.read(port.address, port.shape, port.dtype)
                 for name, port in self._ports.items()
                 if name not in self.inputs
@@ -230,14 +230,14 @@ class Execution:
             if afterwards is not None:
                 with suppress(RuntimeError):  # an engine whose launches cannot be recorded is launched each time
                     afterwards()
-            return found
+            return outputs
 
-    def _taken(self, name: str, given: Array) -> Array:
+    def _taken(self, name: str, array: Array) -> Array:
         """Return an array in the engine's type and layout. Raises `ValueError` where its buffer has another size."""
         port = self._ports[name]
-        if given.shape != port.shape:
-            raise ValueError(f"{name} is {list(given.shape)}, not {list(port.shape)}")
-        return np.ascontiguousarray(given, port.dtype)
+        if array.shape != port.shape:
+            raise ValueError(f"{name} is {list(array.shape)}, not {list(port.shape)}")
+        return np.ascontiguousarray(array, port.dtype)
 
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._device.stream):
@@ -260,8 +260,8 @@ def _profile(engine: Any, inputs: Sequence[str], shapes: Mapping[str, tuple[int,
 
 def _keep_compiled(config: Any, cache: Cache, key: str) -> Callable[[], None] | None:
     """Load cached kernels into a context; where there are none for this driver, return a function that stores them."""
-    compiled, kept = config.create_runtime_cache(), cache.get(key)
-    taken = kept is not None and compiled.deserialize(kept)
+    compiled, cached = config.create_runtime_cache(), cache.get(key)
+    taken = cached is not None and compiled.deserialize(cached)
     config.set_runtime_cache(compiled)
     return None if taken else lambda: cache.put(key, bytes(compiled.serialize()))
 

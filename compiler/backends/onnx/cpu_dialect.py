@@ -32,8 +32,8 @@ class CpuDialect(Dialect):
         """Write a weight that meets integers as 8-bit integers, whatever it is stored as."""
         shape, multiples = codes.shape.numpy(), scale.producer()
         if zero is None and form in MULTIPLIED and _is_whole(multiples):
-            whole, outer = multiples.inputs
-            return self.dequantized(self._multiplied(codes, form, whole, shape), self.scale(outer), None, 0, shape)
+            integers, outer = multiples.inputs
+            return self.dequantized(self._multiplied(codes, form, integers, shape), self.scale(outer), None, 0, shape)
         if form != "e2m1" and not self._meets_integers():
             return super().weight(codes, scale, zero, group, form)
         offset = self.zero_point(zero, "uint8" if form.startswith("u") else "int8")
@@ -48,13 +48,14 @@ class CpuDialect(Dialect):
 
     def _meets_integers(self) -> bool:
         """Return whether the weight is multiplied by an integer activation, or is an integer multiple of a scale."""
-        found, pending = list[onnx_ir.Node](), [use.node for use in self.at.outputs[0].uses()]
+        consumers, pending = list[onnx_ir.Node](), [use.node for use in self.at.outputs[0].uses()]
         while pending:
             node = pending.pop()
-            found += [] if node.op_type == "Transpose" else [node]
+            consumers += [] if node.op_type == "Transpose" else [node]
             pending += [use.node for use in node.outputs[0].uses()] if node.op_type == "Transpose" else []
         return all(
-            node.inputs[0] is not None and is_quantized_op(node.inputs[0].producer(), "FakeQuantize") for node in found
+            node.inputs[0] is not None and is_quantized_op(node.inputs[0].producer(), "FakeQuantize")
+            for node in consumers
         )
 
     def _widened(self, codes: onnx_ir.Value, form: str) -> tuple[onnx_ir.Value, float]:

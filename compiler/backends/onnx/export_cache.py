@@ -71,16 +71,16 @@ class StoredTensors:
 
     def permuted(self, tensor: StoredTensor, axes: Sequence[int], name: str | None) -> StoredTensor:
         """Look at a tensor with its axes in another order."""
-        made = StoredTensor(tensor.weight.permuted(axes), tensor.dtype, name, tensor.source)
-        made.axes = tuple(tensor.axes[axis] for axis in axes)
-        return self._kept(made)
+        permuted = StoredTensor(tensor.weight.permuted(axes), tensor.dtype, name, tensor.source)
+        permuted.axes = tuple(tensor.axes[axis] for axis in axes)
+        return self._kept(permuted)
 
     def converted(self, tensor: StoredTensor, dtype: onnx_ir.DataType, name: str | None) -> StoredTensor:
         """Look at a tensor of floating-point numbers as one of another type."""
         weight = replace(tensor.weight, dtype=TYPES[dtype])
-        made = StoredTensor(weight, dtype, name, tensor.source)
-        made.axes = tensor.axes
-        return self._kept(made)
+        stored = StoredTensor(weight, dtype, name, tensor.source)
+        stored.axes = tensor.axes
+        return self._kept(stored)
 
     @property
     def say_all(self) -> bool:
@@ -157,10 +157,10 @@ def _read(data: bytes, tensors: StoredTensors) -> onnx_ir.Model | None:
             if isinstance(value.const_value, onnx_ir.ExternalTensor):
                 source, axes = json.loads(str(value.const_value.location))
                 dtype = value.const_value.dtype
-                whole = tensors.of(tensors.state[source], dtype, value.name)
-                if TYPES.get(dtype, whole.weight.dtype) != whole.weight.dtype:
-                    whole = tensors.converted(whole, dtype, value.name)
-                value.const_value = tensors.permuted(whole, axes, value.name)
+                tensor = tensors.of(tensors.state[source], dtype, value.name)
+                if TYPES.get(dtype, tensor.weight.dtype) != tensor.weight.dtype:
+                    tensor = tensors.converted(tensor, dtype, value.name)
+                value.const_value = tensors.permuted(tensor, axes, value.name)
     except (DecodeError, LookupError, TypeError, ValueError, RuntimeError):
         return None
     return model

@@ -45,10 +45,10 @@ def first_nodes(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
     known = {value.name: value for value in (*graph.value_info, *graph.output)}
     read = {name for node in nodes for name in node.input}
     wanted = {name for node in graph.node[count:] for name in node.input} | {value.name for value in graph.output}
-    made = [name for node in nodes for name in node.output if name in wanted and name in known]
+    outputs = [name for node in nodes for name in node.output if name in wanted and name in known]
     part = onnx.GraphProto(name=graph.name)
     part.node.extend(nodes)
     part.input.extend(value for value in graph.input if value.name in read)
     part.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
-    part.output.extend(known[name] for name in made)
+    part.output.extend(known[name] for name in outputs)
     return onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=part)

@@ -35,6 +35,6 @@ class TensorRTDialect(Dialect):
         options = {"axis": -1, "block_size": 16, "scale_type": int(NATIVE["e4m3"])}
         one = self.number(1)
         codes = self.op("TRT_FP4DynamicQuantize", x, one, domain=TENSORRT, outputs=2, **options)
-        made: Any = codes.producer()
-        scales = self.op("DequantizeLinear", made.outputs[1], one)
+        producer: Any = codes.producer()
+        scales = self.op("DequantizeLinear", producer.outputs[1], one)
         return self.op("DequantizeLinear", codes, scales, axis=-1, block_size=16)

@@ -54,8 +54,8 @@ def _weight(product: onnx_ir.Node) -> onnx_ir.Node | None:
 def _maker(node: onnx_ir.Node, at: int, kind: str) -> onnx_ir.Node | None:
     """Return the producer of an input if it is of a kind."""
     value = node.inputs[at]
-    made = value.producer() if value is not None else None
-    return made if made is not None and made.op_type == kind else None
+    producer = value.producer() if value is not None else None
+    return producer if producer is not None and producer.op_type == kind else None
 
 
 def _is_in_groups(weight: onnx_ir.Node) -> bool:
@@ -82,12 +82,12 @@ def _rewrite(graph: onnx_ir.Graph, product: onnx_ir.Node, weight: onnx_ir.Node) 
     )
     sizes = sizes_constant(graph, (math.prod(shape[:-1]), columns))
     matrix = onnx_ir.node("MatMul", [_flat(graph, product, activation, sizes), laid.outputs[0]])
-    whole = onnx_ir.node("Reshape", [matrix.outputs[0], sizes_constant(graph, shape)])
-    for part, node in {"laid": laid, "matrix": matrix, "whole": whole}.items():
+    reshape = onnx_ir.node("Reshape", [matrix.outputs[0], sizes_constant(graph, shape)])
+    for part, node in {"laid": laid, "matrix": matrix, "whole": reshape}.items():
         node.outputs[0].name = f"{name}_{part}"
-    made = whole.outputs[0]
+    made = reshape.outputs[0]
     made.shape, made.type = result.shape, onnx_ir.TensorType(dtype) if dtype is not None else None
-    graph.insert_before(product, [laid, matrix, whole])
+    graph.insert_before(product, [laid, matrix, reshape])
     if result.is_graph_output():
         result.name, made.name = f"{name}_replaced", name
     result.replace_all_uses_with(made, replace_graph_outputs=True)
@@ -116,11 +116,11 @@ def _insert(
 
 def _scales(graph: onnx_ir.Graph, product: onnx_ir.Node, scales: Any) -> onnx_ir.Value:
     """Transpose scales, which may be codes with a scale of their own."""
-    made = scales.producer()
-    if made is None:
+    producer = scales.producer()
+    if producer is None:
         return _transposed(graph, scales)
-    codes = _transposed(graph, made.inputs[0])
-    node = onnx_ir.node(made.op_type, [codes, *made.inputs[1:]], attributes=made.attributes)
+    codes = _transposed(graph, producer.inputs[0])
+    node = onnx_ir.node(producer.op_type, [codes, *producer.inputs[1:]], attributes=producer.attributes)
     node.outputs[0].name = f"{product.outputs[0].name}_scales"
     graph.insert_before(product, node)
     return node.outputs[0]
@@ -131,10 +131,12 @@ def _transposed(graph: onnx_ir.Graph, value: Any) -> onnx_ir.Value:
     name, tensor = f"{value.name}_transposed", value.const_value
     if name not in graph.initializers:
         array = np.ascontiguousarray(np.asarray(tensor.numpy()).T)
-        made: Any = onnx_ir.Tensor(array, tensor.dtype, name=name)
+        transposed: Any = onnx_ir.Tensor(array, tensor.dtype, name=name)
         if tensor.dtype in FOUR_BITS:
-            made = onnx_ir.PackedTensor(packed(array.view(np.uint8)), tensor.dtype, shape=made.shape, name=name)
-        graph.register_initializer(_initializer(made))
+            transposed = onnx_ir.PackedTensor(
+                packed(array.view(np.uint8)), tensor.dtype, shape=transposed.shape, name=name
+            )
+        graph.register_initializer(_initializer(transposed))
     return graph.initializers[name]
 
 

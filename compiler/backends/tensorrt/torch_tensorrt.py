@@ -123,9 +123,9 @@ def convert(network: Any, library: Library, file: str, arch: str) -> tuple[Any, 
     program = program.run_decompositions(lowering.get_decompositions())
     body = lowering.post_lowering(program.module(), settings)
     given = [node.meta["val"] for node in body.graph.find_nodes(op="placeholder")]
-    made = [node.meta["val"].dtype for node in body.graph.output_node().all_input_nodes]
+    dtypes = [node.meta["val"].dtype for node in body.graph.output_node().all_input_nodes]
     inputs = [Input(shape=tuple(value.shape), dtype=value.dtype) for value in given]
-    interpreter = Interpreter(body, inputs, made, settings)
+    interpreter = Interpreter(body, inputs, dtypes, settings)
     interpreter.ctx.net = network
     try:
         fx.Interpreter.run(interpreter)  # which converts; its own ``run`` goes on to build
