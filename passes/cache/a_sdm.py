@@ -91,7 +91,7 @@ def _units(graph: Graph, program: Program) -> Iterator[_Unit]:
 
 
 def _features(graph: Graph, program: Program, level: str) -> Iterator[tuple[Feature, float]]:
-    """Give what may be inherited, and what part of all work is done when half of its own is."""
+    """Yield the features that may be inherited, each with the part of all work before the middle of its block."""
     units, done = list(_units(graph, program)), 0.0
     total = sum(unit.work for unit in units)
     size = (lambda unit: unit.sum.meta["val"].numel()) if level == "block" else id

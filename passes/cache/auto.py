@@ -67,9 +67,9 @@ def auto(
 ) -> Searched:
     """Cache as much as pictures stand: the first program is measured, the others follow at their own steps.
 
-    ``max_drop`` is by how many dB pictures may be further than without a cache from those of ``finer``, the same
-    sampler with twice as many steps, to which more steps would bring them; with ``min_psnr`` what matters instead is
-    how near they are to pictures without a cache. Raises `PassError` where no schedule does it, with the nearest.
+    ``max_drop`` is the maximum PSNR loss, in dB, relative to the uncached images, both measured against ``finer``: the
+    same sampler with twice as many steps. ``min_psnr`` replaces it by the minimum PSNR, in dB, against the uncached
+    images. Raises `PassError` where no schedule meets the budget, with the nearest.
     """
     if max_drop < 0 or min_psnr < 0:
         raise PassError(f"auto: max-drop={max_drop:g}, min-psnr={min_psnr:g}", fix="give 0 dB or more")
@@ -140,7 +140,7 @@ class _Search:
         self.known = dict[Reuses, Trial]()
 
     def following(self, way: Reuses) -> Callable[[Program, Graph, int], Schedule]:
-        """Let programs follow a way; with another number of evaluations they do what it does at the same time."""
+        """Return the scheduler of a measured schedule; another number of evaluations follows the nearest in time."""
 
         def follow(program: Program, graph: Graph, count: int) -> Schedule:
             options = _options(graph, [program])
@@ -157,9 +157,9 @@ class _Search:
     def tried(self, max_drop: float, min_psnr: float) -> list[Trial]:
         """Draw with the schedules of two frontiers around the budget, and with all fixed ones.
 
-        What later steps make of an error is measured for single errors, in one frontier of which errors add up. It
-        overrates early ones where there are many; the other takes errors as the sampler's arithmetic has them, and for
-        unrelated.
+        The first frontier weighs each error by its measured growth in later steps, and adds errors up; it overrates
+        early errors where there are many. The second leaves errors unweighted and adds their squares, as if they were
+        independent.
         """
         measured, gained = self.drift.errors, self.drift.errors * self.gains[None, :, None]
         for errors, power in ((gained, 1), (measured, 2)):
@@ -219,5 +219,5 @@ class _Search:
 
 
 def _decibels(drawn: Sequence[Drawing], wanted: Sequence[Drawing]) -> float:
-    """Give the PSNR of pictures, the mean of all prompts."""
+    """Return the PSNR of images, the mean over prompts."""
     return float(np.mean([psnr(a.output.numpy(), b.output.numpy()) for a, b in zip(drawn, wanted, strict=True)]))

@@ -76,8 +76,8 @@ def cachequant(
         def reuses(at: int) -> tuple[Reuse, ...]:
             source = first.get(at, at)
             corrections = [pairs.correction(f, source, at) if correct and source != at else None for f in features]
-            given = zip(features, corrections, strict=True)
-            return tuple(Reuse(feature, source, each) for feature, each in given if source != at)
+            pairs_of_reuse = zip(features, corrections, strict=True)
+            return tuple(Reuse(feature, source, each) for feature, each in pairs_of_reuse if source != at)
 
         return Schedule(map(reuses, range(count)))
 
@@ -86,12 +86,12 @@ def cachequant(
 
 def _features(graph: Graph, program: Program, branch: int, span: float) -> tuple[Feature, ...]:
     """Find what is reused: inside of a skip connection, or else in the middle of a transformer."""
-    found = skips(graph, [program])
-    if found and not 0 <= branch < len(found):
-        what = f"cachequant: branch {branch} of {len(found)} skip connections"
-        raise PassError(what, where=graph.name, fix=f"give a branch from 0, the cheapest, to {len(found) - 1}")
-    if found:
-        return (Feature(found[branch].up),)
+    connections = skips(graph, [program])
+    if connections and not 0 <= branch < len(connections):
+        what = f"cachequant: branch {branch} of {len(connections)} skip connections"
+        raise PassError(what, where=graph.name, fix=f"give a branch from 0, the cheapest, to {len(connections) - 1}")
+    if connections:
+        return (Feature(connections[branch].up),)
     blocks = isotropic(graph, [program], "cachequant")
     number = max(1, round(span * len(blocks.blocks)))
     begin = (len(blocks.blocks) - number) // 2
@@ -108,15 +108,15 @@ def _parted(steps: Sequence[int], interval: int, distance: dict[tuple[int, int],
 
     @cache
     def best(begin: int, groups: int) -> tuple[float, tuple[int, ...]]:
-        """Give the smallest sum of the steps from the place ``begin`` on, and where its groups begin."""
+        """Return the smallest sum for the steps from the place ``begin`` on, and the places where its groups begin."""
         if groups == 0 or begin >= len(steps):
             return (0.0 if groups == 0 and begin == len(steps) else float("inf")), ()
-        found = [(float("inf"), tuple[int, ...]())]
+        candidates = [(float("inf"), tuple[int, ...]())]
         for end in range(begin + least, min(begin + most, len(steps)) + 1):
             rest, others = best(end, groups - 1)
             mine = sum(distance[steps[begin], steps[at]] for at in range(begin + 1, end))
-            found.append((mine + rest, (begin, *others)))
-        return min(found)
+            candidates.append((mine + rest, (begin, *others)))
+        return min(candidates)
 
     _, begins = best(0, number)
     return {step: steps[max(begin for begin in begins if begin <= at)] for at, step in enumerate(steps)}
@@ -138,15 +138,15 @@ class _Pairs:
         self.distance = defaultdict[tuple[int, int], float](float)
         self.lines = defaultdict[tuple[Feature, int, int], Lines](Lines)
         self.shapes = dict[Feature, tuple[int, ...]]()
-        self.kept = dict[tuple[Feature, int, int], torch.Tensor]()
+        self.kept_rows = dict[tuple[Feature, int, int], torch.Tensor]()
         self.seen = dict[str, torch.Tensor]()
 
     def look(self, calibration: Calibration) -> None:
         """See all trajectories; features are kept as long as they are within reach."""
         names = {name for feature in self.features for name in (feature.node, feature.base) if name}
 
-        def visit(node: fx.Node, _: object, made: torch.Tensor, sample: Sample) -> None:
-            self.seen[node.name] = made
+        def visit(node: fx.Node, _: object, output: torch.Tensor, sample: Sample) -> None:
+            self.seen[node.name] = output
             if len(self.seen) == len(names):
                 for feature in self.features:
                     self._add(feature, sample.step)
@@ -161,12 +161,14 @@ class _Pairs:
         axis = 1 if value.dim() == 4 else value.dim() - 1
         self.shapes[feature] = tuple(size if at == axis else 1 for at, size in enumerate(value.shape))
         rows, lane = value.movedim(axis, 0).flatten(1), self.calls[:call].count(step)
-        self.kept = {key: each for key, each in self.kept.items() if 0 < step - key[1] < self.reach or key[1] == step}
-        for (other, before, theirs), old in self.kept.items():
-            if other == feature and theirs == lane and before < step:
+        self.kept_rows = {
+            key: each for key, each in self.kept_rows.items() if 0 < step - key[1] < self.reach or key[1] == step
+        }
+        for (feature_before, before, theirs), old in self.kept_rows.items():
+            if feature_before == feature and theirs == lane and before < step:
                 self.distance[before, step] += float((rows - old).abs().mean() / rows.abs().mean())
                 self.lines[feature, before, step].add(old, rows)
-        self.kept[feature, step, lane] = rows
+        self.kept_rows[feature, step, lane] = rows
 
     def correction(self, feature: Feature, before: int, step: int) -> tuple[Table, Table]:
         """Fit a factor and a term for each channel by least squares; the factor is 1 where a channel is constant."""

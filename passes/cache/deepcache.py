@@ -44,7 +44,7 @@ def deepcache(
     center: int | None = None,
     power: float = 1.4,
 ) -> tuple[Program, ...]:
-    """Compute the deep levels in one of ``interval`` steps, and inside of skip connection ``branch`` never else.
+    """Compute all levels in one of ``interval`` steps; in the others, reuse what is inside skip connection ``branch``.
 
     The schedule is ``uniform``, or ``quadratic``: denser around the step ``center``, the more so the larger ``power``.
     Raises `PassError` for a graph without skip connections, and for what no schedule or branch of a program is.
@@ -69,14 +69,14 @@ def deepcache(
 
 
 def _feature(graph: Graph, program: Program, branch: int) -> Feature:
-    found = skips(graph, [program])
-    if not found:
+    connections = skips(graph, [program])
+    if not connections:
         fix = "choose delta-dit, profiling-dit, cachequant or a-sdm, which reuse residual blocks"
         raise PassError("deepcache: the denoiser has no skip connections", where=graph.name, fix=fix)
-    if not 0 <= branch < len(found):
-        what = f"deepcache: branch {branch} of {len(found)} skip connections"
-        raise PassError(what, where=graph.name, fix=f"give a branch from 0, the cheapest, to {len(found) - 1}")
-    return Feature(found[branch].up)
+    if not 0 <= branch < len(connections):
+        what = f"deepcache: branch {branch} of {len(connections)} skip connections"
+        raise PassError(what, where=graph.name, fix=f"give a branch from 0, the cheapest, to {len(connections) - 1}")
+    return Feature(connections[branch].up)
 
 
 def _uniform(count: int, interval: int) -> list[int]:

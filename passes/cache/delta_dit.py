@@ -49,11 +49,11 @@ def delta_dit(
 
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
         check_interval("delta-dit", interval, program, count)
-        found = isotropic(graph, [program], "delta-dit")
-        blocks = len(found.blocks)
+        blocks_of_graph = isotropic(graph, [program], "delta-dit")
+        blocks = len(blocks_of_graph.blocks)
         skipped = max(1, round(span * blocks))
-        (rear,) = found.features(range(blocks - skipped, blocks))
-        (front,) = found.features(range(skipped))
+        (rear,) = blocks_of_graph.features(range(blocks - skipped, blocks))
+        (front,) = blocks_of_graph.features(range(skipped))
         spans = [rear if at < switch * count else front for at in range(count)]
         return Schedule(
             tuple(Reuse(feature, at - at % interval) for feature in each if at % interval)

@@ -82,8 +82,8 @@ def _with_noise(program: Program, amount: float) -> Program:
                 fix = "leave noise out, or choose a sampler of which each step has one value, such as dpmpp-2m"
                 what = "faster-diffusion: latents are not one value that noise can be added to"
                 raise PassError(what, where=str(op), fix=fix)
-            made = Value(names.new("noised_"), noise.type)
+            noisy = Value(names.new("noised_"), noise.type)
             factors = (Polynomial.constant(1.0), Polynomial.constant(amount))
-            ops.append(Op("linear", (latents, Ref(noise.name)), (), factors, (made,)))
-            noised[next(op.reads())] = made.name
+            ops.append(Op("linear", (latents, Ref(noise.name)), (), factors, (noisy,)))
+            noised[next(op.reads())] = noisy.name
     return replace(program, ops=tuple(ops))

@@ -79,14 +79,14 @@ def profiling_dit(
         if first + 1 >= count:
             what = f"profiling-dit: {first} of {count} evaluations warm up"
             raise PassError(what, where=program.name, fix="give a smaller warmup, or more steps")
-        found = isotropic(graph, [program], "profiling-dit")
+        transformer = isotropic(graph, [program], "profiling-dit")
         if graph.name not in labels:
-            ratios = _Profile(graph, found, program, calibrated(program)).ratios()
+            ratios = _Profile(graph, transformer, program, calibrated(program)).ratios()
             labels[graph.name] = _runs(ratios, share)
         if not labels[graph.name]:
             what = "profiling-dit: all blocks look at the foreground"
             raise PassError(what, where=graph.name, fix="give the share of the blocks that is reused, as share=0.5")
-        added = [feature for each in found.features(*labels[graph.name]) for feature in each]
+        added = [feature for each in transformer.features(*labels[graph.name]) for feature in each]
         since = [max(0, at - first) % interval for at in range(count)]
         reuses = (tuple(Reuse(feature, at - since[at]) for feature in added if since[at]) for at in range(count))
         return Schedule(reuses)
@@ -109,12 +109,12 @@ class _Profile:
     Of the tokens that look at each other the picture's are those whose keys in the first block change with the latents.
     """
 
-    def __init__(self, graph: Graph, found: Transformer, program: Program, calibration: Calibration) -> None:
-        self.graph, self.found, self.calibration = graph, found, calibration
+    def __init__(self, graph: Graph, transformer: Transformer, program: Program, calibration: Calibration) -> None:
+        self.graph, self.transformer, self.calibration = graph, transformer, calibration
         ports = stages_of_ports(graph, [program])
         self.latents = [ports[port.name] >= LATENT for port in graph.inputs]
-        nodes = {node.name: node for node in found.body.graph.nodes}
-        self.products = {name: at for at, block in enumerate(found.blocks) for name in block.products}
+        nodes = {node.name: node for node in transformer.body.graph.nodes}
+        self.products = {name: at for at, block in enumerate(transformer.blocks) for name in block.products}
         if any(nodes[name].target is not aten.scaled_dot_product_attention.default for name in self.products):
             what = "profiling-dit: blocks have no attention from token to token"
             raise PassError(what, where=graph.name, fix="choose delta-dit, which looks at none")
@@ -126,44 +126,44 @@ class _Profile:
         """Find the picture's tokens, and those of the foreground, [batch, tokens], by a prompt's last evaluation."""
         blank = [torch.zeros_like(x) if is_latent else x for x, is_latent in zip(last.feeds, self.latents, strict=True)]
         keys, first = list[torch.Tensor](), dict[str, list[torch.Tensor]]()
-        names = [stream.before for stream in self.found.blocks[0].streams if stream.before]
+        names = [stream.before for stream in self.transformer.blocks[0].streams if stream.before]
 
-        def visit(node: fx.Node, given: tuple[Any, ...], made: torch.Tensor, _: Sample) -> None:
+        def visit(node: fx.Node, arguments: tuple[Any, ...], output: torch.Tensor, _: Sample) -> None:
             if node.name in self.products:
-                keys.append(given[1])
+                keys.append(arguments[1])
             else:
-                first.setdefault(node.name, []).append(made)
+                first.setdefault(node.name, []).append(output)
 
-        wanted: dict[str, Sequence[int]] = dict.fromkeys(names, ())
+        watched: dict[str, Sequence[int]] = dict.fromkeys(names, ())
         samples = (last, replace(last, feeds=tuple(blank)))
-        watch(self.graph, samples, wanted | {self.found.blocks[0].products[0]: (0, 1)}, visit)
-        self.picture = (keys[0] != keys[1]).any(-1).flatten(0, 1).any(0)
-        embedded = max((drawn - still for drawn, still in first.values()), key=lambda x: float(x.abs().sum()))
+        watch(self.graph, samples, watched | {self.transformer.blocks[0].products[0]: (0, 1)}, visit)
+        self.image_tokens = (keys[0] != keys[1]).any(-1).flatten(0, 1).any(0)
+        embedded = max((attention - still for attention, still in first.values()), key=lambda x: float(x.abs().sum()))
         self.foreground[last.prompt] = _foreground(embedded)
 
     def ratios(self) -> list[float]:
-        """Say for each block how much attention a token of the foreground draws for one of the background."""
-        sums = torch.zeros(len(self.found.blocks), 2)
+        """Return for each block the attention to a foreground token over that to a background token, both means."""
+        sums = torch.zeros(len(self.transformer.blocks), 2)
 
-        def visit(node: fx.Node, given: tuple[Any, ...], _: object, sample: Sample) -> None:
-            drawn, front = self._drawn(node, *given), self.foreground[sample.prompt]
-            sums[self.products[node.name]] += torch.stack([drawn[front].mean(), drawn[~front].mean()])
+        def visit(node: fx.Node, arguments: tuple[Any, ...], _: object, sample: Sample) -> None:
+            attention, front = self._drawn(node, *arguments), self.foreground[sample.prompt]
+            sums[self.products[node.name]] += torch.stack([attention[front].mean(), attention[~front].mean()])
 
-        chosen = replace(self.calibration, samples=tuple(self.calibration.of(self.graph))).few(SAMPLES)
-        watch(self.graph, chosen.samples, dict.fromkeys(self.products, (0, 1, 2, 3)), visit)
+        some = replace(self.calibration, samples=tuple(self.calibration.of(self.graph))).few(SAMPLES)
+        watch(self.graph, some.samples, dict.fromkeys(self.products, (0, 1, 2, 3)), visit)
         return [float(front / back) for front, back in sums]
 
     def _drawn(self, node: fx.Node, query: torch.Tensor, key: torch.Tensor, _: object, mask: Any) -> torch.Tensor:
-        """Give what each of the picture's tokens draws of their attention, [batch, tokens]; heads one at a time."""
-        told = node.kwargs.get("scale")
-        scale = told if isinstance(told, float) else query.shape[-1] ** -0.5
+        """Return the attention to each image token from the image tokens, [batch, tokens], head by head."""
+        own_scale = node.kwargs.get("scale")
+        scale = own_scale if isinstance(own_scale, float) else query.shape[-1] ** -0.5
         shared, total = query.shape[1] // key.shape[1], torch.zeros(())
         for head in range(query.shape[1]):
             scores = query[:, head].float() @ key[:, head // shared].float().mT * scale
             if mask is not None:
                 bias = mask if mask.is_floating_point() else torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
                 scores += bias.expand(*query.shape[:-1], -1)[:, head]
-            total = total + scores.softmax(-1)[:, self.picture][:, :, self.picture].mean(1)
+            total = total + scores.softmax(-1)[:, self.image_tokens][:, :, self.image_tokens].mean(1)
         return total / query.shape[1]
 
 

@@ -44,9 +44,9 @@ def adaround(
     if by not in ("layer", "block"):
         raise PassError(f"adaround: {by!r} is nothing to reconstruct", fix="use layer or block")
     few = replace(plan, calibration=plan.calibration.few(samples))
-    found = reconstruct(few, Learning(iterations, rate), blocks=by == "block", windows=windows, memory=memory)
-    rounded = {layer.name for layer in found.layers if layer.rounded is not None}
+    learned = reconstruct(few, Learning(iterations, rate), blocks=by == "block", windows=windows, memory=memory)
+    rounded = {layer.name for layer in learned.layers if layer.rounded is not None}
     refused = plan.refused(
         "adaround", lambda layer: against_rounding(layer) or ("" if layer.name in rounded else UNREACHED)
     )
-    return replace(found, calibration=plan.calibration, refusals=refused.refusals)
+    return replace(learned, calibration=plan.calibration, refusals=refused.refusals)

@@ -23,8 +23,8 @@ def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
     """Set the ranges of inputs and outputs that need one and have none."""
     if by not in METHODS:
         raise PassError(f"calibrate_ranges: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
-    wanted = [layer for layer in plan.layers if needs_range(layer)]
-    statistics = plan.statistics(wanted)
+    targets = [layer for layer in plan.layers if needs_range(layer)]
+    statistics = plan.statistics(targets)
     plan = plan.refused("calibrate_ranges", lambda layer: _against(layer, layer.name in statistics))
     return plan.mapped(lambda layer: ranged(layer, statistics[layer.name], by), lambda each: each.name in statistics)
 

@@ -38,7 +38,7 @@ def decoupled_error_correction(plan: Plan, *, samples: int = 32) -> Plan:
     ``samples`` of each graph are run. Where rows have no scales of their own that take in a factor, it is 1.
     """
     plan = round_to_nearest(calibrate_ranges(plan))
-    wanted = [layer for layer in plan.layers if layer.kind in ("linear", "conv") and layer.rounded is not None]
+    targets = [layer for layer in plan.layers if layer.kind in ("linear", "conv") and layer.rounded is not None]
     lines = defaultdict[str, Lines](Lines)
 
     def visit(layer: Layer, inputs: Tensors, _: torch.Tensor, sample: Sample) -> None:
@@ -46,7 +46,7 @@ def decoupled_error_correction(plan: Plan, *, samples: int = 32) -> Plan:
         quantized, exact = (each.apply(inputs[0], sample=sample) for each in (alone, alone.in_float()))
         lines[layer.name].add(_channels(layer, quantized), _channels(layer, exact))
 
-    replace(plan, calibration=plan.calibration.few(samples)).watch(wanted, visit)
+    replace(plan, calibration=plan.calibration.few(samples)).watch(targets, visit)
     plan = plan.refused(
         "decoupled_error_correction",
         lambda layer: against_weighted(layer) or ("" if layer.name in lines else UNREACHED),

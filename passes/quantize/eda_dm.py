@@ -55,20 +55,20 @@ def eda_dm(
     """
     if samples < 1 or radius <= 0:
         raise PassError(f"eda_dm: {samples} samples, within a radius of {radius}", fix="use numbers above 0")
-    random, kept = torch.Generator().manual_seed(seed), list[Sample]()
+    random, allotted = torch.Generator().manual_seed(seed), list[Sample]()
     for graph in plan.graphs.values():
-        given = plan.calibration.of(graph)
-        weights = _informative(plan, graph, radius, diversity) if any(sample.of > 1 for sample in given) else None
-        kept += given if weights is None else _allotted(given, weights, samples, random)
-    chosen = replace(plan.mapped(for_all_steps), calibration=replace(plan.calibration, samples=tuple(kept)))
+        samples_of = plan.calibration.of(graph)
+        weights = _informative(plan, graph, radius, diversity) if any(sample.of > 1 for sample in samples_of) else None
+        allotted += samples_of if weights is None else _allotted(samples_of, weights, samples, random)
+    calibrated = replace(plan.mapped(for_all_steps), calibration=replace(plan.calibration, samples=tuple(allotted)))
     learning = Learning(iterations, rate, layers, seed)
-    chosen = calibrate_ranges(chosen, by="mse")
-    found = reconstruct(chosen, learning, blocks=True, windows=windows, memory=memory)
-    rounded = {layer.name for layer in found.layers if layer.rounded is not None}
-    chosen = chosen.refused(
+    calibrated = calibrate_ranges(calibrated, by="mse")
+    learned = reconstruct(calibrated, learning, blocks=True, windows=windows, memory=memory)
+    rounded = {layer.name for layer in learned.layers if layer.rounded is not None}
+    calibrated = calibrated.refused(
         "eda_dm", lambda layer: against_rounding(layer) or ("" if layer.name in rounded else UNREACHED)
     )
-    return replace(found, refusals=chosen.refusals)
+    return replace(learned, refusals=calibrated.refusals)
 
 
 def _informative(plan: Plan, graph: Graph, radius: float, diversity: float) -> dict[int, float] | None:
@@ -78,11 +78,11 @@ def _informative(plan: Plan, graph: Graph, radius: float, diversity: float) -> d
         return None
     smallest = min(node.meta["val"].numel() for node in sums)
     middle = [node for node in sums if node.meta["val"].numel() == smallest]
-    given = plan.calibration.of(graph)
+    samples_of = plan.calibration.of(graph)
     features = list[torch.Tensor]()
     name = middle[len(middle) // 2].name
-    one = [sample for sample in given if sample.prompt == given[0].prompt]
-    watch(graph, one, {name: ()}, lambda _, __, made, ___: features.append(made))
+    one = [sample for sample in samples_of if sample.prompt == samples_of[0].prompt]
+    watch(graph, one, {name: ()}, lambda _, __, output, ___: features.append(output))
     weights = _density_and_diversity(torch.stack(features), radius, diversity).tolist()
     return dict(zip((sample.step for sample in one), weights, strict=True))
 
@@ -94,21 +94,23 @@ def _density_and_diversity(features: torch.Tensor, radius: float, diversity: flo
     near = distance <= radius * distance.sum() / max(1, steps * (steps - 1))
     density = _from_0_to_1(near.sum(1) - 1.0)
     unlike = [1 - torch.nn.functional.cosine_similarity(features, each[None], dim=2) for each in features]
-    found = density + diversity * _from_0_to_1(torch.stack([each.sum() for each in unlike]))
-    return found if float(found.sum()) > 0 else torch.ones(steps)
+    weights = density + diversity * _from_0_to_1(torch.stack([each.sum() for each in unlike]))
+    return weights if float(weights.sum()) > 0 else torch.ones(steps)
 
 
 def _from_0_to_1(x: torch.Tensor) -> torch.Tensor:
     return (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
 
 
-def _allotted(given: list[Sample], weights: Mapping[int, float], count: int, random: torch.Generator) -> list[Sample]:
+def _allotted(
+    samples_of: list[Sample], weights: Mapping[int, float], count: int, random: torch.Generator
+) -> list[Sample]:
     """Allot samples to steps in proportion to weights, as seats are by Webster; a step has no more than there are."""
     of_step: dict[int, list[Sample]] = {}
-    for at in torch.randperm(len(given), generator=random).tolist():
-        of_step.setdefault(given[at].step, []).append(given[at])
+    for at in torch.randperm(len(samples_of), generator=random).tolist():
+        of_step.setdefault(samples_of[at].step, []).append(samples_of[at])
     taken = dict.fromkeys(of_step, 0)
-    for _ in range(min(count, len(given))):
+    for _ in range(min(count, len(samples_of))):
         free = [step for step in taken if taken[step] < len(of_step[step])]
         best = max(free, key=lambda step: (weights.get(step, 0.0) / (2 * taken[step] + 1), -step))
         taken[best] += 1

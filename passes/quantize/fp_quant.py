@@ -39,15 +39,15 @@ def fp_quant(plan: Plan, *, by: str = "mse", samples: int = 16) -> Plan:
     """
     if by not in METHODS:
         raise PassError(f"fp_quant: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
-    wanted = [layer for layer in plan.layers if not _against(layer)]
-    statistics = plan.statistics([layer for layer in wanted if _has_range(layer)])
-    chosen = dict[str, Layer]()
-    for layer, given in layer_inputs(plan, wanted, samples=samples):
+    targets = [layer for layer in plan.layers if not _against(layer)]
+    statistics = plan.statistics([layer for layer in targets if _has_range(layer)])
+    best = dict[str, Layer]()
+    for layer, inputs in layer_inputs(plan, targets, samples=samples):
         tried = _candidates(layer, statistics.get(layer.name, ()), by)
-        errors = [given.error(layer, candidate) for candidate in tried]
-        chosen[layer.name] = tried[errors.index(min(errors))]
-    plan = plan.refused("fp_quant", lambda layer: _against(layer) or ("" if layer.name in chosen else UNREACHED))
-    return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
+        errors = [inputs.error(layer, candidate) for candidate in tried]
+        best[layer.name] = tried[errors.index(min(errors))]
+    plan = plan.refused("fp_quant", lambda layer: _against(layer) or ("" if layer.name in best else UNREACHED))
+    return plan.mapped(lambda layer: best[layer.name], lambda layer: layer.name in best)
 
 
 def _against(layer: Layer) -> str:

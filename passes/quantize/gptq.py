@@ -50,11 +50,11 @@ def gptq(
     """
     if damping <= 0:
         raise PassError(f"gptq: damping is {damping}", fix="use a number above 0, such as 0.01")
-    wanted = [layer for layer in plan.layers if not against_rounding(layer)]
+    targets = [layer for layer in plan.layers if not against_rounding(layer)]
     few = replace(plan, calibration=plan.calibration.few(samples))
     rounded = {
         layer.name: _rounded(layer, gram, damping, by_activation)
-        for layer, gram in hessians(few, wanted, windows=windows, quantized=quantized_inputs, memory=memory)
+        for layer, gram in hessians(few, targets, windows=windows, quantized=quantized_inputs, memory=memory)
     }
     plan = plan.refused("gptq", lambda layer: against_rounding(layer) or ("" if layer.name in rounded else UNREACHED))
     return plan.mapped(lambda layer: replace(layer, rounded=rounded[layer.name]), lambda each: each.name in rounded)

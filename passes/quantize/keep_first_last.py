@@ -82,13 +82,13 @@ def _last(graph: Graph) -> set[Site]:
 
 def _reached(start: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
     """Find the nodes that are met, through such as compute nothing of several places together."""
-    found, queue = set[fx.Node](), list(start)
+    reached, queue = set[fx.Node](), list(start)
     while queue:
         node = queue.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             queue += following(node) if node.op == "placeholder" or _moves(node) else ()
-    return found
+    return reached
 
 
 def _moves(node: fx.Node) -> bool:

@@ -37,21 +37,21 @@ def ptq4dm(plan: Plan, *, samples: int = 256, mean: float = 0.4, deviation: floa
     if deviation <= 0 or samples < 1:
         what = f"ptq4dm: {samples} samples cannot be drawn with a deviation of {deviation}"
         raise PassError(what, fix="use at least one sample, and a deviation above 0, such as 0.4")
-    kept = _drawn(plan.calibration, samples, NormalDist(mean, deviation), seed)
-    return calibrate_ranges(replace(plan.mapped(for_all_steps), calibration=kept), by="mse")
+    sampled = _drawn(plan.calibration, samples, NormalDist(mean, deviation), seed)
+    return calibrate_ranges(replace(plan.mapped(for_all_steps), calibration=sampled), by="mse")
 
 
 def _drawn(calibration: Calibration, count: int, times: NormalDist, seed: int) -> Calibration:
-    random, kept = torch.Generator().manual_seed(seed), set[int]()
+    random, sampled = torch.Generator().manual_seed(seed), set[int]()
     for name in dict.fromkeys(sample.graph for sample in calibration.samples):
         at = [n for n, sample in enumerate(calibration.samples) if sample.graph == name]
         weights = torch.tensor([_weight(calibration.samples[n], times) for n in at])
         if all(calibration.samples[n].of == 1 for n in at):
-            kept.update(at)
+            sampled.update(at)
         else:
-            drawn = torch.multinomial(weights, min(count, len(at)), generator=random)
-            kept.update(at[n] for n in drawn.tolist())
-    return replace(calibration, samples=tuple(calibration.samples[n] for n in sorted(kept)))
+            places = torch.multinomial(weights, min(count, len(at)), generator=random)
+            sampled.update(at[n] for n in places.tolist())
+    return replace(calibration, samples=tuple(calibration.samples[n] for n in sorted(sampled)))
 
 
 def _weight(sample: Sample, times: NormalDist) -> float:

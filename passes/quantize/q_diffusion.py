@@ -50,14 +50,16 @@ def q_diffusion(plan: Plan, *, steps: int = 20) -> Plan:
         raise PassError(f"q_diffusion: steps is {steps}", fix="use 1 or more")
     split = {name: _Splitting(graph, plan.layers) for name, graph in plan.graphs.items()}
     graphs = {name: each.graph() for name, each in split.items() if each.nodes}
-    made = [replace(p, graphs=tuple(graphs.get(g.name, g) for g in p.graphs)) for p in plan.programs]
+    rewritten = [replace(p, graphs=tuple(graphs.get(g.name, g) for g in p.graphs)) for p in plan.programs]
     known = {layer.name: layer for layer in plan.layers}
     parts = {name: layer for each in split.values() for name, layer in each.parts.items()}
-    layers = tuple(_as_before(layer, known, parts) for layer in find_layers(made))
-    kept = tuple(s for s in plan.calibration.samples if s.step in _strided(s.of, steps))
+    layers = tuple(_as_before(layer, known, parts) for layer in find_layers(rewritten))
+    strided = tuple(s for s in plan.calibration.samples if s.step in _strided(s.of, steps))
     split_names = {layer.name for layer in parts.values()}
     refused = plan.refused("q_diffusion", lambda layer: "" if layer.name in split_names else UNSPLIT)
-    return replace(refused, programs=tuple(made), layers=layers, calibration=replace(plan.calibration, samples=kept))
+    return replace(
+        refused, programs=tuple(rewritten), layers=layers, calibration=replace(plan.calibration, samples=strided)
+    )
 
 
 def _strided(count: int, steps: int) -> set[int]:
@@ -65,7 +67,7 @@ def _strided(count: int, steps: int) -> set[int]:
 
 
 def _as_before(layer: Layer, known: dict[str, Layer], parts: dict[str, Layer]) -> Layer:
-    """Give a layer that was found anew what was known of it, or the scheme of the one that it is a part of."""
+    """Return a layer with its values before the split, or with the scheme of the layer that it is a part of."""
     if layer.name in known:
         return replace(known[layer.name], sites=layer.sites, weight=layer.weight)
     return replace(layer, scheme=parts[layer.name].scheme)
@@ -75,7 +77,7 @@ class _Splitting:
     """Split the layers of one graph that read a concatenation of channels."""
 
     def __init__(self, graph: Graph, layers: Sequence[Layer]) -> None:
-        self.given, self.body = graph, body_of(graph)
+        self.original, self.body = graph, body_of(graph)
         at = {site.node: layer for layer in layers for site in layer.sites if site.graph == graph.name}
         self.parts = dict[str, Layer]()
         self.nodes = list[tuple[fx.Node, Layer, list[int]]]()
@@ -88,16 +90,16 @@ class _Splitting:
                 self.nodes.append((node, layer, bounds))
 
     def graph(self) -> Graph:
-        """Give the graph with these layers split."""
+        """Return the graph with these layers split."""
         for node, layer, bounds in self.nodes:
-            if any(found is not None for found in (layer.low, layer.smoothing, layer.branch, layer.rounded)):
+            if any(value is not None for value in (layer.low, layer.smoothing, layer.branch, layer.rounded)):
                 what = f"q_diffusion: {layer.name} is already smoothed, rounded or has ranges, and is to be split"
                 raise PassError(what, fix="run q_diffusion before the passes that quantize")
             self._split(node, layer, bounds)
         self.body.graph.lint()
         self.body.recompile()
-        example = example_inputs(self.given.inputs)
-        return replace(self.given, body=export(self.given.name, self.body, example))
+        example = example_inputs(self.original.inputs)
+        return replace(self.original, body=export(self.original.name, self.body, example))
 
     def _split(self, node: fx.Node, layer: Layer, bounds: list[int]) -> None:
         x, weight, *options = node.args
@@ -109,8 +111,8 @@ class _Splitting:
                 part = self.body.graph.call_function(aten.slice.Tensor, (x, layer.axis % _rank(x), first, last))
                 piece = self._piece(layer, str(weight.target), at, first, last)
                 args: tuple[Any, ...] = (part, piece, bias if at == 0 else None, *options[1:])
-                made = self.body.graph.call_function(node.target, args)
-                total = made if total is None else self.body.graph.call_function(aten.add.Tensor, (total, made))
+                output = self.body.graph.call_function(node.target, args)
+                total = output if total is None else self.body.graph.call_function(aten.add.Tensor, (total, output))
         assert total is not None
         node.replace_all_uses_with(total)
         self.body.graph.erase_node(node)
@@ -134,17 +136,17 @@ def _rank(node: fx.Node) -> int:
 
 
 def _bounds(node: Any, axis: int) -> list[int]:
-    """Give where the channels of a value's parts begin and end, if it comes from a concatenation of them."""
+    """Return the channel offsets of the parts of a concatenated value; an empty list for another value."""
     while node.op == "call_function" and node.target is not aten.cat.default:
         shape = node.meta["val"].shape if isinstance(node.meta.get("val"), torch.Tensor) else None
-        whole = [n for n in node.all_input_nodes if getattr(n.meta.get("val"), "shape", None) == shape]
+        sources = [n for n in node.all_input_nodes if getattr(n.meta.get("val"), "shape", None) == shape]
         if has(node.target, Trait.NORMALIZES):
-            whole = [node.args[0]]
+            sources = [node.args[0]]
         elif not has(node.target, Trait.POINTWISE):
             return []
-        if shape is None or len(whole) != 1:
+        if shape is None or len(sources) != 1:
             return []
-        (node,) = whole
+        (node,) = sources
     if node.target is not aten.cat.default:
         return []
     over = node.args[1] if len(node.args) > 1 else 0

@@ -34,18 +34,18 @@ def smoothquant(plan: Plan, *, alpha: float | None = None, samples: int = 16) ->
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise PassError(f"smoothquant: alpha is {alpha}", fix="use a number from 0 to 1, or none to search")
-    found = {
-        layer.name: searched(layer, given)
+    smoothed = {
+        layer.name: searched(layer, inputs)
         if alpha is None
-        else replace(layer, smoothing=factors(layer, given, alpha)[0])
-        for layer, given in layer_inputs(
+        else replace(layer, smoothing=factors(layer, inputs, alpha)[0])
+        for layer, inputs in layer_inputs(
             plan, [layer for layer in plan.layers if not against_smoothing(layer)], samples=samples
         )
     }
 
     def reason(layer: Layer) -> str:
-        unhelped = "" if layer.name in found and found[layer.name].smoothing is not None else UNHELPED
-        return against_smoothing(layer) or ("" if layer.name in found else UNREACHED) or unhelped
+        unhelped = "" if layer.name in smoothed and smoothed[layer.name].smoothing is not None else UNHELPED
+        return against_smoothing(layer) or ("" if layer.name in smoothed else UNREACHED) or unhelped
 
     plan = plan.refused("smoothquant", reason)
-    return plan.mapped(lambda layer: found[layer.name], lambda layer: layer.name in found)
+    return plan.mapped(lambda layer: smoothed[layer.name], lambda layer: layer.name in smoothed)

@@ -36,22 +36,30 @@ def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: in
         raise PassError(f"static_scales: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
     by_token = [layer for layer in plan.layers if _has_token_scales(layer)]
     others = [layer for layer in plan.layers if needs_range(layer) and not _has_token_scales(layer)]
-    wanted = [*map(_static, by_token), *others]
-    statistics = plan.statistics(wanted)
-    chosen = {layer.name: ranged(layer, statistics[layer.name], by) for layer in wanted if layer.name in statistics}
-    for layer, given in layer_inputs(plan, [layer for layer in by_token if layer.name in chosen], samples=samples):
-        if given.error(layer, chosen[layer.name]) > given.error(layer, layer) * math.pow(10, loss / 10):
-            chosen[layer.name] = layer
+    targets = [*map(_static, by_token), *others]
+    statistics = plan.statistics(targets)
+    ranged_layers = {
+        layer.name: ranged(layer, statistics[layer.name], by) for layer in targets if layer.name in statistics
+    }
+    for layer, inputs in layer_inputs(
+        plan, [layer for layer in by_token if layer.name in ranged_layers], samples=samples
+    ):
+        if inputs.error(layer, ranged_layers[layer.name]) > inputs.error(layer, layer) * math.pow(10, loss / 10):
+            ranged_layers[layer.name] = layer
 
     def reason(layer: Layer) -> str:
         if not _has_token_scales(layer):
             return "its activation is not integers with a scale for each token, of a linear layer"
-        if layer.name not in chosen:
+        if layer.name not in ranged_layers:
             return UNREACHED
-        return "" if chosen[layer.name] is not layer else f"one static scale makes its error over {loss:g} dB larger"
+        return (
+            ""
+            if ranged_layers[layer.name] is not layer
+            else f"one static scale makes its error over {loss:g} dB larger"
+        )
 
     plan = plan.refused("static_scales", reason)
-    return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
+    return plan.mapped(lambda layer: ranged_layers[layer.name], lambda layer: layer.name in ranged_layers)
 
 
 def _has_token_scales(layer: Layer) -> bool:

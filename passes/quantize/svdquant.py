@@ -62,10 +62,10 @@ def svdquant(plan: Plan, *, rank: int = 32, room: float = 0.5, iterations: int =
 
     plan = plan.refused("svdquant", reason)
     open_ = [layer for layer in plan.layers if not against_smoothing(layer) and not reason(layer)]
-    found = {
-        layer.name: searched(layer, given, branched) for layer, given in layer_inputs(plan, open_, samples=samples)
+    smoothed = {
+        layer.name: searched(layer, inputs, branched) for layer, inputs in layer_inputs(plan, open_, samples=samples)
     }
-    plan = plan.mapped(lambda layer: found[layer.name], lambda layer: layer.name in found)
+    plan = plan.mapped(lambda layer: smoothed[layer.name], lambda layer: layer.name in smoothed)
     return plan.mapped(branched, lambda layer: not reason(layer))
 
 
@@ -91,9 +91,9 @@ def _rank(layer: Layer, rank: int, room: float) -> int:
 
 
 def _branched(layer: Layer, rank: int, iterations: int) -> Layer:
-    spec, whole = layer.scheme.weight, layer.matrix()
+    spec, full = layer.scheme.weight, layer.matrix()
     assert spec is not None
-    best, least, target = layer, float("inf"), whole
+    best, least, target = layer, float("inf"), full
     for _ in range(iterations + 1):
         tried = replace(layer, branch=_low_rank(target.flatten(1), rank))
         if not iterations:
@@ -102,7 +102,7 @@ def _branched(layer: Layer, rank: int, iterations: int) -> Layer:
         rounded = weight_scales(rest, spec, "minmax").value(spec)
         error = float((rounded - rest).square().sum())
         best, least = (tried, error) if error < least else (best, least)
-        target = whole - rounded
+        target = full - rounded
     return best
 
 
@@ -110,12 +110,12 @@ def _low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tens
     """Compute the factors [rank, columns] and [rows, rank] of the best approximation, rounded to float16."""
     random = torch.Generator().manual_seed(0)
     wide = min(rank + OVERSAMPLING, *matrix.shape)
-    found = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], wide, generator=random))[0]
+    smoothed = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], wide, generator=random))[0]
     for _ in range(POWERS):
-        found = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ found)[0])[0]
-    left, values, right = torch.linalg.svd(found.T @ matrix, full_matrices=False)
+        smoothed = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ smoothed)[0])[0]
+    left, values, right = torch.linalg.svd(smoothed.T @ matrix, full_matrices=False)
     root = values[:rank].sqrt()
-    return _stored(root[:, None] * right[:rank]), _stored(found @ left[:, :rank] * root)
+    return _stored(root[:, None] * right[:rank]), _stored(smoothed @ left[:, :rank] * root)
 
 
 def _stored(factor: torch.Tensor) -> torch.Tensor:

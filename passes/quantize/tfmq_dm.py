@@ -40,29 +40,29 @@ def tfmq_dm(plan: Plan, *, by: str = "mse", gain: float = 1.0, samples: int = 16
     """
     if by not in METHODS:
         raise PassError(f"tfmq_dm: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
-    wanted = [layer for layer in plan.layers if _is_static(layer)]
-    statistics = plan.statistics(wanted)
-    static = {layer.name: ranged(layer, statistics[layer.name], by) for layer in wanted if layer.name in statistics}
+    targets = [layer for layer in plan.layers if _is_static(layer)]
+    statistics = plan.statistics(targets)
+    static = {layer.name: ranged(layer, statistics[layer.name], by) for layer in targets if layer.name in statistics}
     stepped = {name: ranged(_stepped(layer), statistics[name], by) for name, layer in static.items()}
     temporal = _temporal(plan)
-    chosen = {name: stepped[name] for name in static if name in temporal}
-    for layer, given in layer_inputs(
-        plan, [layer for name, layer in static.items() if name not in chosen], samples=samples
+    decided = {name: stepped[name] for name in static if name in temporal}
+    for layer, inputs in layer_inputs(
+        plan, [layer for name, layer in static.items() if name not in decided], samples=samples
     ):
-        errors = [given.error(layer, each[layer.name]) for each in (static, stepped)]
+        errors = [inputs.error(layer, each[layer.name]) for each in (static, stepped)]
         is_better = errors[0] > errors[1] * math.pow(10, gain / 10)
-        chosen[layer.name] = stepped[layer.name] if is_better else layer
+        decided[layer.name] = stepped[layer.name] if is_better else layer
 
     def reason(layer: Layer) -> str:
         if not _is_static(layer):
             return RANGED if layer.low is not None else "its activation has no static scale for all of it"
-        if layer.name not in chosen:
+        if layer.name not in decided:
             return UNREACHED
-        is_stepped = chosen[layer.name].scheme != layer.scheme
+        is_stepped = decided[layer.name].scheme != layer.scheme
         return "" if is_stepped else f"scales for each step are not {gain:g} dB better"
 
     plan = plan.refused("tfmq_dm", reason)
-    return plan.mapped(lambda layer: chosen[layer.name], lambda layer: layer.name in chosen)
+    return plan.mapped(lambda layer: decided[layer.name], lambda layer: layer.name in decided)
 
 
 def _is_static(layer: Layer) -> bool:
@@ -82,9 +82,9 @@ def _stepped(layer: Layer) -> Layer:
 
 def _temporal(plan: Plan) -> set[str]:
     """Name the layers whose output depends on the step alone."""
-    found = set[tuple[str, str]]()
+    reached = set[tuple[str, str]]()
     for graph in plan.graphs.values():
         body = body_of(graph)
         stages = stages_of_nodes(body, graph, stages_of_ports(graph, plan.programs))
-        found |= {(graph.name, node.name) for node, stage in stages.items() if stage == STEP}
-    return {layer.name for layer in plan.layers if any((site.graph, site.node) in found for site in layer.sites)}
+        reached |= {(graph.name, node.name) for node, stage in stages.items() if stage == STEP}
+    return {layer.name for layer in plan.layers if any((site.graph, site.node) in reached for site in layer.sites)}

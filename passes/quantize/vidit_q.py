@@ -53,8 +53,8 @@ def vidit_q(
         plan = _split(plan, ranges)
     plan = plan.refused("vidit_q", _against)
     plan = smoothquant(plan.mapped(_dynamic, _is_open), alpha=alpha, samples=samples)
-    kept = _sensitive(plan, sensitive, samples) if sensitive else set()
-    return plan.mapped(_with_eight_bits, lambda layer: layer.name in kept)
+    names = _sensitive(plan, sensitive, samples) if sensitive else set()
+    return plan.mapped(_with_eight_bits, lambda layer: layer.name in names)
 
 
 # What is quantized how
@@ -91,24 +91,24 @@ def _sensitive(plan: Plan, part: float, samples: int) -> set[str]:
     """Name the layers of either kind with the largest errors."""
     feeding = {site for graph in plan.graphs.values() for site in _feeding_attention(graph)}
     open_ = [layer for layer in plan.layers if _is_open(layer) and layer.scheme.weight is not None]
-    errors = {layer.name: given.error(layer, layer) for layer, given in layer_inputs(plan, open_, samples=samples)}
-    found = set[str]()
+    errors = {layer.name: inputs.error(layer, layer) for layer, inputs in layer_inputs(plan, open_, samples=samples)}
+    sensitive = set[str]()
     for feeds in (True, False):
         names = [x.name for x in open_ if x.name in errors and feeds != feeding.isdisjoint(x.sites)]
-        found |= set(sorted(names, key=lambda name: -errors[name])[: math.ceil(part * len(names))])
-    return found
+        sensitive |= set(sorted(names, key=lambda name: -errors[name])[: math.ceil(part * len(names))])
+    return sensitive
 
 
 def _feeding_attention(graph: Graph) -> set[Site]:
     """Find the layers whose results reach attention with no other layer between."""
     body = body_of(graph)
     queue = [n for n in body.graph.nodes if KINDS.get(n.target) == "attention" or n.target in PRODUCTS]
-    found = set[fx.Node]()
+    feeding = set[fx.Node]()
     for node in queue:
-        sources = [source for source in node.all_input_nodes if source not in found]
-        found.update(sources)
+        sources = [source for source in node.all_input_nodes if source not in feeding]
+        feeding.update(sources)
         queue += [source for source in sources if source.target not in KINDS]
-    return {Site(graph.name, node.name) for node in found if node.target in KINDS}
+    return {Site(graph.name, node.name) for node in feeding if node.target in KINDS}
 
 
 # Ranges of steps
@@ -148,11 +148,11 @@ def _targets(program: Program, names: set[str], ranges: int) -> Mapping[tuple[st
     """Map each call of a denoiser, by its graph and number, to the graph of its range."""
     called = [op.operator for op in program.ops if op.operator in names]
     number = Counter[str]()
-    found = dict[tuple[str, int], str]()
+    targets = dict[tuple[str, int], str]()
     for at, name in enumerate(called):
-        found[name, number[name]] = _named(name, at * ranges // len(called))
+        targets[name, number[name]] = _named(name, at * ranges // len(called))
         number[name] += 1
-    return found
+    return targets
 
 
 def _redirected(program: Program, names: set[str], ranges: int) -> Program:
