@@ -166,7 +166,7 @@ class FloatCodes(torch.nn.Module):
         return result
 
 
-@pytest.mark.parametrize(("target", "floats"), [("onnx-fp8", True), ("ort-fp8", False), ("onnx-w8a8", False)])
+@pytest.mark.parametrize(("target", "floats"), [("onnx-fp8", True), ("ort-fp8", False)])
 def test_codes_of_8_bit_floats_are_a_property_of_the_graph(target: str, floats: bool, tmp_path: Path) -> None:
     model = FloatCodes().requires_grad_(False)
     program = capture(lambda: model(torch.randn(1, 1, 4, 64)), {"model": model})

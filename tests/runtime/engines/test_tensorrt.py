@@ -29,7 +29,7 @@ PLACE = "{}.onnx"
 def picture(tiny: Any, seed: int) -> np.ndarray:
     generator = torch.Generator("cpu").manual_seed(seed)
     drawn = [torch.randn((1, 3, 4, 4), generator=generator).numpy() for _ in range(4)]
-    made: np.ndarray = tiny.pictures(np.array([RED]), np.array([NOTHING]), 5.0, drawn)
+    made: np.ndarray = tiny.images(np.array([RED]), np.array([NOTHING]), 5.0, drawn)
     return made
 
 
