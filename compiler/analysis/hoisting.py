@@ -74,10 +74,10 @@ class Cut:
         placeholders: list[fx.Node] = self.body.graph.find_nodes(op="placeholder")
         return placeholders[[each.name for each in self.graph.inputs].index(port.name)]
 
-    def ports_of(self, nodes: Iterable[fx.Node], given: Iterable[fx.Node] = ()) -> list[Value]:
-        """List the ports that nodes are computed from when some others are given."""
-        found = needed(self.body.graph, nodes, given)
-        return [port for port in self.graph.inputs if self.node(port) in found]
+    def ports_of(self, nodes: Iterable[fx.Node], stops: Iterable[fx.Node] = ()) -> list[Value]:
+        """List the ports that nodes are computed from down to the nodes in ``stops``."""
+        nodes_needed = needed(self.body.graph, nodes, stops)
+        return [port for port in self.graph.inputs if self.node(port) in nodes_needed]
 
 
 class _Worth:

@@ -156,8 +156,8 @@ class LinearForms:
         return self._combination(op.args[:2], [Polynomial.constant(sign) for sign in signs(alpha)])
 
     def _product(self, left: Literal, right: Literal) -> Sum | None:
-        for literal, other in ((left, right), (right, left)):
-            factor, form = self._factor(other), self.of_operand(literal)
+        for literal, weight in ((left, right), (right, left)):
+            factor, form = self._factor(weight), self.of_operand(literal)
             if factor is not None and form is not None:
                 return added((form, factor))
         return None

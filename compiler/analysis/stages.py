@@ -90,6 +90,6 @@ def denoiser(program: Program) -> Graph | None:
 
 def denoisers(programs: Sequence[Program]) -> list[Graph]:
     """List the graphs of the denoiser: with and without guidance, but not what is computed before the loop."""
-    found = denoiser(programs[0])
+    largest = denoiser(programs[0])
     graphs = {graph.name: graph for program in programs for graph in program.graphs}.values()
-    return [g for g in graphs if found is not None and g.component == found.component and not g.stage]
+    return [g for g in graphs if largest is not None and g.component == largest.component and not g.stage]

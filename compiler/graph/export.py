@@ -96,7 +96,7 @@ def _name_layers(body: ExportedProgram, layers: Mapping[str, str]) -> None:
 
 
 def _recompose(graph: fx.Graph) -> None:
-    """Let layers be what ``torch.vmap`` took apart: a product with a transposed weight, a convolution of any kind."""
+    """Restore layers that ``torch.vmap`` took apart: a product with a transposed weight, a convolution of any kind."""
     for node in graph.nodes:
         if node.target is aten.convolution.default and not node.args[6] and len(node.args[3]) in CONVOLUTIONS:
             node.target, node.args = CONVOLUTIONS[len(node.args[3])], (*node.args[:6], node.args[8])
@@ -122,7 +122,7 @@ def _convert_only(graph: fx.Graph) -> None:
 
 
 def one_layout() -> AbstractContextManager[None]:
-    """Let attention give the same layout to whoever looks at a graph, torch's exporters among them."""
+    """Make attention return the same layout to whoever looks at a graph, torch's exporters among them."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
@@ -134,7 +134,7 @@ def _strideless(body: ExportedProgram) -> ExportedProgram:
 
 
 def _is_function(node: fx.Node) -> bool:
-    """Say whether a node is an operator that writes into nothing; those of ``torch.vmap`` are no operators."""
+    """Return whether a node is an operator that writes into nothing; those of ``torch.vmap`` are no operators."""
     if node.op != "call_function" or node.target is operator.getitem:
         return True
     return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
@@ -159,37 +159,37 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
     Every node of the module is a port, a tensor of its own, or an operator that writes into nothing; ``example`` has
     the shapes and types of its ports. The module is not changed; its tensors are shared.
     """
-    made, env, held = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, fx.Node]()
+    lifted, env, held = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, fx.Node]()
     tensors, constants = dict[str, torch.Tensor](), dict[str, Any]()
-    inputs, given = list[InputSpec](), list[torch.Tensor]()
+    inputs, fakes = list[InputSpec](), list[torch.Tensor]()
     for node in module.graph.find_nodes(op="get_attr"):
         target = str(node.target)
         if target not in held:
             tensor = operator.attrgetter(target)(module)
             kind = _kind(module, target)
             (constants if kind == InputKind.CONSTANT_TENSOR else tensors)[target] = tensor
-            held[target] = made.placeholder(f"{kind.name.lower()}_{target.replace('.', '_')}")
+            held[target] = lifted.placeholder(f"{kind.name.lower()}_{target.replace('.', '_')}")
             persistent = True if kind == InputKind.BUFFER else None
             inputs.append(InputSpec(kind, TensorArgument(held[target].name), target, persistent))
-            given.append(_fake(tensor))
+            fakes.append(_fake(tensor))
         env[node] = held[target]
     for node, tensor in zip(module.graph.find_nodes(op="placeholder"), example, strict=True):
-        env[node] = made.placeholder(node.name)
+        env[node] = lifted.placeholder(node.name)
         inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(env[node].name), None))
-        given.append(_fake(tensor))
+        fakes.append(_fake(tensor))
     for node in module.graph.nodes:
         if node not in env:
-            env[node] = made.node_copy(node, env.__getitem__)
-    graph = fx.GraphModule(nn.Module(), made)
+            env[node] = lifted.node_copy(node, env.__getitem__)
+    graph = fx.GraphModule(nn.Module(), lifted)
     with FAKES:
-        _Typed(graph).run(*given)
-    results: Any = made.output_node().args[0]
+        _Typed(graph).run(*fakes)
+    results: Any = lifted.output_node().args[0]
     outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in results]
     given_as = pytree.tree_structure((tuple(example), {}))
     signature = ModuleCallSignature([], [], given_as, pytree.tree_structure((0,) * len(outputs)))
     return ExportedProgram(
         root=graph,
-        graph=made,
+        graph=lifted,
         graph_signature=ExportGraphSignature(inputs, outputs),
         state_dict=tensors,
         range_constraints={},
@@ -202,10 +202,10 @@ class _Typed(fx.Interpreter):
     """Run a graph on shapes and types, and say of each node what it gives."""
 
     def run_node(self, n: fx.Node) -> object:
-        found = super().run_node(n)
+        result = super().run_node(n)
         if n.op != "output":
-            n.meta = {"val": found}
-        return found
+            n.meta = {"val": result}
+        return result
 
 
 def _kind(module: fx.GraphModule, target: str) -> InputKind:

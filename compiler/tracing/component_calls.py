@@ -90,9 +90,9 @@ class Capture:
 
     def _fake_run(self, method: Callable[..., Any], structure: pytree.TreeSpec, leaves: list[Any]) -> Any:
         fakes = [self.fake_mode.from_tensor(t) if type(t) is torch.Tensor else getattr(t, "fake", t) for t in leaves]
-        given = pytree.tree_unflatten(fakes, structure)
+        arguments = pytree.tree_unflatten(fakes, structure)
         with self.fake_mode, torch.no_grad():
-            return method(**given)
+            return method(**arguments)
 
     def graphs(self, programs: Iterable[Program]) -> tuple[Program, ...]:
         """Export every signature that the programs call, with the outputs that they read, and give them the graphs."""
@@ -116,17 +116,17 @@ class Capture:
         }
 
 
-def _is_part(part: tuple[Type | str, ...], whole: tuple[Type | str, ...]) -> bool:
-    """Say whether arguments are the same but for tensors, whose batches are all the same part of the other's."""
-    changed = [(a, b) for a, b in zip(part, whole, strict=True) if a != b]
+def _is_part(part: tuple[Type | str, ...], batch: tuple[Type | str, ...]) -> bool:
+    """Return whether arguments are the same but for tensors, whose batches are all the same part of the others."""
+    changed = [(a, b) for a, b in zip(part, batch, strict=True) if a != b]
     ratios = {_ratio(a, b) for a, b in changed}
     return len(ratios) == 1 and None not in ratios
 
 
-def _ratio(part: Type | str, whole: Type | str) -> int | None:
-    if isinstance(part, str) or isinstance(whole, str) or not part.shape or part.dtype != whole.dtype:
+def _ratio(part: Type | str, batch: Type | str) -> int | None:
+    if isinstance(part, str) or isinstance(batch, str) or not part.shape or part.dtype != batch.dtype:
         return None
-    ratio, rest = divmod(whole.shape[0], part.shape[0]) if whole.shape[1:] == part.shape[1:] else (0, 0)
+    ratio, rest = divmod(batch.shape[0], part.shape[0]) if batch.shape[1:] == part.shape[1:] else (0, 0)
     return ratio if ratio > 1 and not rest else None
 
 
@@ -139,8 +139,8 @@ def bind(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 def tensor_ports(given: dict[str, Any]) -> tuple[tuple[Value, ...], list[torch.Tensor]]:
     """List the tensors among named arguments, and a port for each, named by the way to it."""
     paths, _ = pytree.tree_flatten_with_path(given)
-    found = [(Value(_port_name(path), type_of(leaf)), leaf) for path, leaf in paths if isinstance(leaf, torch.Tensor)]
-    return tuple(port for port, _ in found), [leaf for _, leaf in found]
+    pairs = [(Value(_port_name(path), type_of(leaf)), leaf) for path, leaf in paths if isinstance(leaf, torch.Tensor)]
+    return tuple(port for port, _ in pairs), [leaf for _, leaf in pairs]
 
 
 class _Port:
@@ -181,7 +181,7 @@ def returned_tensors(returned: Any) -> list[torch.Tensor]:
 
 
 def with_tensors(returned: Any, tensors: Iterator[torch.Tensor]) -> Any:
-    """Give the same structure with other tensors."""
+    """Return the same structure with other tensors."""
 
     def replaced(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
@@ -223,7 +223,7 @@ def _export(signature: Signature) -> Graph:
 
 @contextmanager
 def _misfit(component: str) -> Iterator[None]:
-    """Say which component does not take what the pipeline gives it; torch's own report of it is for its developers."""
+    """Name the component that refuses its arguments; torch's own report of it is for its developers."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:

@@ -91,7 +91,7 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[
 
 
 def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> bool:
-    """Say whether the pipeline does something else without a negative prompt than with an empty one."""
+    """Return whether the pipeline does something else without a negative prompt than with an empty one."""
     absent, capture = _parameters(pipeline)[NEGATIVE].default, Capture()
     if absent == "":
         return False
@@ -103,7 +103,7 @@ def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, floa
 
 
 def _scales(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling) -> dict[str, float]:
-    """Give the default of each scale of guidance that the pipeline takes, but for those that it leaves out itself."""
+    """Return the default of each scale of guidance that the pipeline takes, but for those that it leaves out itself."""
     if GUIDANCE not in parameters and sampling.guidance not in (None, 1.0):
         raise BuildError(
             "this pipeline takes no guidance scale", where=type(pipeline).__name__, fix="leave --guidance out"
@@ -207,7 +207,7 @@ def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
 
 @contextmanager
 def _own_scheduler(pipeline: Any) -> Iterator[None]:
-    """Give every run of the pipeline a scheduler without memory of earlier runs."""
+    """Hand every run of the pipeline a scheduler without memory of earlier runs."""
     scheduler = pipeline.scheduler
     pipeline.scheduler = copy.deepcopy(scheduler)
     try:

@@ -1,4 +1,4 @@
-"""Say which pictures and other tensors a pipeline's call takes from the request.
+"""Find which images and other tensors a pipeline's call takes from the request.
 
 A pipeline that cannot do without a picture says so in its signature, and the picture is as large as what is drawn. The
 shape of an embedding no signature says, so whoever builds does: ``--input image_embeds=1280`` asks for 1280 numbers
@@ -33,7 +33,7 @@ Size = tuple[int, int]
 def asked_arrays(
     pipeline: Any, kinds: Mapping[str, str], *, batch: int, size: Size | None
 ) -> dict[str, Image | Tensor]:
-    """Ask for what ``kinds`` names, and for the pictures that the pipeline cannot do without.
+    """Describe the arrays that ``kinds`` names, and the images that the pipeline cannot do without.
 
     Raises `BuildError` for what the pipeline does not take, and for tensors that it needs and whose shape nobody says.
     """
@@ -54,7 +54,7 @@ def asked_arrays(
 
 
 def as_arguments(pipeline: Any, kinds: Mapping[str, str], request: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the arguments of the pipeline's call that the inputs of a request stand for: some of them in lists."""
+    """Return the arguments of the pipeline's call that the inputs of a request stand for: some of them in lists."""
     parameters = inspect.signature(type(pipeline).__call__).parameters
     given = dict(request)
     for name, kind in kinds.items():
@@ -71,16 +71,16 @@ def _names(name: str, kinds: Sequence[str]) -> list[str]:
 
 
 def _array(pipeline: Any, name: str, kind: str, batch: int, size: Size | None) -> Image | Tensor:
-    found = KIND.fullmatch(kind)
-    if found is None:
+    match = KIND.fullmatch(kind)
+    if match is None:
         fix = "use a shape for one picture, as 1280 or 16x24x24, picture, picture:WxH or prepared; commas make a list"
         raise BuildError(f"{kind!r} is no input", where=f"--input {name}", fix=fix)
-    if found["shape"]:
-        return Tensor((batch, *map(int, found["shape"].split("x"))))
+    if match["shape"]:
+        return Tensor((batch, *map(int, match["shape"].split("x"))))
     if kind == PREPARED:
         crop = _feature_extractor(pipeline, name).crop_size
         size = crop["width"], crop["height"]
-    width, height = (int(found["width"]), int(found["height"])) if found["width"] else size or _own_size(pipeline)
+    width, height = (int(match["width"]), int(match["height"])) if match["width"] else size or _own_size(pipeline)
     return Image((batch, 1 if "mask" in name else 3, height, width))
 
 
@@ -92,11 +92,11 @@ def _feature_extractor(pipeline: Any, name: str) -> Any:
     return found
 
 
-def _prepared(pipeline: Any, picture: torch.Tensor) -> torch.Tensor:
-    """Do to a picture of the cropped size what the feature extractor does: shift and scale each colour."""
+def _prepared(pipeline: Any, image: torch.Tensor) -> torch.Tensor:
+    """Shift and scale each colour of an image of the cropped size, as the feature extractor does."""
     extractor = _feature_extractor(pipeline, "")
     mean, deviation = (torch.tensor(x).reshape(3, 1, 1) for x in (extractor.image_mean, extractor.image_std))
-    return (picture - mean) / deviation
+    return (image - mean) / deviation
 
 
 def _types(parameter: inspect.Parameter) -> tuple[Any, ...]:
@@ -104,7 +104,7 @@ def _types(parameter: inspect.Parameter) -> tuple[Any, ...]:
 
 
 def _admits(parameter: inspect.Parameter, *types: type) -> bool:
-    """Say whether the annotation names one of the types, alone or in a list."""
+    """Return whether the annotation names one of the types, alone or in a list."""
     named = _types(parameter)
     return any(type_ in (*named, *(arg for one in named for arg in get_args(one))) for type_ in types)
 
