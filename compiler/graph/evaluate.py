@@ -1,7 +1,7 @@
 """Run a program eagerly in PyTorch: the meaning of every operation, and the reference for every pass and back end.
 
 Tests, calibration and the searches among feature caches all run programs here. The values that a program does not
-compute are given by name: inputs, tokens and noise, and whatever else is known already. An operation whose results are
+compute are passed by name: inputs, tokens and noise, and whatever else is known already. An operation whose results are
 all given is not run.
 """
 
@@ -111,15 +111,15 @@ class Executor:
         return self._bodies[graph.name]
 
 
-def needed_for(ops: Sequence[Op], outputs: Collection[str], given: Collection[str]) -> list[Op]:
-    """List the operations that ``outputs`` depend on, down to the values in ``given``."""
-    needed, found = set(outputs), list[Op]()
+def needed_for(ops: Sequence[Op], outputs: Collection[str], known: Collection[str]) -> list[Op]:
+    """List the operations that ``outputs`` depend on, down to the values in ``known``."""
+    needed, operations = set(outputs), list[Op]()
     for op in reversed(ops):
         names = {value.name for value in op.results}
-        if names & needed and not names <= set(given):
-            found.append(op)
+        if names & needed and not names <= set(known):
+            operations.append(op)
             needed.update(op.reads())
-    return found[::-1]
+    return operations[::-1]
 
 
 def apply(op: Op, values: Values, scalars: Mapping[str, float]) -> Tensors:

@@ -1,4 +1,4 @@
-"""Balance a layer's input with its weight, channel by channel: how much each is scaled, and how to choose.
+"""Choose smoothing factors: they multiply the channels of a layer's input, and divide those of its weight.
 
 Source: Xiao et al., "SmoothQuant", ICML 2023, equation 4, https://arxiv.org/abs/2211.10438; searched by the error of
         the output as Lin et al., "AWQ", MLSys 2024, search theirs, https://arxiv.org/abs/2306.00978.
@@ -15,16 +15,17 @@ from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.layer_error import Inputs
 
 ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
-"""What a search tries, and to change nothing."""
+"""The migration strengths that a search tries, beside no smoothing."""
 
 SMALLEST = 2.0**-14
-"""What a factor is kept above, its inverse the largest: what 16 bits hold to the last digit."""
+"""Lower clamp of smoothing factors, the smallest normal float16; its inverse is the upper clamp."""
 
 
 def factors(layer: Layer, recorded: Inputs, *alphas: float) -> list[torch.Tensor]:
     """Compute the factors of the input's channels for each alpha: max|w|^(1 - alpha) / max|x|^alpha.
 
-    A channel that is always zero, or that nothing reads, is left alone.
+    They are the inverse of equation 4, which divides the input. A channel that is always zero, in the input or in the
+    weight, has the factor 1.
     """
     assert recorded.largest is not None
     matrix = layer.matrix()
@@ -35,7 +36,7 @@ def factors(layer: Layer, recorded: Inputs, *alphas: float) -> list[torch.Tensor
 
 
 def searched(layer: Layer, recorded: Inputs, finish: Callable[[Layer], Layer] = lambda layer: layer) -> Layer:
-    """Try ways to balance a layer, finish each, and give the one with the least error of its output."""
+    """Return the candidate, smoothed by one of `ALPHAS` or not at all and finished, with the least output error."""
     tried = [layer, *(replace(layer, smoothing=each) for each in factors(layer, recorded, *ALPHAS))]
     best, least = layer, float("inf")
     for candidate in map(finish, tried):
