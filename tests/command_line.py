@@ -39,6 +39,6 @@ def refused(*arguments: str | Path) -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Compute the SHA-256 of every file below a folder, by relative path."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    """Compute the SHA-256 of every file of a bundle by relative path, but for the report, which holds times."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "report.html"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
