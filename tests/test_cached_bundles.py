@@ -75,7 +75,7 @@ def test_verify_compares_the_pieces_together(cached: Path) -> None:
 
 
 def test_interval_1_changes_no_byte_of_graphs_and_weights(bundle: Path, tmp_path: Path) -> None:
-    succeeded("build", UNET, "--steps", "4,2", "--cache", "deepcache?:interval=1", "-o", tmp_path / "x.diffc")
+    succeeded("build", UNET, "--steps", "4,2", "--cache", "deepcache:interval=1", "-o", tmp_path / "x.diffc")
     found, wanted = digests(tmp_path / "x.diffc"), digests(bundle)
     differing = {name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)}
     assert differing == {"manifest.json"}, "which says what was asked for"

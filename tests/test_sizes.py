@@ -112,7 +112,7 @@ def test_baselines_sample_at_the_program_s_size(bundle: Path, source: Source, mo
 
 @pytest.mark.slow
 def test_few_bits_and_a_cache_serve_every_size(bundle: Path, source: Source, tmp_path: Path) -> None:
-    own = ("--cache", "deepcache?:interval=1", *ASKED)
+    own = ("--cache", "deepcache:interval=1", *ASKED)
     succeeded(*source.command(tmp_path / "x.diffc", "ort-w8a8"), *own)
     few, whole = load(tmp_path / "x.diffc"), load(bundle)
     for guidance in (1.0, 1.1):  # without, and with two branches whose errors are not weighed much

@@ -44,7 +44,7 @@ def apply_cache(
             return result.programs
         return tuple(result)
 
-    recipe = [optional(apply) if options.is_optional else apply]
+    recipe = [optional(apply) if options.may_change_nothing else apply]
     try:
         cached = run_recipe(tuple(programs), recipe, PROGRAMS, progress=lambda _: progress(f"cache: {technique.name}"))
     except DiffcError as error:

@@ -30,11 +30,16 @@ QUANT = "--quant"
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Hold the feature cache of a build and its options; an optional one may change nothing."""
+    """Hold the feature cache of a build and its options."""
 
     technique: FeatureCache
     options: Mapping[str, Any]
     is_optional: bool = False
+
+    @property
+    def may_change_nothing(self) -> bool:
+        """Return whether a program may stay as it is: the cache is optional, or an interval of 1 reuses nothing."""
+        return self.is_optional or self.options.get("interval") == 1
 
     @property
     def recorded(self) -> list[Any]:
