@@ -95,7 +95,7 @@ def test_they_build_a_checkpoint_on_the_command_line(installed: Installed, tmp_p
     installed()
     source = Source(PIPELINES["unet"], tmp_path)
     succeeded("build", source.path, "--target", "toy-stored16", *source.options, "-o", tmp_path / "x.diffc")
-    assert succeeded("run", tmp_path / "x.diffc", "a dog", "-o", tmp_path / "x.png")["engines"] == ["Toy"]
+    assert succeeded("run", tmp_path / "x.diffc", "", "-o", tmp_path / "x.png")["engines"] == ["Toy"]
 
 
 def test_without_the_package_its_bundle_names_the_known_engines(installed: Installed, tmp_path: Path) -> None:
