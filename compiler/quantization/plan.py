@@ -7,6 +7,7 @@ smooth outliers, and round. `diffc.compiler.quantization.apply_plan.applied` the
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,8 @@ from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import CalibrationError
 from diffc.compiler.graph.body import body_of, size
-from diffc.compiler.graph.export import LAYER
+from diffc.compiler.graph.export import LAYER, type_of
+from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.formats import Scheme
 from diffc.compiler.quantization.layer import Layer, Site
@@ -140,14 +142,14 @@ def _inputs(layer: Layer) -> Sequence[int]:
 
 def find_layers(programs: Sequence[Program]) -> list[Layer]:
     """List the layers of all graphs: operators of one kind that read one weight alone, and attention."""
-    layers: dict[tuple[str, str], Layer] = {}
+    layers, constants = dict[tuple[str, str], Layer](), _Constants()
     for graph in {g.name: g for program in programs for g in program.graphs if size(g)}.values():
         body = body_of(graph)
         for node in body.graph.nodes:
             kind = KINDS.get(node.target)
             if kind is None:
                 continue
-            name, weight = _name(graph, node, kind, body)
+            name, weight = _name(graph, node, kind, body, constants)
             if name is None or (weight is not None and weight.numel() < FEWEST_ELEMENTS):
                 continue
             site = Site(graph.name, node.name)
@@ -163,7 +165,26 @@ def find_layers(programs: Sequence[Program]) -> list[Layer]:
     return list(layers.values())
 
 
-def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple[str | None, torch.Tensor | None]:
+class _Constants:
+    """Name weights that no checkpoint names, such as those that a pass folds: equal values alone have one name."""
+
+    def __init__(self) -> None:
+        self.names: dict[tuple[str, str, str], str] = {}
+
+    def name(self, component: str, kind: str, target: str, weight: torch.Tensor) -> str:
+        """Name a weight after its attribute, with a number where other values have that name already."""
+        values = read(weight).detach().contiguous()
+        digest = hashlib.sha256(repr(type_of(values)).encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+        names = (target, *(f"{target}_{at}" for at in range(2, len(self.names) + 3)))
+        return self.names.setdefault(
+            (component, kind, digest.hexdigest()), next(name for name in names if name not in self.names.values())
+        )
+
+
+def _name(
+    graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule, constants: _Constants
+) -> tuple[str | None, torch.Tensor | None]:
     """Name a layer by its weight; attention by its module and place."""
     if kind == "attention":
         return node.name, None
@@ -174,8 +195,11 @@ def _name(graph: Graph, node: fx.Node, kind: str, body: fx.GraphModule) -> tuple
     readers: Any = source.users
     if any(KINDS.get(user.target) != kind or user.args[place] is not source for user in readers):
         return None, None
-    weight = operator.attrgetter(str(source.target))(body)
-    return source.meta.get(LAYER, str(source.target)), weight
+    target = str(source.target)
+    weight = operator.attrgetter(target)(body)
+    if LAYER in source.meta or weight.numel() < FEWEST_ELEMENTS:
+        return source.meta.get(LAYER, target), weight
+    return constants.name(graph.component, kind, target, weight), weight
 
 
 def in_batches(layers: Sequence[Layer], gigabytes: Callable[[Layer], float], memory: float) -> Iterator[list[Layer]]:

@@ -14,6 +14,8 @@ from diffc.compiler.quantization.formats import parse_spec
 from diffc.compiler.quantization.layer import Layer, Rounded, Site
 from diffc.compiler.quantization.ops import scale_and_zero
 from diffc.compiler.quantization.plan import Plan, Scheme, find_layers
+from diffc.compiler.tracing.trace import capture
+from diffc.passes.stage import stage
 from tests.one_graph import Tensors, layer_of, plan_of
 
 SCHEME = "int8:channel"
@@ -79,6 +81,42 @@ def test_a_weight_of_two_graphs_is_one_layer() -> None:
     assert len(find_layers([program, both])) == 1
     apart = replace(program, graphs=(graph, replace(graph, name="other", component="other")))
     assert [layer.component for layer in find_layers([apart])] == ["net", "other"]
+
+
+class Turned(nn.Module):
+    """Apply a matrix that is computed from an argument alone, which a pass folds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor, turn: float) -> torch.Tensor:
+        """Multiply by the cosines of the products of two positions."""
+        return nn.functional.linear(self.first(x), cosines(turn))
+
+
+def cosines(turn: float) -> torch.Tensor:
+    """Return a matrix [32, 32] that ``turn`` decides."""
+    return (torch.outer(torch.arange(32.0), torch.arange(32.0)) * turn).cos()
+
+
+@pytest.mark.parametrize("turns", [(0.25, 0.5), (0.25, 0.25)])
+def test_folded_weights_are_one_layer_where_their_values_are_equal(turns: tuple[float, float]) -> None:
+    def sample(scale: float = 1.0) -> torch.Tensor:
+        x = torch.randn(2, 32) * scale
+        for rows, turn in zip((1, 2), turns, strict=True):
+            x = net(x[:rows], turn).repeat(2 // rows, 1)
+        return x
+
+    net = Turned()
+    (program,) = stage([capture(sample, {"net": net})])
+    assert [graph.name for graph in program.graphs] == ["net", "net_2"]
+    first, *layers = find_layers([program])
+    assert first.name == "net.first" and len(first.sites) == 2
+    assert len({layer.name for layer in layers}) == len(layers) == len(set(turns))
+    for layer, turn in zip(layers, dict.fromkeys(turns), strict=True):
+        assert torch.equal(layer.matrix(), cosines(turn))
+        assert len(layer.sites) == 2 // len(layers)
 
 
 def test_smoothing_and_a_branch_come_off_the_weight() -> None:
