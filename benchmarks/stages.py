@@ -214,14 +214,14 @@ def row(name: str, model: Model) -> str:
     cut = Cut.of(graph, [loop])
     weights = set(cut.body.graph.find_nodes(op="get_attr"))
     parameters = {p for p, _ in cut.body.named_parameters()}
-    kept = [node for nodes in cut.kept.values() for node in nodes]
+    kept = [node for nodes in cut.hoisted.values() for node in nodes]
     late = needed(cut.body.graph, [cut.body.graph.output_node()], kept)
     total = sum(p.numel() for p in cut.body.parameters())
     left = sum(node.meta["val"].numel() for node in weights & late if node.target in parameters)
     work = work_of_graph(graph, cut.ports)
     calls = sum(work.multiply_adds.values())
     shares = [f"{work.parameters[stage] / total:.1%}" for stage in NAMES[:3]]
-    sizes = {stage: sum(n.meta["val"].numel() for n in nodes) * 4 for stage, nodes in cut.kept.items()}
+    sizes = {stage: sum(n.meta["val"].numel() for n in nodes) * 4 for stage, nodes in cut.hoisted.items()}
     run = sizes["request"] + STEPS * sizes["request_step"]
     cells = [
         name,

@@ -69,7 +69,7 @@ class _Switch:
     def __init__(self, program: Program, outside: set[int], parts: Mapping[str, Graph]) -> None:
         self.program, self.outside, self.parts = program, outside, parts
         self.types = program.types()
-        self.made = {value.name: op for op in program.ops for value in op.results}
+        self.producers = {value.name: op for op in program.ops for value in op.results}
         self.ops = list[Op]()
         self.step = 0
         self.unguided = set[str]()
@@ -102,12 +102,12 @@ class _Switch:
         names = [*op.reads()][: len(op.args)]
         terms = [(n, _one(c) if n in self.unguided else c) for n, c in zip(names, op.coefficients, strict=False)]
         constant = op.coefficients[len(names) :]
-        kept = [(name, coefficient) for name, coefficient in terms if coefficient.terms]
-        if not kept:
-            kept, constant = (terms[:1], constant) if op.operator == "step" else ([], constant or (Polynomial(),))
+        nonzero = [(name, coefficient) for name, coefficient in terms if coefficient.terms]
+        if not nonzero:
+            nonzero, constant = (terms[:1], constant) if op.operator == "step" else ([], constant or (Polynomial(),))
         if self.unguided.issuperset(names) and all(c.is_constant for c in op.coefficients):
             self.unguided.update(value.name for value in op.results)
-        return replace(op, args=tuple(Ref(n) for n, _ in kept), coefficients=(*(c for _, c in kept), *constant))
+        return replace(op, args=tuple(Ref(n) for n, _ in nonzero), coefficients=(*(c for _, c in nonzero), *constant))
 
     # Calls outside the interval
 
@@ -124,17 +124,17 @@ class _Switch:
             self._call_part(op, part, at, number)
 
     def _call_part(self, op: Op, part: Graph, at: int, number: int) -> None:
-        given = tuple((name, self._part(part, name, literal, at, number)) for name, literal in op.attrs)
+        arguments = tuple((name, self._part(part, name, literal, at, number)) for name, literal in op.attrs)
         types = [port.type for port in part.outputs] or [UNTYPED] * len(op.results)
         results = [self._new(part.name, type_) for type_ in types]
-        self.slices |= {(whole.name, at): mine.name for whole, mine in zip(op.results, results, strict=True)}
+        self.slices |= {(batch.name, at): mine.name for batch, mine in zip(op.results, results, strict=True)}
         self.unguided.update(value.name for value in results)
-        self.ops.append(Op(part.name, (), given, (), tuple(results)))
+        self.ops.append(Op(part.name, (), arguments, (), tuple(results)))
         self.calls.append((self.step, self.ops[-1]))
 
     def _count(self, op: Op) -> int:
         """Count the parts that the batch of a call is concatenated from."""
-        concats = [self.made[name] for name in op.reads() if name in self.made]
+        concats = [self.producers[name] for name in op.reads() if name in self.producers]
         return max((len(c.args) for c in concats if c.operator == "concat" and c.attr("axis") == 0), default=0)
 
     def _new(self, stem: str, type_: Type) -> Value:
@@ -144,11 +144,11 @@ class _Switch:
 
     def _joins(self, op: Op) -> bool:
         """Map the results of a split to those of the calls of its parts; return whether they are those."""
-        whole, number = next(op.reads(), ""), len(op.results)
-        if op.operator != "split" or op.attr("axis") != 0 or (whole, number - 1) not in self.slices:
+        batch, number = next(op.reads(), ""), len(op.results)
+        if op.operator != "split" or op.attr("axis") != 0 or (batch, number - 1) not in self.slices:
             return False
-        self.names |= {value.name: self.slices[whole, at] for at, value in enumerate(op.results)}
-        return (whole, number) not in self.slices
+        self.names |= {value.name: self.slices[batch, at] for at, value in enumerate(op.results)}
+        return (batch, number) not in self.slices
 
     def _part(self, graph: Graph, port: str, literal: Literal, at: int, number: int) -> Literal:
         """Return one part of an argument; an argument without a batch is the same for all."""
@@ -159,7 +159,7 @@ class _Switch:
 
     def _slice(self, name: str, type_: Type, at: int, number: int) -> str:
         """Name a part of a value; split the value where nothing has made its parts."""
-        op = self.made.get(name)
+        op = self.producers.get(name)
         if (name, at) in self.slices:
             return self.slices[name, at]
         if op and op.operator == "concat" and op.attr("axis") == 0 and len(op.args) == number:
@@ -175,9 +175,9 @@ class _Switch:
         """Check that every step outside the interval lost a call, and that none runs its whole batch still."""
         alive = {value.name for op in changed.ops for value in op.results}
         lost = {step for step, op in self.calls if alive.isdisjoint(value.name for value in op.results)}
-        whole = [op for op in self.ops if any((v.name, 0) in self.slices and v.name in alive for v in op.results)]
-        whole = [op for op in whole if op.operator in self.parts]
-        needed = whole + [op for step, op in self.calls if step not in lost]
+        batched = [op for op in self.ops if any((v.name, 0) in self.slices and v.name in alive for v in op.results)]
+        batched = [op for op in batched if op.operator in self.parts]
+        needed = batched + [op for step, op in self.calls if step not in lost]
         if needed:
             what = "guidance_interval: a step outside the interval needs all that its guidance would"
             fix = "leave the interval out: this guidance cannot be switched off for single steps"

@@ -41,7 +41,7 @@ def stage(programs: Sequence[Program]) -> tuple[Program, ...]:
     graphs = {graph.name: graph for program in programs for graph in program.graphs if size(graph)}
     for graph in graphs.values():
         cut = Cut.of(graph, programs)
-        if any(cut.kept.values()):
+        if any(cut.hoisted.values()):
             programs = _Split(cut, programs).programs()
     return programs
 
@@ -82,16 +82,16 @@ class _Pack:
 
 
 class _Split:
-    """Make the graphs of a cut and let the programs call them."""
+    """Build the graphs of a cut, and rewrite the programs to call them."""
 
     def __init__(self, cut: Cut, programs: Sequence[Program]) -> None:
-        self.cut, self.given = cut, programs
+        self.cut, self.originals = cut, programs
         self.literals: dict[str, Literal] = {
             p: v for each in programs for op in calls(each, cut.graph) for p, v in op.attrs
         }
         self.tables = {table.name: table.data for program in programs for table in program.tables}
         self.packs = {
-            stage: _Pack.of(self._free(stage), cut.kept[stage]) for stage in ("step", "request", "request_step")
+            stage: _Pack.of(self._free(stage), cut.hoisted[stage]) for stage in ("step", "request", "request_step")
         }
         self.main = self._main()
         self.request = self._request() if self.packs["request"] else None
@@ -102,50 +102,50 @@ class _Split:
 
     def programs(self) -> tuple[Program, ...]:
         """Rewrite the calls."""
-        return tuple(self._rewritten(program) for program in self.given)
+        return tuple(self._rewritten(program) for program in self.originals)
 
     # Graphs
 
     def _main(self) -> Graph:
-        """Take what is kept as inputs and constants, and compute the rest."""
-        cut, made = self.cut, fx.Graph()
-        body, kept = cut.body, [node for nodes in cut.kept.values() for node in nodes]
-        ports = cut.ports_of([body.graph.output_node()], kept)
+        """Read the hoisted values as inputs and constants, and compute the rest."""
+        cut, graph = self.cut, fx.Graph()
+        body, hoisted = cut.body, [node for nodes in cut.hoisted.values() for node in nodes]
+        ports = cut.ports_of([body.graph.output_node()], hoisted)
         packs = [pack for each in self.packs.values() for pack in each]
         inputs = (*ports, *(Value(pack.name, pack.type()) for pack in packs))
-        placed = {port.name: made.placeholder(port.name) for port in inputs}
+        placed = {port.name: graph.placeholder(port.name) for port in inputs}
         env = {cut.node(port): placed[port.name] for port in ports}
-        for at, value in enumerate(self._known(cut.kept["build"], [()])[0]):
+        for at, value in enumerate(self._known(cut.hoisted["build"], [()])[0]):
             body.register_buffer(f"known_{at}", value)
-            env[cut.kept["build"][at]] = made.get_attr(f"known_{at}")
+            env[cut.hoisted["build"][at]] = graph.get_attr(f"known_{at}")
         for pack in packs:
-            env |= pack.unpack(made, placed[pack.name])
-        _copy(body.graph, made, [body.graph.output_node()], env)
-        return self._graph(cut.graph.name, fx.GraphModule(body, made), inputs, cut.graph.outputs)
+            env |= pack.unpack(graph, placed[pack.name])
+        _copy(body.graph, graph, [body.graph.output_node()], env)
+        return self._graph(cut.graph.name, fx.GraphModule(body, graph), inputs, cut.graph.outputs)
 
     def _request(self) -> Graph:
         """Compute what depends on the request."""
-        cut, made, packs = self.cut, fx.Graph(), self.packs["request"]
-        ports = cut.ports_of(cut.kept["request"])
-        env = {cut.node(port): made.placeholder(port.name) for port in ports}
-        _copy(cut.body.graph, made, cut.kept["request"], env)
-        rows = [[made.call_function(aten.reshape.default, (env[n], [1, -1])) for n in pack.nodes] for pack in packs]
-        made.output(tuple(made.call_function(aten.cat.default, (row, 1)) for row in rows))
+        cut, graph, packs = self.cut, fx.Graph(), self.packs["request"]
+        ports = cut.ports_of(cut.hoisted["request"])
+        env = {cut.node(port): graph.placeholder(port.name) for port in ports}
+        _copy(cut.body.graph, graph, cut.hoisted["request"], env)
+        rows = [[graph.call_function(aten.reshape.default, (env[n], [1, -1])) for n in pack.nodes] for pack in packs]
+        graph.output(tuple(graph.call_function(aten.cat.default, (row, 1)) for row in rows))
         outputs = [Value(f"{pack.name}_out", pack.type()) for pack in packs]
-        return self._graph(f"{cut.graph.name}_request", fx.GraphModule(cut.body, made), ports, outputs, "request")
+        return self._graph(f"{cut.graph.name}_request", fx.GraphModule(cut.body, graph), ports, outputs, "request")
 
     def _over_steps(self, rows: tuple[Row, ...]) -> Graph:
         """Compute what depends on request and step, for several steps as one batch."""
         if rows not in self.request_step:
-            cut, made, packs = self.cut, fx.Graph(), self.packs["request_step"]
-            timed = _boundary(cut, cut.kept["request_step"])
-            ports = cut.ports_of(cut.kept["request_step"], timed)
-            env = {node: made.placeholder(f"timed_{at}") for at, node in enumerate(timed)}
-            env |= {cut.node(port): made.placeholder(port.name) for port in ports}
-            _copy(cut.body.graph, made, cut.kept["request_step"], env)
-            made.output(tuple(env[node] for pack in packs for node in pack.nodes))
+            cut, graph, packs = self.cut, fx.Graph(), self.packs["request_step"]
+            timed = _boundary(cut, cut.hoisted["request_step"])
+            ports = cut.ports_of(cut.hoisted["request_step"], timed)
+            env = {node: graph.placeholder(f"timed_{at}") for at, node in enumerate(timed)}
+            env |= {cut.node(port): graph.placeholder(port.name) for port in ports}
+            _copy(cut.body.graph, graph, cut.hoisted["request_step"], env)
+            graph.output(tuple(env[node] for pack in packs for node in pack.nodes))
             values = [torch.stack(each) for each in zip(*self._known(timed, rows), strict=True)]
-            module = _OverSteps(fx.GraphModule(cut.body, made), values, [len(pack.nodes) for pack in packs])
+            module = _OverSteps(fx.GraphModule(cut.body, graph), values, [len(pack.nodes) for pack in packs])
             outputs = [Value(f"{pack.name}_out", pack.type(len(rows))) for pack in packs]
             name = f"{cut.graph.name}_request_step" + (f"_{len(self.request_step) + 1}" if self.request_step else "")
             self.request_step[rows] = self._graph(name, module, ports, outputs, "request_step")
@@ -162,16 +162,16 @@ class _Split:
     # Values
 
     def _known(self, nodes: Sequence[fx.Node], rows: Iterable[Row]) -> list[list[torch.Tensor]]:
-        """Evaluate nodes that depend on nothing but what a call says at build, once for each row."""
-        cut, made = self.cut, fx.Graph()
+        """Evaluate nodes that depend only on literals known at build, once for each row."""
+        cut, graph = self.cut, fx.Graph()
         ports = cut.ports_of(nodes)
-        env = {cut.node(port): made.placeholder(port.name) for port in ports}
-        _copy(cut.body.graph, made, nodes, env)
-        made.output(tuple(env[node] for node in nodes))
-        region = fx.GraphModule(cut.body, made)
+        env = {cut.node(port): graph.placeholder(port.name) for port in ports}
+        _copy(cut.body.graph, graph, nodes, env)
+        graph.output(tuple(env[node] for node in nodes))
+        region = fx.GraphModule(cut.body, graph)
         with settled(region), torch.no_grad():
-            given = [[self._tensor((self.literals | dict(row))[p.name], p) for p in ports] for row in rows]
-            return [[value.detach().clone() for value in region(*tensors)] for tensors in given]
+            arguments = [[self._tensor((self.literals | dict(row))[p.name], p) for p in ports] for row in rows]
+            return [[value.detach().clone() for value in region(*tensors)] for tensors in arguments]
 
     def _tensor(self, literal: Literal, port: Value) -> torch.Tensor:
         data = self.tables[literal.name] if isinstance(literal, Ref) else literal
@@ -187,9 +187,9 @@ class _Split:
         cut, ops, tables, names = self.cut, list[Op](), list(program.tables), Names(program.types())
         rows: dict[Row, dict[Row, None]] = {}
         for op in calls(program, cut.graph):
-            rows.setdefault(self._asked(op), {})[known(op, cut.ports)] = None
+            rows.setdefault(self._request_row(op), {})[known(op, cut.ports)] = None
         every = tuple(dict.fromkeys(row for each in rows.values() for row in each))
-        made: dict[Row, dict[Row, dict[str, Literal]]] = {}
+        preludes: dict[Row, dict[Row, dict[str, Literal]]] = {}
         timed: dict[Row, dict[str, Literal]] = {}
         for op in program.ops:
             if op.operator != cut.graph.name:
@@ -200,11 +200,11 @@ class _Split:
                 for pack in self.packs["step"]:
                     tables.append(self._table(pack, every))
                     self._taken_apart(pack, tables[-1].name, timed, names, ops)
-            asked, row = self._asked(op), known(op, cut.ports)
-            if asked not in made:
-                made[asked] = self._prelude(op, tuple(rows[asked]), names, ops)
-            given = dict(op.attrs) | timed[row] | made[asked][row]
-            ops.append(replace(op, attrs=tuple((port.name, given[port.name]) for port in self.main.inputs)))
+            request_row, row = self._request_row(op), known(op, cut.ports)
+            if request_row not in preludes:
+                preludes[request_row] = self._prelude(op, tuple(rows[request_row]), names, ops)
+            arguments = dict(op.attrs) | timed[row] | preludes[request_row][row]
+            ops.append(replace(op, attrs=tuple((port.name, arguments[port.name]) for port in self.main.inputs)))
         graphs = [self.main if graph.name == cut.graph.name else graph for graph in program.graphs]
         early = [self.request, *self.request_step.values()]
         called = {op.operator for op in ops}
@@ -212,12 +212,12 @@ class _Split:
         tables = list({each.name: each for each in tables}.values())
         return replace(program, ops=tuple(ops), graphs=tuple(graphs), tables=tuple(tables)).live()
 
-    def _asked(self, op: Op) -> Row:
+    def _request_row(self, op: Op) -> Row:
         """Return the arguments of a call that are known with the request."""
         return tuple((port, value) for port, value in op.attrs if self.cut.ports[port] == REQUEST)
 
     def _prelude(self, op: Op, rows: tuple[Row, ...], names: Names, ops: list[Op]) -> dict[Row, dict[str, Literal]]:
-        """Call what comes before the loop, and give each row's arguments."""
+        """Call the graphs that run before the loop, and return each row's arguments."""
         each: dict[Row, dict[str, Literal]] = {row: {} for row in rows}
         if self.request:
             for pack, value in zip(self.packs["request"], _call(self.request, op, names, ops), strict=True):
@@ -225,15 +225,15 @@ class _Split:
                     each[row][pack.name] = Ref(value.name)
         if self.packs["request_step"]:
             results = _call(self._over_steps(rows), op, names, ops)
-            for pack, whole in zip(self.packs["request_step"], results, strict=True):
-                self._taken_apart(pack, whole.name, each, names, ops)
+            for pack, batch in zip(self.packs["request_step"], results, strict=True):
+                self._taken_apart(pack, batch.name, each, names, ops)
         return each
 
     def _taken_apart(
-        self, pack: _Pack, whole: str, each: dict[Row, dict[str, Literal]], names: Names, ops: list[Op]
+        self, pack: _Pack, batch: str, each: dict[Row, dict[str, Literal]], names: Names, ops: list[Op]
     ) -> None:
         parts = tuple(Value(names.new(f"{self.cut.graph.name}_{pack.name}_"), pack.type()) for _ in each)
-        ops.append(Op("split", (Ref(whole),), (("axis", 0),), (), parts))
+        ops.append(Op("split", (Ref(batch),), (("axis", 0),), (), parts))
         for row, part in zip(each, parts, strict=True):
             each[row][pack.name] = Ref(part.name)
 
@@ -250,28 +250,28 @@ class _OverSteps(nn.Module):
     def forward(self, *ports: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return one tensor [steps, elements] for each packed table."""
         timed = [value for _, value in self.named_buffers(recurse=False)]
-        found = iter(torch.vmap(self.region, in_dims=(0,) * len(timed) + (None,) * len(ports))(*timed, *ports))
-        packs = ([next(found).reshape(self.steps, -1) for _ in range(count)] for count in self.counts)
+        outputs = iter(torch.vmap(self.region, in_dims=(0,) * len(timed) + (None,) * len(ports))(*timed, *ports))
+        packs = ([next(outputs).reshape(self.steps, -1) for _ in range(count)] for count in self.counts)
         return tuple(torch.cat(pack, 1) for pack in packs)
 
 
 def _call(graph: Graph, op: Op, names: Names, ops: list[Op]) -> tuple[Value, ...]:
-    """Call a graph with what another call is given on the ports of the same names."""
+    """Call a graph with the arguments of another call on the ports of the same names."""
     results = tuple(Value(names.new(graph.name), port.type) for port in graph.outputs)
     ops.append(Op(graph.name, (), tuple((port.name, op.attr(port.name)) for port in graph.inputs), (), results))
     return results
 
 
-def _copy(source: fx.Graph, made: fx.Graph, nodes: Sequence[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
+def _copy(source: fx.Graph, target: fx.Graph, nodes: Sequence[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
     """Copy what nodes are computed from, as far as the environment does not have it."""
-    wanted = needed(source, nodes, tuple(env))
+    sources = needed(source, nodes, tuple(env))
     for node in source.nodes:
-        if node in wanted and node not in env:
-            env[node] = made.node_copy(node, env.__getitem__)
+        if node in sources and node not in env:
+            env[node] = target.node_copy(node, env.__getitem__)
 
 
 def _boundary(cut: Cut, nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """List the nodes that depend on the step alone and are read by those that depend on the request as well."""
     late = [node for node in needed(cut.body.graph, nodes, ()) if "request" in cut.stages[node]]
-    found = {source for node in late for source in node.all_input_nodes if cut.stages[source] == STEP}
-    return [node for node in cut.body.graph.nodes if node in found]
+    boundary = {source for node in late for source in node.all_input_nodes if cut.stages[source] == STEP}
+    return [node for node in cut.body.graph.nodes if node in boundary]

@@ -76,6 +76,9 @@ NAMELESS = re.compile(
     "made|found|given|asked|told|wanted|said|lent|drawn|chosen|kept|other|whole|way|thing"
     "|rival|contender|culprit|room|picture|film"
 )
+# Names that users type, and so stay.
+TYPED_BY_USERS = {"passes/quantize/svdquant.py": {"room"}}  # an option, in --quant and in recipe files
+
 # Files whose docstrings are still to be reworded.
 NOT_YET_REWORDED = {
     "compiler/backends/onnx/export.py",
@@ -83,8 +86,6 @@ NOT_YET_REWORDED = {
 }
 # Files with names that are still to be replaced.
 NOT_YET_RENAMED = {
-    "compiler/analysis/hoisting.py",
-    "compiler/analysis/transformer_blocks.py",
     "compiler/backends/onnx/custom_operators.py",
     "compiler/backends/onnx/dialect.py",
     "compiler/backends/onnx/export.py",
@@ -93,7 +94,6 @@ NOT_YET_RENAMED = {
     "compiler/backends/tensorrt/int4_layout.py",
     "compiler/backends/tensorrt/merge_shapes.py",
     "compiler/backends/tensorrt/torch_tensorrt.py",
-    "compiler/feature_cache/apply_schedule.py",
     "compiler/graph/lazy_weights.py",
     "compiler/tracing/component_calls.py",
     "compiler/tracing/pipeline.py",
@@ -101,12 +101,6 @@ NOT_YET_RENAMED = {
     "compiler/tracing/symbolic_scalar.py",
     "compiler/tracing/value_ranges.py",
     "compiler/tracing/variable_length.py",
-    "passes/cache/auto.py",
-    "passes/cache/faster_diffusion.py",
-    "passes/guidance_interval.py",
-    "passes/quantize/__init__.py",
-    "passes/quantize/svdquant.py",
-    "passes/stage.py",
 }
 
 # Modules without a test of their own: others test them.
@@ -295,7 +289,8 @@ def test_docstrings_begin_with_plain_verbs(path: Path) -> None:
 def test_names_say_which_thing_they_hold(path: Path) -> None:
     name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
     if name not in NOT_YET_RENAMED:
-        assert [f"{name}:{line}: {bound}" for line, bound in bindings(tree) if NAMELESS.fullmatch(bound)] == []
+        names = [(line, bound) for line, bound in bindings(tree) if bound not in TYPED_BY_USERS.get(name, ())]
+        assert [f"{name}:{line}: {bound}" for line, bound in names if NAMELESS.fullmatch(bound)] == []
 
 
 @pytest.mark.parametrize("module", ["diffc.runtime", "diffc.compiler.commands.cli"])

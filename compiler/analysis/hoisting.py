@@ -27,12 +27,12 @@ from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.ir.program import Graph, Literal, Program, Value
 
 SMALL = 64 << 20
-"""Bytes that are kept without a question; more are kept only where they replace as many bytes of weights."""
+"""Bytes that are hoisted in any case; more are hoisted only where they replace as many bytes of weights."""
 
 EARLY = ("build", "step", "request", "request_step")
 
 Row = tuple[tuple[str, Literal], ...]
-"""What one call says at build that others say differently: literals by port."""
+"""The literals, by port, that are known at build and differ between calls."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,28 @@ class Cut:
     ports: Mapping[str, Stage]
     rows: tuple[Row, ...]
     stages: Mapping[fx.Node, Stage]
-    kept: Mapping[str, list[fx.Node]]
+    hoisted: Mapping[str, list[fx.Node]]
 
     @staticmethod
     def of(graph: Graph, programs: Sequence[Program]) -> Cut:
-        """Walk from the outputs to the inputs, and stop at each value that is known early and worth keeping."""
+        """Walk from the outputs to the inputs, and stop at each value that is known early and worth hoisting."""
         body, ports = body_of(graph), _ports(graph, programs)
         rows = dict.fromkeys(known(op, ports) for program in programs for op in calls(program, graph))
         stages = stages_of_nodes(body, graph, ports)
         cut = Cut(graph, body, ports, tuple(rows), stages, {name: [] for name in EARLY})
         if all("latent" not in stage for stage in stages.values()):
             return cut
-        worth, wanted = _Worth(cut), {body.graph.output_node()}
+        worth, needed_late = _Worth(cut), {body.graph.output_node()}
         for node in reversed(body.graph.nodes):
-            if node not in wanted or node.op in ("placeholder", "get_attr"):
+            if node not in needed_late or node.op in ("placeholder", "get_attr"):
                 continue
             if node.op == "call_function" and "latent" not in stages[node] and worth(node):
-                cut.kept[name_of(stages[node])].insert(0, node)
+                cut.hoisted[name_of(stages[node])].insert(0, node)
             else:
-                wanted.update(node.all_input_nodes)
+                needed_late.update(node.all_input_nodes)
         if worth.too_large:
-            node, room = max(worth.too_large.items(), key=lambda item: item[1])
-            what = f"{node.name} in each of {len(rows)} steps: a table of it would take {room / 1e6:.0f} MB"
+            node, size = max(worth.too_large.items(), key=lambda item: item[1])
+            what = f"{node.name} in each of {len(rows)} steps: a table of it would take {size / 1e6:.0f} MB"
             warnings.warn(f"{graph.name} computes {what}", DiffcWarning, stacklevel=2)
         return cut
 
@@ -83,9 +83,9 @@ class Cut:
 class _Worth:
     """Decide which early values are worth keeping.
 
-    Views are not: what they look at is kept instead. Nor is what takes more room than all that it is made of, unless
-    that saves multiply-adds. What depends on the request takes room in every run, and must save at least one
-    multiply-add for each number that is kept.
+    Views are not: their bases are kept instead. Nor are values larger than all of their sources, unless keeping them
+    saves multiply-adds. A value that depends on the request takes memory in every run, and must save at least one
+    multiply-add for each of its elements.
     """
 
     def __init__(self, cut: Cut) -> None:
@@ -104,19 +104,19 @@ class _Worth:
             )
 
     def __call__(self, node: fx.Node) -> bool:
-        value, stage, room = node.meta.get("val"), self.stages[node], self.room(node)
+        value, stage, size = node.meta.get("val"), self.stages[node], self.size(node)
         if not isinstance(value, torch.Tensor) or _looks(node):
             return False
-        if room > sum(map(self.room, node.all_input_nodes)) and not multiply_adds(node):
+        if size > sum(map(self.size, node.all_input_nodes)) and not multiply_adds(node):
             return False
         if "request" in stage and self.work[node] < value.numel():
             return False
-        if room > max(SMALL, sum(map(_bytes, self.weights[node]))):
-            self.too_large[node] = room
+        if size > max(SMALL, sum(map(_bytes, self.weights[node]))):
+            self.too_large[node] = size
             return False
         return True
 
-    def room(self, node: fx.Node) -> int:
+    def size(self, node: fx.Node) -> int:
         """Count the bytes that keeping a value takes: once, or for every step."""
         return _bytes(node) * (self.rows if "step" in self.stages[node] else 1)
 

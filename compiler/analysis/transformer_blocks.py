@@ -1,11 +1,12 @@
-"""Find the transformer blocks of a captured graph, and what a span of them adds to the values that run through it.
+"""Find the transformer blocks of a captured graph, and the features that a span of them adds to its streams.
 
     x0 ──┬────────────── + ──┬──────── + ── x1 ── …
          └─ attention ───┘   └─ layers ┘
 
 A value runs through the blocks, and each adds to it what it makes of it. In models with two streams, tokens of the
-picture and of the text, there are two such values. A block begins where the tokens of a value look at each other: at a
-product of values that both depend on the latents, made of what the block before gave. Nothing is known by name.
+image and of the text, there are two such values. A block begins where the tokens of a value attend to each other: at a
+product of values that both depend on the latents, computed from the results of the block before. Nothing is known by
+name.
 """
 
 from __future__ import annotations
@@ -71,17 +72,17 @@ class Transformer:
 
         Where a span has streams of several shapes, as where two become one, it has a feature for each.
         """
-        found = [tuple(_added(self.blocks[at] for at in span)) for span in spans]
-        given = {feature.node: feature for each in found for feature in each}
+        features = [tuple(_added(self.blocks[at] for at in span)) for span in spans]
+        by_name = {feature.node: feature for each in features for feature in each}
         nodes = {node.name: node for node in self.body.graph.nodes}
-        wanted, read = {self.body.graph.output_node()}, set[str]()
+        ends, read = {self.body.graph.output_node()}, set[str]()
         while True:
-            inside = needed(self.body.graph, wanted, [nodes[name] for name in given])
-            more = {name for name in given if nodes[name] in inside} - read
+            inside = needed(self.body.graph, ends, [nodes[name] for name in by_name])
+            more = {name for name in by_name if nodes[name] in inside} - read
             if not more:
-                return [tuple(feature for feature in each if feature.node in read) for each in found]
+                return [tuple(feature for feature in each if feature.node in read) for each in features]
             read |= more
-            wanted |= {nodes[given[name].base] for name in more if given[name].base}
+            ends |= {nodes[by_name[name].base] for name in more if by_name[name].base}
 
 
 def _added(blocks: Iterable[TransformerBlock]) -> Iterator[Feature]:
@@ -105,13 +106,13 @@ def isotropic(graph: Graph, programs: Sequence[Program], cache: str) -> Transfor
 
     Raises `PassError` for another, in the name of a cache of such blocks.
     """
-    found = transformer(graph, programs)
-    widths = {found.width(stream) for block in found.blocks for stream in block.streams}
-    if len(found.blocks) < 2 or len(widths) > 1 or found.share < 0.5:
-        work = f"{len(found.blocks)} transformer blocks of {len(widths)} widths do {found.share:.0%} of the work"
+    model = transformer(graph, programs)
+    widths = {model.width(stream) for block in model.blocks for stream in block.streams}
+    if len(model.blocks) < 2 or len(widths) > 1 or model.share < 0.5:
+        work = f"{len(model.blocks)} transformer blocks of {len(widths)} widths do {model.share:.0%} of the work"
         fix = "choose deepcache, faster-diffusion, cachequant or a-sdm, which are for UNets"
         raise PassError(f"{cache}: the denoiser is no transformer: {work}", where=graph.name, fix=fix)
-    return found
+    return model
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,12 @@ class _Search:
         self.above[node] = bit | _union(self.above, sources)
         self.heavy[node] = _union(self.above if self.work.get(node) else self.heavy, sources)
         pointwise = has(node.target, Trait.POINTWISE)
-        kept = [s for s in sources if not pointwise or _shape(s) == _shape(node)]
-        self.light[node] = bit | (0 if self.work.get(node) else _union(self.light, kept))
-        if node.target is aten.add.Tensor and len(sources) == 2 and self._late(node) and kept == sources:
-            ways = [(a, b) for a, b in (sources, sources[::-1]) if self._is_made_of(b, a)]
-            if len(ways) == 1:
-                self.sums[node] = _Sum(node, *ways[0])
+        same_shape = [s for s in sources if not pointwise or _shape(s) == _shape(node)]
+        self.light[node] = bit | (0 if self.work.get(node) else _union(self.light, same_shape))
+        if node.target is aten.add.Tensor and len(sources) == 2 and self._late(node) and same_shape == sources:
+            pairs = [(a, b) for a, b in (sources, sources[::-1]) if self._is_made_of(b, a)]
+            if len(pairs) == 1:
+                self.sums[node] = _Sum(node, *pairs[0])
 
     def _is_made_of(self, branch: fx.Node, stream: fx.Node) -> bool:
         """Return whether a branch has products of a stream, or of its sources, in the stream's shape.
@@ -181,8 +182,10 @@ class _Search:
         """Drop a sum that another one's branch is made of, where both are of the same value and nothing follows it."""
         followed = {before.node for each in self.sums.values() for before in self._before(each)}
         for one in list(self.sums.values()):
-            others = [each for each in self.sums.values() if each.stream is one.stream and each is not one]
-            if one.node not in followed and any(self._has(self.above[other.branch], one.node) for other in others):
+            siblings = [each for each in self.sums.values() if each.stream is one.stream and each is not one]
+            if one.node not in followed and any(
+                self._has(self.above[sibling.branch], one.node) for sibling in siblings
+            ):
                 del self.sums[one.node]
 
     def _has(self, bits: int, node: fx.Node) -> bool:
@@ -190,17 +193,17 @@ class _Search:
 
     def _before(self, each: _Sum) -> list[_Sum]:
         """List the sums that a sum's stream comes from, the nearest on each way."""
-        found, seen, left = list[_Sum](), set[fx.Node](), [each.stream]
+        nearest, seen, left = list[_Sum](), set[fx.Node](), [each.stream]
         while left:
             node = left.pop()
             if node in seen or not self._has(self.light[each.stream], node):
                 continue
             seen.add(node)
             if node in self.sums:
-                found.append(self.sums[node])
+                nearest.append(self.sums[node])
             elif not self.work.get(node):
                 left += node.all_input_nodes
-        return [one for one in found if not any(self._has(self.heavy[other.node], one.node) for other in found)]
+        return [one for one in nearest if not any(self._has(self.heavy[later.node], one.node) for later in nearest)]
 
     def _products(self, each: _Sum) -> int:
         """Find the products in a sum's branch by which tokens look at each other."""
@@ -211,8 +214,8 @@ class _Search:
         """Return the blocks of those chains of sums that contain attention between tokens."""
         some, products, done = list[_Sum](), 0, 0
         for each in self._looking():
-            mine, made = self._products(each), _bits(self.place[s.node] for s in some)
-            if any(self.above[node] & made for node in self._at(mine & ~products)):
+            mine, earlier = self._products(each), _bits(self.place[s.node] for s in some)
+            if any(self.above[node] & earlier for node in self._at(mine & ~products)):
                 yield self._block(some, products, done)
                 done |= _union(self.above, [one.node for one in some])
                 some, products = [], 0
@@ -250,10 +253,10 @@ class _Search:
 
 
 def _union(sets: Mapping[fx.Node, int], nodes: Sequence[fx.Node]) -> int:
-    found = 0
+    union = 0
     for node in nodes:
-        found |= sets[node]
-    return found
+        union |= sets[node]
+    return union
 
 
 def _bits(places: Iterable[int]) -> int:

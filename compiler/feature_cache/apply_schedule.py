@@ -284,8 +284,8 @@ class _Corrections:
 
 
 class _Correction(nn.Module):
-    def forward(self, kept: torch.Tensor, factor: torch.Tensor, term: torch.Tensor) -> tuple[torch.Tensor]:
-        return (factor * kept + term,)
+    def forward(self, feature: torch.Tensor, factor: torch.Tensor, term: torch.Tensor) -> tuple[torch.Tensor]:
+        return (factor * feature + term,)
 
 
 def _name(literal: Literal) -> str:

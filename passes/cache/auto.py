@@ -3,7 +3,7 @@
 Source: diffc, decision 0010. Errors of single reuses are measured (`diffc.compiler.feature_cache.cost`), as are
         times; the schedules of least error for every time follow by dynamic programming
         (`diffc.compiler.feature_cache.search`), and those near the budget are drawn with, beside schedules with fixed
-        intervals: what is built is the fastest that keeps the budget in the pictures themselves.
+        intervals: the schedule built is the fastest whose images keep the budget.
 
 Before (a UNet):
     y0 = unet(x0)
@@ -42,13 +42,13 @@ from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.metrics import psnr
 
 OPTIONS = 4
-"""How many features are tried: skip connections, or spans of blocks."""
+"""The number of features tried: skip connections, or spans of blocks."""
 
 PROMPTS = 4
-"""How many prompts are looked at."""
+"""The number of prompts measured."""
 
 PROBES = 8
-"""In how many evaluations it is measured what the steps after an error make of it."""
+"""The number of evaluations in which the growth of an error in later steps is measured."""
 
 AROUND, SPREAD = 1, 7
 """How many schedules on either side of the budget are drawn with, and how many of the whole frontier."""
@@ -65,7 +65,7 @@ def auto(
     max_drop: float = 0.5,
     min_psnr: float = 0.0,
 ) -> Searched:
-    """Cache as much as pictures stand: the first program is measured, the others follow at their own steps.
+    """Reuse as much as the budget allows: the first program is measured, the others follow at their own steps.
 
     ``max_drop`` is the maximum PSNR loss, in dB, relative to the uncached images, both measured against ``finer``: the
     same sampler with twice as many steps. ``min_psnr`` replaces it by the minimum PSNR, in dB, against the uncached
@@ -81,20 +81,20 @@ def auto(
     if finer is not None and _draws(finer) != _draws(program):
         finer = None
     if finer is None and not min_psnr:
-        what = "auto: twice as many steps draw other noise, and so another picture"
+        what = "auto: twice as many steps draw other noise, and so make another image"
         raise PassError(what, where=program.name, fix="say what matters with auto:min-psnr=35")
     calibration = calibrated(program)
     calibration = replace(calibration, drawings=calibration.drawings[:PROMPTS])
     with calibration.drawing(program) as draw:
         search = _Search(program, graph, options, calibration, draw, finer)
         tried = search.tried(max_drop, min_psnr)
-    kept = [each for each in tried if each.keeps(max_drop, min_psnr) and any(each.reuses)]
-    if not kept:
-        wanted = f"{min_psnr:g} dB" if min_psnr else f"a drop of at most {max_drop:g} dB"
-        raise PassError(f"auto: no schedule keeps {wanted}; {_nearest(tried)}", where=program.name, fix="ask for less")
-    chosen = min(kept, key=lambda each: each.time)
-    follow = search.following(chosen.reuses)
-    return Searched(cached(programs, follow), chosen, tuple(tried))
+    acceptable = [each for each in tried if each.keeps(max_drop, min_psnr) and any(each.reuses)]
+    if not acceptable:
+        budget = f"{min_psnr:g} dB" if min_psnr else f"a drop of at most {max_drop:g} dB"
+        raise PassError(f"auto: no schedule keeps {budget}; {_nearest(tried)}", where=program.name, fix="ask for less")
+    fastest = min(acceptable, key=lambda each: each.time)
+    follow = search.following(fastest.reuses)
+    return Searched(cached(programs, follow), fastest, tuple(tried))
 
 
 def _nearest(tried: Sequence[Trial]) -> str:
@@ -109,10 +109,10 @@ def _draws(program: Program) -> list[object]:
 
 def _options(graph: Graph, programs: Sequence[Program]) -> list[Option]:
     """Name features worth trying: what is inside of some skip connections, or what some spans of blocks add."""
-    found = skips(graph, programs)
-    if found:
-        at = np.linspace(0, len(found) - 1, min(OPTIONS, len(found))).round().astype(int)
-        return [(Feature(found[each].up),) for each in dict.fromkeys(at.tolist())]
+    connections = skips(graph, programs)
+    if connections:
+        at = np.linspace(0, len(connections) - 1, min(OPTIONS, len(connections))).round().astype(int)
+        return [(Feature(connections[each].up),) for each in dict.fromkeys(at.tolist())]
     blocks = transformer(graph, programs)
     count = len(blocks.blocks)
     spans = (range(count), range(count // 2, count), range(count // 2), range(count // 4, count - count // 4))
@@ -139,15 +139,15 @@ class _Search:
         self.finer = None if finer is None else calibration.rerun(finer, PROMPTS)
         self.known = dict[Reuses, Trial]()
 
-    def following(self, way: Reuses) -> Callable[[Program, Graph, int], Schedule]:
+    def following(self, reuses: Reuses) -> Callable[[Program, Graph, int], Schedule]:
         """Return the scheduler of a measured schedule; another number of evaluations follows the nearest in time."""
 
         def follow(program: Program, graph: Graph, count: int) -> Schedule:
             options = _options(graph, [program])
-            at = np.linspace(0, len(way) - 1, count).round().astype(int).tolist()
+            at = np.linspace(0, len(reuses) - 1, count).round().astype(int).tolist()
             schedule, source = list[tuple[Reuse, ...]](), 0
             for place, there in enumerate(at):
-                reuse = way[there] if place else None
+                reuse = reuses[there] if place else None
                 source = place if reuse is None else source
                 schedule.append(() if reuse is None else tuple(Reuse(f, source) for f in options[reuse[1]]))
             return Schedule(schedule)
@@ -163,18 +163,18 @@ class _Search:
         """
         measured, gained = self.drift.errors, self.drift.errors * self.gains[None, :, None]
         for errors, power in ((gained, 1), (measured, 2)):
-            ways = frontier(self.drift.full, self.drift.reusing, errors, power=power)
-            low, high = 0, len(ways) - 1
+            candidates = frontier(self.drift.full, self.drift.reusing, errors, power=power)
+            low, high = 0, len(candidates) - 1
             while low < high:
                 middle = (low + high) // 2
-                if self._judged(ways[middle], fixed=False).keeps(max_drop, min_psnr):
+                if self._judged(candidates[middle], fixed=False).keeps(max_drop, min_psnr):
                     high = middle
                 else:
                     low = middle + 1
             around = range(low - AROUND, low + AROUND + 1)
-            spread = np.linspace(0, len(ways) - 1, SPREAD).astype(int).tolist()
-            for at in sorted({*around, *spread} & set(range(len(ways)))):
-                self._judged(ways[at], fixed=False)
+            spread = np.linspace(0, len(candidates) - 1, SPREAD).astype(int).tolist()
+            for at in sorted({*around, *spread} & set(range(len(candidates)))):
+                self._judged(candidates[at], fixed=False)
         for fixed in self._fixed():
             self._judged(fixed, fixed=True)
         return sorted(self.known.values(), key=lambda each: each.time)
@@ -183,41 +183,41 @@ class _Search:
         """Reuse each option in all but every n-th evaluation."""
         for interval in INTERVALS:
             for option in range(len(self.options)):
-                way = tuple((at - at % interval, option) if at % interval else None for at in range(self.count))
-                yield Candidate(way, self._seconds(way), 0.0)
+                reuses = tuple((at - at % interval, option) if at % interval else None for at in range(self.count))
+                yield Candidate(reuses, self._seconds(reuses), 0.0)
 
-    def _seconds(self, way: Reuses) -> float:
-        return sum(self.drift.full if each is None else self.drift.reusing[each[1]] for each in way)
+    def _seconds(self, reuses: Reuses) -> float:
+        return sum(self.drift.full if each is None else self.drift.reusing[each[1]] for each in reuses)
 
-    def _judged(self, found: Candidate, *, fixed: bool) -> Trial:
+    def _judged(self, candidate: Candidate, *, fixed: bool) -> Trial:
         """Draw the calibration's prompts with a schedule."""
-        if found.reuses not in self.known:
-            drawn = self._drawn(found.reuses, PROMPTS)
-            time = found.seconds / (self.count * self.drift.full)
-            near = _decibels(drawn, self.calibration.drawings)
+        if candidate.reuses not in self.known:
+            drawings = self._drawn(candidate.reuses, PROMPTS)
+            time = candidate.seconds / (self.count * self.drift.full)
+            near = _decibels(drawings, self.calibration.drawings)
             drop = None
             if self.finer is not None:
-                drop = _decibels(self.calibration.drawings, self.finer) - _decibels(drawn, self.finer)
-            self.known[found.reuses] = Trial(found.reuses, time, near, drop, fixed)
-        return self.known[found.reuses]
+                drop = _decibels(self.calibration.drawings, self.finer) - _decibels(drawings, self.finer)
+            self.known[candidate.reuses] = Trial(candidate.reuses, time, near, drop, fixed)
+        return self.known[candidate.reuses]
 
-    def _drawn(self, way: Reuses, prompts: int) -> list[Drawing]:
-        return self.draw(prompts, {self.calls.name: self.calls.following(way, self.program)})
+    def _drawn(self, reuses: Reuses, prompts: int) -> list[Drawing]:
+        return self.draw(prompts, {self.calls.name: self.calls.following(reuses, self.program)})
 
     def _gains(self, drift: Costs) -> NDArray[np.float64]:
         """Measure what the denoiser makes of an error in later evaluations: for some of them, the others between."""
         cheapest, drawing = int(np.argmin(drift.reusing)), self.calibration.drawings[:1]
         places = np.unique(np.linspace(1, self.count - 1, PROBES).round().astype(int))
-        found = []
+        gains = []
         for at in places.tolist():
-            way = tuple((place - 1, cheapest) if place == at else None for place in range(self.count))
-            latents, wanted = self._drawn(way, 1)[0].latents, drawing[0].latents
-            error = float((latents - wanted).norm() / wanted.norm())
-            found.append(error / max(drift.errors[cheapest, at, at - 1], 1e-12))
-        logs = np.interp(np.arange(self.count), places, np.log(np.maximum(found, 1e-3)))
+            reuses = tuple((place - 1, cheapest) if place == at else None for place in range(self.count))
+            latents, reference = self._drawn(reuses, 1)[0].latents, drawing[0].latents
+            error = float((latents - reference).norm() / reference.norm())
+            gains.append(error / max(drift.errors[cheapest, at, at - 1], 1e-12))
+        logs = np.interp(np.arange(self.count), places, np.log(np.maximum(gains, 1e-3)))
         return np.asarray(np.exp(logs))
 
 
-def _decibels(drawn: Sequence[Drawing], wanted: Sequence[Drawing]) -> float:
+def _decibels(drawings: Sequence[Drawing], references: Sequence[Drawing]) -> float:
     """Return the PSNR of images, the mean over prompts."""
-    return float(np.mean([psnr(a.output.numpy(), b.output.numpy()) for a, b in zip(drawn, wanted, strict=True)]))
+    return float(np.mean([psnr(a.output.numpy(), b.output.numpy()) for a, b in zip(drawings, references, strict=True)]))

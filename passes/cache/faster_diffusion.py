@@ -54,18 +54,18 @@ def faster_diffusion(
         last = enumerate(since(keys, count))
         return Schedule(tuple(Reuse(f, key) for f in features if key != at) for at, key in last)
 
-    found = cached(programs, follow)
-    found = step_batches(found) if batched else found
-    return tuple(_with_noise(program, noise) for program in found) if noise else found
+    rewritten = cached(programs, follow)
+    rewritten = step_batches(rewritten) if batched else rewritten
+    return tuple(_with_noise(program, noise) for program in rewritten) if noise else rewritten
 
 
 def _encoded(graph: Graph, program: Program) -> list[Feature]:
     """Name what the decoder reads of the encoder."""
-    found = skips(graph, [program])
-    if not found:
+    connections = skips(graph, [program])
+    if not connections:
         fix = "choose delta-dit, profiling-dit, cachequant or a-sdm, which reuse residual blocks"
         raise PassError("faster-diffusion: the denoiser has no skip connections", where=graph.name, fix=fix)
-    return [Feature(name) for name in dict.fromkeys((found[-1].up, *(skip.across for skip in found)))]
+    return [Feature(name) for name in dict.fromkeys((connections[-1].up, *(skip.across for skip in connections)))]
 
 
 def _with_noise(program: Program, amount: float) -> Program:

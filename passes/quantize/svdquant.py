@@ -82,11 +82,11 @@ def _against_branch(layer: Layer) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _rank(layer: Layer, rank: int, room: float) -> int:
+def _rank(layer: Layer, rank: int, space: float) -> int:
     """Return the rank of a layer's low-rank branch."""
     assert layer.weight is not None and layer.scheme.weight is not None
     rows, columns = layer.weight.flatten(1).shape
-    affordable = room * layer.scheme.weight.bits * rows * columns / (STORED_BITS * (rows + columns))
+    affordable = space * layer.scheme.weight.bits * rows * columns / (STORED_BITS * (rows + columns))
     return min(rank, min(rows, columns) // SHARE, int(affordable))
 
 
