@@ -73,6 +73,22 @@ def test_the_error_of_a_layer_is_that_of_the_graph_that_has_no_other(weight: str
     assert found.sqnr == pytest.approx(wanted, abs=0.01)
 
 
+def test_the_error_of_a_layer_counts_its_quantized_output() -> None:
+    torch.manual_seed(0)
+    module, inputs = nn.Linear(32, 48), feeds(5, 32)
+    float_output = plan_of(module, inputs, "int8:channel", "int8:tensor")
+    quantized_output = float_output.mapped(
+        lambda layer: replace(layer, scheme=replace(layer.scheme, output=parse_spec("uint4:tensor")))
+    )
+    plan = round_to_nearest(calibrate_ranges(quantized_output))
+    (error,) = layer_errors(plan)
+    assert error.sqnr == pytest.approx(
+        signal_to_noise(run(applied(plan), inputs), run(plan.programs, inputs)), abs=0.01
+    )
+    (smaller,) = layer_errors(round_to_nearest(calibrate_ranges(float_output)))
+    assert error.sqnr < smaller.sqnr - 10
+
+
 def test_layers_come_the_worst_first_and_each_for_itself() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 48))
