@@ -105,10 +105,6 @@ NOT_YET_RENAMED = {
 
 # Modules without a test of their own: others test them.
 NOT_YET_TESTED = {
-    "compiler/analysis/features.py",
-    "compiler/analysis/float32_nodes.py",
-    "compiler/analysis/hoisting.py",
-    "compiler/analysis/linear_form.py",
     "compiler/backends/backend.py",
     "compiler/backends/onnx/cpu_dialect.py",
     "compiler/backends/onnx/custom_operators.py",
@@ -120,7 +116,6 @@ NOT_YET_TESTED = {
     "compiler/backends/tensorrt/build_process.py",
     "compiler/backends/tensorrt/dialect.py",
     "compiler/backends/tensorrt/int4_layout.py",
-    "compiler/feature_cache/partition.py",
     "compiler/tracing/component_calls.py",
     "compiler/tracing/functionalize.py",
     "compiler/tracing/opaque_components.py",
