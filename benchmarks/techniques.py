@@ -36,7 +36,7 @@ from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes import NORMAL_FORM, stage
 from diffc.runtime.disk_cache import Cache
@@ -114,9 +114,9 @@ class Model:
     def of(source: Path) -> Model:
         """Trace, capture and stage a checkpoint, and draw the held-out prompts."""
         pipeline: Any = load(source, stand_ins=True)
-        capture = Capture()
-        traced = trace_pipeline(pipeline, Sampling(steps=STEPS, guidance=GUIDANCE), capture)
-        programs = stage([run(program, NORMAL_FORM) for program in capture.graphs(traced)])
+        calls = ComponentCalls()
+        traced = trace_pipeline(pipeline, Sampling(steps=STEPS, guidance=GUIDANCE), calls)
+        programs = stage([run(program, NORMAL_FORM) for program in calls.graphs(traced)])
         read = {op.attr("tokenizer") for program in programs for op in program.ops if op.operator == "tokenize"}
         texts = {str(name): tokenizer_text(str(name), pipeline.components[str(name)]) for name in read}
         encoded = {name: text.encode() for name, text in texts.items()}

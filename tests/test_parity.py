@@ -16,7 +16,7 @@ from diffc.compiler import write_bundle
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.ir.program import Program
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.runtime import Sampler
 from tests.conftest import DIT, UNET
@@ -44,17 +44,17 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Compi
 
     def get(model: Path) -> Compiled:
         if model not in made:
-            capture, programs = Capture(), list[Program]()
+            calls, programs = ComponentCalls(), list[Program]()
             pipeline = load(model)
             schedulers = {name: new_scheduler(name, pipeline.scheduler) for name in SAMPLERS[model]}
             for name, scheduler in schedulers.items():
                 pipeline.scheduler = scheduler
-                for program in trace_pipeline(pipeline, Sampling(steps=STEPS, batch=len(PROMPTS)), capture):
+                for program in trace_pipeline(pipeline, Sampling(steps=STEPS, batch=len(PROMPTS)), calls):
                     unguided = "_unguided" if program.name.endswith("_unguided") else ""
                     programs.append(replace(program, name=name.replace("-", "_") + unguided))
             output = tmp_path_factory.mktemp("parity") / "all.diffc"
             tokenizers = {key: value for key, value in pipeline.components.items() if key.startswith("tokenizer")}
-            write_bundle(capture.graphs(programs), output, tokenizers={k: v for k, v in tokenizers.items() if v})
+            write_bundle(calls.graphs(programs), output, tokenizers={k: v for k, v in tokenizers.items() if v})
             pipeline.set_progress_bar_config(disable=True)
 
             def reference(sampler: str, **options: Any) -> np.ndarray[Any, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Program
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
 from diffc.compiler.tracing.trace import trace
 from diffc.passes import NORMAL_FORM
@@ -56,10 +56,10 @@ def traced(entry: Entry) -> Program:
     tokenizers = {
         key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)
     }
-    capture = Capture()
+    calls = ComponentCalls()
     step = "on_step" if told else None
-    program = trace(call, modules, asked, capture=capture, tokenizers=tokenizers, on_step=step)
-    return run(capture.graphs([program])[0], NORMAL_FORM)
+    program = trace(call, modules, asked, calls=calls, tokenizers=tokenizers, on_step=step)
+    return run(calls.graphs([program])[0], NORMAL_FORM)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -14,7 +14,7 @@ from diffc.compiler.checkpoint.load import load
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.ir.program import Program
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes import NORMAL_FORM, stage
 from diffc.runtime import Sampler
@@ -31,11 +31,11 @@ class Traced:
         self.pipeline.set_progress_bar_config(disable=True)
         self.steps = steps
         self.schedulers = {name: new_scheduler(name, self.pipeline.scheduler) for name in samplers}
-        self.programs, capture, found = dict[str, list[Program]](), Capture(), list[list[Program]]()
+        self.programs, calls, found = dict[str, list[Program]](), ComponentCalls(), list[list[Program]]()
         for scheduler in self.schedulers.values():
             self.pipeline.scheduler = scheduler
-            found.append(trace_pipeline(self.pipeline, Sampling(steps=steps), capture))
-        made = iter(capture.graphs([program for each in found for program in each]))
+            found.append(trace_pipeline(self.pipeline, Sampling(steps=steps), calls))
+        made = iter(calls.graphs([program for each in found for program in each]))
         for name, each in zip(samplers, found, strict=True):
             self.programs[name] = [next(made) for _ in each]
 

@@ -31,7 +31,7 @@ class Ort(Onnx):
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
-        """Let integer convolutions give integers, without which ONNX Runtime computes them in float."""
+        """Return a scheme whose integer convolutions have integer outputs; ONNX Runtime computes others in float."""
         activation, note = scheme.activation, ""
         if activation is None or scheme.weight is None:
             return scheme, note

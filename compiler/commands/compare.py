@@ -18,7 +18,7 @@ from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.metrics import Array, psnr, ssim
 from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS
-from diffc.compiler.tracing.pipeline_inputs import as_arguments, asked_arrays
+from diffc.compiler.tracing.pipeline_inputs import as_arguments, requested_arrays
 from diffc.compiler.tracing.request_inputs import Image, RequestInput, Tensor
 from diffc.runtime import Sampler
 from diffc.runtime.program.facts import Facts
@@ -59,7 +59,7 @@ def compare(
     reads_negative = program is not None and any(item.name == NEGATIVE for item in parse(text).inputs)
     negative = {NEGATIVE: ""} if reads_negative else {}
     scale = guidance if guidance is not None else _default(text)
-    inputs = asked_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=facts.size)
+    inputs = requested_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=facts.size)
     arrays = _test_arrays(inputs, seed)
     steps = sum(op.operator == "step" for op in parse(text).ops)
     calls = list[ComponentCall]()

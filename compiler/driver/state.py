@@ -16,7 +16,7 @@ from diffc.compiler.errors import DiffcError, Progress
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.recipe import name_of
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.runtime.program.verify import Level, verify
 
 
@@ -39,7 +39,7 @@ class State:
     place: str = ""
     components: Mapping[str, Any] = field(default_factory=dict)
     pipeline: Any = None
-    calls: Capture = field(default_factory=Capture)
+    calls: ComponentCalls = field(default_factory=ComponentCalls)
     traced: tuple[Program, ...] = ()
     finer: tuple[Program, ...] = ()
     programs: tuple[Program, ...] = ()

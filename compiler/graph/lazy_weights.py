@@ -67,11 +67,11 @@ class Weight:
             for _ in self._slices():
                 pass
             return self.source.detach()
-        made, at = torch.empty(self.source.shape, dtype=self.dtype), 0
+        values, at = torch.empty(self.source.shape, dtype=self.dtype), 0
         for piece in self.pieces():
-            made.view(-1)[at : at + len(piece)] = piece
+            values.view(-1)[at : at + len(piece)] = piece
             at += len(piece)
-        return made
+        return values
 
     def permuted(self, axes: Sequence[int]) -> Weight:
         """Look at the stored tensor with its axes in another order."""
@@ -82,15 +82,15 @@ class Weight:
         return not any(bool(stored.any()) for stored in self._slices())
 
     def _slices(self) -> Iterator[torch.Tensor]:
-        whole = self.source.detach()
-        rows = whole.view(-1) if whole.is_contiguous() else whole
+        source = self.source.detach()
+        rows = source.view(-1) if source.is_contiguous() else source
         size = max(1, SLICE * len(rows) // max(1, rows.numel()))
         for stored in torch.split(rows, size):
             self._check(stored)
             yield stored
             if rows.dim() == 1:
                 _release(stored)
-        _release(whole)
+        _release(source)
 
     def _check(self, stored: torch.Tensor) -> None:
         if not self.where or not stored.is_floating_point() or not stored.numel():
@@ -130,15 +130,15 @@ def stand_in(weight: Weight) -> StandIn:
     with torch.utils._python_dispatch._disable_current_modes():
         source = weight.source
         meta = torch.empty_strided(source.shape, source.stride(), dtype=weight.dtype, device="meta")
-        made = StandIn(FAKES, meta, torch.device("cpu"))
-    made.stored = weight
-    return made
+        lazy = StandIn(FAKES, meta, torch.device("cpu"))
+    lazy.stored = weight
+    return lazy
 
 
 def channels(weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
     """Take some input channels of a weight, as a stand-in: what is stored is not copied."""
-    whole = weight_of(weight)
-    return _like(weight, stand_in(replace(whole, source=whole.source[:, first:last])))
+    stored = weight_of(weight)
+    return _like(weight, stand_in(replace(stored, source=stored.source[:, first:last])))
 
 
 class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -165,9 +165,9 @@ def _only_converts(func: Any, tensor: Any, kwargs: dict[str, Any]) -> bool:
         return isinstance(tensor, StandIn)
     if func is not aten._to_copy.default or str(kwargs.get("device") or "cpu") != "cpu":
         return False
-    given, wanted = tensor.dtype, kwargs.get("dtype") or tensor.dtype
-    narrow = tensor.device.type == "cpu" and given in NARROW and tensor.numel() > SMALL
-    return wanted == torch.float32 and (narrow or isinstance(tensor, StandIn))
+    before, after = tensor.dtype, kwargs.get("dtype") or tensor.dtype
+    narrow = tensor.device.type == "cpu" and before in NARROW and tensor.numel() > SMALL
+    return after == torch.float32 and (narrow or isinstance(tensor, StandIn))
 
 
 @contextmanager
@@ -190,15 +190,15 @@ def lend(component: str, module: nn.Module, where: str) -> None:
     """
     weights = dict[str, Weight]()
     names = {id(t): f"{component}.{key}" for key, t in module.state_dict(keep_vars=True).items()}
-    made = dict[int, torch.Tensor]()
+    replacements = dict[int, torch.Tensor]()
     for table, key, tensor in _tensors(module):
         if id(tensor) not in names or not tensor.is_floating_point():
             continue
-        if id(tensor) not in made:
+        if id(tensor) not in replacements:
             weight = replace(weight_of(tensor), name=names[id(tensor)], where=where)
             weights[weight.name] = weight
-            made[id(tensor)] = _like(tensor, stand_in(weight) if tensor.numel() > SMALL else weight.read())
-        table[key] = made[id(tensor)]
+            replacements[id(tensor)] = _like(tensor, stand_in(weight) if tensor.numel() > SMALL else weight.read())
+        table[key] = replacements[id(tensor)]
     small_first = sorted(weights.values(), key=lambda weight: weight.source.numel())
     if small_first and all(weight.is_zero() for weight in small_first):
         fix = "get the checkpoint again: space was reserved for it, but nothing written"
@@ -207,29 +207,29 @@ def lend(component: str, module: nn.Module, where: str) -> None:
 
 def settle(module: nn.Module) -> None:
     """Put the real tensors in the place of all stand-ins: the module can run, and is whole in memory."""
-    made = dict[int, torch.Tensor]()
+    replacements = dict[int, torch.Tensor]()
     for table, key, tensor in _tensors(module):
         if isinstance(tensor, StandIn):
-            if id(tensor) not in made:
-                made[id(tensor)] = _like(tensor, read(tensor))
-            table[key] = made[id(tensor)]
+            if id(tensor) not in replacements:
+                replacements[id(tensor)] = _like(tensor, read(tensor))
+            table[key] = replacements[id(tensor)]
 
 
 def bytes_to_settle(module: nn.Module) -> int:
     """Compute the memory that `settle` takes: weights stored in their own type stay in the file."""
-    lent = {id(t): t for _, _, t in _tensors(module) if isinstance(t, StandIn) and t.stored.source.dtype != t.dtype}
-    return sum(tensor.numel() * tensor.itemsize for tensor in lent.values())
+    lazy = {id(t): t for _, _, t in _tensors(module) if isinstance(t, StandIn) and t.stored.source.dtype != t.dtype}
+    return sum(tensor.numel() * tensor.itemsize for tensor in lazy.values())
 
 
 @contextmanager
 def settled(module: nn.Module) -> Iterator[None]:
     """Materialize a module in this block, and make it lazy again at the end."""
-    lent = [(table, key, tensor) for table, key, tensor in _tensors(module) if isinstance(tensor, StandIn)]
+    lazy = [(table, key, tensor) for table, key, tensor in _tensors(module) if isinstance(tensor, StandIn)]
     settle(module)
     try:
         yield
     finally:
-        for table, key, tensor in lent:
+        for table, key, tensor in lazy:
             table[key] = tensor
         if _TRIM is not None:
             _TRIM(0)

@@ -46,10 +46,10 @@ class Signature:
     used: set[int] = field(default_factory=set)
 
 
-class Capture:
+class ComponentCalls:
     """Collect the calls of one or several traces, then export a graph for each distinct signature.
 
-    Programs that are traced with one `Capture` share graphs. Outputs that no program reads are not computed.
+    Programs that are traced with one `ComponentCalls` share graphs. Outputs that no program reads are not computed.
     """
 
     def __init__(self) -> None:
@@ -61,9 +61,9 @@ class Capture:
     ) -> tuple[Signature, list[Any]]:
         """Look up the signature of a call, running it on fake tensors if it is new; give its tensors in port order."""
         original = getattr(type(module), method).__get__(module)
-        given = bind(original, args, kwargs)
-        leaves, structure = pytree.tree_flatten(given)
-        ports, tensors = tensor_ports(given)
+        arguments = bind(original, args, kwargs)
+        leaves, structure = pytree.tree_flatten(arguments)
+        ports, tensors = tensor_ports(arguments)
         static = [type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves]
         key = (component, method, str(structure), tuple(static))
         if key not in self.signatures:
@@ -109,10 +109,10 @@ class Capture:
     def parts(self) -> dict[str, str]:
         """Pair each signature with the one that differs from it only by a part of the batch, by their names."""
         return {
-            whole.name: part.name
-            for theirs, whole in self.signatures.items()
+            batch.name: part.name
+            for theirs, batch in self.signatures.items()
             for mine, part in self.signatures.items()
-            if whole.used == part.used and mine[:-1] == theirs[:-1] and _is_part(mine[-1], theirs[-1])
+            if batch.used == part.used and mine[:-1] == theirs[:-1] and _is_part(mine[-1], theirs[-1])
         }
 
 
@@ -136,9 +136,9 @@ def bind(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     return {**bound.arguments.pop("kwargs", {}), **bound.arguments}
 
 
-def tensor_ports(given: dict[str, Any]) -> tuple[tuple[Value, ...], list[torch.Tensor]]:
+def tensor_ports(arguments: dict[str, Any]) -> tuple[tuple[Value, ...], list[torch.Tensor]]:
     """List the tensors among named arguments, and a port for each, named by the way to it."""
-    paths, _ = pytree.tree_flatten_with_path(given)
+    paths, _ = pytree.tree_flatten_with_path(arguments)
     pairs = [(Value(_port_name(path), type_of(leaf)), leaf) for path, leaf in paths if isinstance(leaf, torch.Tensor)]
     return tuple(port for port, _ in pairs), [leaf for _, leaf in pairs]
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Literal
-from diffc.compiler.tracing.component_calls import ENTRY_POINTS, Capture, returned_tensors, with_tensors
+from diffc.compiler.tracing.component_calls import ENTRY_POINTS, ComponentCalls, returned_tensors, with_tensors
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 
@@ -23,7 +23,7 @@ INLINE = 16
 class OpaqueComponents:
     """Replace the methods of components by such that record their calls."""
 
-    def __init__(self, recorder: Recorder, calls: Capture, components: Mapping[str, nn.Module]) -> None:
+    def __init__(self, recorder: Recorder, calls: ComponentCalls, components: Mapping[str, nn.Module]) -> None:
         self.recorder, self.calls, self.components = recorder, calls, components
 
     @contextmanager

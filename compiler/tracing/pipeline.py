@@ -15,8 +15,8 @@ import transformers
 
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.ir.program import Program
-from diffc.compiler.tracing.component_calls import Capture
-from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, asked_arrays, program_name
+from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
 from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
 from diffc.compiler.tracing.trace import trace
@@ -66,7 +66,7 @@ def default_steps(pipeline: Any) -> int:
     return int(_parameters(pipeline)["num_inference_steps"].default)
 
 
-def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[Program]:
+def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[Program]:
     """Trace the pipeline; where it drops its guidance branch at scale 1, trace it without as well.
 
     Where it does something else for no negative prompt than for an empty one, there is a program for that too.
@@ -78,28 +78,28 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, capture: Capture) -> list[
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
     facts = Facts(sampling.task, steps, sampling.size)
     scales = _scales(pipeline, _parameters(pipeline), sampling)
-    first = _trace(pipeline, sampling, scales, facts, capture)
+    first = _trace(pipeline, sampling, scales, facts, calls)
     ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
     off = {guard.scalar: 1.0 for guard in ranges if not COMPARISONS[guard.comparison](1.0, guard.bound)}
     programs = [first]
     if any(item.name == NEGATIVE for item in first.inputs) and _needs_negative(pipeline, sampling, scales, facts):
         absent = {NEGATIVE: _parameters(pipeline)[NEGATIVE].default}
-        programs.append(_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), capture, absent))
+        programs.append(_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), calls, absent))
     if off:
-        programs.append(_trace(pipeline, sampling, scales | off, replace(facts, variant=UNGUIDED), capture))
+        programs.append(_trace(pipeline, sampling, scales | off, replace(facts, variant=UNGUIDED), calls))
     return programs
 
 
 def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> bool:
     """Return whether the pipeline does something else without a negative prompt than with an empty one."""
-    absent, capture = _parameters(pipeline)[NEGATIVE].default, Capture()
+    absent, calls = _parameters(pipeline)[NEGATIVE].default, ComponentCalls()
     if absent == "":
         return False
-    one, other = (
-        _trace(pipeline, sampling, {}, facts, capture, {**scales, NEGATIVE: negative})
+    without_negative, with_empty = (
+        _trace(pipeline, sampling, {}, facts, calls, {**scales, NEGATIVE: negative})
         for negative in (absent, [""] * sampling.batch)
     )
-    return one != other
+    return without_negative != with_empty
 
 
 def _scales(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling) -> dict[str, float]:
@@ -108,9 +108,9 @@ def _scales(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling
         raise BuildError(
             "this pipeline takes no guidance scale", where=type(pipeline).__name__, fix="leave --guidance out"
         )
-    said = {**sampling.options, GUIDANCE: sampling.guidance}
+    options = {**sampling.options, GUIDANCE: sampling.guidance}
     scales = {name: parameters[name].default for name in SCALES if name in parameters}
-    scales |= {name: said[name] for name in scales if said.get(name) is not None}
+    scales |= {name: options[name] for name in scales if options.get(name) is not None}
     for name, scale in scales.items():
         if scale is not None and (not isinstance(scale, int | float) or isinstance(scale, bool)):
             raise BuildError(f"{name} is {scale!r}", where="--set", fix="give a number")
@@ -122,40 +122,40 @@ def _trace(
     sampling: Sampling,
     scales: Mapping[str, float],
     facts: Facts,
-    capture: Capture,
-    said: Mapping[str, Any] = MappingProxyType({}),
+    calls: ComponentCalls,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> Program:
     parameters = _parameters(pipeline)
-    texts = [text for text in TEXTS if text in parameters and text not in said]
+    texts = [text for text in TEXTS if text in parameters and text not in overrides]
     inputs: dict[str, RequestInput] = {text: Text(sampling.batch) for text in texts}
     fixed: dict[str, Any] = {"num_inference_steps": facts.steps, "output_type": "np", "return_dict": False}
-    inputs |= asked_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
+    inputs |= requested_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
     if sampling.size is not None and {"width", "height"} <= parameters.keys():
         fixed |= {"width": sampling.size[0], "height": sampling.size[1]}
     if sampling.strength is not None:
         if STRENGTH not in parameters:
             raise BuildError("this task takes no strength", where=sampling.task, fix="leave --strength out")
         fixed[STRENGTH] = sampling.strength
-    options = {option: value for option, value in sampling.options.items() if option not in said}
-    taken = {*inputs, *sampling.inputs, *fixed, *said, GUIDANCE, CALLBACK, STRENGTH, *OF_THE_RUN}
+    options = {option: value for option, value in sampling.options.items() if option not in overrides}
+    taken = {*inputs, *sampling.inputs, *fixed, *overrides, GUIDANCE, CALLBACK, STRENGTH, *OF_THE_RUN}
     fixed |= _options(pipeline, parameters, taken, options)
     inputs |= {scale: Number(default) for scale, default in scales.items()}
-    fixed = {option: value for option, value in fixed.items() if option not in scales} | dict(said)
+    fixed = {option: value for option, value in fixed.items() if option not in scales} | dict(overrides)
     components = {key: c for key, c in pipeline.components.items() if isinstance(c, torch.nn.Module)}
     tokenizers = {
         key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)
     }
-    told = CALLBACK in parameters
+    takes_callback = CALLBACK in parameters
     with _own_scheduler(pipeline):
         pipeline.set_progress_bar_config(disable=True)
         program = trace(
-            _call(pipeline, fixed, sampling.inputs, told=told),
+            _call(pipeline, fixed, sampling.inputs, takes_callback=takes_callback),
             components,
             inputs,
-            capture=capture,
+            calls=calls,
             tokenizers=tokenizers,
             name=program_name(facts, says_size=sampling.says_size),
-            on_step="on_step" if told else None,
+            on_step="on_step" if takes_callback else None,
         )
         return replace(program, facts=facts)
 
@@ -171,29 +171,31 @@ def _options(
     return options
 
 
-def _call(pipeline: Any, fixed: Mapping[str, Any], kinds: Mapping[str, str], *, told: bool) -> Callable[..., Any]:
+def _call(
+    pipeline: Any, fixed: Mapping[str, Any], kinds: Mapping[str, str], *, takes_callback: bool
+) -> Callable[..., Any]:
     def call(on_step: Callable[[Any], None] | None = None, **request: Any) -> Any:
         def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
             if on_step:
                 on_step(values.get("latents"))
             return values
 
-        given = as_arguments(pipeline, kinds, request)
-        drawn = pipeline(**given, **fixed, **({CALLBACK: after} if told else {}))
-        return _channels_first(drawn[0] if isinstance(drawn, tuple) else drawn)
+        arguments = as_arguments(pipeline, kinds, request)
+        result = pipeline(**arguments, **fixed, **({CALLBACK: after} if takes_callback else {}))
+        return _channels_first(result[0] if isinstance(result, tuple) else result)
 
     return call
 
 
-def _channels_first(drawn: Any) -> Any:
+def _channels_first(result: Any) -> Any:
     """Turn pictures and films that the pipeline has laid out for NumPy back; other results stay as they are."""
     ends_with_channels = (
-        isinstance(drawn, torch.Tensor)
-        and drawn.dim() in (4, 5)
-        and drawn.shape[-1] in (1, 3)
-        and drawn.shape[-3] not in (1, 3)
+        isinstance(result, torch.Tensor)
+        and result.dim() in (4, 5)
+        and result.shape[-1] in (1, 3)
+        and result.shape[-3] not in (1, 3)
     )
-    return drawn.movedim(-1, -3) if ends_with_channels else drawn
+    return result.movedim(-1, -3) if ends_with_channels else result
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:

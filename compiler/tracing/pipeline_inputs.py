@@ -30,7 +30,7 @@ Size = tuple[int, int]
 """A width and a height in pixels."""
 
 
-def asked_arrays(
+def requested_arrays(
     pipeline: Any, kinds: Mapping[str, str], *, batch: int, size: Size | None
 ) -> dict[str, Image | Tensor]:
     """Describe the arrays that ``kinds`` names, and the images that the pipeline cannot do without.
@@ -45,25 +45,25 @@ def asked_arrays(
             raise BuildError(what, where="--input", fix=f"ask for one of {', '.join(takes)}")
     needed = {name: "picture" for name, parameter in parameters.items() if _is_needed_picture(name, parameter)}
     _refuse_unknown_shapes(pipeline, parameters, kinds)
-    asked: dict[str, Image | Tensor] = {}
+    arrays: dict[str, Image | Tensor] = {}
     for name, kind in (needed | dict(kinds)).items():
         each = kind.split(",")
         for item, one in zip(_names(name, each), each, strict=True):
-            asked[item] = _array(pipeline, item, one, batch, size)
-    return asked
+            arrays[item] = _array(pipeline, item, one, batch, size)
+    return arrays
 
 
 def as_arguments(pipeline: Any, kinds: Mapping[str, str], request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the pipeline's call that the inputs of a request stand for: some of them in lists."""
     parameters = inspect.signature(type(pipeline).__call__).parameters
-    given = dict(request)
+    arguments = dict(request)
     for name, kind in kinds.items():
         each = kind.split(",")
-        items = [given.pop(item) for item in _names(name, each)]
+        items = [arguments.pop(item) for item in _names(name, each)]
         items = [_prepared(pipeline, item) if one == PREPARED else item for item, one in zip(items, each, strict=True)]
         alone = len(items) == 1 and {PIL.Image.Image, torch.Tensor} & set(_types(parameters[name]))
-        given[name] = items[0] if alone else items
-    return given
+        arguments[name] = items[0] if alone else items
+    return arguments
 
 
 def _names(name: str, kinds: Sequence[str]) -> list[str]:
@@ -85,11 +85,11 @@ def _array(pipeline: Any, name: str, kind: str, batch: int, size: Size | None) -
 
 
 def _feature_extractor(pipeline: Any, name: str) -> Any:
-    found = getattr(pipeline, "feature_extractor", None)
-    if not getattr(found, "do_normalize", False) or not getattr(found, "do_center_crop", False):
+    extractor = getattr(pipeline, "feature_extractor", None)
+    if not getattr(extractor, "do_normalize", False) or not getattr(extractor, "do_center_crop", False):
         what = f"{type(pipeline).__name__} has no feature extractor that crops and normalizes"
         raise BuildError(what, where=f"--input {name}", fix="ask for a picture, or for numbers by their shape")
-    return found
+    return extractor
 
 
 def _prepared(pipeline: Any, image: torch.Tensor) -> torch.Tensor:

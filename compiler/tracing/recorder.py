@@ -18,7 +18,7 @@ from diffc.compiler.ir.program import Literal, Op, Polynomial, Ref, Table, Value
 from diffc.compiler.tracing.functionalize import Link, link, refresh, write
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
-from diffc.compiler.tracing.value_ranges import decided, kept
+from diffc.compiler.tracing.value_ranges import decided, range_of_results
 
 NOISE = ("aten::randn", "aten::randn_like", "aten::normal_functional")
 """Random operators that draw from the normal distribution."""
@@ -107,7 +107,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.append(str(STRIDELESS.get(func, func)), tuple(map(self.literal, args)), attrs, results)
         for value in results if len(symbolic) == len(operands) else ():
             terms = symbolic[0].numel() // max(1, value.numel())
-            value.bounds = kept(func, [operand.bounds for operand in symbolic], value.dtype, terms)
+            value.bounds = range_of_results(func, [operand.bounds for operand in symbolic], value.dtype, terms)
         if has(func, Trait.VIEW):
             several = isinstance(returned, list | tuple)
             for index, value in enumerate(results):

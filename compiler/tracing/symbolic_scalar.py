@@ -49,18 +49,18 @@ class Scalar(float):
 
     def __new__(cls, value: float, name: str, guards: list[Guard]) -> Scalar:
         """Follow a number of the request by its name."""
-        made = super().__new__(cls, value)
-        made.name, made.guards, made.root, made.slope, made.shift = name, guards, float(value), 1.0, 0.0
-        return made
+        scalar = super().__new__(cls, value)
+        scalar.name, scalar.guards, scalar.root, scalar.slope, scalar.shift = name, guards, float(value), 1.0, 0.0
+        return scalar
 
     def __deepcopy__(self, _: object) -> Scalar:
         return self
 
-    def _note(self, comparison: str, other: float) -> bool:
-        holds = COMPARISONS[comparison](float(self), float(other))
-        found = comparison if holds else NEGATED[comparison]
-        bound = (float(other) - self.shift) / self.slope if self.slope and type(other) is not Scalar else math.nan
-        guard = Guard(self.name, found if self.slope > 0 else FLIPPED.get(found, found), bound)
+    def _note(self, comparison: str, operand: float) -> bool:
+        holds = COMPARISONS[comparison](float(self), float(operand))
+        relation = comparison if holds else NEGATED[comparison]
+        bound = (float(operand) - self.shift) / self.slope if self.slope and type(operand) is not Scalar else math.nan
+        guard = Guard(self.name, relation if self.slope > 0 else FLIPPED.get(relation, relation), bound)
         if not math.isfinite(bound) or not COMPARISONS[guard.comparison](self.root, bound):
             guard = Guard(self.name, "==", self.root)
         if guard not in self.guards:
@@ -68,37 +68,37 @@ class Scalar(float):
         return holds
 
     def _made(self, value: float, slope: float, shift: float) -> Scalar:
-        made = Scalar(value, self.name, self.guards)
-        made.root, made.slope = self.root, math.nan if type(slope) is Scalar or type(shift) is Scalar else slope
-        made.shift = float(shift)
-        return made
+        scalar = Scalar(value, self.name, self.guards)
+        scalar.root, scalar.slope = self.root, math.nan if type(slope) is Scalar or type(shift) is Scalar else slope
+        scalar.shift = float(shift)
+        return scalar
 
-    def __add__(self, other: float) -> Any:
-        value = super().__add__(other)
-        return value if value is NotImplemented else self._made(value, self.slope, self.shift + other)
+    def __add__(self, operand: float) -> Any:
+        value = super().__add__(operand)
+        return value if value is NotImplemented else self._made(value, self.slope, self.shift + operand)
 
-    def __sub__(self, other: float) -> Any:
-        value = super().__sub__(other)
-        return value if value is NotImplemented else self._made(value, self.slope, self.shift - other)
+    def __sub__(self, operand: float) -> Any:
+        value = super().__sub__(operand)
+        return value if value is NotImplemented else self._made(value, self.slope, self.shift - operand)
 
-    def __rsub__(self, other: float) -> Any:
-        value = super().__rsub__(other)
-        return value if value is NotImplemented else self._made(value, -self.slope, other - self.shift)
+    def __rsub__(self, operand: float) -> Any:
+        value = super().__rsub__(operand)
+        return value if value is NotImplemented else self._made(value, -self.slope, operand - self.shift)
 
-    def __mul__(self, other: float) -> Any:
-        value = super().__mul__(other)
-        return value if value is NotImplemented else self._made(value, self.slope * other, self.shift * other)
+    def __mul__(self, operand: float) -> Any:
+        value = super().__mul__(operand)
+        return value if value is NotImplemented else self._made(value, self.slope * operand, self.shift * operand)
 
-    def __truediv__(self, other: float) -> Any:
-        value = super().__truediv__(other)
-        return value if value is NotImplemented else self._made(value, self.slope / other, self.shift / other)
+    def __truediv__(self, operand: float) -> Any:
+        value = super().__truediv__(operand)
+        return value if value is NotImplemented else self._made(value, self.slope / operand, self.shift / operand)
 
-    def __rtruediv__(self, other: float) -> Any:
-        value = super().__rtruediv__(other)
+    def __rtruediv__(self, operand: float) -> Any:
+        value = super().__rtruediv__(operand)
         return value if value is NotImplemented else self._made(value, math.nan, 0.0)
 
-    def __pow__(self, other: Any, modulo: None = None) -> Any:
-        value = super().__pow__(other)
+    def __pow__(self, operand: Any, modulo: None = None) -> Any:
+        value = super().__pow__(operand)
         return value if value is NotImplemented else self._made(value, math.nan, 0.0)
 
     def __neg__(self) -> Scalar:
@@ -109,23 +109,23 @@ class Scalar(float):
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __gt__(self, other: float) -> bool:
-        return self._note(">", other)
+    def __gt__(self, operand: float) -> bool:
+        return self._note(">", operand)
 
-    def __ge__(self, other: float) -> bool:
-        return self._note(">=", other)
+    def __ge__(self, operand: float) -> bool:
+        return self._note(">=", operand)
 
-    def __lt__(self, other: float) -> bool:
-        return self._note("<", other)
+    def __lt__(self, operand: float) -> bool:
+        return self._note("<", operand)
 
-    def __le__(self, other: float) -> bool:
-        return self._note("<=", other)
+    def __le__(self, operand: float) -> bool:
+        return self._note("<=", operand)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, int | float) and self._note("==", other)
+    def __eq__(self, operand: object) -> bool:
+        return isinstance(operand, int | float) and self._note("==", operand)
 
-    def __ne__(self, other: object) -> bool:
-        return not isinstance(other, int | float) or self._note("!=", other)
+    def __ne__(self, operand: object) -> bool:
+        return not isinstance(operand, int | float) or self._note("!=", operand)
 
     def __bool__(self) -> bool:
         return self._note("!=", 0.0)
@@ -147,7 +147,7 @@ def fit_polynomials(
     others: Sequence[Sequence[Op]],
 ) -> tuple[list[Op], dict[str, Table]] | None:
     """Replace the constants that differ between traces by polynomials; None where none fits, or the traces differ."""
-    if len(points) < 4 or any(len(other) != len(ops) for other in others):
+    if len(points) < 4 or any(len(repeated) != len(ops) for repeated in others):
         return None
     merger = _Merger(scalar, points, tables)
     for same in zip(ops, *others, strict=True):
@@ -158,9 +158,9 @@ def fit_polynomials(
     return merger.ops, {**tables[0], **merger.tables}
 
 
-def combine(original: Sequence[Op], one: Sequence[Op], other: Sequence[Op]) -> list[Op] | None:
+def combine(original: Sequence[Op], first: Sequence[Op], second: Sequence[Op]) -> list[Op] | None:
     """Join the polynomials that were found in two scalars; None where a constant depends on both."""
-    ops, ones, others = list[Op](), iter(one), iter(other)
+    ops, ones, others = list[Op](), iter(first), iter(second)
     for op in original:
         mine, theirs = _after_linears(ones, ops), _after_linears(others, ops)
         pairs = zip((*op.args, *op.attrs), (*mine.args, *mine.attrs), (*theirs.args, *theirs.attrs), strict=True)
@@ -188,7 +188,7 @@ class _Merger:
     def __init__(self, scalar: str, points: Sequence[float], tables: Sequence[Mapping[str, Table]]) -> None:
         self.scalar, self.points, self.inputs = scalar, np.array(points), tables
         self.ops, self.tables = list[Op](), dict[str, Table]()
-        self.made = 0
+        self.count = 0
 
     def merge(self, same: Sequence[Op]) -> Op | None:
         first = same[0]
@@ -247,8 +247,8 @@ class _Merger:
         else:
             coefficients = tuple(Polynomial.of({monomial: 1.0}) for monomial in monomials)
             operands = [self._table(row.reshape(samples.shape[1:])) for row in factors]
-        self.made += 1
-        result = Value(f"{self.scalar}_{self.made}", Type("float32", samples.shape[1:]))
+        self.count += 1
+        result = Value(f"{self.scalar}_{self.count}", Type("float32", samples.shape[1:]))
         self.ops.append(Op("linear", tuple(operands), (), coefficients, (result,)))
         return Ref(result.name)
 

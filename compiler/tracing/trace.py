@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Guard, Op, Program, Table
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.opaque_components import OpaqueComponents
 from diffc.compiler.tracing.pipeline_errors import pipeline_errors
 from diffc.compiler.tracing.recorder import Recorder
@@ -52,9 +52,9 @@ def capture(
         inputs[key] = Text(batch) if default is inspect.Parameter.empty else Number(float(default))
     modules = {key: component for key, component in components.items() if isinstance(component, nn.Module)}
     tokenizers = {key: component for key, component in components.items() if key not in modules}
-    collected = Capture()
-    program = trace(function, modules, inputs, capture=collected, tokenizers=tokenizers, name=name, on_step=on_step)
-    return collected.graphs([program])[0]
+    calls = ComponentCalls()
+    program = trace(function, modules, inputs, calls=calls, tokenizers=tokenizers, name=name, on_step=on_step)
+    return calls.graphs([program])[0]
 
 
 def trace(
@@ -62,7 +62,7 @@ def trace(
     components: Mapping[str, nn.Module],
     inputs: Mapping[str, RequestInput],
     *,
-    capture: Capture,
+    calls: ComponentCalls,
     tokenizers: Mapping[str, Any] | None = None,
     name: str = "main",
     on_step: str | None = None,
@@ -76,9 +76,7 @@ def trace(
     defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
 
     def run(numbers: Mapping[str, float]) -> _Run:
-        return _run(
-            function, components, inputs, numbers, capture=capture, tokenizers=tokenizers or {}, on_step=on_step
-        )
+        return _run(function, components, inputs, numbers, calls=calls, tokenizers=tokenizers or {}, on_step=on_step)
 
     first = run(defaults)
     ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)
@@ -119,13 +117,13 @@ def _run(
     inputs: Mapping[str, RequestInput],
     numbers: Mapping[str, float],
     *,
-    capture: Capture,
+    calls: ComponentCalls,
     tokenizers: Mapping[str, Any],
     on_step: str | None,
 ) -> _Run:
     """Run the function once, with these numbers of the request, and record what it does."""
-    recorder, guards = Recorder(capture.fake_mode), list[Guard]()
-    texts, opaque = TokenizerCalls(recorder, inputs), OpaqueComponents(recorder, capture, components)
+    recorder, guards = Recorder(calls.fake_mode), list[Guard]()
+    texts, opaque = TokenizerCalls(recorder, inputs), OpaqueComponents(recorder, calls, components)
     request: dict[str, Any] = {key: Scalar(value, key, guards) for key, value in numbers.items()}
     request |= texts.texts
     request |= {key: recorder.array(key, item) for key, item in inputs.items() if isinstance(item, Image | Tensor)}

@@ -49,7 +49,7 @@ class Ranged:
         return outcome
 
 
-def kept(func: Any, operands: Iterable[Bounds | None], dtype: torch.dtype, terms: int) -> Bounds | None:
+def range_of_results(func: Any, operands: Iterable[Bounds | None], dtype: torch.dtype, terms: int) -> Bounds | None:
     """Return the range of an operator's results, if it keeps ranges and that of every tensor operand is known.
 
     Each result is made of ``terms`` operands: that is what a sum multiplies the range by.

@@ -67,13 +67,13 @@ class Zeros(_OfUnknownLength):
 class Prefix(_OfUnknownLength):
     """Hold the first ``length`` rows of a tensor, of which there are at least none and at most all."""
 
-    whole: torch.Tensor
+    tensor: torch.Tensor
     length: Any
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """Return the length and the sizes of a row."""
-        return Length(self.length), *self.whole.shape[1:]
+        return Length(self.length), *self.tensor.shape[1:]
 
     def size(self, axis: int | None = None) -> Any:
         """Return one size or all."""
@@ -88,19 +88,19 @@ class Prefix(_OfUnknownLength):
 
     def padded(self, zeros: Zeros) -> torch.Tensor:
         """Return the tensor with zeros from the length on, cut or padded to the resulting size."""
-        total, rows = zeros.rest.total, self.whole.shape[0]
-        if zeros.row != tuple(self.whole.shape[1:]) or total < min(rows, self.length.bounds[1]):
+        total, rows = zeros.rest.total, self.tensor.shape[0]
+        if zeros.row != tuple(self.tensor.shape[1:]) or total < min(rows, self.length.bounds[1]):
             raise CaptureError(
                 f"rows of {list(zeros.row)} do not make a prefix {total} rows", fix="pad it with as many"
             )
         inside = (torch.arange(rows) < self.length).reshape(rows, *[1] * len(zeros.row))
-        values = torch.where(inside, self.whole, torch.zeros((), dtype=self.whole.dtype))[:total]
+        values = torch.where(inside, self.tensor, torch.zeros((), dtype=self.tensor.dtype))[:total]
         missing = total - values.shape[0]
         return torch.cat([values, torch.zeros((missing, *zeros.row), dtype=values.dtype)]) if missing else values
 
 
-def prefix(whole: torch.Tensor, length: Any) -> Prefix:
+def prefix(tensor: torch.Tensor, length: Any) -> Prefix:
     """Cut a tensor. Raises `CaptureError` where the length may be negative, which would count from the end."""
     if length.dim() or length.dtype.is_floating_point or length.bounds is None or length.bounds[0] < 0:
         raise CaptureError("a slice that ends at a number that only the run knows", fix="end it at a count, or mask it")
-    return Prefix(whole, length)
+    return Prefix(tensor, length)

@@ -17,7 +17,7 @@ from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import VerifyError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.request_inputs import Number
 from diffc.compiler.tracing.trace import trace
 from diffc.passes import UNROLLED
@@ -382,8 +382,8 @@ def test_every_scheduler_of_diffusers_ends_where_it_did(scheduler: str, calls: i
     sample = loop(scheduler, model, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        captured = Capture()
-        (traced,) = captured.graphs([trace(sample, {"model": model}, {}, capture=captured)])
+        calls = ComponentCalls()
+        (traced,) = calls.graphs([trace(sample, {"model": model}, {}, calls=calls)])
         torch.manual_seed(7)
         with torch.no_grad():
             wanted = sample()
@@ -412,8 +412,8 @@ def test_the_scale_of_a_two_branch_guidance_stays_a_number_of_the_request() -> N
             latents = schedule.step(guided, timestep, latents, return_dict=False)[0]
         return latents
 
-    captured = Capture()
-    (traced,) = captured.graphs([trace(sample, {"model": model}, {"guidance": Number(3.0)}, capture=captured)])
+    calls = ComponentCalls()
+    (traced,) = calls.graphs([trace(sample, {"model": model}, {"guidance": Number(3.0)}, calls=calls)])
     program = run(traced, UNROLLED)
     assert not program.guards
     for guidance in (0.0, 1.0, 7.5):

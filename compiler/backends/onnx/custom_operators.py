@@ -98,8 +98,8 @@ def resolve(model: onnx_ir.Model, engine: str) -> Entries:
     ``engine`` is empty where graphs are to run in any engine. Raises `BackendError` for one that nothing computes.
     """
     plugins = {domain: find_plugin(domain, BackendError) for domain in sorted(_domains(model) & {*registered(GROUP)})}
-    kept = {domain: plugin for domain, plugin in plugins.items() if engine in plugin.libraries}
-    for domain in plugins.keys() - kept.keys():
+    computed = {domain: plugin for domain, plugin in plugins.items() if engine in plugin.libraries}
+    for domain in plugins.keys() - computed.keys():
         for operator in _used(model, plugins[domain]):
             if not operator.function:
                 libraries = ", ".join(plugins[domain].libraries) or "no engine"
@@ -108,13 +108,13 @@ def resolve(model: onnx_ir.Model, engine: str) -> Entries:
                 )
                 raise BackendError(f"nothing computes {domain}.{operator.onnx} for this target", fix=fix)
             _add_function(model, operator)
-    if plugins.keys() - kept.keys():
+    if plugins.keys() - computed.keys():
         common.InlinePass()(model)
         common.NameFixPass()(model)
-        for domain in plugins.keys() - kept.keys():
+        for domain in plugins.keys() - computed.keys():
             model.opset_imports.pop(domain, None)
     entries: Entries = {}
-    for domain, plugin in kept.items():
+    for domain, plugin in computed.items():
         used = list(_used(model, plugin))
         for operator in used:
             if operator.function:

@@ -35,8 +35,8 @@ NATIVE = {
 def storage_type(form: str) -> onnx_ir.DataType:
     """Return the type in which values of a format are stored: integers in the next larger packed type."""
     small, large = (UINT4, UINT8) if form.startswith("u") else (INT4, INT8)
-    found: onnx_ir.DataType = NATIVE[form] if form in NATIVE else small if FORMATS[form].bits <= 4 else large
-    return found
+    dtype: onnx_ir.DataType = NATIVE[form] if form in NATIVE else small if FORMATS[form].bits <= 4 else large
+    return dtype
 
 
 class Dialect:
@@ -74,11 +74,11 @@ class Dialect:
                 self.replace(node.outputs[0], value)
         self.graph.remove(node, safe=True)
 
-    def replace(self, value: onnx_ir.Value, made: onnx_ir.Value) -> None:
+    def replace(self, value: onnx_ir.Value, new: onnx_ir.Value) -> None:
         """Replace a value in all its uses, the outputs of the graph and their names included."""
         if value.is_graph_output():
-            value.name, made.name = f"{value.name}_replaced", value.name
-        value.replace_all_uses_with(made, replace_graph_outputs=True)
+            value.name, new.name = f"{value.name}_replaced", value.name
+        value.replace_all_uses_with(new, replace_graph_outputs=True)
 
     def op(
         self, kind: str, *inputs: onnx_ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
@@ -87,8 +87,8 @@ class Dialect:
         self.count += 1
         node = onnx_ir.node(kind, list(inputs), attributes=attributes, domain=domain, num_outputs=outputs)
         node.name = f"q{self.count}"
-        for at, made in enumerate(node.outputs):
-            made.name = f"{node.name}_{at or ''}"
+        for at, output in enumerate(node.outputs):
+            output.name = f"{node.name}_{at or ''}"
         self.graph.insert_before(self.at, node)
         return node.outputs[0]
 
@@ -143,16 +143,16 @@ class Dialect:
         name = f"{codes.name}_{dtype.name.lower()}"
         if name not in self.graph.initializers:
             tensor: Any = codes.const_value
-            wanted = onnx_ir.Shape(shape) if shape else tensor.shape
-            self.initializer(onnx_ir.PackedTensor(packed(tensor.numpy()), dtype, shape=wanted, name=name))
+            size = onnx_ir.Shape(shape) if shape else tensor.shape
+            self.initializer(onnx_ir.PackedTensor(packed(tensor.numpy()), dtype, shape=size, name=name))
         return self.graph.initializers[name]
 
     def scale(self, scale: Any, factor: float = 1.0) -> onnx_ir.Value:
         """Return scales in the type that the graph computes with; they may be quantized themselves."""
-        made = scale.producer()
-        if is_quantized_op(made, "Dequantize"):
-            stored, outer = made.inputs[:2]
-            form = made.attributes["form"].value
+        producer = scale.producer()
+        if is_quantized_op(producer, "Dequantize"):
+            stored, outer = producer.inputs[:2]
+            form = producer.attributes["form"].value
             if form == "e8m0":
                 exponent = self.op("Sub", self.op("Cast", stored, to=FLOAT), self.constant(np.float32(127)))
                 scale = self.op("Pow", self.constant(np.float32(2)), exponent)
@@ -170,8 +170,8 @@ class Dialect:
             return self.op("DequantizeLinear", codes, self.scalar(scale) if one else scale, zero, axis=0)
         there = codes.const_value is not None and len(codes.const_value.shape) == 2
         flat = codes if there or len(shape) == 2 else self.op("Reshape", codes, self.sizes([shape[0], -1]))
-        made = self.op("DequantizeLinear", flat, scale, zero, axis=1, block_size=group)
-        return made if len(shape) == 2 else self.op("Reshape", made, self.sizes(shape))
+        value = self.op("DequantizeLinear", flat, scale, zero, axis=1, block_size=group)
+        return value if len(shape) == 2 else self.op("Reshape", value, self.sizes(shape))
 
     def zero_point(self, zero: Any, form: str) -> onnx_ir.Value | None:
         if zero is None:
@@ -196,9 +196,9 @@ class Dialect:
         return self.zero_point(zero, form) or self._zero(form)
 
     def _float_again(self, codes: onnx_ir.Value, scale: onnx_ir.Value, zero: onnx_ir.Value) -> onnx_ir.Value:
-        made = self.op("DequantizeLinear", codes, scale, zero)
-        made.shape, made.type = self.at.outputs[0].shape, onnx_ir.TensorType(self.float)
-        return made
+        value = self.op("DequantizeLinear", codes, scale, zero)
+        value.shape, value.type = self.at.outputs[0].shape, onnx_ir.TensorType(self.float)
+        return value
 
     def _zero(self, form: str) -> onnx_ir.Value:
         """Return a zero point, whose type is that of the quantized values."""

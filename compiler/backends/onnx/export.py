@@ -82,7 +82,7 @@ class Onnx:
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
-        """Let activations have symmetric, static scales, and groups scales of their own: what TensorRT reads."""
+        """Return a scheme for TensorRT: activations with symmetric, static scales, groups with unquantized ones."""
         weight, activation = scheme.weight, scheme.activation
         if kind == "attention":
             return attention_with_signs(scheme), ""
@@ -129,7 +129,7 @@ class Onnx:
 
 
 def attention_with_signs(scheme: Scheme) -> Scheme:
-    """Give integers a sign in all that attention reads, and so no zero points."""
+    """Return a scheme whose integers have a sign in all that attention reads, and so no zero points."""
 
     def signed(spec: Spec | None) -> Spec | None:
         return spec and replace(spec, format=FORMATS[spec.format.name.removeprefix("u")])
@@ -148,8 +148,8 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
         if tensor is None or tensor.nbytes < INLINE or _may_be_sizes(tensor):
             continue
         weight = tensor.weight if isinstance(tensor, StoredTensor) else _weight(tensor)
-        wanted = storage if weight.dtype == torch.float32 else weight.dtype
-        place = store.put(graph.component or "arithmetic", weight, wanted)
+        stored_as = storage if weight.dtype == torch.float32 else weight.dtype
+        place = store.put(graph.component or "arithmetic", weight, stored_as)
         dtype = STORED_TYPES[place.dtype] if place.dtype != weight.dtype else tensor.dtype
         external = onnx_ir.ExternalTensor(
             place.file,
@@ -181,7 +181,7 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
 
 
 def _may_be_sizes(tensor: onnx_ir.TensorProtocol) -> bool:
-    """Say whether a tensor may hold sizes, which engines read in the ONNX file or not at all."""
+    """Return whether a tensor may hold sizes, which engines read in the ONNX file or not at all."""
     return tensor.dtype == onnx_ir.DataType.INT64 and len(tensor.shape) == 1
 
 
@@ -249,7 +249,7 @@ class _Whole(ExportedProgram):
 
 
 def _is_composite_view(op: torch._ops.OpOverload) -> bool:
-    """Say whether PyTorch takes an operator apart whoever knows it: such stand in no table."""
+    """Return whether PyTorch decomposes an operator without a table, as it does composite views."""
     key = "CompositeImplicitAutograd"
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # type: ignore[no-untyped-call]
     return composite and has(op, Trait.VIEW)
@@ -282,39 +282,39 @@ def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
 
 def _transpose_stored(graph: onnx_ir.Graph, node: onnx_ir.Node, tensors: StoredTensors) -> None:
     """Fold the transposition of a weight that is used only so, without reading it."""
-    given = _stored(node, "Transpose")
-    if given is not None and len(given.uses()) == 1:
+    weight = _stored(node, "Transpose")
+    if weight is not None and len(weight.uses()) == 1:
         perm = node.attributes["perm"].as_ints()
-        _fold(graph, node, tensors.permuted(given.const_value, perm, node.outputs[0].name))
+        _fold(graph, node, tensors.permuted(weight.const_value, perm, node.outputs[0].name))
 
 
 def _narrow_stored(graph: onnx_ir.Graph, node: onnx_ir.Node, tensors: StoredTensors) -> None:
     """Fold the conversion of a weight to 16 bits, without reading it."""
-    given = _stored(node, "Cast")
-    wanted = node.outputs[0].dtype
-    if given is not None and given.dtype in TYPES and wanted is not None and wanted in STORED_TYPES.values():
-        _fold(graph, node, tensors.converted(given.const_value, wanted, node.outputs[0].name))
+    weight = _stored(node, "Cast")
+    dtype = node.outputs[0].dtype
+    if weight is not None and weight.dtype in TYPES and dtype is not None and dtype in STORED_TYPES.values():
+        _fold(graph, node, tensors.converted(weight.const_value, dtype, node.outputs[0].name))
 
 
 def _stored(node: onnx_ir.Node, kind: str) -> Any:
-    """Give the weight that an operator of a kind reads, if it does."""
-    given = node.inputs[0] if node.op_type == kind else None
-    stored = given is not None and given.is_initializer() and isinstance(given.const_value, StoredTensor)
-    return given if stored else None
+    """Return the weight that an operator of a kind reads, if it does."""
+    weight = node.inputs[0] if node.op_type == kind else None
+    stored = weight is not None and weight.is_initializer() and isinstance(weight.const_value, StoredTensor)
+    return weight if stored else None
 
 
 def _fold(graph: onnx_ir.Graph, node: onnx_ir.Node, tensor: StoredTensor) -> None:
     """Put a weight in the place of an operator."""
     name, type_ = node.outputs[0].name, onnx_ir.TensorType(tensor.dtype)
-    made = onnx_ir.Value(name=name, shape=tensor.shape, type=type_, const_value=tensor)
+    value = onnx_ir.Value(name=name, shape=tensor.shape, type=type_, const_value=tensor)
     node.outputs[0].name = f"{name}_folded"
-    node.outputs[0].replace_all_uses_with(made)
-    graph.register_initializer(made)
+    node.outputs[0].replace_all_uses_with(value)
+    graph.register_initializer(value)
     graph.remove(node, safe=True)
 
 
 def _legalise(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-    """Say what ATen leaves unsaid: squeezing a dimension that is not 1 does nothing; masks repeat for every query."""
+    """Write out what ATen implies: squeezing a dimension that is not 1 does nothing; masks repeat for every query."""
     if node.op_type == "Squeeze" and node.inputs[0] is not None and node.inputs[0].shape == node.outputs[0].shape:
         node.op_type = "Identity"
         node.resize_inputs(1)
@@ -323,12 +323,12 @@ def _legalise(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
         if mask.shape is None or queries is None or queries.shape is None or mask.shape[-2] == queries.shape[-2]:
             return
         *leading, _, keys = mask.shape.numpy()
-        wanted = [*leading, queries.shape.numpy()[-2], keys]
-        sizes = onnx_ir.node("Constant", [], attributes={"value_ints": wanted})
+        shape = [*leading, queries.shape.numpy()[-2], keys]
+        sizes = onnx_ir.node("Constant", [], attributes={"value_ints": shape})
         expanded = onnx_ir.node("Expand", [mask, sizes.outputs[0]])
-        for made in (sizes, expanded):
-            made.outputs[0].name = f"{node.outputs[0].name}_{made.op_type.lower()}"
-        expanded.outputs[0].shape, expanded.outputs[0].type = onnx_ir.Shape(wanted), mask.type
+        for added in (sizes, expanded):
+            added.outputs[0].name = f"{node.outputs[0].name}_{added.op_type.lower()}"
+        expanded.outputs[0].shape, expanded.outputs[0].type = onnx_ir.Shape(shape), mask.type
         graph.insert_before(node, [sizes, expanded])
         node.replace_input_with(3, expanded.outputs[0])
 
@@ -371,7 +371,7 @@ def _failure(graph: Graph, error: Exception) -> BackendError:
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Let onnxscript parse each of its functions once: the exporter asks for the domain of all for every graph."""
+    """Parse each function of onnxscript once: the exporter asks for the domain of all for every graph."""
     before = _TRACED.function_ir
     _TRACED.function_ir = _SIGNATURE
     try:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from diffc.compiler.backends.backend import BuiltEngine
 from diffc.compiler.backends.onnx.export import Onnx, attention_with_signs
-from diffc.compiler.backends.tensorrt.bisect_crash import culprit
+from diffc.compiler.backends.tensorrt.bisect_crash import first_failing_node
 from diffc.compiler.backends.tensorrt.build import build_engines, engine_requests
 from diffc.compiler.backends.tensorrt.dialect import TensorRTDialect
 from diffc.compiler.backends.tensorrt.merge_shapes import merge_files
@@ -91,7 +91,7 @@ class TensorRT(Onnx):
         """Build engines for the GPUs that are named, or all that have the precision."""
         requests = engine_requests(graphs, files, component_of(graphs))
         archs = archs or self.archs[precision]
-        return build_engines(folder, requests, archs, progress, kind=RTX, culprit=culprit)
+        return build_engines(folder, requests, archs, progress, kind=RTX, find_node=first_failing_node)
 
 
 def component_of(graphs: Sequence[Graph]) -> Callable[[str], str]:

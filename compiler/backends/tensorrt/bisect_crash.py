@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 
-def culprit(path: Path, fails: Callable[[Path], bool]) -> str:
+def first_failing_node(path: Path, fails: Callable[[Path], bool]) -> str:
     """Name the operator, and what it gives, at which a graph that fails begins to; empty where no part fails.
 
     ``fails`` is asked of files that are written beside the graph, whose weights they share.
@@ -44,8 +44,8 @@ def first_nodes(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
     graph, nodes = model.graph, model.graph.node[:count]
     known = {value.name: value for value in (*graph.value_info, *graph.output)}
     read = {name for node in nodes for name in node.input}
-    wanted = {name for node in graph.node[count:] for name in node.input} | {value.name for value in graph.output}
-    outputs = [name for node in nodes for name in node.output if name in wanted and name in known]
+    read_later = {name for node in graph.node[count:] for name in node.input} | {value.name for value in graph.output}
+    outputs = [name for node in nodes for name in node.output if name in read_later and name in known]
     part = onnx.GraphProto(name=graph.name)
     part.node.extend(nodes)
     part.input.extend(value for value in graph.input if value.name in read)

@@ -85,7 +85,7 @@ class Failure(Exception):
         self.what, self.node, self.is_crash = what, node, is_crash
 
 
-Culprit = Callable[[Path, Callable[[Path], bool]], str]
+FindNode = Callable[[Path, Callable[[Path], bool]], str]
 """Finds the node of a graph that lets a builder fail, by asking of smaller graphs whether they do."""
 
 
@@ -111,27 +111,29 @@ def _shapes(graphs: Sequence[Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
 
 def build_engines(
     root: Path,
-    wanted: Sequence[EngineRequest],
+    requests: Sequence[EngineRequest],
     archs: Sequence[str],
     progress: Progress,
     *,
     kind: str | None = None,
-    culprit: Culprit | None = None,
+    find_node: FindNode | None = None,
     patience: float = PATIENCE,
 ) -> dict[str, Built]:
     """Build what is wanted of files below ``root``, write it below ``root/engines``, and give each graph's engine.
 
     ``kind`` chooses among the libraries of `diffc.runtime.engines.tensorrt_library`. Raises `BackendError` with what
-    the builder said last, and the node at fault where it or ``culprit`` finds it; and `BuildError` at once for want of
+    the builder said last, and the node at fault if it or ``find_node`` finds it; and `BuildError` at once for want of
     memory.
     """
-    weights = [weight_bytes(root / each.file) for each in wanted]
-    check_memory(max(weights, default=0), PROGRAM_MEMORY if any(each.program for each in wanted) else MEMORY)
+    weights = [weight_bytes(root / request.file) for request in requests]
+    check_memory(max(weights, default=0), PROGRAM_MEMORY if any(request.program for request in requests) else MEMORY)
     (root / FOLDER).mkdir(exist_ok=True)
-    found: dict[str, Built] = {}
-    for each, size in zip(wanted, weights, strict=True):
-        found |= dict.fromkeys(each.graphs, _built(root, each, size, archs, progress, kind, culprit, patience))
-    return found
+    engines: dict[str, Built] = {}
+    for request, size in zip(requests, weights, strict=True):
+        engines |= dict.fromkeys(
+            request.graphs, _built(root, request, size, archs, progress, kind, find_node, patience)
+        )
+    return engines
 
 
 def weight_bytes(file: Path) -> int:
@@ -150,34 +152,34 @@ def check_memory(weights: int, taken: tuple[int, int] = MEMORY) -> None:
 
 def _built(
     root: Path,
-    wanted: EngineRequest,
+    request: EngineRequest,
     weights: int,
     archs: Sequence[str],
     progress: Progress,
     kind: str | None,
-    culprit: Culprit | None,
+    find_node: FindNode | None,
     patience: float,
 ) -> Built:
-    name, file = wanted.graphs[0], root / wanted.file
+    name, file = request.graphs[0], root / request.file
     engine = f"{FOLDER}/{name}.engine"
-    asked = {"archs": list(archs), "kind": kind, "shapes": wanted.shapes, "strip": wanted.strip}
-    asked |= {"program": wanted.program}
+    options = {"archs": list(archs), "kind": kind, "shapes": request.shapes, "strip": request.strip}
+    options |= {"program": request.program}
 
     def run(graph: Path, target: Path, tell: Progress) -> dict[str, Any]:
-        return _child({**asked, "graph": str(graph), "engine": str(target)}, tell, patience)
+        return _child({**options, "graph": str(graph), "engine": str(target)}, tell, patience)
 
     try:
-        made = run(file, root / engine, lambda phase: progress(f"engine {name}: {phase}"))
+        answer = run(file, root / engine, lambda phase: progress(f"engine {name}: {phase}"))
     except Failure as failure:
         node = failure.node
-        if not node and failure.is_crash and culprit is not None:
+        if not node and failure.is_crash and find_node is not None:
             progress(f"engine {name}: look for the node at fault")
-            node = culprit(file, lambda smaller: _fails(run, smaller))
+            node = find_node(file, lambda smaller: _fails(run, smaller))
         where = f"{node}, in {name}" if node else name
-        fix = FIX_STRIP if wanted.strip else FIX_PROGRAM if wanted.program else FIX
+        fix = FIX_STRIP if request.strip else FIX_PROGRAM if request.program else FIX
         raise BackendError(f"no engine for {name}: {failure.what}", where=where, fix=fix) from failure
     size = (root / engine).stat().st_size
-    return Built(engine, made.pop("builder"), tuple(archs), size, **made, weights=weights, stripped=wanted.strip)
+    return Built(engine, answer.pop("builder"), tuple(archs), size, **answer, weights=weights, stripped=request.strip)
 
 
 def _fails(run: Callable[[Path, Path, Progress], Any], graph: Path) -> bool:
@@ -217,22 +219,22 @@ def _child(request: Mapping[str, Any], tell: Progress, patience: float) -> dict[
 
 def _answer(lines: IO[bytes], tell: Progress, patience: float) -> dict[str, Any] | None:
     """Read what the builder says until it is done: its answer, nothing where it ended without, None where it hangs."""
-    said, phase, unread = time.monotonic(), "", b""
+    reported, phase, unread = time.monotonic(), "", b""
     with selectors.DefaultSelector() as selector:
         selector.register(lines, selectors.EVENT_READ)
         while selector.select(patience):
             piece = lines.read1()  # type: ignore[attr-defined]
             if not piece:
                 return {}
-            *whole, unread = (unread + piece).split(b"\n")
-            for line in whole:
+            *lines_read, unread = (unread + piece).split(b"\n")
+            for line in lines_read:
                 answer: dict[str, Any] = json.loads(line)
                 if "phase" not in answer:
                     return answer
                 phase = answer["phase"] or phase
-            if time.monotonic() - said > OFTEN:
+            if time.monotonic() - reported > OFTEN:
                 tell(phase)
-                said = time.monotonic()
+                reported = time.monotonic()
     return None
 
 

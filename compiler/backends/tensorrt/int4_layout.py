@@ -85,12 +85,12 @@ def _rewrite(graph: onnx_ir.Graph, product: onnx_ir.Node, weight: onnx_ir.Node) 
     reshape = onnx_ir.node("Reshape", [matrix.outputs[0], sizes_constant(graph, shape)])
     for part, node in {"laid": laid, "matrix": matrix, "whole": reshape}.items():
         node.outputs[0].name = f"{name}_{part}"
-    made = reshape.outputs[0]
-    made.shape, made.type = result.shape, onnx_ir.TensorType(dtype) if dtype is not None else None
+    reshaped = reshape.outputs[0]
+    reshaped.shape, reshaped.type = result.shape, onnx_ir.TensorType(dtype) if dtype is not None else None
     graph.insert_before(product, [laid, matrix, reshape])
     if result.is_graph_output():
-        result.name, made.name = f"{name}_replaced", name
-    result.replace_all_uses_with(made, replace_graph_outputs=True)
+        result.name, reshaped.name = f"{name}_replaced", name
+    result.replace_all_uses_with(reshaped, replace_graph_outputs=True)
     graph.remove(product, safe=True)
 
 

@@ -80,10 +80,10 @@ def merge(models: Sequence[onnx.ModelProto], folder: Path) -> onnx.ModelProto:
     What differs of the sizes of inputs and outputs is left open. Raises `Different` where there is no such graph.
     """
     first, *others = sorted(models, key=lambda model: len(model.graph.node), reverse=True)
-    made = onnx.ModelProto(ir_version=first.ir_version, opset_import=first.opset_import)
-    made.producer_name = first.producer_name
-    made.graph.CopyFrom(_Merged([first, *others], folder).graph)
-    return made
+    model = onnx.ModelProto(ir_version=first.ir_version, opset_import=first.opset_import)
+    model.producer_name = first.producer_name
+    model.graph.CopyFrom(_Merged([first, *others], folder).graph)
+    return model
 
 
 class _Merged:
@@ -110,30 +110,30 @@ class _Merged:
 
     def _port(self, ports: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
         """Leave open the sizes that differ; those that are always the same have one name."""
-        made, types = onnx.ValueInfoProto(), [port.type.tensor_type for port in ports]
+        merged, types = onnx.ValueInfoProto(), [port.type.tensor_type for port in ports]
         if len({kind.elem_type for kind in types}) > 1:
             raise Different
-        made.CopyFrom(ports[0])
-        self.names[made.name] = tuple(port.name for port in ports)
+        merged.CopyFrom(ports[0])
+        self.names[merged.name] = tuple(port.name for port in ports)
         for axis, dims in enumerate(_side_by_side(kind.shape.dim for kind in types)):
             sizes = tuple(dim.dim_value for dim in dims)
             if len(set(sizes)) > 1:
-                made.type.tensor_type.shape.dim[axis].dim_param = self.open.setdefault(sizes, f"{made.name}_{axis}")
-        return made
+                merged.type.tensor_type.shape.dim[axis].dim_param = self.open.setdefault(sizes, f"{merged.name}_{axis}")
+        return merged
 
     def _products(self) -> list[tuple[Sizes, ...]]:
         """Read the sizes of inputs that differ, and list what may be multiplied, the fewest and least first.
 
         Sizes that are others times a constant are left out.
         """
-        found = sorted(
+        open_sizes = sorted(
             (tuple(graph.input[at].type.tensor_type.shape.dim[axis].dim_value for graph in self.graphs), at, axis)
             for at, port in enumerate(self.graph.input)
             for axis, dim in enumerate(port.type.tensor_type.shape.dim)
             if dim.dim_param
         )
         factors = list[Sizes]()
-        for sizes, at, axis in found:
+        for sizes, at, axis in open_sizes:
             if not any(_ratio(sizes, each) for each in factors):
                 factors.append(sizes)
                 self.sizes[sizes] = self._node("Shape", [self.graph.input[at].name], start=axis, end=axis + 1)
@@ -164,9 +164,9 @@ class _Merged:
             raise Different
         sizes = numpy_helper.from_array(np.array(self.shapes[at][name], np.int64), f"sizes of {name}")
         self.constants[at][sizes.name] = sizes
-        made = helper.make_node("Reshape", [name, sizes.name], [name])
-        made.attribute.extend(reshape.attribute)
-        return made
+        node = helper.make_node("Reshape", [name, sizes.name], [name])
+        node.attribute.extend(reshape.attribute)
+        return node
 
     @cached_property
     def shapes(self) -> list[dict[str, list[int]]]:
@@ -187,9 +187,9 @@ class _Merged:
         inputs = [self._input(nodes, names) for names in _side_by_side(map(_inputs, nodes))]
         outputs = list(_side_by_side(node.output for node in nodes))
         self.names |= {names[0]: names for names in outputs}
-        made = onnx.NodeProto(op_type=first.op_type, domain=first.domain, input=inputs, output=first.output)
-        made.attribute.extend(first.attribute)
-        self.graph.node.append(made)
+        merged = onnx.NodeProto(op_type=first.op_type, domain=first.domain, input=inputs, output=first.output)
+        merged.attribute.extend(first.attribute)
+        self.graph.node.append(merged)
 
     def _input(self, nodes: Sequence[onnx.NodeProto], names: tuple[str, ...]) -> str:
         """Name what a node reads: a value, or a constant that is made when it is first read."""
@@ -211,8 +211,8 @@ class _Merged:
             raise Different
         fewest = min(sizes, key=math.prod)
         for at, (node, name, of) in enumerate(zip(nodes, names, sizes, strict=True)):
-            (other,) = [each for each in node.input if each != name] or [""]
-            meets = self.shapes[at].get(other, [])
+            (operand,) = [each for each in node.input if each != name] or [""]
+            meets = self.shapes[at].get(operand, [])
             met = [0] * (len(of) - len(meets)) + meets[-len(of) :]
             if any(one != rows and rows != value for one, rows, value in zip(fewest, of, met, strict=False)):
                 raise Different
@@ -236,9 +236,9 @@ class _Merged:
         raise Different
 
     def _keep(self, tensor: onnx.TensorProto) -> str:
-        made, name = self.graph.initializer.add(), next(self.added)
-        made.CopyFrom(tensor)
-        made.name = name
+        initializer, name = self.graph.initializer.add(), next(self.added)
+        initializer.CopyFrom(tensor)
+        initializer.name = name
         return name
 
     def _size(self, sizes: Sizes) -> str:
@@ -252,7 +252,7 @@ class _Merged:
             ratio = _ratio(sizes, tuple(map(math.prod, zip(*factors, strict=True))))
             if ratio is None:
                 continue
-            name = reduce(lambda one, other: self._node("Mul", [one, other]), map(self._size, factors))
+            name = reduce(lambda left, right: self._node("Mul", [left, right]), map(self._size, factors))
             for operator, by in (("Mul", ratio.numerator), ("Div", ratio.denominator)):
                 name = name if by == 1 else self._node(operator, [name, self._size((by,) * len(sizes))])
             return name
@@ -266,7 +266,7 @@ class _Merged:
 
 def _ratio(sizes: Sizes, of: Sizes) -> Fraction | None:
     """Return the ratio of two sizes, where it is the same in all graphs."""
-    ratios = {Fraction(one, other) if other else None for one, other in zip(sizes, of, strict=True)}
+    ratios = {Fraction(size, base) if base else None for size, base in zip(sizes, of, strict=True)}
     return ratios.pop() if len(ratios) == 1 else None
 
 
@@ -301,11 +301,11 @@ def _content(tensor: onnx.TensorProto) -> bytes:
     return bytes(copy.SerializeToString(deterministic=True))
 
 
-def _repeats(whole: NDArray[np.generic], row: NDArray[np.generic], rounding: float) -> bool:
+def _repeats(array: NDArray[np.generic], row: NDArray[np.generic], rounding: float) -> bool:
     """Return whether an array is a smaller one, broadcast along axes of size one."""
-    if whole.ndim != row.ndim or any(size not in (1, of) for size, of in zip(row.shape, whole.shape, strict=True)):
+    if array.ndim != row.ndim or any(size not in (1, of) for size, of in zip(row.shape, array.shape, strict=True)):
         return False
-    whole, row = whole.astype(np.float64), row.astype(np.float64)
+    array, row = array.astype(np.float64), row.astype(np.float64)
     finite = np.abs(row[np.isfinite(row)])
     usual = float(np.median(finite)) if finite.size else 0.0
-    return bool(np.isclose(whole, row, rtol=rounding, atol=rounding * usual, equal_nan=True).all())
+    return bool(np.isclose(array, row, rtol=rounding, atol=rounding * usual, equal_nan=True).all())

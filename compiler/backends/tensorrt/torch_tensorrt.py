@@ -77,13 +77,13 @@ class TorchTensorRT(Onnx):
         for request in engine_requests(graphs, files, component_of(graphs)):
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 program = Path(place) / "program.pt2"
-                torch.export.save(whole(self.bodies[request.graphs[0]]), program)
+                torch.export.save(materialized(self.bodies[request.graphs[0]]), program)
                 requests = [replace(request, program=str(program))]
                 engines |= build_engines(folder, requests, archs or self.archs[precision], progress, kind=RTX)
         return engines
 
 
-def whole(body: ExportedProgram) -> ExportedProgram:
+def materialized(body: ExportedProgram) -> ExportedProgram:
     """Return a program with its weights materialized."""
     return ExportedProgram(
         body.graph_module,
@@ -122,9 +122,9 @@ def convert(network: Any, library: Library, file: str, arch: str) -> tuple[Any, 
     program = lowering.pre_export_lowering(torch.export.load(file), settings)
     program = program.run_decompositions(lowering.get_decompositions())
     body = lowering.post_lowering(program.module(), settings)
-    given = [node.meta["val"] for node in body.graph.find_nodes(op="placeholder")]
+    examples = [node.meta["val"] for node in body.graph.find_nodes(op="placeholder")]
     dtypes = [node.meta["val"].dtype for node in body.graph.output_node().all_input_nodes]
-    inputs = [Input(shape=tuple(value.shape), dtype=value.dtype) for value in given]
+    inputs = [Input(shape=tuple(value.shape), dtype=value.dtype) for value in examples]
     interpreter = Interpreter(body, inputs, dtypes, settings)
     interpreter.ctx.net = network
     try:

@@ -14,7 +14,7 @@ from diffc.compiler.calibration.observe import watch
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.ir.program import Program
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes import NORMAL_FORM
 from diffc.passes.stage import stage
@@ -78,8 +78,8 @@ def test_the_trained_transformer_has_eight_blocks_of_two_streams() -> None:
 
 def trained() -> Program:
     """Stage the trained transformer."""
-    capture = Capture()
-    programs = capture.graphs(trace_pipeline(load(DIT), Sampling(steps=2), capture))
+    calls = ComponentCalls()
+    programs = calls.graphs(trace_pipeline(load(DIT), Sampling(steps=2), calls))
     return stage([run(program, NORMAL_FORM) for program in programs])[0]
 
 

@@ -14,7 +14,7 @@ from diffc.compiler.backends.backend import GROUP, Backend, find_backend
 from diffc.compiler.errors import TargetError
 from diffc.compiler.graph.body import size
 from diffc.compiler.ir.program import Graph, Program
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.request_inputs import Tensor
 from diffc.compiler.tracing.trace import trace
 from tests.traced import staged
@@ -61,7 +61,7 @@ def joint() -> tuple[torch.nn.Module, dict[str, Tensor]]:
 def graphs(request: pytest.FixtureRequest) -> Mapping[str, Graph]:
     """Stage a denoiser's graph for two batches, as a request with guidance and one without call it."""
     denoiser, inputs = request.param()
-    capture = Capture()
+    calls = ComponentCalls()
 
     def traced(batch: int) -> Program:
         def sample(**conditions: torch.Tensor) -> torch.Tensor:
@@ -72,9 +72,9 @@ def graphs(request: pytest.FixtureRequest) -> Mapping[str, Graph]:
                 x = x - noise[0][:1]
             return x
 
-        return trace(sample, {"denoiser": denoiser}, inputs, capture=capture, name=f"batch_{batch}")
+        return trace(sample, {"denoiser": denoiser}, inputs, calls=calls, name=f"batch_{batch}")
 
-    programs = staged(capture.graphs([traced(2), traced(1)]))
+    programs = staged(calls.graphs([traced(2), traced(1)]))
     found = {graph.name: graph for program in programs for graph in program.graphs}
     return {name: graph for name, graph in found.items() if size(graph) and not graph.stage}
 

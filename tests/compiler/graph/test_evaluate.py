@@ -16,7 +16,7 @@ from diffc.compiler.errors import VerifyError
 from diffc.compiler.graph.evaluate import Executor, apply, evaluate, needed_for, operands_of
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Value
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.trace import capture
 from tests.request_values import request_values
 
@@ -223,7 +223,7 @@ def test_a_program_without_operations_gives_its_tables() -> None:
     program = Program("main", tables=parse("program p() { table t: float32[1] return t }").tables, outputs=("t",))
     program = replace(program, tables=(replace(program.tables[0], data=np.array([3.0], np.float32)),))
     assert evaluate(program, {})[0].tolist() == [3.0]
-    assert Capture().graphs([program])[0].outputs == ("t",)
+    assert ComponentCalls().graphs([program])[0].outputs == ("t",)
 
 
 def test_an_output_that_is_returned_twice_is_returned_twice() -> None:

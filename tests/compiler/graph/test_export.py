@@ -13,7 +13,7 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import LAYER, export, type_of
 from diffc.compiler.ir.program import Graph, Program, Type
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.trace import capture, trace
 from diffc.passes.mixed_precision import mixed_precision
 from diffc.runtime.program.verify import verify
@@ -116,11 +116,9 @@ def test_another_flag_is_another_graph() -> None:
 
 
 def test_programs_share_graphs() -> None:
-    three, collected = Three(), Capture()
-    programs = [
-        trace(lambda i=i: three(torch.randn(2, 3))[i], {"three": three}, {}, capture=collected) for i in range(2)
-    ]
-    first, second = collected.graphs(programs)
+    three, calls = Three(), ComponentCalls()
+    programs = [trace(lambda i=i: three(torch.randn(2, 3))[i], {"three": three}, {}, calls=calls) for i in range(2)]
+    first, second = calls.graphs(programs)
     assert first.graphs[0] is second.graphs[0]
     assert len(first.graphs[0].outputs) == 2
 

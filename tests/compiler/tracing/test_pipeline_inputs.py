@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from diffc.compiler.errors import BuildError
-from diffc.compiler.tracing.pipeline_inputs import as_arguments, asked_arrays
+from diffc.compiler.tracing.pipeline_inputs import as_arguments, requested_arrays
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 
 Pictures = PIL.Image.Image | torch.Tensor | list[PIL.Image.Image] | list[torch.Tensor]
@@ -46,7 +46,7 @@ class Pipeline:
 
 
 def asked(size: tuple[int, int] | None = None, **kinds: str) -> dict[str, Any]:
-    return asked_arrays(Pipeline(), {"embeds": "7", **kinds}, batch=2, size=size)
+    return requested_arrays(Pipeline(), {"embeds": "7", **kinds}, batch=2, size=size)
 
 
 def test_asks_for_the_pictures_that_a_pipeline_cannot_do_without() -> None:
@@ -83,11 +83,11 @@ def test_lists_are_put_together_again() -> None:
 )
 def test_refuses(kinds: dict[str, str], message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        asked_arrays(Pipeline(), kinds, batch=1, size=(8, 8))
+        requested_arrays(Pipeline(), kinds, batch=1, size=(8, 8))
 
 
 def test_the_size_of_a_picture_must_be_known() -> None:
     pipeline = Pipeline()
     pipeline.components = {"encoder": nn.Linear(1, 1), "autoencoder": Autoencoder(64)}
     with pytest.raises(BuildError, match="the size of the picture is not known"):
-        asked_arrays(pipeline, {"embeds": "7"}, batch=1, size=None)
+        requested_arrays(pipeline, {"embeds": "7"}, batch=1, size=None)

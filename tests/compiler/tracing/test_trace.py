@@ -14,7 +14,7 @@ from torch import nn
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Guard, Input, Program, Type
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.request_inputs import Image, Text
 from diffc.compiler.tracing.trace import capture, trace
 from diffc.runtime.program.verify import verify
@@ -402,14 +402,14 @@ def test_the_range_of_a_picture_answers_questions_about_its_numbers() -> None:
             raise ValueError("out of range")
         return image + torch.randn(image.shape)
 
-    made = trace(sample, {}, {"image": Image((1, 3, 4, 4))}, capture=Capture())
+    made = trace(sample, {}, {"image": Image((1, 3, 4, 4))}, calls=ComponentCalls())
     assert made.guards == ()
 
     def asks(image: torch.Tensor) -> torch.Tensor:
         return image if image.mean().item() > 0.5 else -image
 
     with pytest.raises(CaptureError, match="between 0.0 and 1.0 is compared with 0.5"):
-        trace(asks, {}, {"image": Image((1, 3, 4, 4))}, capture=Capture())
+        trace(asks, {}, {"image": Image((1, 3, 4, 4))}, calls=ComponentCalls())
 
 
 def test_a_number_that_changes_the_program_is_fixed() -> None:
@@ -564,7 +564,9 @@ def test_components_are_as_they_were(fails: bool) -> None:
 
 def test_a_program_may_be_traced_before_its_graphs_are_made() -> None:
     model = Model()
-    program = trace(lambda prompt: model(torch.randn(1, 3)), {"model": model}, {"prompt": Text()}, capture=Capture())
+    program = trace(
+        lambda prompt: model(torch.randn(1, 3)), {"model": model}, {"prompt": Text()}, calls=ComponentCalls()
+    )
     assert program.graphs == () and operators(program) == ["noise", "model"]
 
 

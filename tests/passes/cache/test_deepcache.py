@@ -13,7 +13,7 @@ import torch
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.errors import PassError
 from diffc.compiler.ir.program import Program
-from diffc.compiler.tracing.component_calls import Capture
+from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.passes.cache.deepcache import _quadratic, deepcache
 from tests.conftest import DIT, PROMPT, UNET
@@ -97,8 +97,8 @@ def test_what_is_no_schedule_is_refused(
 
 
 def test_a_transformer_without_skip_connections_is_refused() -> None:
-    pipeline, capture = load(DIT), Capture()
-    transformer = capture.graphs(trace_pipeline(pipeline, Sampling(steps=2), capture))
+    pipeline, calls = load(DIT), ComponentCalls()
+    transformer = calls.graphs(trace_pipeline(pipeline, Sampling(steps=2), calls))
     with pytest.raises(PassError, match="the denoiser has no skip connections") as refused:
         deepcache(staged(transformer), interval=2)
     assert "delta-dit" in str(refused.value.fix)

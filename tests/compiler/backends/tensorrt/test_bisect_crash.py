@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from diffc.compiler.backends.tensorrt.bisect_crash import culprit, first_nodes
+from diffc.compiler.backends.tensorrt.bisect_crash import first_failing_node, first_nodes
 
 COUNT = 13
 
@@ -33,18 +33,18 @@ def test_the_node_is_found_wherever_it_is(chain: Path, at: int) -> None:
         asked.append(path)
         return any(f"v{at}" in node.output for node in model.graph.node)
 
-    assert culprit(chain, fails) == f"Add v{at}"
+    assert first_failing_node(chain, fails) == f"Add v{at}"
     assert len(asked) <= 5, "13 nodes are halved four times, and once all are asked"
     assert list(chain.parent.iterdir()) == [chain]
 
 
 def test_none_is_blamed_where_no_part_fails(chain: Path) -> None:
-    assert culprit(chain, lambda _: False) == ""
+    assert first_failing_node(chain, lambda _: False) == ""
 
 
 def test_none_is_blamed_in_a_file_that_is_none(tmp_path: Path) -> None:
     onnx.save(helper.make_model(helper.make_graph([], "empty", [], [])), tmp_path / "empty.onnx")
-    assert culprit(tmp_path / "empty.onnx", lambda _: False) == ""
+    assert first_failing_node(tmp_path / "empty.onnx", lambda _: False) == ""
 
 
 def test_a_part_gives_what_the_rest_reads(chain: Path) -> None:

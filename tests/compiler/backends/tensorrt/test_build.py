@@ -64,7 +64,7 @@ def test_the_node_is_looked_for_where_a_builder_crashed(tmp_path: Path, monkeypa
             write(tmp_path, "Relu"),
             ["sm89"],
             said.append,
-            culprit=lambda file, fails: f"Relu v1 of {file.name}, {fails(file)}",
+            find_node=lambda file, fails: f"Relu v1 of {file.name}, {fails(file)}",
         )
     assert caught.value.where == "Relu v1 of g.onnx, True, in g"
     assert said == ["engine g: look for the node at fault"]
