@@ -59,7 +59,9 @@ def test_the_deep_levels_run_in_every_second_step(cached: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "guidance"), [(4, 5.0), (4, 1.0), (2, 5.0)])
-def test_it_draws_nearly_the_same(cached: Path, bundle: Path, steps: int, guidance: float) -> None:
+def test_a_cached_bundle_samples_nearly_the_same_images(
+    cached: Path, bundle: Path, steps: int, guidance: float
+) -> None:
     unguided = "_unguided" if guidance == 1.0 else ""
     options = {"seed": 1, "guidance_scale": guidance, "program": f"text_to_image_{steps}{unguided}", "output": "np"}
     found, wanted = (load(path)(PROMPT, **options) for path in (cached, bundle))

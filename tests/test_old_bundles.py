@@ -23,7 +23,7 @@ def sampler() -> Sampler:
     return load(FOLDER / "schema_1.tar")
 
 
-def test_it_samples_what_it_did(sampler: Sampler) -> None:
+def test_an_old_bundle_samples_what_it_did(sampler: Sampler) -> None:
     assert sampler.manifest["schema"] == 1
     [image] = sampler("a red circle", seed=0)
     expected = np.asarray(Image.open(FOLDER / "schema_1.png"), int)

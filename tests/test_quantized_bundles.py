@@ -77,7 +77,7 @@ def test_eight_bits_draw_nearly_what_floats_draw(unet: Source, bundle: Path, tmp
     assert weights < 0.35 * whole
 
 
-def test_it_runs_and_says_how_it_was_made(unet: Source, bundle: Path, tmp_path: Path) -> None:
+def test_a_quantized_bundle_runs_and_records_how_it_was_built(unet: Source, bundle: Path, tmp_path: Path) -> None:
     succeeded("run", bundle, "", "--seed", "1", "-o", tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 100
     found = succeeded("inspect", bundle)

@@ -58,7 +58,7 @@ def in_bf16(made: Path, tmp_path: Path) -> Path:
     return copied
 
 
-def test_it_draws_what_diffusers_draws(made: Path, source: Path, tmp_path: Path) -> None:
+def test_a_bundle_samples_what_diffusers_samples(made: Path, source: Path, tmp_path: Path) -> None:
     succeeded("run", made, "a red circle", "--seed", "0", "-o", tmp_path / "x.gif")
     with Image.open(tmp_path / "x.gif") as drawn:
         assert drawn.size == (16, 16)

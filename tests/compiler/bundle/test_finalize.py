@@ -114,7 +114,7 @@ def test_engines_draw_what_onnx_runtime_draws(bundle: Path, tmp_path: Path) -> N
     assert any("tensorrt" in engine for engine in sampler.engines)
 
 
-def test_it_needs_no_framework() -> None:
+def test_finalizing_needs_no_framework() -> None:
     modules = "diffc.compiler.bundle.finalize, diffc.compiler.backends.tensorrt.build_process"
     code = f"import sys, {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

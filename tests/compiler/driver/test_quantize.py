@@ -215,7 +215,7 @@ def test_an_override_that_cannot_be_computed_is_refused(
     assert refused.value.where == "[[layer]]"
 
 
-def test_so_is_a_setting(program: Program, tmp_path: Path) -> None:
+def test_a_setting_that_cannot_be_computed_is_refused(program: Program, tmp_path: Path) -> None:
     said = '[quantize]\nlinear = ["int8:channel", "int8:channel"]'
     with pytest.raises(RecipeError, match="activations have one scale") as refused:
         quantized([program], asked(recipe=said, folder=tmp_path))

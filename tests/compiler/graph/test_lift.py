@@ -46,7 +46,7 @@ def module() -> fx.GraphModule:
     return export("model", model, example()).module(check_guards=False)
 
 
-def test_it_computes_the_same_with_the_same_tensors(module: fx.GraphModule) -> None:
+def test_a_lifted_module_computes_the_same_with_the_same_tensors(module: fx.GraphModule) -> None:
     lifted = lift(module, example())
     held = dict([*module.named_parameters(), *module.named_buffers()])
     assert held.keys() == lifted.state_dict.keys() and all(held[name] is lifted.state_dict[name] for name in held)

@@ -31,7 +31,7 @@ def gram_of(plan: Plan, windows: int = 10**6, quantized: bool = False) -> torch.
 
 
 @each_layer
-def test_it_gives_the_squared_error_of_the_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_a_hessian_gives_the_squared_error_of_the_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     feeds = [(torch.randn(shape),) for _ in range(3)]
     plan = plan_of(layer, feeds, "int8:channel")

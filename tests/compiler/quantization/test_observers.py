@@ -24,7 +24,7 @@ def counted(batches: list[torch.Tensor]) -> Histogram:
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (3.0, 1.0, 0.1), (0.01, 0.3, 20.0), (1e-8, 1e8)], ids=str)
-def test_it_counts_as_numpy_does_over_the_last_range(scales: tuple[float, ...]) -> None:
+def test_a_histogram_counts_as_numpy_does_over_the_last_range(scales: tuple[float, ...]) -> None:
     batches = drawn(*scales)
     found, whole = counted(batches), torch.cat(batches).numpy()
     wanted, edges = np.histogram(whole, BINS, (-found.limit, found.limit))

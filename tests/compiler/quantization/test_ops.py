@@ -63,7 +63,7 @@ def test_an_activation_is_rounded_as_onnx_rounds(form: str) -> None:
 
 
 @pytest.mark.parametrize(("form", "zero"), [("uint8", 0), ("uint8", 77), ("uint8", 255), ("uint4", 5)])
-def test_so_is_one_with_a_zero_point(form: str, zero: int) -> None:
+def test_an_activation_with_a_zero_point_is_rounded_as_onnx_rounds(form: str, zero: int) -> None:
     scale = 0.013 if form == "uint8" else 0.25
     x = torch.cat([numbers(30, 50), torch.arange(-40, 10)[None] * scale / 2])  # ties too
     found = fake_quantize(x, torch.tensor([scale]), torch.tensor([zero], dtype=torch.uint8), form)

@@ -42,7 +42,7 @@ def test_a_weight_is_between_two_numbers_of_the_grid(spec: str) -> None:
     torch.testing.assert_close(inside, torch.zeros_like(inside))
 
 
-def test_it_comes_near_to_the_best_of_all_ways_to_round() -> None:
+def test_reconstruction_comes_near_to_the_best_rounding_of_all() -> None:
     torch.manual_seed(0)
     given, gram = layer("int3:channel", columns=8, rows=64)
     assert given.scheme.weight is not None
@@ -62,7 +62,7 @@ def test_it_comes_near_to_the_best_of_all_ways_to_round() -> None:
 
 
 @pytest.mark.parametrize("iterations", [0, 3])
-def test_it_is_never_worse_than_rounding_to_nearest(iterations: int) -> None:
+def test_reconstruction_is_never_worse_than_rounding_to_nearest(iterations: int) -> None:
     given, gram = layer("int8:channel")
     assert given.scheme.weight is not None
     found = reconstruct_layer(given, gram, Learning(iterations, 100.0))

@@ -87,6 +87,6 @@ def test_each_rule_names_the_layer(plan: Plan) -> None:
         ),
     ],
 )
-def test_so_do_the_rules_of_all(plan: Plan, change: Callable[[Plan], Plan], what: str) -> None:
+def test_each_rule_of_a_whole_plan_is_checked(plan: Plan, change: Callable[[Plan], Plan], what: str) -> None:
     with pytest.raises(VerifyError, match=what):
         verify_plan(change(plan))

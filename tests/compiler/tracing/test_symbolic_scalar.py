@@ -75,7 +75,7 @@ def test_the_same_question_is_noted_once() -> None:
     assert g.guards == [Guard("g", ">", 1.0)]
 
 
-def test_it_is_a_number_otherwise() -> None:
+def test_a_symbolic_scalar_is_a_number_otherwise() -> None:
     g = scalar(2.5)
     assert (float(g * 2), int(g), hash(g), f"{g:.1f}") == (5.0, 2, hash(2.5), "2.5")
     assert g.guards == []

@@ -89,7 +89,7 @@ def test_blocks_of_a_transformer_are_reused() -> None:
     assert near(drawn.output.numpy(), whole.output.numpy()) == pytest.approx(found.best.psnr, abs=JUDGED)
 
 
-def test_it_says_how_near_what_cannot_be_came() -> None:
+def test_a_budget_that_no_schedule_keeps_is_refused_with_the_nearest() -> None:
     pipeline = deep("PixArtAlphaPipeline")
     with pytest.raises(PassError, match="no schedule keeps 190 dB; the nearest takes .* of the time, has"):
         auto([pipeline.program], pipeline.calibrated, None, min_psnr=190)

@@ -61,7 +61,7 @@ def test_the_output_is_nearer_than_that_of_rounding_to_nearest(by: str, spec: st
 
 
 @pytest.mark.parametrize("by", ["layer", "block"])
-def test_so_it_is_beside_smoothing_and_a_branch(by: str) -> None:
+def test_the_output_beside_smoothing_and_a_branch_is_nearer_than_by_rounding_to_nearest(by: str) -> None:
     torch.manual_seed(2)
     plan = plan_of(Residual(), feeds(), "int4:channel")
     branches = {
@@ -87,13 +87,13 @@ def test_the_same_plan_gives_the_same_codes() -> None:
     assert all(torch.equal(a.rounded.codes, b.rounded.codes) for a, b in zip(one.layers, again.layers, strict=True))
 
 
-def test_it_leaves_alone_what_is_rounded_and_what_no_sample_reaches() -> None:
+def test_layers_that_are_rounded_or_that_no_sample_reaches_stay() -> None:
     plan = plan_of(Residual(), feeds(), "int4:channel")
     nearest = round_to_nearest(plan)
     assert adaround(nearest, by="block").layers == nearest.layers
     assert [layer.rounded for layer in adaround(plan, by="block", samples=0).layers] == [None] * 3
 
 
-def test_it_refuses_what_it_cannot_reconstruct() -> None:
+def test_what_cannot_be_reconstructed_is_refused() -> None:
     with pytest.raises(PassError, match="adaround: 'net' is nothing to reconstruct"):
         adaround(plan_of(Residual(), feeds(), "int4:channel"), by="net")

@@ -106,7 +106,7 @@ def test_what_was_decided_stays() -> None:
     assert layer_of(calibrate_ranges(plan, by="kl")) is layer_of(plan)
 
 
-def test_it_refuses_another_way() -> None:
+def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(PassError, match="calibrate_ranges: 'max' is no way to choose a range"):
         calibrate_ranges(plan_of(linear(), feeds(), "int8:channel", "int8:tensor"), by="max")
     assert layer_of(plan_of(linear(), feeds(), "float")).scheme == Scheme()

@@ -128,6 +128,6 @@ def test_one_static_scale_is_found_for_all_steps() -> None:
         assert layer.high is not None and layer.high.shape == (1, 1) and layer.rounded is not None
 
 
-def test_it_refuses_to_choose_nothing() -> None:
+def test_choosing_no_samples_is_refused() -> None:
     with pytest.raises(PassError, match="eda_dm: 0 samples"):
         eda_dm(plan(), samples=0)

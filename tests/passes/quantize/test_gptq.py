@@ -79,7 +79,7 @@ def test_the_output_is_nearer_than_that_of_rounding_to_nearest(spec: str) -> Non
 
 
 @pytest.mark.parametrize("options", [{}, {"groups": 4}, {"stride": 2, "dilation": 2}], ids=str)
-def test_so_is_that_of_a_convolution(options: dict[str, int]) -> None:
+def test_the_output_of_a_convolution_is_nearer_than_by_rounding_to_nearest(options: dict[str, int]) -> None:
     torch.manual_seed(0)
     feeds = correlated(2, 32, 12, 12, axis=1)
     plan = plan_of(nn.Conv2d(32, 16, 3, padding=1, **options), feeds, "int4:channel")
@@ -109,7 +109,7 @@ def test_what_never_varies_does_no_harm() -> None:
     assert layer.rounded is not None and layer.rounded.scale.isfinite().all()
 
 
-def test_it_rounds_what_remains_beside_smoothing_and_a_branch() -> None:
+def test_what_remains_beside_smoothing_and_a_branch_is_rounded() -> None:
     torch.manual_seed(0)
     feeds, spec = correlated(50, 64), "int4:channel"
     plan = plan_of(nn.Linear(64, 48), feeds, spec)
@@ -118,14 +118,14 @@ def test_it_rounds_what_remains_beside_smoothing_and_a_branch() -> None:
     assert gain(plan, feeds) > GPTQ_GAIN
 
 
-def test_it_leaves_alone_what_is_rounded_and_what_no_sample_reaches() -> None:
+def test_layers_that_are_rounded_or_that_no_sample_reaches_stay() -> None:
     plan = plan_of(nn.Linear(64, 48), correlated(50, 64), "int4:channel")
     nearest = round_to_nearest(plan)
     assert layer_of(gptq(nearest)).rounded is layer_of(nearest).rounded
     assert layer_of(gptq(plan, samples=0)).rounded is None
 
 
-def test_it_refuses_no_damping() -> None:
+def test_damping_of_zero_is_refused() -> None:
     plan = plan_of(nn.Linear(64, 48), correlated(50, 64), "int4:channel")
     with pytest.raises(PassError, match="gptq: damping is 0"):
         gptq(plan, damping=0.0)

@@ -68,6 +68,6 @@ def test_scales_of_steps_become_one() -> None:
     assert str(layer.scheme.activation) == "int8:tensor"
 
 
-def test_it_refuses_to_draw_nothing() -> None:
+def test_drawing_no_samples_is_refused() -> None:
     with pytest.raises(PassError, match="0 samples cannot be drawn"):
         ptq4dm(plan(), samples=0)

@@ -124,13 +124,13 @@ def test_a_linear_layer_is_split_in_three_through_a_norm() -> None:
 
 
 @pytest.mark.parametrize("between", ["flip", "sum of two", "tokens"])
-def test_it_leaves_alone_what_moves_channels_or_joins_paths(between: str) -> None:
+def test_inputs_of_moved_channels_or_joined_paths_are_not_split(between: str) -> None:
     plan = token_plan(between)
     assert names(q_diffusion(plan)) == ["linear"]
     assert q_diffusion(plan).programs == plan.programs
 
 
-def test_it_leaves_alone_layers_in_float() -> None:
+def test_layers_in_float_are_not_split() -> None:
     assert names(q_diffusion(plan_of(Shortcut(), shortcut_feeds(), "float"))) == names(
         plan_of(Shortcut(), shortcut_feeds(), "float")
     )
@@ -153,7 +153,7 @@ def test_strided_steps_are_kept() -> None:
     assert len(q_diffusion(plan, steps=50).calibration.samples) == 12
 
 
-def test_it_refuses_what_was_quantized_before() -> None:
+def test_a_plan_that_was_quantized_before_is_refused() -> None:
     plan = round_to_nearest(plan_of(Shortcut(), shortcut_feeds(), "int8:channel"))
     with pytest.raises(PassError, match="is already smoothed, rounded or has ranges, and is to be split"):
         q_diffusion(plan)

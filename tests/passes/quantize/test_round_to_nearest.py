@@ -44,7 +44,7 @@ def test_the_least_error_is_smaller_than_that_of_covering_the_largest() -> None:
     assert (errors[0] <= errors[1]).all() and errors[0].sum() < errors[1].sum()
 
 
-def test_it_rounds_what_smoothing_and_a_branch_leave() -> None:
+def test_what_smoothing_and_a_branch_leave_is_rounded() -> None:
     layer, smoothing = linear(), torch.linspace(0.5, 2, 32)
     branch = torch.randn(2, 32), torch.randn(24, 2)
     plan = plan_of(layer, FEEDS, "int8:channel")
@@ -56,7 +56,7 @@ def test_it_rounds_what_smoothing_and_a_branch_leave() -> None:
     assert ((planned.rounded.value(planned.scheme.weight) - wanted).abs() <= 0.75 * step).float().mean() > 0.9
 
 
-def test_it_leaves_alone_what_is_rounded_or_in_float() -> None:
+def test_layers_that_are_rounded_or_in_float_stay() -> None:
     plan = round_to_nearest(plan_of(linear(), FEEDS, "int4:channel"))
     assert layer_of(round_to_nearest(plan, by="minmax")) is layer_of(plan)
     in_float = plan_of(linear(), FEEDS, "float", "int8:tensor")
@@ -64,6 +64,6 @@ def test_it_leaves_alone_what_is_rounded_or_in_float() -> None:
     assert layer_of(in_float).scheme == Scheme(None, layer_of(in_float).scheme.activation)
 
 
-def test_it_refuses_another_way() -> None:
+def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(PassError, match="round_to_nearest: 'kl' is no range of weights"):
         round_to_nearest(plan_of(linear(), FEEDS, "int4:channel"), by="kl")

@@ -116,7 +116,7 @@ def test_what_is_decided_or_in_float_stays() -> None:
     assert layer_of(smoothquant(grouped, alpha=0.5)).smoothing is None
 
 
-def test_it_refuses_another_alpha() -> None:
+def test_an_alpha_out_of_range_is_refused() -> None:
     layer, feeds = matrix()
     with pytest.raises(PassError, match=r"smoothquant: alpha is 1\.5"):
         smoothquant(plan_of(layer, feeds, "int8:channel", "int8:tensor"), alpha=1.5)

@@ -76,7 +76,7 @@ def test_four_bits_are_better_than_without_a_branch(weight: str, activation: str
     assert fidelity(round_to_nearest(svdquant(plan, rank=32)), feeds) > without + BRANCH_GAIN
 
 
-def test_so_are_those_of_a_convolution() -> None:
+def test_a_convolution_of_four_bits_is_better_than_without_a_branch() -> None:
     layer, feeds = convolution()
     plan = plan_of(layer, feeds, "int4:channel", "int8:tensor:dynamic")
     without = fidelity(round_to_nearest(smoothquant(plan)), feeds)
@@ -138,7 +138,7 @@ def test_what_is_decided_or_in_float_stays() -> None:
     assert layer_of(svdquant(smoothed)).smoothing is layer_of(smoothed).smoothing
 
 
-def test_it_refuses_no_rank() -> None:
+def test_a_rank_of_zero_is_refused() -> None:
     layer, feeds = matrix()
     with pytest.raises(PassError, match="svdquant: the rank is 0"):
         svdquant(plan_of(layer, feeds, "int4:channel"), rank=0)

@@ -160,11 +160,11 @@ def test_what_is_decided_stays() -> None:
 
 
 @pytest.mark.parametrize("ranges", [0, 6])
-def test_it_refuses_more_ranges_than_steps(ranges: int) -> None:
+def test_ranges_that_the_steps_do_not_fill_are_refused(ranges: int) -> None:
     with pytest.raises(PassError, match=f"vidit_q: {ranges} ranges of steps\n.*use 1 to 5"):
         vidit_q(planned(), ranges=ranges)
 
 
-def test_it_refuses_no_part() -> None:
+def test_a_share_above_one_is_refused() -> None:
     with pytest.raises(PassError, match=r"vidit_q: 1\.5 of the layers"):
         vidit_q(planned(), sensitive=1.5)
