@@ -51,7 +51,7 @@ DIFFC = """
 build.build(sys.argv[1], sys.argv[3], sys.argv[2], steps=[2], progress=lambda what: print(what, file=sys.stderr))
 """
 
-RIVAL = """
+BASELINE = """
 import torch
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32, local_files_only=True)
@@ -136,16 +136,16 @@ def flux(blocks: int = 19, single_blocks: int = 38) -> tuple[type, dict[str, Any
 
 @dataclass(frozen=True)
 class Model:
-    """Say how a checkpoint is made, which target it is built for, and whether the rival fits into 24 GB of memory."""
+    """Describe how a checkpoint is made, its target, and whether the baseline fits into 24 GB of memory."""
 
     title: str
     describe: Callable[[], tuple[type, dict[str, Any], torch.dtype]]
     target: str
-    has_rival: bool = False
+    has_baseline: bool = False
 
 
 MODELS = {
-    "sd15": Model("SD 1.5", sd15, "ort-fp32", has_rival=True),
+    "sd15": Model("SD 1.5", sd15, "ort-fp32", has_baseline=True),
     "flux-quarter": Model("FLUX.1-dev, a quarter of its blocks", lambda: flux(5, 9), "ort-bf16"),
     "flux": Model("FLUX.1-dev", flux, "ort-bf16"),
 }
@@ -200,7 +200,7 @@ def _write_weights(module: nn.Module, dtype: torch.dtype, path: Path) -> None:
 
 
 def _owned(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Give each tensor of a module once, tied ones under their first name."""
+    """Yield each tensor of a module once, tied ones under their first name."""
     seen = set[int]()
     for key, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -218,7 +218,7 @@ def size(folder: Path) -> int:
 
 @contextmanager
 def vanishing(folder: Path) -> Iterator[Path]:
-    """Give the name of a folder that is gone before and after."""
+    """Yield the name of a folder, and remove the folder before and after."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
@@ -227,14 +227,18 @@ def vanishing(folder: Path) -> Iterator[Path]:
 
 
 def measured(work: str, source: Path, output: Path, target: str) -> dict[str, float]:
-    """Run a piece of work in a process of its own, without a cache; give MB beyond the imports, and seconds."""
+    """Run a piece of work in a process of its own, without a cache; return MB beyond the imports, and seconds."""
     command = [sys.executable, "-c", MEASURED.format(work=work), str(source), str(output), target]
     with vanishing(output.with_suffix(".cache")) as cache:
         environment = os.environ | {"DIFFC_CACHE": str(cache)}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    found = json.loads(done.stdout.splitlines()[-1])
-    found |= {"megabytes": found["peak"] - found["imports"], "source": size(source), "bundle": size(output)}
-    return dict(found)
+    measurements = json.loads(done.stdout.splitlines()[-1])
+    measurements |= {
+        "megabytes": measurements["peak"] - measurements["imports"],
+        "source": size(source),
+        "bundle": size(output),
+    }
+    return dict(measurements)
 
 
 def main() -> None:
@@ -245,23 +249,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    measurements: dict[str, dict[str, dict[str, float]]] = {}
     for name in options.models.split(","):
         model, source = MODELS[name], options.work / name
         if not source.exists():
             write(source, model.describe)
-        found[name] = {}
-        for by, work in {"diffc": DIFFC, "torch.onnx": RIVAL}.items():
-            if by == "diffc" or model.has_rival:
+        measurements[name] = {}
+        for by, work in {"diffc": DIFFC, "torch.onnx": BASELINE}.items():
+            if by == "diffc" or model.has_baseline:
                 with vanishing(options.work / f"{name}.{by}") as output:
-                    found[name][by] = measured(work, source, output, model.target)
-    print(json.dumps(found, indent=1) if options.json else table(found))
+                    measurements[name][by] = measured(work, source, output, model.target)
+    print(json.dumps(measurements, indent=1) if options.json else table(measurements))
 
 
-def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+def table(measurements: dict[str, dict[str, dict[str, float]]]) -> str:
     """Lay the measurements out."""
     lines = ["| model | by | target | checkpoint | bundle | memory beyond the imports | time |", "|---" * 7 + "|"]
-    for name, rows in found.items():
+    for name, rows in measurements.items():
         for by, row in rows.items():
             sizes = (
                 f"{row['source'] / 1e9:.1f} GB | {row['bundle'] / 1e9:.1f} GB | {row['megabytes'] * 1.048576:.0f} MB"

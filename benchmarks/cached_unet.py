@@ -35,10 +35,10 @@ def draw(bundle: Path) -> dict[str, float]:
         nonlocal seconds
         self.session(graph)  # opened before its time is taken
         start = time.perf_counter()
-        found = computed(self, graph, *rest)
+        outputs = computed(self, graph, *rest)
         of = self.bundle.manifest.component(graph.name)
         seconds += (time.perf_counter() - start) * (of == COMPONENT)
-        return found
+        return outputs
 
     Interpreter._computed = timed  # type: ignore[method-assign]
     start = time.perf_counter()
@@ -52,7 +52,7 @@ def compare(options: argparse.Namespace) -> dict[str, Mapping[str, float]]:
     source, diffc = options.work / "sd15", str(Path(sys.executable).with_name("diffc"))
     if not source.exists():
         write(source, MODELS["sd15"].describe)
-    found: dict[str, Mapping[str, float]] = {}
+    measurements: dict[str, Mapping[str, float]] = {}
     for cache in CACHES:
         bundle = options.work / f"{cache.partition(':')[0]}-{options.steps}.diffc"
         if not bundle.exists():
@@ -65,19 +65,19 @@ def compare(options: argparse.Namespace) -> dict[str, Mapping[str, float]]:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             turns.append(json.loads(done.stdout.splitlines()[-1]))
             print(cache, turns[-1], file=sys.stderr, flush=True)
-        found[cache] = {name: min(turn[name] for turn in turns) for name in turns[0]} | {"bytes": size}
-    return found
+        measurements[cache] = {name: min(turn[name] for turn in turns) for name in turns[0]} | {"bytes": size}
+    return measurements
 
 
-def table(found: Mapping[str, Mapping[str, float]]) -> str:
+def table(measurements: Mapping[str, Mapping[str, float]]) -> str:
     """Lay the measurements out, with ratios to no cache."""
-    whole = found[CACHES[0]]
+    baseline = measurements[CACHES[0]]
     lines = ["| `--cache` | denoiser, all calls | times faster | bundle | memory, peak |", "|---|---|---|---|---|"]
-    for cache, row in found.items():
-        size = f"{row['bytes'] / 1e6:.0f} MB, {row['bytes'] / whole['bytes']:.3f} ×"
-        peak = f"{row['peak_mb']:.0f} MB, {row['peak_mb'] / whole['peak_mb']:.2f} ×"
+    for cache, row in measurements.items():
+        size = f"{row['bytes'] / 1e6:.0f} MB, {row['bytes'] / baseline['bytes']:.3f} ×"
+        peak = f"{row['peak_mb']:.0f} MB, {row['peak_mb'] / baseline['peak_mb']:.2f} ×"
         lines.append(
-            f"| {cache} | {row['denoiser']:.1f} s | {whole['denoiser'] / row['denoiser']:.2f} | {size} | {peak} |"
+            f"| {cache} | {row['denoiser']:.1f} s | {baseline['denoiser'] / row['denoiser']:.2f} | {size} | {peak} |"
         )
     return "\n".join(lines)
 

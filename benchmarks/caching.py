@@ -62,9 +62,9 @@ def rows(model: str) -> Iterator[Row]:
         yield from (Row(target), Row(target, cache=TOGETHER[model]))
 
 
-def speed(bundle: Path, rival: Path, threads: int) -> float:
-    """Say how many times faster than a rival a bundle draws, in turns."""
-    samplers, seconds = [load(path, threads=threads) for path in (bundle, rival)], [0.0, 0.0]
+def speed(bundle: Path, baseline: Path, threads: int) -> float:
+    """Measure, in turns, how many times faster than a baseline a bundle samples."""
+    samplers, seconds = [load(path, threads=threads) for path in (bundle, baseline)], [0.0, 0.0]
     for turn in range(TIMED + 1):
         for at, sampler in enumerate(samplers):
             start = time.perf_counter()
@@ -73,16 +73,16 @@ def speed(bundle: Path, rival: Path, threads: int) -> float:
     return seconds[1] / seconds[0]
 
 
-def table(model: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def table(model: str, measurements: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Write the rows of one model as a table."""
     yield f"## {model}"
     yield ""
     yield "| target | `--cache` | speed | PSNR, mean | of the mean error | attributes | bundle |"
     yield "|---|---|---|---|---|---|---|"
-    whole = found["ort-fp32"]
-    for key, row in found.items():
+    baseline = measurements["ort-fp32"]
+    for key, row in measurements.items():
         target, _, cache = key.partition(" ")
-        size = f"{row['bytes'] / whole['bytes']:.3f} ×"
+        size = f"{row['bytes'] / baseline['bytes']:.3f} ×"
         near = f"{row['psnr']:.1f} dB | {row['of_mean_error']:.1f} dB" if key != "ort-fp32" else " | "
         how = f"`{cache}`" if cache else ""
         yield f"| {target} | {how} | {row['speed']:.2f} × | {near} | {row['attributes']:.1%} | {size} |"
@@ -99,20 +99,20 @@ def main() -> None:
     parser.add_argument("--cache", help="measure this one alone")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = {}
+    measurements: dict[str, dict[str, Any]] = {}
     for model in options.model or MODELS:
-        kept = options.work / f"caching-{model}-{options.captions}.json"
-        found[model] = of_model = json.loads(kept.read_text()) if kept.exists() else {}
+        stored = options.work / f"caching-{model}-{options.captions}.json"
+        measurements[model] = of_model = json.loads(stored.read_text()) if stored.exists() else {}
         reference = reference_pictures(model, options)
         plain = built(model, Row("ort-fp32"), options.work)[0]
         for row in (Row("ort-fp32"), *([Row("ort-fp32", cache=options.cache)] if options.cache else rows(model))):
             if row.key not in of_model:
                 of_model[row.key] = measured(model, row, options, reference)
                 of_model[row.key]["speed"] = speed(built(model, row, options.work)[0], plain, options.threads)
-                kept.write_text(json.dumps(of_model, indent=1))
+                stored.write_text(json.dumps(of_model, indent=1))
             print(model, row.key, json.dumps(of_model[row.key]), flush=True)
     if options.cache is None and options.model is None:
-        text = [line for model, of_model in found.items() for line in table(model, of_model)]
+        text = [line for model, of_model in measurements.items() for line in table(model, of_model)]
         PAGE.write_text(f"{HEAD.format(captions=options.captions, timed=TIMED)}\n" + "\n".join(text))
 
 

@@ -98,20 +98,20 @@ def measured(source: Path, precision: str, work: Path) -> dict[str, Any]:
     with vanishing(work / f"{source.name}-{precision}.diffc") as bundle:
         environment = os.environ | {"DIFFC_CACHE": str(work / "cache")}
         subprocess.run([*command, "-o", str(bundle)], check=True, env=environment)
-        found = json.loads((bundle / "engines.json").read_text())
+        report = json.loads((bundle / "engines.json").read_text())
         quantization = bundle / "quantization.json"
         notes = json.loads(quantization.read_text())["notes"] if quantization.exists() else []
-    engines = dict(sorted(found.items(), key=lambda each: -each[1]["bytes"]))
+    engines = dict(sorted(report.items(), key=lambda each: -each[1]["bytes"]))
     return {"engines": engines, "notes": notes}
 
 
-def table(model: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def table(model: str, measurements: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Write the rows of one model: an engine each, of those that are large."""
     yield f"## {model}"
     yield ""
     yield "| precision | graph | engine | weights | build | memory, peak | values by type |"
     yield "|---|---|---|---|---|---|---|"
-    for precision, row in found.items():
+    for precision, row in measurements.items():
         for name, each in row["engines"].items():
             if each["weights"] > 2e7:
                 sizes = f"{each['bytes'] / 1e6:.0f} MB | {each['weights'] / 1e6:.0f} MB"
@@ -119,7 +119,7 @@ def table(model: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 types = ", ".join(f"{kind} {count}" for kind, count in sorted(each["types"].items()))
                 yield f"| {precision} | {name} | {sizes} | {took} | {types} |"
     yield ""
-    notes = {note: None for row in found.values() for note in row["notes"] if "no picture" not in note}
+    notes = {note: None for row in measurements.values() for note in row["notes"] if "no picture" not in note}
     yield from (f"- {note}" for note in notes)
     yield ""
 
@@ -132,18 +132,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where the checkpoints lie")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = {}
+    measurements: dict[str, dict[str, Any]] = {}
     for model in MODELS:
-        kept = options.work / f"engines-{model}.json"
-        found[model] = of_model = json.loads(kept.read_text()) if kept.exists() else {}
+        stored = options.work / f"engines-{model}.json"
+        measurements[model] = of_model = json.loads(stored.read_text()) if stored.exists() else {}
         for precision in options.precision or PRECISIONS:
             if model in (options.model or MODELS) and precision not in of_model:
                 source = options.work / model
                 if not source.exists():
                     write(source, MODELS[model])
                 of_model[precision] = measured(source, precision, options.work)
-                kept.write_text(json.dumps(of_model, indent=1))
-    text = [line for model, of_model in found.items() if of_model for line in table(model, of_model)]
+                stored.write_text(json.dumps(of_model, indent=1))
+    text = [line for model, of_model in measurements.items() if of_model for line in table(model, of_model)]
     PAGE.write_text(HEAD + "\n".join(text))
 
 

@@ -27,21 +27,21 @@ COLUMNS = {
 
 
 def compared(source: Path, steps: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """Build a bundle, then let it and diffusers draw in turns."""
+    """Build a bundle, then sample with it and with diffusers in turns."""
     bundle = build(source, output=folder / f"{source.stem}.diffc", steps=[steps])
     return bench(bundle, against=["torch"], source=source, guidance=5.0, repeat=repeats, progress=say)
 
 
 def say(what: str) -> None:
-    """Tell people what happens."""
+    """Print progress."""
     print(what, file=sys.stderr)
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
+def table(measurements: dict[str, dict[str, Any]]) -> str:
     """Lay the medians out, with the ratio diffusers / diffc behind each pair."""
     titles = [f"{title}: diffc | diffusers | ratio" for title, _, _ in COLUMNS.values()]
     lines = [f"| model | {' | '.join(titles)} |", "|---" * (1 + 3 * len(COLUMNS)) + "|"]
-    for name, row in found.items():
+    for name, row in measurements.items():
         cells = [name]
         for key, (_, unit, form) in COLUMNS.items():
             cells += [form.format(row["medians"][name][key] / unit) for name in ("diffc", "torch")]
@@ -58,11 +58,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = {
+        measurements = {
             name: compared(ROOT / "examples" / "models" / file, options.steps, options.repeats, Path(folder))
             for name, file in MODELS.items()
         }
-    print(json.dumps(found, indent=1) if options.json else table(found))
+    print(json.dumps(measurements, indent=1) if options.json else table(measurements))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Tell rows apart."""
+        """Return the key of a row, unique on the page."""
         return " ".join(part for part in (self.target, self.quant, self.recipe, self.cache) if part)
 
 
@@ -90,7 +90,7 @@ def built(model: str, row: Row, folder: Path) -> tuple[Path, float]:
     return output, time.monotonic() - start
 
 
-def drawn(bundle: Path, captions: Sequence[str], threads: int) -> Pictures:
+def sampled(bundle: Path, captions: Sequence[str], threads: int) -> Pictures:
     """Draw each caption from noise that is seeded by its place in the list."""
     sampler = load(bundle, threads=threads)
     each = [sampler(caption, seed=at, output="np") for at, caption in enumerate(captions)]
@@ -105,7 +105,7 @@ def measured(model: str, row: Row, options: argparse.Namespace, reference: Pictu
     scenes = held_out_scenes(options.captions)
     bundle, seconds = built(model, row, options.work)
     start = time.monotonic()
-    pictures = drawn(bundle, [scene.caption for scene in scenes], options.threads)
+    pictures = sampled(bundle, [scene.caption for scene in scenes], options.threads)
     each = [psnr(a, b) for a, b in zip(pictures, reference, strict=True)]
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     return {
@@ -122,14 +122,14 @@ def measured(model: str, row: Row, options: argparse.Namespace, reference: Pictu
 
 def table(model: str, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Write the rows of one model as a table."""
-    whole = rows["ort-fp32"]
+    baseline = rows["ort-fp32"]
     yield f"## {model}"
     yield ""
     yield "| target | `--quant` | PSNR, mean | of the mean error | worst | attributes | bundle | build |"
     yield "|---|---|---|---|---|---|---|---|"
     for key, row in rows.items():
         target, _, quant = key.partition(" ")
-        size = f"{row['bytes'] / 1e6:.1f} MB, {row['bytes'] / whole['bytes']:.3f} ×"
+        size = f"{row['bytes'] / 1e6:.1f} MB, {row['bytes'] / baseline['bytes']:.3f} ×"
         if key == "ort-fp32":
             yield f"| {target} | | | | | {row['attributes']:.1%} | {row['bytes'] / 1e6:.1f} MB | |"
             continue
@@ -151,20 +151,20 @@ def main() -> None:
     parser.add_argument("--quant", help="with --only: other techniques than those of the page")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = {}
+    measurements: dict[str, dict[str, Any]] = {}
     rows = [row for row in ROWS if options.only in (None, row.target)]
     rows = [Row(options.only, options.quant)] if options.quant else rows
     for model in options.model or MODELS:
-        kept = options.work / f"{model}-{options.captions}.json"
-        found[model] = of_model = json.loads(kept.read_text()) if kept.exists() else {}
+        stored = options.work / f"{model}-{options.captions}.json"
+        measurements[model] = of_model = json.loads(stored.read_text()) if stored.exists() else {}
         reference = reference_pictures(model, options)
         for row in (Row("ort-fp32"), *rows):
             if row.key not in of_model:
                 of_model[row.key] = measured(model, row, options, reference)
-                kept.write_text(json.dumps(of_model, indent=1))
+                stored.write_text(json.dumps(of_model, indent=1))
             print(model, row.key, json.dumps(of_model[row.key]), flush=True)
     if options.only is None and options.model is None:
-        text = [line for model, of_model in found.items() for line in table(model, of_model)]
+        text = [line for model, of_model in measurements.items() for line in table(model, of_model)]
         PAGE.write_text(f"{HEAD.format(captions=options.captions)}\n" + "\n".join(text))
 
 
@@ -184,7 +184,7 @@ def reference_pictures(model: str, options: argparse.Namespace) -> Pictures:
     file = options.work / f"{model}-{options.captions}.npy"
     if not file.exists():
         bundle, _ = built(model, Row("ort-fp32"), options.work)
-        np.save(file, drawn(bundle, [s.caption for s in held_out_scenes(options.captions)], options.threads))
+        np.save(file, sampled(bundle, [s.caption for s in held_out_scenes(options.captions)], options.threads))
     return np.asarray(np.load(file, allow_pickle=False))
 
 

@@ -1,4 +1,4 @@
-"""Say how much of full-size denoisers is computed before the loop; ``make stages`` writes docs/measured/stages.md.
+"""Measure how much of full-size denoisers is computed before the loop; ``make stages`` writes docs/measured/stages.md.
 
 The models have the architectures of their releases and no weights: they are captured on PyTorch's meta device, called
 as their pipelines call them, 20 steps with guidance, and cut by the rule that `diffc build` uses.
@@ -54,15 +54,15 @@ class Called(nn.Module):
         self.denoiser, self.names, self.fixed = model.make().eval(), names, dict(model.fixed)
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """Give the prediction."""
-        given: dict[str, Any] = {}
+        """Return the prediction."""
+        arguments: dict[str, Any] = {}
         for name, tensor in zip(self.names, tensors, strict=True):
             outer, _, inner = name.partition("__")
             if inner:
-                given.setdefault(outer, {})[inner] = tensor
+                arguments.setdefault(outer, {})[inner] = tensor
             else:
-                given[name] = tensor
-        return self.denoiser(**given, **self.fixed, return_dict=False)[0]
+                arguments[name] = tensor
+        return self.denoiser(**arguments, **self.fixed, return_dict=False)[0]
 
 
 MODELS = {
@@ -201,9 +201,9 @@ def program(model: Model) -> tuple[Graph, Program]:
     for step in range(STEPS):
         time_ = float(1000 - step)
         times: Literal = (time_,) * model.timestep[0] if model.timestep else time_
-        given: dict[str, Literal] = {name: Ref(name) for name in (*model.latent, *model.request)}
-        given |= {"timestep": times} | dict.fromkeys(model.constant, 0.0)
-        ops.append(Op("denoiser", attrs=tuple(given.items()), results=(Value(f"y{step}", out.type),)))
+        arguments: dict[str, Literal] = {name: Ref(name) for name in (*model.latent, *model.request)}
+        arguments |= {"timestep": times} | dict.fromkeys(model.constant, 0.0)
+        ops.append(Op("denoiser", attrs=tuple(arguments.items()), results=(Value(f"y{step}", out.type),)))
     return graph, Program("main", inputs, graphs=(graph,), ops=tuple(ops), outputs=(f"y{STEPS - 1}",))
 
 
@@ -214,8 +214,8 @@ def row(name: str, model: Model) -> str:
     cut = Cut.of(graph, [loop])
     weights = set(cut.body.graph.find_nodes(op="get_attr"))
     parameters = {p for p, _ in cut.body.named_parameters()}
-    kept = [node for nodes in cut.hoisted.values() for node in nodes]
-    late = needed(cut.body.graph, [cut.body.graph.output_node()], kept)
+    hoisted = [node for nodes in cut.hoisted.values() for node in nodes]
+    late = needed(cut.body.graph, [cut.body.graph.output_node()], hoisted)
     total = sum(p.numel() for p in cut.body.parameters())
     left = sum(node.meta["val"].numel() for node in weights & late if node.target in parameters)
     work = work_of_graph(graph, cut.ports)
@@ -256,11 +256,11 @@ def main() -> None:
     """Write the page, or print the rows of some models."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], help="only these, printed")
-    chosen = parser.parse_args().models
+    models = parser.parse_args().models
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
-    rows = [row(name, MODELS[name]) for name in chosen or MODELS]
-    if chosen:
+    rows = [row(name, MODELS[name]) for name in models or MODELS]
+    if models:
         print("\n".join(rows))
     else:
         PAGE.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")

@@ -108,7 +108,7 @@ class Model:
     programs: tuple[Program, ...]
     tokenizers: Mapping[str, bytes]
     held_out: Calibration
-    wanted: tuple[torch.Tensor, ...]
+    references: tuple[torch.Tensor, ...]
 
     @staticmethod
     def of(source: Path) -> Model:
@@ -140,8 +140,8 @@ class Model:
         graph = denoiser(programs[0])
         assert graph is not None
         scales = [programs[0]] if len(graph.inputs) > len(self.held_out.of(graph)[0].feeds) else []
-        found = _outputs(graph, self.held_out, scales)
-        return [sqnr(a.numpy(), b.numpy()) for a, b in zip(found, self.wanted, strict=True)]
+        outputs = _outputs(graph, self.held_out, scales)
+        return [sqnr(a.numpy(), b.numpy()) for a, b in zip(outputs, self.references, strict=True)]
 
 
 def _outputs(graph: Graph, held_out: Calibration, scaled: Sequence[Program]) -> Iterator[torch.Tensor]:
@@ -157,13 +157,13 @@ def _outputs(graph: Graph, held_out: Calibration, scaled: Sequence[Program]) -> 
             yield module(*sample.feeds, *scales)[0]
 
 
-def table(model: str, found: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]:
+def table(model: str, measurements: Mapping[str, Mapping[str, Sequence[float]]]) -> Iterator[str]:
     """Write the rows of one model, in the order of `TECHNIQUES`."""
     yield from (f"## {model}", "", "| target | `--quant` | mean | worst call |", "|---|---|---|---|")
     for precision, compared in TECHNIQUES.items():
         for techniques in compared:
-            if techniques in found.get(precision, {}):
-                mean, worst = found[precision][techniques]
+            if techniques in measurements.get(precision, {}):
+                mean, worst = measurements[precision][techniques]
                 yield f"| {precision} | `{techniques}` | {mean:.1f} dB | {worst:.1f} dB |"
     yield ""
 
@@ -176,20 +176,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="where rows are kept")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / "techniques.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    stored = options.work / "techniques.json"
+    measurements: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
     for name in options.model or MODELS:
-        rows = found.setdefault(name, {})
-        asked = [(each, how) for each in options.precision or TECHNIQUES for how in TECHNIQUES[each]]
-        missing = [(each, how) for each, how in asked if how not in rows.get(each, {})]
+        rows = measurements.setdefault(name, {})
+        requested = [(each, how) for each in options.precision or TECHNIQUES for how in TECHNIQUES[each]]
+        missing = [(each, how) for each, how in requested if how not in rows.get(each, {})]
         model = Model.of(MODELS[name]) if missing else None
         for precision, techniques in missing:
             assert model is not None
             errors = model.errors(precision, techniques)
             rows.setdefault(precision, {})[techniques] = float(np.mean(errors)), min(errors)
             print(name, precision, techniques, *rows[precision][techniques], flush=True)
-            kept.write_text(json.dumps(found, indent=1))
-    PAGE.write_text(HEAD + "\n".join(line for name, rows in found.items() for line in table(name, rows)))
+            stored.write_text(json.dumps(measurements, indent=1))
+    PAGE.write_text(HEAD + "\n".join(line for name, rows in measurements.items() for line in table(name, rows)))
 
 
 HEAD = """# What each technique wins

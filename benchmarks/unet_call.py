@@ -62,16 +62,16 @@ def denoiser_calls(bundle: Path, steps: tuple[int, ...]) -> list[Feeds]:
     )
     name = most_called(program).name
     calls = [op for op in program.ops if op.operator == name]
-    wanted = [{port: ref.name for port, ref in calls[step].attrs if isinstance(ref, Ref)} for step in steps]
+    names = [{port: ref.name for port, ref in calls[step].attrs if isinstance(ref, Ref)} for step in steps]
     before = program.ops[: program.ops.index(calls[max(steps)])]
-    values = {value for each in wanted for value in each.values()}
-    made = Interpreter(opened).run(program, request.chunk(0), request.scalars, ops=before, outputs=values)
-    return [{port: made[value] for port, value in each.items()} for each in wanted]
+    values = {value for each in names for value in each.values()}
+    values_by_name = Interpreter(opened).run(program, request.chunk(0), request.scalars, ops=before, outputs=values)
+    return [{port: values_by_name[value] for port, value in each.items()} for each in names]
 
 
 def contend(who: str, bundle: Path, feeds: Path) -> None:
     """Call the denoiser of a bundle, or the rival's model, and print seconds and peak memory; save what it gives."""
-    given = dict(np.load(feeds))
+    arguments = dict(np.load(feeds))
     start = time.monotonic()
     if who == RIVAL:
         import openvino
@@ -80,7 +80,7 @@ def contend(who: str, bundle: Path, feeds: Path) -> None:
         request = compiled.create_infer_request()
 
         def call() -> NDArray[Any]:
-            request.infer(given)
+            request.infer(arguments)
             return np.array(request.get_output_tensor(0).data)
     else:
         opened = open_bundle(bundle)
@@ -88,7 +88,7 @@ def contend(who: str, bundle: Path, feeds: Path) -> None:
         session = Interpreter(opened).session(most_called(program))
 
         def call() -> NDArray[Any]:
-            return np.asarray(session.run(given)[0])
+            return np.asarray(session.run(arguments)[0])
 
     loaded, times = time.monotonic() - start, []
     for _ in range(CALLS):
@@ -101,7 +101,7 @@ def contend(who: str, bundle: Path, feeds: Path) -> None:
 
 
 def quantize_with_nncf(bundle: Path, work: Path, output: Path) -> float:
-    """Let NNCF quantize the denoiser of an OpenVINO bundle with some samples; give the seconds that it took."""
+    """Quantize the denoiser of an OpenVINO bundle by NNCF with some samples; return the seconds that it took."""
     import nncf
     import openvino
 
@@ -111,8 +111,8 @@ def quantize_with_nncf(bundle: Path, work: Path, output: Path) -> float:
     start = time.monotonic()
     model = openvino.Core().read_model(bundle / opened.manifest.graphs[name])
     data = nncf.Dataset([dict(np.load(work / f"sample-{at}.npz")) for at in range(SAMPLES)])
-    made = nncf.quantize(model, data, subset_size=SAMPLES, preset=nncf.QuantizationPreset.MIXED)
-    openvino.save_model(made, output, compress_to_fp16=False)
+    quantized = nncf.quantize(model, data, subset_size=SAMPLES, preset=nncf.QuantizationPreset.MIXED)
+    openvino.save_model(quantized, output, compress_to_fp16=False)
     return time.monotonic() - start
 
 
@@ -137,10 +137,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             print(f"built {target}: {json.dumps(builds[target])}", file=sys.stderr, flush=True)
     later = options.work / "later.npz"
     if not later.exists():
-        half, whole = options.steps // 2, np.linspace(0, options.steps - 1, SAMPLES).round().astype(int).tolist()
-        found = denoiser_calls(bundles["ort-fp32"], (*whole, half))
+        half, places = options.steps // 2, np.linspace(0, options.steps - 1, SAMPLES).round().astype(int).tolist()
+        calls = denoiser_calls(bundles["ort-fp32"], (*places, half))
         for path, feeds in zip(
-            (*(options.work / f"sample-{at}.npz" for at in range(SAMPLES)), later), found, strict=True
+            (*(options.work / f"sample-{at}.npz" for at in range(SAMPLES)), later), calls, strict=True
         ):
             np.savez(path, **feeds)
     if "ov-fp32" in bundles and options.rival:
@@ -165,11 +165,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def table(measurements: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay the measurements out, as times against float32 in ONNX Runtime."""
     lines = ["| | one call | against ort-fp32 | SQNR | memory, peak | load |", "|---|---|---|---|---|---|"]
-    for who, row in found.items():
-        ratio = found["ort-fp32"]["seconds"] / row["seconds"]
+    for who, row in measurements.items():
+        ratio = measurements["ort-fp32"]["seconds"] / row["seconds"]
         near = "" if row["sqnr"] >= 199 else f"{row['sqnr']:.1f} dB"
         memory = f"{row['peak_mb']:.0f} MB | {row['load']:.1f} s"
         lines.append(f"| {who} | {row['seconds']:.2f} s | {ratio:.2f} × | {near} | {memory} |")
@@ -195,8 +195,8 @@ def main() -> None:
         bundle, work, output = map(Path, options.nncf)
         print(json.dumps({"seconds": quantize_with_nncf(bundle, work, output)}))
     else:
-        found = compare(options)
-        print(json.dumps(found, indent=1) if options.json else table(found))
+        measurements = compare(options)
+        print(json.dumps(measurements, indent=1) if options.json else table(measurements))
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ class Accuracy:
         return {kind: self.right[kind] / self.total[kind] for kind in KINDS if self.total[kind]}
 
 
-def _background(picture: Picture) -> Picture:
+def _background(image: Picture) -> Picture:
     """The colour of the picture's border, which objects touch at most in part."""
-    border = np.concatenate([picture[:2].reshape(-1, 3), picture[-2:].reshape(-1, 3), *picture[:, [0, -1]]])
+    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), *image[:, [0, -1]]])
     return np.asarray(np.median(border, axis=0), np.float32)
 
 
@@ -62,13 +62,13 @@ def _templates(extent: tuple[float, float], side: int) -> dict[str, Picture]:
     axis = np.arange(side, dtype=np.float32) + 0.5 - side / 2
     y, x = axis[:, None], axis[None, :]
     half_height, half_width = extent
-    drawn = {}
+    templates = {}
     for shape in SHAPES:
         across, down = {"square": (0.88, 0.88), "triangle": (1.0, 0.87)}.get(shape, (1.0, 1.0))
         radius = (half_height + half_width) / (across + down)
         stretch = (np.float32(radius * across / half_width), np.float32(radius * down / half_height))
-        drawn[shape] = coverage(shape, x * stretch[0], y * stretch[1], radius)
-    return drawn
+        templates[shape] = coverage(shape, x * stretch[0], y * stretch[1], radius)
+    return templates
 
 
 def _edges(profile: NDArray[np.float32]) -> tuple[float, float]:
@@ -82,7 +82,7 @@ def _edges(profile: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _recognise(cover: Picture) -> tuple[str, float, float, float]:
-    """Tell an object's shape, box centre (x, y) and mean half extent from how much of each pixel it covers."""
+    """Recognize an object's shape, box centre (x, y) and mean half extent from how much of each pixel it covers."""
     left, right = _edges(cover.max(axis=0))
     top, bottom = _edges(cover.max(axis=1))
     centre = ((left + right) / 2, (top + bottom) / 2)
@@ -98,19 +98,19 @@ def _recognise(cover: Picture) -> tuple[str, float, float, float]:
     return max(overlaps, key=overlaps.__getitem__), *centre, (extent[0] + extent[1]) / 2
 
 
-def find_objects(picture: Picture) -> list[Found]:
+def find_objects(image: Picture) -> list[Found]:
     """Find the objects in a picture of values in [0, 1], height by width by RGB, the largest first."""
-    picture = np.clip(picture.astype(np.float32), 0, 1)
-    scale = picture.shape[1] / SIDE
-    background = _background(picture)
+    image = np.clip(image.astype(np.float32), 0, 1)
+    scale = image.shape[1] / SIDE
+    background = _background(image)
     axes = PALETTE - background
-    offset = picture - background
+    offset = image - background
     shares = np.clip((offset @ axes.T) / (axes**2).sum(1), 0, 1)
     misfit = np.linalg.norm(offset[:, :, None] - shares[..., None] * axes, axis=-1)
     nearest = np.argmin(misfit, axis=-1)
     solid = np.take_along_axis(shares, nearest[..., None], -1)[..., 0] > FOREGROUND
     labels, count = ndimage.label(solid, structure=np.ones((3, 3)))
-    found = []
+    objects = []
     for label in range(1, count + 1):
         mask = labels == label
         for index in np.unique(nearest[mask]):
@@ -121,8 +121,8 @@ def find_objects(picture: Picture) -> list[Found]:
             cover = np.where(near & (misfit[..., index] < 0.35), shares[..., index], 0).astype(np.float32)
             shape, x, y, extent = _recognise(cover)
             size = "large" if extent / scale > LARGE_EXTENT else "small"
-            found.append(Found(shape, NAMES[index], size, x / scale, y / scale, float(own.sum()) / scale**2))
-    return sorted(found, key=lambda item: -item.area)
+            objects.append(Found(shape, NAMES[index], size, x / scale, y / scale, float(own.sum()) / scale**2))
+    return sorted(objects, key=lambda item: -item.area)
 
 
 def _relation_holds(relation: str, first: Found, second: Found) -> bool:
@@ -139,11 +139,11 @@ def _relation_holds(relation: str, first: Found, second: Found) -> bool:
 def _judge(scene: Scene, objects: Sequence[Found | None]) -> list[tuple[str, bool]]:
     """Judge every attribute when the caption's objects are taken to be the given ones."""
     verdicts: list[tuple[str, bool]] = []
-    for thing, item in zip(scene.things, objects, strict=True):
-        verdicts.append(("shape", item is not None and item.shape == thing.shape))
-        verdicts.append(("colour", item is not None and item.colour == thing.colour))
-        if thing.size is not None:
-            verdicts.append(("size", item is not None and item.size == thing.size))
+    for described, item in zip(scene.things, objects, strict=True):
+        verdicts.append(("shape", item is not None and item.shape == described.shape))
+        verdicts.append(("colour", item is not None and item.colour == described.colour))
+        if described.size is not None:
+            verdicts.append(("size", item is not None and item.size == described.size))
     if scene.relation is not None:
         first, second = objects
         holds = first is not None and second is not None and _relation_holds(scene.relation, first, second)
@@ -151,14 +151,14 @@ def _judge(scene: Scene, objects: Sequence[Found | None]) -> list[tuple[str, boo
     return verdicts
 
 
-def check(picture: Picture, scene: Scene) -> list[tuple[str, bool]]:
-    """Tell for every attribute that the scene's caption names, as (kind, right), whether the picture shows it.
+def check(image: Picture, scene: Scene) -> list[tuple[str, bool]]:
+    """Check for every attribute that the scene's caption names, as (kind, right), whether the image shows it.
 
     The caption's objects are matched to the picture's so that as many objects as possible have the right shape and
     colour; an object that is missing makes all its attributes and the relation wrong, and of an object too many,
     the smaller ones are looked at only where they match better.
     """
-    candidates: list[Found | None] = [*find_objects(picture)[:4]]
+    candidates: list[Found | None] = [*find_objects(image)[:4]]
     count = len(scene.things)
     candidates += [None] * max(0, count - len(candidates))
 
@@ -174,11 +174,11 @@ def accuracy(pictures: Iterable[Picture], scenes: Iterable[Scene]) -> Accuracy:
     `perfect`, the number of pictures with everything right.
     """
     result = Accuracy()
-    for picture, scene in zip(pictures, scenes, strict=True):
-        verdicts = check(picture, scene)
+    for image, scene in zip(pictures, scenes, strict=True):
+        verdicts = check(image, scene)
         for kind, right in verdicts:
             result.total[kind] += 1
             result.right[kind] += right
-        result.perfect += all(right for _, right in verdicts) and len(find_objects(picture)) == len(scene.things)
+        result.perfect += all(right for _, right in verdicts) and len(find_objects(image)) == len(scene.things)
         result.pictures += 1
     return result

@@ -42,7 +42,7 @@ def open_model(path: Path) -> DiffusionPipeline:
 
 
 def generate(pipeline: DiffusionPipeline, scenes: Sequence[Scene], steps: int, guidance: float) -> list[Picture]:
-    """Let the pipeline draw the scenes' captions, each from noise seeded by its place in the list."""
+    """Sample an image for each scene's caption, from noise seeded by its place in the list."""
     pictures: list[Picture] = []
     begun = time.monotonic()
     for start in range(0, len(scenes), BATCH):
@@ -92,9 +92,9 @@ def write_grid(pictures: Sequence[Picture], scenes: Sequence[Scene], path: Path)
     """Write the first pictures, enlarged and with their captions, as one PNG file."""
     grid = Image.new("RGB", (GRID_COLUMNS * CELL, GRID_ROWS * (CELL + LABEL)), "white")
     pen = ImageDraw.Draw(grid)
-    for index, (picture, scene) in enumerate(zip(pictures[: GRID_COLUMNS * GRID_ROWS], scenes, strict=False)):
+    for index, (image, scene) in enumerate(zip(pictures[: GRID_COLUMNS * GRID_ROWS], scenes, strict=False)):
         x, y = index % GRID_COLUMNS * CELL, index // GRID_COLUMNS * (CELL + LABEL)
-        pixels = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+        pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
         grid.paste(Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.BICUBIC), (x, y))
         lines = [scene.first.words()]
         if scene.second is not None:

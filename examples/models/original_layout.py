@@ -53,7 +53,7 @@ def _rename_start(name: str, names: Mapping[str, str]) -> str:
 
 
 def unet_name(name: str, layers_per_block: int, attention_blocks: set[int]) -> str:
-    """Give a UNet parameter's name in the original layout; `attention_blocks` are the up blocks with attention."""
+    """Return a UNet parameter's name in the original layout; `attention_blocks` are the up blocks with attention."""
     match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
     if match is None:
         match = re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name)
@@ -77,20 +77,20 @@ def unet_name(name: str, layers_per_block: int, attention_blocks: set[int]) -> s
 
 
 def vae_name(name: str, blocks: int) -> str:
-    """Give an autoencoder parameter's name in the original layout."""
+    """Return an autoencoder parameter's name in the original layout."""
     match = re.fullmatch(r"(encoder|decoder)\.(.+)", name)
     if match is None:
         return name
     side, rest = match[1], match[2]
     rest = rest.replace("conv_norm_out.", "norm_out.").replace("conv_shortcut.", "nin_shortcut.")
-    rest = re.sub(r"mid_block\.resnets\.(\d)\.", lambda found: f"mid.block_{int(found[1]) + 1}.", rest)
+    rest = re.sub(r"mid_block\.resnets\.(\d)\.", lambda match: f"mid.block_{int(match[1]) + 1}.", rest)
     if rest.startswith("mid_block.attentions.0."):
         rest = "mid.attn_1." + _rename_start(rest.removeprefix("mid_block.attentions.0."), VAE_ATTENTION_NAMES)
     rest = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", rest)
     rest = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", rest)
-    rest = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda found: f"up.{blocks - 1 - int(found[1])}.block.", rest)
+    rest = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda match: f"up.{blocks - 1 - int(match[1])}.block.", rest)
     rest = re.sub(
-        r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda found: f"up.{blocks - 1 - int(found[1])}.upsample.", rest
+        r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda match: f"up.{blocks - 1 - int(match[1])}.upsample.", rest
     )
     return f"{side}.{rest}"
 

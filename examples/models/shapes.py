@@ -42,7 +42,7 @@ class Thing:
     size: str | None = None
 
     def words(self) -> str:
-        """Say the object in words, article first."""
+        """Describe the object in words, article first."""
         return " ".join(word for word in ("a", self.size, self.colour, self.shape) if word)
 
 
@@ -68,10 +68,10 @@ class Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Tell whether the scene's two objects, in either order, form a pair that training never shows together."""
+    """Return whether the scene's two objects, in either order, form a pair that training never shows together."""
     if scene.second is None:
         return False
-    pair = sorted(f"{thing.colour} {thing.shape}" for thing in scene.things)
+    pair = sorted(f"{item.colour} {item.shape}" for item in scene.things)
     digest = hashlib.sha256("/".join(pair).encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
@@ -113,7 +113,7 @@ def held_out_scenes(count: int = 200) -> list[Scene]:
 
 
 def coverage(shape: str, x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> Picture:
-    """Give how much of each pixel a shape covers, for pixel centres (x, y) measured from the shape's centre."""
+    """Compute how much of each pixel a shape covers, for pixel centres (x, y) measured from the shape's centre."""
     across, down = np.abs(x), np.abs(y)
     if shape == "circle":
         distance = np.hypot(x, y) - radius
@@ -154,14 +154,14 @@ def _places(relation: str | None, radii: list[float], rng: np.random.Generator) 
 
 def draw(scene: Scene, rng: np.random.Generator) -> Picture:
     """Draw a scene as an antialiased picture, height by width by RGB in [0, 1]."""
-    radii = [rng.uniform(*SIZES[thing.size or _choose(rng, tuple(SIZES))]) for thing in scene.things]
-    picture = np.full((SIDE, SIDE, 3), rng.uniform(*LIGHT), np.float32)
+    radii = [rng.uniform(*SIZES[item.size or _choose(rng, tuple(SIZES))]) for item in scene.things]
+    image = np.full((SIDE, SIDE, 3), rng.uniform(*LIGHT), np.float32)
     axis = np.arange(SIDE, dtype=np.float32) + 0.5
-    for thing, radius, (x, y) in zip(scene.things, radii, _places(scene.relation, radii, rng), strict=True):
-        cover = coverage(thing.shape, axis[None, :] - np.float32(x), axis[:, None] - np.float32(y), radius)
-        colour = np.asarray(COLOURS[thing.colour], np.float32) / 255
-        picture += cover[..., None] * (colour - picture)
-    return picture
+    for item, radius, (x, y) in zip(scene.things, radii, _places(scene.relation, radii, rng), strict=True):
+        cover = coverage(item.shape, axis[None, :] - np.float32(x), axis[:, None] - np.float32(y), radius)
+        colour = np.asarray(COLOURS[item.colour], np.float32) / 255
+        image += cover[..., None] * (colour - image)
+    return image
 
 
 def training_pictures(seed: int, count: int) -> Iterator[tuple[Scene, Picture]]:

@@ -38,7 +38,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 def pixels(seed: int, count: int) -> Tensor:
     """Draw a batch of training pictures with values in [-1, 1]."""
-    pictures = np.stack([picture for _, picture in training_pictures(seed, count)])
+    pictures = np.stack([image for _, image in training_pictures(seed, count)])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous() * 2 - 1
 
 

@@ -155,8 +155,8 @@ def main() -> None:
         lowest = LAYOUT_TIMES if step < LAYOUT_SHARE * options.steps else 0.0
         share = torch.rand(BATCH, generator=generator).sqrt()
         times = (len(signal) * (lowest + (1 - lowest) * share)).long().to(device())
-        kept = signal[times][:, None, None, None]
-        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        signal_share = signal[times][:, None, None, None]
+        noisy = signal_share.sqrt() * clean + (1 - signal_share).sqrt() * noise
         with torch.autocast(device().type, torch.bfloat16):
             with torch.no_grad():
                 text = text_encoder(ids).last_hidden_state

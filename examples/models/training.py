@@ -114,13 +114,13 @@ class Progress:
 
 
 def new_optimizers(module: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Give the matrices that the plan names to Muon and everything else to AdamW, with decay for what is no vector."""
+    """Build Muon for the matrices that the plan names and AdamW for the rest, with decay for what is no vector."""
     named = list(module.named_parameters())
     matrices = [
         parameter for name, parameter in named if plan.muon and parameter.ndim == 2 and re.search(plan.muon, name)
     ]
-    chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for _, parameter in named if id(parameter) not in chosen]
+    with_muon = {id(parameter) for parameter in matrices}
+    others = [parameter for _, parameter in named if id(parameter) not in with_muon]
     adamw = torch.optim.AdamW(
         [
             {"params": [parameter for parameter in others if parameter.ndim > 1], "weight_decay": 0.01},
@@ -262,15 +262,19 @@ def layout_labels(scene: Scene) -> list[int]:
     A side's object is the one that stands farthest to that side, as far as the caption tells.
     """
 
-    def described(thing: Thing | None) -> tuple[str | None, ...]:
-        return (thing.shape, thing.colour, thing.size) if thing else ("none", "none", "none")
+    def described(item: Thing | None) -> tuple[str | None, ...]:
+        return (item.shape, item.colour, item.size) if item else ("none", "none", "none")
 
-    whole = (*described(scene.first), *described(scene.second), scene.relation)
+    caption_attributes = (*described(scene.first), *described(scene.second), scene.relation)
     opposite = dict(zip(RELATIONS, (RELATIONS[1], RELATIONS[0], RELATIONS[3], RELATIONS[2]), strict=True))
     sides = dict.fromkeys(RELATIONS, None if scene.second else scene.first)
     if scene.relation is not None:
         sides |= {scene.relation: scene.first, opposite[scene.relation]: scene.second}
-    values = (*whole, *whole, *(value for side in RELATIONS for value in described(sides[side])))
+    values = (
+        *caption_attributes,
+        *caption_attributes,
+        *(value for side in RELATIONS for value in described(sides[side])),
+    )
     options = [choices for view in VIEWS for choices in view]
     return [choices.index(value) for choices, value in zip(options, values, strict=True)]
 
@@ -295,8 +299,8 @@ def teach_layouts(
     reader = LayoutReader(widths).to(device())
 
     def loss_at(step: int) -> Tensor:
-        chosen = torch.randint(len(scenes), (batch,), generator=seeded(plan.seed, step)).to(device())
-        loss: Tensor = reader(states_of(ids[chosen]), labels[chosen])
+        indices = torch.randint(len(scenes), (batch,), generator=seeded(plan.seed, step)).to(device())
+        loss: Tensor = reader(states_of(ids[indices]), labels[indices])
         return loss
 
     fit(nn.ModuleDict({"encoder": encoder, "reader": reader}), loss_at, plan)
@@ -318,7 +322,7 @@ class LatentData:
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Choose latents and tokens, with one caption in ten left empty for classifier-free guidance."""
-        chosen = torch.randint(len(self.latents), (size,), generator=generator)
-        kept = torch.rand(size, 1, generator=generator) >= EMPTY_SHARE
-        ids = torch.where(kept, self.ids[chosen].long(), self.empty)
-        return self.latents[chosen].float().to(device()), ids.to(device())
+        indices = torch.randint(len(self.latents), (size,), generator=generator)
+        has_caption = torch.rand(size, 1, generator=generator) >= EMPTY_SHARE
+        ids = torch.where(has_caption, self.ids[indices].long(), self.empty)
+        return self.latents[indices].float().to(device()), ids.to(device())
