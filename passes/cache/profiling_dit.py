@@ -23,8 +23,8 @@ After (warmup=0.0, interval=2, share=0.5):
     c1 = linear(s0, b1; 1, 1)
     y1 = fourth(c1)
 
-The program's own trajectory is profiled. The foreground are the tokens whose latents, when the picture is nearly done,
-are far from those of most. A block looks at it if a token of it draws more attention from the picture's
+The program's own trajectory is profiled. The foreground are the tokens whose latents, when the image is nearly done,
+are far from those of most. A block looks at it if a token of it draws more attention from the image's
 tokens than one of the background does, over heads, steps and prompts. Steps are evaluations of the denoiser.
 """
 
@@ -106,7 +106,7 @@ def _runs(ratios: Sequence[float], share: float | None) -> list[range]:
 class _Profile:
     """Watch the attention of a transformer's blocks.
 
-    Of the tokens that look at each other the picture's are those whose keys in the first block change with the latents.
+    Of the tokens that look at each other the image's are those whose keys in the first block change with the latents.
     """
 
     def __init__(self, graph: Graph, transformer: Transformer, program: Program, calibration: Calibration) -> None:
@@ -123,7 +123,7 @@ class _Profile:
             self._see(sample)
 
     def _see(self, last: Sample) -> None:
-        """Find the picture's tokens, and those of the foreground, [batch, tokens], by a prompt's last evaluation."""
+        """Find the image's tokens, and those of the foreground, [batch, tokens], by a prompt's last evaluation."""
         blank = [torch.zeros_like(x) if is_latent else x for x, is_latent in zip(last.feeds, self.latents, strict=True)]
         keys, first = list[torch.Tensor](), dict[str, list[torch.Tensor]]()
         names = [stream.before for stream in self.transformer.blocks[0].streams if stream.before]

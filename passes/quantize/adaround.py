@@ -3,7 +3,7 @@
 Paper: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020,
        https://arxiv.org/abs/2004.10568; by blocks as Li et al., "BRECQ: Pushing the Limit of Post-Training
        Quantization by Block Reconstruction", ICLR 2021; on grids of any spacing as Chen et al., "FP4DiT", 2025. A
-       layer is learned from the Gram matrix of its inputs, which holds the error over all samples exactly. Inputs,
+       layer is learned from the Hessian of its inputs, which holds the error over all samples exactly. Inputs,
        and in a block activations, are those of the model in float.
 
 Before (weights int4:channel):

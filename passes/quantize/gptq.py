@@ -3,7 +3,7 @@
 Paper: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023,
        https://arxiv.org/abs/2210.17323 (algorithm 1: Cholesky form, lazy updates of blocks; order by activation and
        fixed groups as in its published code). A convolution is a linear layer of windows. Scales of every kind are
-       chosen beforehand, by least squared error; where a layer has more columns than a Gram matrix should, errors
+       chosen beforehand, by least squared error; where a layer has more columns than a Hessian should, errors
        are made up for among parts of its channels.
 
 Before (weights int4:channel):
@@ -45,7 +45,7 @@ def gptq(
 ) -> Plan:
     """Round the weights of linear layers and convolutions that no pass before has rounded and that samples reach.
 
-    ``samples`` of each graph are run, ``windows`` of each layer looked at. ``damping`` is added to the Gram matrix's
+    ``samples`` of each graph are run, ``windows`` of each layer looked at. ``damping`` is added to the Hessian's
     diagonal, as a part of its mean; ``memory`` is how many gigabytes such matrices may take at a time.
     """
     if damping <= 0:

@@ -1,8 +1,8 @@
 """Calibrate one static range for all steps, on samples of the trajectory that are drawn towards its end.
 
 Paper: Shang et al., "Post-training Quantization on Diffusion Models", CVPR 2023,
-       https://arxiv.org/abs/2211.15736 (steps are drawn from a normal distribution skewed towards the picture; as
-       published: of mean and standard deviation 0.4, noise being 1 and the picture 0, what is drawn beyond the ends
+       https://arxiv.org/abs/2211.15736 (steps are drawn from a normal distribution skewed towards the image; as
+       published: of mean and standard deviation 0.4, noise being 1 and the image 0, what is drawn beyond the ends
        counting for them).
 
 Before (weights int8:channel, activations uint8:tensor):
