@@ -1,0 +1,27 @@
+"""Errors of a trace name the line of the pipeline, not one of PyTorch's or of the compiler's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.tracing.pipeline_errors import pipeline_errors
+
+
+def test_a_failure_inside_torch_names_the_line_that_called_it() -> None:
+    with pytest.raises(CaptureError, match="the pipeline refuses") as caught, pipeline_errors():
+        torch.nn.Linear(3, 4)(torch.zeros(2, 5))  # the line
+    assert str(caught.value.where).startswith(__file__)
+    assert str(caught.value.where).endswith("# the line")
+
+
+def test_a_refusal_keeps_its_words_and_its_fix() -> None:
+    with pytest.raises(CaptureError) as caught, pipeline_errors():
+        raise CaptureError("no such thing", fix="do without")
+    assert (caught.value.what, caught.value.fix) == ("no such thing", "do without")
+
+
+def test_an_interruption_is_no_failure_of_the_pipeline() -> None:
+    with pytest.raises(KeyboardInterrupt), pipeline_errors():
+        raise KeyboardInterrupt
