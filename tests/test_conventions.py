@@ -93,14 +93,9 @@ NOT_YET_TESTED = {
     "compiler/backends/ort_dialect.py",
     "compiler/backends/tensorrt/dialect.py",
     "compiler/backends/tensorrt/int4_layout.py",
-    "compiler/tracing/component_calls.py",
-    "compiler/tracing/opaque_components.py",
     "compiler/tracing/pipeline.py",
-    "compiler/tracing/recorder.py",
-    "compiler/tracing/symbolic_tensor.py",
     "compiler/tracing/tokenizer_calls.py",
     "runtime/engines/ort.py",
-    "runtime/program/facts.py",
 }
 
 # A pass rewrites one graph, or one program, or all of a bundle where they share what it makes, after looking at their
