@@ -153,5 +153,5 @@ def test_what_makes_no_sense_is_refused_before_anything_is_loaded(
 )
 def test_what_a_model_does_not_admit_leaves_nothing(source: Path, cache: str, said: str, tmp_path: Path) -> None:
     error = refused("build", source, "--steps", "2", "--cache", cache, "-o", tmp_path / "x.diffc")
-    assert said in error and "in:  --cache deepcache" in error
+    assert said in error and "in:  phase cache: --cache deepcache" in error
     assert list(tmp_path.iterdir()) == []

@@ -55,7 +55,7 @@ def test_true_guidance_is_a_number_of_the_request(tmp_path: Path) -> None:
         assert np.abs(np.moveaxis(got, -1, 1) - wanted.numpy()).max() <= PICTURE
     common = ("run", tmp_path / "x.diffc", PROMPT, "--seed", "3", "-o", tmp_path / "out.png")
     succeeded(*common, "--set", "true_cfg_scale=1.7")
-    assert "no number" in refused(*common, "--set", "seed=1")
+    assert "seed is no scalar of the request" in refused(*common, "--set", "seed=1")
     assert "'high'" in refused(*common, "--set", "true_cfg_scale=high")
     assert "is 'high'" in refused("build", model, "-o", tmp_path / "y.diffc", "--set", "true_cfg_scale=high")
 

@@ -160,7 +160,7 @@ def test_a_size_that_the_pipeline_refuses_leaves_nothing(source: Source, tmp_pat
 def test_sizes_that_the_pipeline_draws_alike_are_refused(tmp_path: Path) -> None:
     fixed = Source(PIPELINES["unet"], tmp_path)
     said = refused("build", fixed.path, *fixed.options, *ASKED, "-o", tmp_path / "x.diffc")
-    assert "the pipeline draws 1 of these 2 sizes" in said and "--size 16x16,24x16" in said
+    assert "the pipeline samples 1 of these 2 sizes" in said and "--size 16x16,24x16" in said
 
 
 def test_a_size_is_one_or_a_list() -> None:

@@ -18,7 +18,7 @@ from diffc.compiler.backends.tensorrt.build import FOLDER, Built, build_engines,
 from diffc.compiler.bundle.atomic_folder import changed_folder, check_space, file_entry, new_folder, write_manifest
 from diffc.compiler.bundle.report_html import REPORT, SECTIONS, page
 from diffc.compiler.errors import BuildError, Progress
-from diffc.runtime.bundle.manifest import STRIPPED, parse_json
+from diffc.runtime.bundle.manifest import FIRST, STRIPPED, parse_json
 from diffc.runtime.bundle.open import MANIFEST, Bundle, open_bundle
 from diffc.runtime.engines.cuda import find_gpu
 from diffc.runtime.engines.registry import find_engine, split_target
@@ -116,7 +116,8 @@ def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Bu
     written = [*(folder / FOLDER).iterdir(), folder / ENGINES]
     files |= {path.relative_to(folder).as_posix(): file_entry(path) for path in written}
     engines = {name: engine.entry for name, engine in built.items()}
-    schema = max(manifest.raw["schema"], STRIPPED if any(engine.stripped for engine in built.values()) else 1)
+    oldest = STRIPPED if any(engine.stripped for engine in built.values()) else FIRST
+    schema = oldest if manifest.raw["schema"] <= STRIPPED else manifest.raw["schema"]
     changed = {"schema": schema, "files": dict(sorted(files.items())), "engines": engines}
     write_manifest(folder, {**manifest.raw, **changed})
 

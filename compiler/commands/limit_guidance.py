@@ -26,15 +26,17 @@ def limit_guidance(pipeline: Any, recipe: Any, steps: int) -> Iterator[dict[str,
         yield recipe
         return
     start, stop = (int(fraction * steps) for fraction in recipe["guidance_interval"])
-    done, first = 0, list[torch.Tensor]()
+    denoisers = latent_models(pipeline)
+    done, first_branches = 0, [list[torch.Tensor]() for _ in denoisers]
 
     def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         nonlocal done
         done += 1
-        first.clear()
+        for first in first_branches:
+            first.clear()
         return values
 
-    def conditional(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def conditional(forward: Callable[..., Any], first: list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         returned = forward(*args, **kwargs)
         if start <= done < stop:
             return returned
@@ -44,10 +46,9 @@ def limit_guidance(pipeline: Any, recipe: Any, steps: int) -> Iterator[dict[str,
         first.extend(tensors if not first else [])
         return with_tensors(returned, iter(first))
 
-    denoisers = latent_models(pipeline)
     before = [denoiser.forward for denoiser in denoisers]
-    for denoiser, forward in zip(denoisers, before, strict=True):
-        denoiser.__dict__["forward"] = partial(conditional, forward)
+    for denoiser, forward, first in zip(denoisers, before, first_branches, strict=True):
+        denoiser.__dict__["forward"] = partial(conditional, forward, first)
     try:
         yield recipe | {"options": recipe["options"] | {CALLBACK: after}}
     finally:

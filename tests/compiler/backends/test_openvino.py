@@ -122,7 +122,7 @@ def test_a_machine_without_openvino_says_how_to_get_it(
     openvino_core.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "diffc.compiler.backends.openvino")
-    monkeypatch.setattr("diffc.runtime.engines.registry.openvino_version", lambda: None)
+    monkeypatch.setattr("diffc.runtime.engines.openvino.openvino_version", lambda: None)
     monkeypatch.setattr("diffc.compiler.commands.doctor.openvino_version", lambda: None)
     try:
         assert INSTALL in refused("run", made, "a red circle", "-o", tmp_path / "x.gif")
@@ -147,9 +147,9 @@ def test_doctor_says_which_engine_to_use(made: Path, monkeypatch: pytest.MonkeyP
 def test_a_run_says_in_a_line_that_openvino_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(4, 4)
     program = capture(lambda: model(torch.randn(1, 3, 4, 4)), {"model": model})
-    monkeypatch.setattr("diffc.runtime.engines.registry.recommended", lambda: "ov")
+    monkeypatch.setattr("diffc.runtime.engines.openvino.recommended", lambda: "ov")
     for target, large, lines in (("ort-fp16", 0, 1), ("ort-fp16", 1 << 40, 0), ("ov-fp32", 0, 0)):
-        monkeypatch.setattr("diffc.runtime.engines.registry.LARGE", large)
+        monkeypatch.setattr("diffc.runtime.engines.openvino.LARGE", large)
         path = write_bundle([program], tmp_path / f"{target}-{large}.diffc", target)
         said = diffc("run", path, "", "-o", tmp_path / "x.npy").stderr
         assert said.count("this CPU is faster with OpenVINO: build for ov-fp16\n") == lines

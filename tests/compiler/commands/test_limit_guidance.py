@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 
 from diffc.compiler.commands.limit_guidance import limit_guidance
 
 
-class Denoiser(nn.Module):
+class Denoiser(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         return (2 * x,)
 
@@ -38,7 +43,7 @@ def test_outside_the_interval_both_branches_are_the_conditional_one(
 ) -> None:
     denoiser = Denoiser()
     guided = outputs(denoiser, branches)
-    with limit_guidance(SimpleNamespace(unet=denoiser), recipe((0.25, 0.75)), steps=4) as limited:
+    with limit_guidance(SimpleNamespace(components={"unet": denoiser}), recipe((0.25, 0.75)), steps=4) as limited:
         assert limited["options"]["eta"] == 0.5
         after = limited["options"]["callback_on_step_end"]
         steps = list[list[float]]()
@@ -51,6 +56,6 @@ def test_outside_the_interval_both_branches_are_the_conditional_one(
 
 def test_without_an_interval_nothing_is_hooked() -> None:
     denoiser = Denoiser()
-    with limit_guidance(SimpleNamespace(unet=denoiser), recipe(None), steps=4) as limited:
+    with limit_guidance(SimpleNamespace(components={"unet": denoiser}), recipe(None), steps=4) as limited:
         assert limited == recipe(None)
         assert outputs(denoiser, [torch.ones(2, 1)]) == [2.0, 2.0]
