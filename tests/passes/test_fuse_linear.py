@@ -360,7 +360,7 @@ def loop(scheduler: str, model: nn.Module, **options: object) -> Callable[[], to
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "calls"),
+    ("scheduler", "evaluations"),
     [
         ("DDIMScheduler", 10),
         ("DPMSolverMultistepScheduler", 10),
@@ -377,7 +377,7 @@ def loop(scheduler: str, model: nn.Module, **options: object) -> Callable[[], to
         ("FlowMatchHeunDiscreteScheduler", 19),
     ],
 )
-def test_every_scheduler_of_diffusers_ends_where_it_did(scheduler: str, calls: int) -> None:
+def test_every_scheduler_of_diffusers_ends_where_it_did(scheduler: str, evaluations: int) -> None:
     model, options = Model(), {"clip_sample": False} if scheduler == "DDIMScheduler" else {}
     sample = loop(scheduler, model, **options)
     with warnings.catch_warnings():
@@ -392,8 +392,8 @@ def test_every_scheduler_of_diffusers_ends_where_it_did(scheduler: str, calls: i
     noises = [torch.randn(op.results[0].type.shape) for op in traced.ops if op.operator == "noise"]
     assert difference(numbers(program, noises), [wanted]) <= SCHEDULERS
     operators = [op.operator for op in program.ops]
-    assert operators.count("model") == calls
-    assert operators.count("linear") <= calls + 2
+    assert operators.count("model") == evaluations
+    assert operators.count("linear") <= evaluations + 2
     assert set(operators) == {"model", "linear", "noise"}
 
 
