@@ -142,7 +142,7 @@ class _Schemes:
         if layer.kind == "embedding":
             return Scheme(parse_spec(EMBEDDING))
         if layer.component != self.component or layer.groups > 1:
-            return Scheme(parse_spec(recipe.other_components[layer.kind == "conv"]))
+            return Scheme(parse_spec(recipe.other[layer.kind == "conv"]))
         return Scheme(*map(parse_spec, recipe.conv if layer.kind == "conv" else recipe.linear))
 
 

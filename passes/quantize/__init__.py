@@ -68,13 +68,13 @@ class Recipe:
     """Describe how weights and activations of each kind of layer are quantized, and by which techniques.
 
     ``linear`` and ``conv`` are a weight's and an activation's specs, in the denoiser, and ``attention`` those of the
-    operands of its two products; ``other_components`` are those of the weights of linears and convolutions elsewhere,
+    operands of its two products; ``other`` are those of the weights of linears and convolutions in other components,
     whose activations stay in float: they run once for each image.
     """
 
     linear: tuple[str, str]
     conv: tuple[str, str]
-    other_components: tuple[str, str] = ("int8:group=128:scale=float16", "int8:channel:scale=float16")
+    other: tuple[str, str] = ("int8:group=128:scale=float16", "int8:channel:scale=float16")
     techniques: tuple[Pass[Plan], ...] = (round_to_nearest,)
     attention: tuple[str, str] = ("float", "float")
 
