@@ -57,9 +57,9 @@ def plan_of(
     schemes = _Schemes(programs, target, options)
     plan = schemes.applied_to(Plan.of(programs, calibrate(programs[0]), lambda _: Scheme()))
     plan = run_recipe(plan, options.techniques, PLAN, progress=lambda name: progress(f"quantize: {name}"))
+    plan, notes = schemes.adapted(plan)
     finished = run_recipe(plan, REST, PLAN, progress=lambda name: progress(f"quantize: {name}"))
     plan = replace(finished, refusals=plan.refusals)  # that nothing was left to do is no refusal
-    plan, notes = schemes.adapted(plan)
     for note in notes:
         progress(note)
     return plan, notes
@@ -125,13 +125,16 @@ class _Schemes:
         return scheme
 
     def adapted(self, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
-        """Return the plan with schemes that the engine computes, and a note for each change."""
+        """Return the plan with schemes that the engine computes, and a note for each change.
+
+        Raises `RecipeError` for a weight that a technique has rounded to a number format that the engine does not read.
+        """
         notes = Counter(self.notes)
 
         def change(layer: Layer) -> Layer:
             scheme, note = self.backend.adapted(layer.kind, layer.scheme)
             notes.update([note] if note else [])
-            return replace(layer, scheme=scheme)
+            return _adapted(layer, scheme)
 
         return plan.mapped(change), tuple(f"{count} layers: {note}" for note, count in notes.items())
 
@@ -144,6 +147,19 @@ class _Schemes:
         if layer.component != self.component or layer.groups > 1:
             return Scheme(parse_spec(recipe.other[layer.kind == "conv"]))
         return Scheme(*map(parse_spec, recipe.conv if layer.kind == "conv" else recipe.linear))
+
+
+def _adapted(layer: Layer, scheme: Scheme) -> Layer:
+    """Return a layer with the scheme that the engine computes; ranges for scales of another kind are chosen again."""
+    if layer.rounded is not None and scheme.weight != layer.scheme.weight:
+        what = (
+            f"{layer.name} is rounded as {layer.scheme.weight}, which the engine computes as {scheme.weight or 'float'}"
+        )
+        raise RecipeError(what, where="--quant", fix="leave the technique out that chooses this format of the weight")
+    before, after = layer.scheme.activation, scheme.activation
+    if before and after and (before.per, before.when) != (after.per, after.when):
+        layer = replace(layer, low=None, high=None)
+    return replace(layer, scheme=scheme)
 
 
 def fitted(scheme: Scheme, layer: Layer) -> Scheme:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from diffc.compiler.errors import RecipeError
+from diffc.compiler.errors import PassError, RecipeError
 from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.export import LAYER, export
 from diffc.compiler.graph.lazy_weights import read
@@ -37,10 +37,28 @@ aten, ops = torch.ops.aten, torch.ops.diffc
 
 
 def applied(plan: Plan) -> tuple[Program, ...]:
-    """Write the plan into the programs. Calls of graphs with step-indexed scales read one more row of a table."""
+    """Write the plan into the programs. Calls of graphs with step-indexed scales read one more row of a table.
+
+    Raises `PassError` that names a layer whose weight is still to be rounded.
+    """
+    for layer in plan.layers:
+        _check_rounded(layer)
     sites = {(site.graph, site.node): layer for layer in plan.layers for site in layer.sites}
     quantized = {name: _Writing(graph, sites).graph() for name, graph in plan.graphs.items()}
     return tuple(_with_scales(program, quantized) for program in plan.programs)
+
+
+def _check_rounded(layer: Layer) -> None:
+    """Refuse a weight that would be written as the checkpoint has it: in float, or without smoothing and branch."""
+    decided = {"smoothed": layer.smoothing is not None, "beside a low-rank branch": layer.branch is not None}
+    reasons = [word for word, is_decided in decided.items() if is_decided]
+    if layer.scheme.weight is not None:
+        reasons.append(f"planned as {layer.scheme.weight}")
+    if layer.rounded is None and layer.scheme != Scheme() and reasons:
+        what = f"the weight of {layer.name} is {', '.join(reasons)}, and not rounded"
+        raise PassError(
+            what, where=str(layer.scheme), fix="round it after its other techniques, as round_to_nearest does"
+        )
 
 
 SCALES = "scales"
@@ -194,9 +212,12 @@ class _Writing:
         if spec.when == "static":
             return self._static(layer, x, 0), None
         if spec.when == "step":
+            scales = _step_scales(layer)
+            if scales is None:
+                return x, None
             assert self.scales is not None
             at = sum(len(scale) for scale in self.by_step)
-            self.by_step.append(_step_scales(layer))  # type: ignore[arg-type]
+            self.by_step.append(scales)
             factor = self._call(aten.slice.Tensor, self.scales, 1, at, at + 1)
             factor = self._call(aten.reshape.default, factor, [1])
         else:

@@ -287,6 +287,29 @@ def test_options_that_a_technique_has_not_are_refused() -> None:
     assert read_quantization(parse_target("ort-w8a8"), "smoothquant:alpha=0.5+keep_first_last:in_float=true")
 
 
+def test_ranges_are_chosen_for_scales_that_the_back_end_makes_static(program: Program) -> None:
+    plan = quantized([program], asked("onnx-w8a8", quant="vidit_q"), "onnx-w8a8")
+    static = [layer for layer in plan.layers if layer.scheme.activation is not None]
+    assert len(static) == 3 and all(str(layer.scheme.activation) == "int8:tensor" for layer in static)
+    assert all(layer.low is not None and layer.low.shape == (1, 1) for layer in static)
+
+
+def test_a_weight_that_is_rounded_to_a_format_that_the_engine_does_not_read_is_refused(program: Program) -> None:
+    def rounded(plan: Plan) -> Plan:
+        wide = parse_spec("int4:group=16:scale=uint4")
+        return round_to_nearest(plan.mapped(lambda layer: replace(layer, scheme=Scheme(wide)), _is_last))
+
+    options = replace(asked("onnx-w8a8"), techniques=(rounded,))
+    with pytest.raises(RecipeError) as refused:
+        quantized([program], options, "onnx-w8a8")
+    what = "denoiser.out is rounded as int4:group=16:scale=uint4, which the engine computes as int4:group=16"
+    assert (refused.value.what, refused.value.where) == (what, "--quant")
+
+
+def _is_last(layer: Layer) -> bool:
+    return layer.name == "denoiser.out"
+
+
 def test_the_same_seed_gives_the_same_calibration(program: Program) -> None:
     def calibration(seed: int) -> Calibration:
         return quantized([program], replace(asked(quant="calibrate_ranges:by=minmax"), seed=seed)).calibration

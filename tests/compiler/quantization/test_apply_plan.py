@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.calibration.trajectory import Sample
+from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import settle
 from diffc.compiler.ir.program import Program, Ref
@@ -359,3 +361,27 @@ def test_no_float_copy_of_a_rounded_weight_remains() -> None:
     held = [*body.state_dict.values(), *body.constants.values()]
     assert not any(tensor.dtype == torch.float32 and tensor.numel() >= 32 * 24 for tensor in held)
     assert sum(tensor.dtype == torch.int8 and tensor.numel() == 32 * 24 for tensor in held) == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "changes", "what"),
+    [
+        ("float", {"smoothing": torch.ones(32)}, "the weight of net.weight is smoothed, and not rounded"),
+        ("float", {"branch": (torch.ones(2, 32), torch.ones(24, 2))}, "is beside a low-rank branch, and not rounded"),
+        ("int4:channel", {}, "is planned as int4:channel, and not rounded"),
+    ],
+)
+def test_a_weight_that_is_not_rounded_is_not_written_as_the_checkpoint_has_it(
+    weight: str, changes: dict[str, Any], what: str
+) -> None:
+    plan = calibrate_ranges(plan_of(matrix(), feeds(2, 32), weight, "int8:tensor"))
+    with pytest.raises(PassError, match=what) as refused:
+        applied(plan.mapped(lambda layer: replace(layer, **changes)))
+    assert refused.value.fix == "round it after its other techniques, as round_to_nearest does"
+
+
+@pytest.mark.parametrize("activation", ["int8:tensor", "int8:tensor:step"])
+def test_an_activation_without_a_range_stays_in_float(activation: str) -> None:
+    module, inputs = matrix(), feeds(2, 32)
+    plan = round_to_nearest(plan_of(module, inputs, "int8:channel", activation))
+    compared(plan, inputs, lambda x: linear(x, rounded(layer_of(plan)), bias_of(module)))
