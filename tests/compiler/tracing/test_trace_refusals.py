@@ -1,0 +1,124 @@
+"""Small samplers, written by hand, that cannot be recorded: refused with the line of the sampler."""
+
+from __future__ import annotations
+
+import linecache
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.tracing.trace import capture
+
+
+def reads_an_item(x: torch.Tensor) -> Any:
+    return x * x.sum().item()  # here
+
+
+def reads_a_float(x: torch.Tensor) -> Any:
+    return x * float(x[0, 0])  # here
+
+
+def branches(x: torch.Tensor) -> Any:
+    return x if x.sum() > 0 else -x  # here
+
+
+def asks_for_truth(x: torch.Tensor) -> Any:
+    return x * bool((x > 0).all())  # here
+
+
+def lists(x: torch.Tensor) -> Any:
+    return torch.randn(len(x.tolist()))  # here
+
+
+def leaves_torch(x: torch.Tensor) -> Any:
+    return torch.from_numpy(x.numpy())  # here
+
+
+def finds(x: torch.Tensor) -> Any:
+    return x.nonzero()  # here
+
+
+def writes_into_a_constant(x: torch.Tensor) -> Any:
+    result = torch.zeros(2, 3)
+    result[0] = x[0]  # here
+    return result
+
+
+def draws_uniformly(x: torch.Tensor) -> Any:
+    return x + torch.rand(2, 3)  # here
+
+
+def drops_out(x: torch.Tensor) -> Any:
+    return nn.functional.dropout(x)  # here
+
+
+def draws_doubles(x: torch.Tensor) -> Any:
+    return x + torch.randn(2, 3, dtype=torch.float64)  # here
+
+
+def draws_into(x: torch.Tensor) -> Any:
+    return x.normal_()  # here
+
+
+def disagrees(x: torch.Tensor) -> Any:
+    return x + torch.ones(7)  # here
+
+
+def raises(x: torch.Tensor) -> Any:
+    raise ValueError("no such mode")  # here
+
+
+REFUSALS: Mapping[Callable[..., Any], str] = {
+    reads_an_item: "asks a symbolic value for a number",
+    reads_a_float: "asks a symbolic value for a number",
+    branches: "asks a symbolic value for a number",
+    asks_for_truth: "asks a symbolic value for a number",
+    lists: "",
+    leaves_torch: "",
+    finds: "asks a symbolic value for a number",
+    writes_into_a_constant: "into a constant",
+    draws_uniformly: "aten.rand.default draws numbers that are not normal",
+    drops_out: "draws numbers that are not normal",
+    draws_doubles: "aten.randn.default draws torch.float64",
+    draws_into: "draws numbers that are not normal",
+    disagrees: "the pipeline refuses: ",
+    raises: "the pipeline refuses: no such mode",
+}
+
+
+@pytest.mark.parametrize("refused", REFUSALS, ids=lambda function: function.__name__)
+def test_refuses_with_the_line_of_the_sampler(refused: Callable[..., Any]) -> None:
+    def sample() -> Any:
+        return refused(torch.randn(2, 3))
+
+    with pytest.raises(CaptureError) as caught:
+        capture(sample, {})
+    file, line, source = re.fullmatch(r"(.+?):(\d+): (.+)", caught.value.where or "").groups()  # type: ignore[union-attr]
+    assert Path(file) == Path(__file__)
+    assert source.endswith("# here") and linecache.getline(file, int(line)).strip() == source
+    assert 0 < int(line) - refused.__code__.co_firstlineno < 3
+    assert REFUSALS[refused] in caught.value.what
+    assert caught.value.fix
+
+
+def test_refuses_a_sampler_that_returns_no_value() -> None:
+    with pytest.raises(CaptureError, match="returns nothing that depends on the request or on noise"):
+        capture(lambda: torch.zeros(3), {})
+
+
+def test_refuses_a_value_that_outlives_its_trace() -> None:
+    kept = []
+
+    def sample() -> torch.Tensor:
+        kept.append(torch.randn(3))
+        return kept[0]
+
+    capture(sample, {})
+    with pytest.raises(CaptureError, match="reaches a symbolic value after its trace has ended"):
+        kept[0] + 1

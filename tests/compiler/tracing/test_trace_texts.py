@@ -1,0 +1,120 @@
+"""Texts of small samplers, written by hand: what is tokenized, with which template, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.ir.program import Input, Type
+from diffc.compiler.tracing.trace import capture
+from diffc.runtime.program.verify import verify
+from tests.small_models import Words, operators
+
+
+def test_a_text_becomes_ids() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        given = words(prompt, padding="max_length", truncation=True, return_tensors="pt")
+        return given["input_ids"] * given["attention_mask"]
+
+    program = verify(capture(sample, {"words": words}, batch=2))
+    assert program.inputs == (Input("prompt", Type("text", (2,))),)
+    assert str(program.ops[0]) == (
+        'ids0: int64[2, 4], mask0: int64[2, 4] = tokenize(prompt, tokenizer="words", length=4, pad=9)'
+    )
+
+
+def test_what_stands_around_a_text_is_its_template() -> None:
+    words = Words()
+
+    def sample(prompt: list[str], other: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        first = words([f"a photo of {text}." for text in prompt], **options)
+        return first["input_ids"] + 1, words(other[0], **options)["input_ids"] + 1
+
+    program = capture(sample, {"words": words})
+    first, second = (op for op in program.ops if op.operator == "tokenize")
+    assert first.attr("template") == "a photo of {}."
+    assert second.attr("template") is None
+    assert [list(op.reads()) for op in (first, second)] == [["prompt"], ["other"]]
+
+
+def test_a_text_of_the_sampler_itself_is_a_constant() -> None:
+    words = Words()
+
+    def sample() -> torch.Tensor:
+        ids = words("a constant", padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        return torch.randn(4) * ids[0]
+
+    assert operators(capture(sample, {"words": words})) == ["noise", "aten.mul.Tensor"]
+
+
+def test_several_texts_of_one_call_are_tokenized_apart() -> None:
+    words = Words()
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+
+    def sample(prompt: list[str], other: list[str]) -> torch.Tensor:
+        return words([*prompt, "a constant", *other], **options)["input_ids"]
+
+    program = verify(capture(sample, {"words": words}))
+    assert operators(program) == ["tokenize", "tokenize", "aten.cat.default"]
+    [table] = program.tables
+    assert table.data is not None
+    assert table.data.tolist() == [[1, 8, 9, 9]]
+    assert str(program.ops[2]) == f"v0: int64[3, 4] = aten.cat.default([ids0, {table.name}, ids1])"
+
+
+def test_a_text_that_is_repeated_is_tokenized_once() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        return words([*prompt, *prompt], padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+
+    program = capture(sample, {"words": words})
+    assert operators(program) == ["tokenize", "aten.cat.default"]
+    assert str(program.ops[1]).endswith("aten.cat.default([ids0, ids0])")
+    with pytest.raises(CaptureError, match="words is given 4 texts made of prompt"):  # in which order, nobody knows
+        capture(sample, {"words": words}, batch=2)
+
+
+def test_a_fixed_text_is_no_template_whatever_it_says() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        fixed = words("diffc0 and diffc1", **options)["input_ids"]
+        return words(prompt, **options)["input_ids"] + fixed
+
+    [tokenize] = [op for op in capture(sample, {"words": words}).ops if op.operator == "tokenize"]
+    assert tokenize.attr("template") is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": True, "truncation": True}, {"padding": "max_length"}, {"truncation": True}, {}]
+)
+def test_tokens_whose_number_the_text_decides_are_refused_by_line(options: dict[str, Any]) -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        ids = words(prompt, return_tensors="pt", **options)["input_ids"]
+        return ids * 2
+
+    with pytest.raises(CaptureError, match="the text would decide the shape") as refused:
+        capture(sample, {"words": words})
+    assert 'ids = words(prompt, return_tensors="pt", **options)["input_ids"]' in str(refused.value.where)
+    assert 'padding="max_length"' in str(refused.value.fix)
+
+
+def test_tokens_that_nothing_needs_may_have_any_number() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        longest = words(prompt, padding="longest", return_tensors="pt")["input_ids"]
+        ids = words(prompt, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        return ids if longest.shape[-1] > 0 else longest
+
+    assert operators(capture(sample, {"words": words})) == ["tokenize"]
