@@ -31,6 +31,7 @@ class Words:
     """Stand for a tokenizer: the id of a word is its length."""
 
     pad_token_id = 9
+    padding_side = truncation_side = "right"
 
     def __call__(
         self, text: str | list[str], padding: str = "", truncation: bool = False, return_tensors: str = ""

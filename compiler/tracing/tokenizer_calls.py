@@ -17,6 +17,7 @@ from diffc.compiler.ir.program import Literal, Ref
 from diffc.compiler.tracing.pipeline_errors import pipeline_line
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import RequestInput, Text
+from diffc.runtime.program.verify import SIDES
 
 MARKER = "\ufdd0{}\ufdd1"
 """Stands for a numbered text of the request while a pipeline is traced.
@@ -32,10 +33,11 @@ Source = tuple[str, str]
 
 @dataclass(frozen=True)
 class _Call:
-    """Hold a call of a tokenizer: its name, the token that it pads with, and the options."""
+    """Hold a call of a tokenizer: its name, the token that it pads with, the sides that are not right, and options."""
 
     tokenizer: str
     pad: int
+    sides: Mapping[str, str]
     options: Mapping[str, Any]
 
     def unpadded(self) -> CaptureError | None:
@@ -76,7 +78,11 @@ class TokenizerCalls:
             texts = [text] if isinstance(text, str) else list(text)
             sources = [self._source(item) for item in texts]
             if any(sources) and kwargs.get("return_tensors") == "pt":
-                columns = self._encoded(_Call(name, this.pad_token_id, kwargs), sources, [encoding[c] for c in COLUMNS])
+                columns = self._encoded(
+                    _Call(name, this.pad_token_id, _left_sides(this, kwargs), kwargs),
+                    sources,
+                    [encoding[c] for c in COLUMNS],
+                )
                 for column, tensor in zip(COLUMNS, columns, strict=True):
                     encoding[column] = tensor
             return encoding
@@ -116,8 +122,14 @@ class TokenizerCalls:
             fakes = [self.recorder.fake_mode.from_tensor(column[:batch]) for column in real]
         results = [self.recorder.value(fake, prefix) for fake, prefix in zip(fakes, ("ids", "mask"), strict=True)]
         attrs: list[tuple[str, Literal]] = [("tokenizer", call.tokenizer), ("length", real[0].shape[-1])]
-        attrs += [("pad", call.pad), *([("template", template)] if template != "{}" else [])]
+        attrs += [("pad", call.pad), *([("template", template)] if template != "{}" else []), *call.sides.items()]
         self.recorder.append("tokenize", (Ref(key),), attrs, results)
         if refusal := call.unpadded():
             self.unpadded |= dict.fromkeys((value.label for value in results), refusal)
         return [torch.cat([column] * copies) for column in results] if copies > 1 else results
+
+
+def _left_sides(tokenizer: Any, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sides, of padding and truncation, on which a call of the tokenizer works on the left."""
+    sides = {side: options.get(side) or getattr(tokenizer, side, "right") for side in SIDES}
+    return {side: str(value) for side, value in sides.items() if value != "right"}

@@ -24,32 +24,43 @@ class Tokenizer:
         self._tokenizer.no_padding()
 
     def __call__(
-        self, texts: Sequence[str], *, length: int, pad: int, template: str = "{}"
+        self,
+        texts: Sequence[str],
+        *,
+        length: int,
+        pad: int,
+        template: str = "{}",
+        padding_side: str = "right",
+        truncation_side: str = "right",
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Encode texts as ids and attention mask, both int64[len(texts), length], padded on the right with ``pad``.
+        """Encode texts as ids and attention mask, both int64[len(texts), length], padded on one side with ``pad``.
 
         What does not fit is cut with a `DiffcWarning`. Raises `RequestError` for a text that cannot be encoded.
         """
         for text in texts:
             check_text(text)
         with _blamed(f"tokenizer {self.name} failed"):
-            rows = [self._encode(template.replace("{}", text), length) for text in texts]
+            rows = [self._encode(template.replace("{}", text), length, truncation_side) for text in texts]
         ids = np.full((len(rows), length), pad, np.int64)
         mask = np.zeros((len(rows), length), np.int64)
         for at, row in enumerate(rows):
-            ids[at, : len(row)], mask[at, : len(row)] = row, 1
+            columns = slice(len(row)) if padding_side == "right" else slice(length - len(row), length)
+            ids[at, columns], mask[at, columns] = row, 1
         return ids, mask
 
-    def _encode(self, text: str, length: int) -> list[int]:
+    def _encode(self, text: str, length: int, truncation_side: str) -> list[int]:
         special = self._tokenizer.num_special_tokens_to_add(False)
         if special > length:
             raise BundleError(f"{special} special tokens do not fit {length} tokens", fix="build the bundle again")
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         space = length - special
         if len(encoding) > space:
-            cut = text[encoding.offsets[space][0] :]
-            warnings.warn(f"the prompt is longer than {length} tokens; cut off: {cut!r}", DiffcWarning, stacklevel=2)
-            encoding.truncate(space)
+            is_end, last = truncation_side == "right", len(encoding) - space - 1
+            cut = text[encoding.offsets[space][0] :] if is_end else text[: encoding.offsets[last][1]]
+            end = "end" if is_end else "start"
+            warning = f"the prompt is longer than {length} tokens; cut off at its {end}: {cut!r}"
+            warnings.warn(warning, DiffcWarning, stacklevel=2)
+            encoding.truncate(space, direction=truncation_side)
         return list(self._tokenizer.post_process(encoding, None, True).ids)
 
 

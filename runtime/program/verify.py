@@ -32,6 +32,7 @@ P = TypeVar("P", bound=Program)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 INTEGERS = ("int64", "int32")
 TOKENS = 2**20
+SIDES = ("padding_side", "truncation_side")
 
 
 class Level(IntEnum):
@@ -201,7 +202,7 @@ class _Verifier:
         return types
 
     def tokenize(self, op: Op) -> None:
-        self.takes(op, args=1, attrs=("tokenizer", "length", "pad", "template"), results=(1, 2))
+        self.takes(op, args=1, attrs=("tokenizer", "length", "pad", "template", *SIDES), results=(1, 2))
         text = self.types.get(op.args[0].name) if isinstance(op.args[0], Ref) else None
         if text is None or text.dtype != "text":
             raise VerifyError("tokenize reads a text", where=self.where)
@@ -214,6 +215,8 @@ class _Verifier:
         self.need(
             isinstance(template, str) and template.count("{}") == 1, f"template is {template!r}, without one {{}}"
         )
+        for side in SIDES:
+            self.need(op.attr(side, "right") in ("left", "right"), f"{side} is {op.attr(side)!r}")
         for value in op.results:
             self.need(value.type.dtype in INTEGERS, f"{value.name} does not hold integers")
             self.need(value.type.shape == (*text.shape, length), f"{value.name} is not {text.shape[0]} by {length}")

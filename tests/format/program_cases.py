@@ -215,6 +215,9 @@ CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("another keyword of tokenize", REFUSED, "pad=1", "pad=1, padding=true"),
     ("a template without braces", REFUSED, '"a \\"{}\\""', '"a"'),
     ("a template with braces twice", REFUSED, '"a \\"{}\\""', '"{}{}"'),
+    ("a template and sides", EXECUTABLE, "pad=1", 'pad=1, padding_side="left", truncation_side="right"'),
+    ("a side that does not exist", REFUSED, "pad=1", 'pad=1, padding_side="top"'),
+    ("a side that is no string", REFUSED, "pad=1", "pad=1, truncation_side=1"),
     ("ids without a mask", EXECUTABLE, "return c, mask", "return c"),
     ("a mask of truth values", REFUSED, "mask: int32[2, 8]", "mask: bool[2, 8]"),
     # What is returned

@@ -96,7 +96,7 @@ def test_noise_is_exact(folder: Path, entry: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("ignore::diffc.runtime.errors.DiffcWarning")
 def test_tokens(folder: Path, entry: dict[str, Any]) -> None:
     tokenizer = Tokenizer((folder / entry["tokenizer"]).read_bytes(), entry["tokenizer"])
-    options = {key: entry[key] for key in ("length", "pad", "template")}
+    options = {key: value for key, value in entry.items() if key not in ("tokenizer", "texts", "ids", "mask")}
     ids, mask = tokenizer(entry["texts"], **options)
     for at, text in enumerate(entry["texts"]):
         assert (ids[at].tolist(), mask[at].tolist()) == (entry["ids"][at], entry["mask"][at]), text

@@ -42,6 +42,15 @@ TEXTS = [
     "red circle " * 20,
     "x" * 60,
 ]
+PAD = {
+    "words": "<end>",
+    "clip": "<|endoftext|>",
+    "unigram": "<pad>",
+    "byte-level": "<|endoftext|>",
+    "byte-fallback": "<pad>",
+}
+"""The special token that each tokenizer pads with, where transformers pads."""
+
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -130,3 +139,10 @@ def token_cases() -> Iterator[tuple[str, dict[str, Any]]]:
             mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
             entry = {"tokenizer": f"{name}.json", "length": length, "pad": pad, "template": template, "texts": TEXTS}
             yield f"{name} {length}", entry | {"ids": ids, "mask": mask}
+        for padding_side, truncation_side in (("left", "right"), ("right", "left"), ("left", "left")):
+            sides = {"padding_side": padding_side, "truncation_side": truncation_side}
+            library = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), pad_token=PAD[name], **sides)
+            rows = library(TEXTS, max_length=9, padding="max_length", truncation=True)
+            entry = {"tokenizer": f"{name}.json", "length": 9, "pad": library.pad_token_id, **sides, "texts": TEXTS}
+            columns = {"ids": rows["input_ids"], "mask": rows["attention_mask"]}
+            yield f"{name} padded {padding_side}, cut {truncation_side}", entry | columns

@@ -28,6 +28,18 @@ def test_a_text_becomes_ids() -> None:
     )
 
 
+def test_a_tokenizer_that_works_on_the_left_is_recorded_so() -> None:
+    words = Words()
+    words.padding_side, words.truncation_side = "left", "right"
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        return words(prompt, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+
+    assert str(capture(sample, {"words": words}).ops[0]).endswith('length=4, pad=9, padding_side="left")')
+    words.padding_side, words.truncation_side = "right", "left"
+    assert str(capture(sample, {"words": words}).ops[0]).endswith('length=4, pad=9, truncation_side="left")')
+
+
 def test_what_stands_around_a_text_is_its_template() -> None:
     words = Words()
 

@@ -59,13 +59,25 @@ def tokenizer(clip: CLIPTokenizer) -> Tokenizer:
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, LENGTH])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("truncation_side", ["left", "right"])
 @pytest.mark.filterwarnings("ignore::diffc.runtime.errors.DiffcWarning")
-def test_encodes_as_transformers_does(clip: CLIPTokenizer, tokenizer: Tokenizer, length: int) -> None:
-    wanted = clip(TEXTS, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-    ids, mask = tokenizer(TEXTS, length=length, pad=clip.pad_token_id)
+def test_encodes_as_transformers_does(
+    clip: CLIPTokenizer,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    padding_side: str,
+    truncation_side: str,
+) -> None:
+    sides = {"padding_side": padding_side, "truncation_side": truncation_side}
+    for side, value in sides.items():
+        monkeypatch.setattr(clip, side, value)
+    expected = clip(TEXTS, padding="max_length", max_length=length, truncation=True, return_tensors="np")
+    ids, mask = tokenizer(TEXTS, length=length, pad=clip.pad_token_id, **sides)
     assert ids.dtype == mask.dtype == np.int64
-    np.testing.assert_array_equal(ids, wanted.input_ids)
-    np.testing.assert_array_equal(mask, wanted.attention_mask)
+    np.testing.assert_array_equal(ids, expected.input_ids)
+    np.testing.assert_array_equal(mask, expected.attention_mask)
 
 
 def test_a_template_surrounds_the_text(clip: CLIPTokenizer, tokenizer: Tokenizer) -> None:
@@ -75,8 +87,10 @@ def test_a_template_surrounds_the_text(clip: CLIPTokenizer, tokenizer: Tokenizer
 
 
 def test_warns_of_what_is_cut_off(tokenizer: Tokenizer) -> None:
-    with pytest.warns(DiffcWarning, match="longer than 8 tokens; cut off: 'of a BLUE square'"):
+    with pytest.warns(DiffcWarning, match="longer than 8 tokens; cut off at its end: 'of a BLUE square'"):
         tokenizer(["a small red circle, left of a BLUE square"], length=8, pad=0)
+    with pytest.warns(DiffcWarning, match="longer than 8 tokens; cut off at its start: 'a small red'"):
+        tokenizer(["a small red circle, left of a BLUE"], length=8, pad=0, truncation_side="left")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokenizer(["a small red circle, left"], length=8, pad=0)
