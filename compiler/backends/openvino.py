@@ -32,7 +32,6 @@ class OpenVino(Onnx):
         "w8a8": replace(PRECISIONS["w8a8"], recipe="w8a8_openvino"),
     }
     dialect = CpuDialect
-    file: ClassVar[str] = "{}.onnx"
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:

@@ -72,9 +72,6 @@ class Onnx:
     engine: ClassVar[str] = ""
     """The engine whose libraries of plugins its graphs may need; none where graphs are to run in any."""
 
-    file: ClassVar[str] = "graphs/{}.onnx"
-    """Where a graph lies in the bundle."""
-
     @classmethod
     def bytes_per_weight(cls, precision: str) -> float:
         """Return the bytes that a bundle holds for each large weight."""
@@ -97,17 +94,18 @@ class Onnx:
         return replace(scheme, weight=weight, activation=activation), ""
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
-        """Write each graph's ``file`` and ``weights/COMPONENT.bin`` below the folder; give each graph's file.
+        """Write ``NAME.onnx`` and ``weights/COMPONENT.bin`` into the folder; return each graph's file.
+
+        Locations of weights are relative to the folder, and so to the graphs (decision 0016).
 
         Raises `BackendError` naming the graph that has no ONNX form.
         """
         store, files = WeightStore(folder), dict[str, str]()
         self.operators = dict[str, Entries]()
         storage = torch.float32 if precision in self.computes else getattr(torch, self.precisions[precision].storage)
-        (folder / self.file).parent.mkdir(exist_ok=True)
         for graph in graphs:
             progress(f"lower {graph.name}")
-            files[graph.name] = self.file.format(graph.name)
+            files[graph.name] = f"{graph.name}.onnx"
             self.operators[graph.name] = _write(graph, folder, files[graph.name], store, storage, self)
         return files
 
@@ -170,13 +168,11 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
             if not output.is_graph_output():  # engines infer them, and there are thousands
                 output.shape = output.type = None
     proto = onnx_ir.to_proto(model)
-    checked = folder / f"{graph.name}.onnx"
-    checked.write_bytes(proto.SerializeToString(deterministic=True))
+    (folder / file).write_bytes(proto.SerializeToString(deterministic=True))
     try:
-        onnx.checker.check_model(str(checked))
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(str(folder / file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _failure(graph, error) from error
-    checked.rename(folder / file)
     return entries
 
 

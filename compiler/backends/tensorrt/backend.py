@@ -43,7 +43,6 @@ class TensorRT(Onnx):
     computes: ClassVar[Mapping[str, str]] = {name: row.gpu for name, row in precisions.items() if row.gpu != "float32"}
     archs: ClassVar[Mapping[str, Sequence[str]]] = {name: from_arch(row.arch) for name, row in precisions.items()}
     dialect = TensorRTDialect
-    file: ClassVar[str] = "{}.onnx"
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write graphs that differ in the shapes of their inputs alone as one: its engine holds the weights once."""

@@ -51,7 +51,6 @@ class TorchTensorRT(Onnx):
     computes: ClassVar[Mapping[str, str]] = {name: TensorRT.computes[name] for name in ("fp16", "bf16")}
     archs: ClassVar[Mapping[str, Sequence[str]]] = {name: from_arch(row.arch) for name, row in precisions.items()}
     dialect = TensorRT.dialect
-    file: ClassVar[str] = TensorRT.file
 
     @classmethod
     def bytes_per_weight(cls, precision: str) -> float:

@@ -136,7 +136,7 @@ def newer_schema(folder: Path) -> None:
 
 def leaving_path(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["../unet.onnx"] = manifest["files"].pop("graphs/unet.onnx")
+    manifest["files"]["../unet.onnx"] = manifest["files"].pop("unet.onnx")
     manifest["graphs"]["unet"]["file"] = "../unet.onnx"
     (folder / "manifest.json").write_text(json.dumps(manifest))
 

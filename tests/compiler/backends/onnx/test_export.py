@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from diffc.compiler import capture
 from diffc.compiler.backends.onnx.export import Onnx
+from tests.elsewhere import check_by_onnx_runtime, check_by_path
 from tests.tolerances import GRAPH
 
 
@@ -89,9 +91,23 @@ def test_a_graph_computes_what_torch_computes(kind: Callable[[], nn.Module], tmp
     program = capture(sample, {"model": model})
     files = Onnx().lower(program.graphs, "fp32", tmp_path, lambda _: None)
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)) * (torch.arange(5) > 0)[:, None]
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path))
-    session = onnxruntime.InferenceSession((tmp_path / files["model"]).read_bytes(), options)
+    session = onnxruntime.InferenceSession(str(tmp_path / files["model"]))
     [got] = session.run(None, {"x": x.numpy()})
     wanted = model(x).numpy()
     assert np.abs(got - wanted).max() <= GRAPH * np.abs(wanted).max()
+
+
+def test_a_graph_opens_in_other_tools_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Linear(8, 64), torch.randn(2, 5, 8)
+    program = capture(lambda: model(torch.randn(2, 5, 8)), {"model": model})
+    (tmp_path / "bundle").mkdir()
+    files = Onnx().lower(program.graphs, "fp32", tmp_path / "bundle", lambda _: None)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in (tmp_path / "bundle", Path("../bundle")):
+        file = folder / files["model"]
+        assert onnx.load(file, load_external_data=False).graph.initializer[0].external_data
+        check_by_path(file)
+        check_by_onnx_runtime(file)
+    [got] = onnxruntime.InferenceSession(str(file)).run(None, {"input": x.numpy()})
+    assert np.abs(got - model(x).detach().numpy()).max() <= GRAPH
