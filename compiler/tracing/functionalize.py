@@ -1,14 +1,18 @@
 """Keep in-place writes and views apart: a program has values only, so a write makes a new value of the whole tensor.
 
-A view remembers its base and the way to it. Writing into a view scatters the new part back along that way; a view whose
-base has changed since is taken anew before it is read. This is what ``torch.func.functionalize`` does, for tensors that
-have no numbers: https://docs.pytorch.org/docs/stable/generated/torch.func.functionalize.html
+A tensor that has views, and each view, remembers a base, which nobody else holds, and its path from there. Writing into
+a view scatters the new part back along that path; a view whose base has changed since is taken anew before it is read.
+An operator that changes a tensor's shape in place makes it a view of what it was. This is what
+``torch.func.functionalize`` does, for tensors that have no numbers:
+https://docs.pytorch.org/docs/stable/generated/torch.func.functionalize.html
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +21,12 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.aten import Trait, has
 
 aten = torch.ops.aten
+
+RESIZES = (aten.resize_.default, aten.resize_as_.default)
+"""In-place operators that keep as many of the first elements as a new shape holds."""
+
+MEMORY = ("aten::set_", "aten::as_strided_")
+"""In-place operators whose results depend on how tensors lie in memory, of which a program knows nothing."""
 
 Record = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """Record an operator that returns new tensors, and give them."""
@@ -65,11 +75,29 @@ class View:
     version: int
 
 
+@cache
+def functional(func: Any) -> Any:
+    """Return the operator that computes what an in-place one writes; None where there is none.
+
+    >>> functional(aten.transpose_.default)
+    <OpOverload(op='aten.transpose', overload='int')>
+    """
+    namespace, _, name = func._schema.name.partition("::")
+    if namespace != "aten" or not name.endswith("_") or func._schema.name in MEMORY:
+        return None
+    types = [str(argument.type) for argument in func._schema.arguments]
+    packet = getattr(aten, name.removesuffix("_"), None)
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet else []
+    pure = [overload for overload in overloads if not overload._schema.is_mutable]
+    return next((o for o in pure if [str(argument.type) for argument in o._schema.arguments] == types), None)
+
+
 def link(view: Any, source: Any, step: Link) -> None:
-    """Note that a tensor was made as a view of another."""
-    base = source.alias.base if source.alias else source
-    path = (*(source.alias.path if source.alias else ()), step)
-    view.alias = View(base, path, base.version)
+    """Record that a tensor was made as a view of another."""
+    if source.alias is None:
+        base = type(source)(source.fake, source.label)
+        base.bounds, source.alias = source.bounds, View(base, (), 0)
+    view.alias = View(source.alias.base, (*source.alias.path, step), source.alias.base.version)
 
 
 def refresh(tensor: Any, record: Record) -> None:
@@ -80,23 +108,37 @@ def refresh(tensor: Any, record: Record) -> None:
     value = view.base
     for step in view.path:
         value = step.take(value, record)
-    tensor.label, view.version = value.label, view.base.version
+    tensor.label, tensor.bounds, view.version = value.label, value.bounds, view.base.version
 
 
 def write(target: Any, new: Any, record: Record) -> None:
     """Replace the values of a tensor and of all views that share its memory."""
-    view = target.alias
-    if view is None:
-        target.label = new.label
-        target.version += 1
+    if target.alias is None:
+        target.label, target.bounds = new.label, new.bounds
         return
     refresh(target, record)
-    wholes = [view.base]
-    for step in view.path[:-1]:
-        wholes.append(step.take(wholes[-1], record))
+    base, path = target.alias.base, target.alias.path
+    views = [base]
+    for step in path[:-1]:
+        views.append(step.take(views[-1], record))
     part = new
-    for step, base in zip(reversed(view.path), reversed(wholes), strict=True):
-        part = step.scatter(base, part, record)
-    view.base.label = part.label
-    view.base.version += 1
-    target.label, view.version = new.label, view.base.version
+    for step, before in zip(reversed(path), reversed(views[: len(path)]), strict=True):
+        part = step.scatter(before, part, record)
+    base.label, base.bounds = part.label, part.bounds
+    base.version += 1
+    target.label, target.bounds, target.alias.version = new.label, new.bounds, base.version
+
+
+def become(target: Any, view: Any) -> None:
+    """Make a tensor the view of itself that an operator, such as ``unsqueeze_``, turns it into; its shape stays."""
+    target.fake, target.label, target.alias, target.bounds = view.fake, view.label, view.alias, view.bounds
+
+
+def resized(tensor: Any, shape: Any, record: Record) -> Any:
+    """Return the view of a tensor that resizing it in place leaves. Raises `CaptureError` where no values are known."""
+    size = math.prod(shape)
+    if size > tensor.numel() or not tensor.is_contiguous():
+        what = f"{list(tensor.shape)} is resized to {list(shape)}, with elements that it does not have in this order"
+        raise CaptureError(what, fix="use reshape, or write into a new tensor")
+    first = record(aten.slice.Tensor, (record(aten.view.default, (tensor, [-1]), {}), 0, 0, size), {})
+    return record(aten.view.default, (first, list(shape)), {})

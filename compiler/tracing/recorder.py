@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffc.compiler.errors import CaptureError
@@ -15,7 +16,7 @@ from diffc.compiler.graph.aten import STRIDELESS, Trait, has
 from diffc.compiler.graph.export import type_of
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Literal, Op, Polynomial, Ref, Table, Value
-from diffc.compiler.tracing.functionalize import Link, link, refresh, write
+from diffc.compiler.tracing.functionalize import RESIZES, Link, become, functional, link, refresh, resized, write
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.value_ranges import decided, range_of_results
@@ -93,12 +94,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def record(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Record an operator that writes into nothing, and return its symbolic results."""
+        if func is aten.as_strided.default and not args[0].is_contiguous():
+            raise CaptureError(f"{func} reads how a tensor lies in memory", fix="use reshape, transpose or an index")
         returned = self._fake(func, args, kwargs)
         leaves, structure = pytree.tree_flatten(returned)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise CaptureError(f"{func} asks a symbolic value for a number")
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         symbolic = [operand for operand in operands if isinstance(operand, Symbolic)]
+        for operand in symbolic:
+            refresh(operand, self.record)
         outcome = decided(func, symbolic[0].bounds, args, leaves[0].shape) if len(leaves) == 1 else None
         if outcome is not None:
             return outcome
@@ -139,14 +144,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Record an in-place operation as the one that returns a new value, which takes the old one's place."""
-        target = args[0]
-        packet = func._schema.name.split("::")[1].removesuffix("_")
-        pure = getattr(getattr(aten, packet, None), func._overloadname, None)
-        if not isinstance(target, Symbolic):
-            raise CaptureError(f"{func} writes what only the run knows into a constant", fix="write into a new tensor")
+        target, pure = args[0] if args else None, functional(func)
         if pure is None:
             raise CaptureError(f"{func} writes in place", fix="use the operation that returns a new tensor")
-        write(target, self.record(pure, args, kwargs), self.record)
+        if not isinstance(target, Symbolic):
+            raise CaptureError(f"{func} writes what only the run knows into a constant", fix="write into a new tensor")
+        if func in RESIZES:
+            new = resized(target, getattr(args[1], "shape", args[1]), self.record)
+        else:
+            new = self.record(pure, args, kwargs)
+        if torch.Tag.inplace_view in func.tags:
+            become(target, new)
+            with no_dispatch():  # of the tensor itself, which holds no values, its shape and strides
+                func(*args, **kwargs)
+        else:
+            if new.dtype != target.dtype:
+                new = self.record(aten._to_copy.default, (new,), {"dtype": target.dtype})
+            write(target, new, self.record)
         return target
 
     def _noise(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Symbolic:

@@ -42,6 +42,15 @@ class Symbolic(torch.Tensor):
             f"{func} reaches a symbolic value after its trace has ended", fix="keep no state between calls"
         )
 
+    @property  # type: ignore[override]
+    def data(self) -> Symbolic:
+        """Return the tensor; it has no gradient to leave out."""
+        return self
+
+    @data.setter
+    def data(self, replacement: Any) -> None:
+        raise CaptureError("a symbolic value's .data is replaced", fix="give the new tensor a name, or use copy_")
+
     def numpy(self, *, force: bool = False) -> Symbolic:  # type: ignore[override]
         """Stay symbolic: what a pipeline does to its result afterwards is for people who want pictures, not for us."""
         return self
