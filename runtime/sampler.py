@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -46,7 +47,7 @@ Callback = Callable[[Progress], object]
 
 
 class Sampler:
-    """Sample images with the programs of one bundle. Threads may share it.
+    """Sample images with the programs of one bundle. Threads may share it; a copy or a pickle opens it again.
 
     >>> sampler = load("shapes.diffc")                                    # doctest: +SKIP
     >>> [image] = sampler("a red circle", seed=0)                         # doctest: +SKIP
@@ -55,6 +56,10 @@ class Sampler:
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self._bundle = open_bundle(Path(path))
         self._interpreter = Interpreter(self._bundle, threads=threads)
+        self._opened_as = partial(type(self), Path(path).absolute(), threads=threads)
+
+    def __reduce__(self) -> tuple[Callable[[], Sampler], tuple[()]]:
+        return self._opened_as, ()
 
     @property
     def path(self) -> Path:
@@ -105,7 +110,7 @@ class Sampler:
         name = "quantization.json"
         if name not in self._bundle.manifest.files:
             return None
-        measurements: Mapping[str, Any] = parse_json((self._bundle.root / name).read_bytes(), name)
+        measurements: Mapping[str, Any] = parse_json(self._bundle.read(name), name)
         return measurements
 
     @property

@@ -8,7 +8,6 @@ the engines, which then read those of the graphs whenever they are opened: that 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from diffc.compiler.bundle.atomic_folder import changed_folder, check_space, fil
 from diffc.compiler.bundle.report_html import REPORT, SECTIONS, page
 from diffc.compiler.errors import BuildError, Progress
 from diffc.runtime.bundle.manifest import FIRST, STRIPPED, parse_json
-from diffc.runtime.bundle.open import MANIFEST, Bundle, open_bundle
+from diffc.runtime.bundle.open import MANIFEST, Bundle, link_or_copy, open_bundle
 from diffc.runtime.engines.cuda import find_gpu
 from diffc.runtime.engines.registry import find_engine, split_target
 from diffc.runtime.engines.tensorrt import TensorRT
@@ -59,8 +58,9 @@ def finalize(
     if not issubclass(find_engine(split_target(opened.manifest.target)[0]), TensorRT):
         what = f"{bundle} was built for {opened.manifest.target}, which has no engines"
         raise BuildError(what, fix="build it for a target trt-…, such as trt-fp16")
-    if output is None and not opened.path.is_dir():
-        raise BuildError(f"{bundle} is a tar file", fix="unpack it, or name the folder to write with -o")
+    if output is None and opened.root != opened.path.resolve():
+        form = "a tar file" if opened.path.is_file() else "a folder of links to files elsewhere"
+        raise BuildError(f"{bundle} is {form}", fix="name the folder to write with -o")
     aim = _aim(archs, strip=strip)
     place = opened.root if output is None else Path(output)
     with changed_folder(place) if output is None else new_folder(place) as folder:
@@ -107,7 +107,7 @@ def _write(opened: Bundle, folder: Path, aim: Aim, progress: Progress, build: Bu
         name = file.relative_to(root)
         if name.as_posix() not in stale:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copyfile if name.is_relative_to(FOLDER) else _share)(file, folder / name)
+            (shutil.copyfile if name.is_relative_to(FOLDER) else link_or_copy)(file, folder / name)
     graphs = {graph.name: graph for program in opened.programs.values() for graph in program.graphs}
     requests = engine_requests(graphs.values(), manifest.graphs, manifest.component)
     built = build(folder, [replace(each, strip=aim.strip) for each in requests], aim.archs, progress, kind=aim.kind)
@@ -133,11 +133,3 @@ def _report(opened: Bundle, folder: Path, built: Iterable[Built]) -> None:
     except (LookupError, TypeError, ValueError, AttributeError):  # what another diffc reported has another form
         text = page({"engines": reports["engines"]})
     (folder / REPORT).write_text(text, encoding="utf-8")
-
-
-def _share(file: Path, name: Path) -> None:
-    """Link a file, which nobody writes to, under one more name; copy it where that is not possible."""
-    try:
-        os.link(file, name)
-    except OSError:
-        shutil.copyfile(file, name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tarfile
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from diffc.runtime.bundle.manifest import BYTES, ONNX, File, Manifest, read_mani
 from diffc.runtime.bundle.onnx_external_data import external_files
 from diffc.runtime.bundle.safetensors import read_tables
 from diffc.runtime.bundle.tokenizer import Tokenizer
+from diffc.runtime.disk_cache import Cache
 from diffc.runtime.errors import BundleError, ParseError, VerifyError
 from diffc.runtime.program.parse import read_program
 from diffc.runtime.program.program import Program
@@ -28,7 +30,10 @@ MANIFEST, TABLES = "manifest.json", "tables.safetensors"
 
 @dataclass(frozen=True)
 class Bundle:
-    """Hold the checked contents of a bundle; the weights stay on disk, under ``root``."""
+    """Hold the checked contents of a bundle; the weights stay on disk, under ``root``.
+
+    ``states`` maps each file to what `_state` returned for it when its digest was checked.
+    """
 
     path: Path
     root: Path
@@ -36,25 +41,41 @@ class Bundle:
     programs: Mapping[str, Program]
     tables: Mapping[str, NDArray[Any]]
     tokenizers: Mapping[str, Tokenizer]
+    states: dict[str, tuple[int, ...]] = field(repr=False, compare=False)
 
     def graph(self, name: str) -> bytes:
         """Read the ONNX of a graph."""
-        return (self.root / self.manifest.graphs[name]).read_bytes()
+        return self.read(self.manifest.graphs[name])
+
+    def read(self, name: str) -> bytes:
+        """Read a file. Raises `BundleError` as `check_unchanged` does."""
+        self.check_unchanged()
+        return (self.root / name).read_bytes()
+
+    def check_unchanged(self) -> None:
+        """Raise `BundleError` where a file is no longer the one whose digest was checked at opening.
+
+        A file that was written anew with the same content is accepted.
+        """
+        for name, state in self.states.items():
+            try:
+                current = _state(self.root / name)
+                if current != state:
+                    _check(self.root, name, self.manifest.files[name])
+                    self.states[name] = current
+            except (OSError, BundleError) as error:
+                gone = not (self.root / MANIFEST).exists()
+                what = "was moved or deleted" if gone else f"was changed, as {name} shows,"
+                fix = "load it again, from where it is now"
+                raise BundleError(f"{self.path} {what} after it was loaded", where=str(self.root), fix=fix) from error
 
 
 def open_bundle(path: Path) -> Bundle:
     """Open ``path``, a folder or a tar file of one. Raises `BundleError` that names the file and says what to do."""
     try:
-        if not path.is_file():
-            return _open(path, path.resolve())
-        folder = Path(mkdtemp(prefix="diffc-"))
-        try:
-            bundle = _open(path, _unpack(path, folder))
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        weakref.finalize(bundle, shutil.rmtree, folder, ignore_errors=True)
-        return bundle
+        if path.is_file():
+            return _in_own_folder(lambda folder: _open(path, _unpack(path, folder)))
+        return _open(path, path.resolve())
     except BundleError as error:
         error.inside = error.inside or f"opening {path}"
         raise
@@ -64,25 +85,83 @@ def open_bundle(path: Path) -> Bundle:
         ) from error
 
 
+def link_or_copy(file: Path, name: Path) -> None:
+    """Link a file, which nobody writes to, under one more name; copy it where that is not possible."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def _in_own_folder(opened_in: Callable[[Path], Bundle], like: Path | None = None) -> Bundle:
+    """Open a bundle in a temporary folder that is removed with it, on the disk of the file ``like`` if one is there."""
+    places = [Path(gettempdir()), Cache.default().folder]
+    same = [place for place in places if like and place.is_dir() and place.stat().st_dev == like.stat().st_dev]
+    folder = Path(mkdtemp(prefix="diffc-", dir=next(iter(same), None)))
+    try:
+        bundle = opened_in(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(bundle, shutil.rmtree, folder, ignore_errors=True)
+    return bundle
+
+
 def _open(path: Path, root: Path) -> Bundle:
     if not (root / MANIFEST).is_file():
-        raise BundleError(f"{path} is not a bundle: no {MANIFEST}", fix="name the folder that `diffc build` wrote")
+        lacks = f"no {MANIFEST}" if root.exists() else "there is nothing of that name"
+        raise BundleError(f"{path} is not a bundle: {lacks}", fix="name the folder that `diffc build` wrote")
     with (root / MANIFEST).open("rb") as stream:
         manifest = read_manifest(stream.read(BYTES + 1))
     for name, expected in manifest.files.items():
         _check(root, name, expected)
+    if not any(_leaves(root, name) for name in manifest.files):
+        return _read(path, root, manifest)
+    return _in_own_folder(lambda folder: _read(path, _gathered(root, manifest, folder), manifest), root / MANIFEST)
+
+
+def _gathered(root: Path, manifest: Manifest, folder: Path) -> Path:
+    """Put the files of a bundle, links followed, into a folder: engines read weights only below that of their graph."""
+    for name in (MANIFEST, *manifest.files):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy((root / name).resolve(), folder / name)
+    return folder.resolve()
+
+
+def _read(path: Path, root: Path, manifest: Manifest) -> Bundle:
+    """Read the contents of files whose digests are right."""
+    states = {name: _state(root / name) for name in manifest.files}
     for graph, name in manifest.graphs.items():
         CHECKS.get(manifest.kind(graph), _check_nothing_more)(root, name, manifest)
     tables = read_tables((root / TABLES).read_bytes()) if TABLES in manifest.files else {}
     tokenizers = {name: Tokenizer((root / file).read_bytes(), name) for name, file in manifest.tokenizers.items()}
     programs = {name: _program(name, text, manifest, tables) for name, text in manifest.programs.items()}
-    return Bundle(path, root, manifest, programs, tables, tokenizers)
+    return Bundle(path, root, manifest, programs, tables, tokenizers, states)
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """Return numbers that change when a file is written or replaced."""
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _leaves(root: Path, name: str) -> bool:
+    """Return whether a file, links followed, lies outside of a folder."""
+    return not (root / name).resolve().is_relative_to(root)
 
 
 def _check(root: Path, name: str, expected: File) -> None:
-    file = root / name
-    if not file.resolve().is_relative_to(root):
-        raise BundleError(f"{name} is a link that leaves the bundle", where=name, fix="do not trust this bundle")
+    """Raise `BundleError` unless a file is there, and is the expected one; links may lead to it from the bundle."""
+    try:
+        _check_content(root / name, name, expected)
+    except BundleError as error:
+        if not _leaves(root, name):
+            raise
+        what = f"{name} is a link that leaves the bundle, to another file than the manifest's: {error.what}"
+        raise BundleError(what, where=name, fix="do not trust this bundle, or download it again") from error
+
+
+def _check_content(file: Path, name: str, expected: File) -> None:
     if not file.is_file():
         raise BundleError(f"{name} is missing", where=name, fix="copy the whole bundle, or build it again")
     size = file.stat().st_size

@@ -185,7 +185,14 @@ def _files() -> Iterator[Opening]:
         yield Opening(f"{missing} is missing", REFUSED, remove=[missing])
     yield Opening("a file that is not listed", OPENED, {"more/file.bin": content})
     yield Opening("a link inside", OPENED, {"more/hidden.bin": content}, [file], {file: "../more/hidden.bin"})
-    yield Opening("a link outside", REFUSED, remove=[file], links={file: "../../outside.bin"})
+    yield Opening("a link outside to the right content", OPENED, remove=[file], links={file: "../../outside.bin"})
+    for path in ("tables.safetensors", "tokenizer/words.json"):
+        up = "../" * (path.count("/") + 1)
+        yield Opening(
+            f"{path} links to other content outside", REFUSED, remove=[path], links={path: f"{up}outside.bin"}
+        )
+    yield Opening("a link to nothing", REFUSED, remove=[file], links={file: "../../nothing.bin"})
+    yield Opening("a link to a device", REFUSED, remove=[file], links={file: "/dev/zero"})
     entries: dict[str, dict[str, object]] = {
         "a negative size": {"bytes": -1},
         "a size with a point": {"bytes": 128.0},

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import multiprocessing
+import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +110,25 @@ def test_names_the_kind_of_output(shape: tuple[int, ...], kind: str, old: str, t
     text = f"program p() {{ n: float32{list(shape)} = noise() return n }}"
     sampler = load(tiny.write(tmp_path / "x.diffc", programs={"p": text}))
     assert (sampler.output_kind, sampler.makes) == (kind, old), "makes spells it as earlier versions did"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda sampler: pickle.loads(pickle.dumps(sampler))])
+def test_a_copy_is_its_path_and_options(
+    shared: Path, tiny: Any, copied: Callable[[Sampler], Sampler], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(shared.parent)
+    sampler = load(shared.name, threads=1)
+    monkeypatch.chdir(tmp_path)
+    another = copied(sampler)
+    assert another is not sampler and another.path == shared
+    tiny.close(another("red circle", seed=3, output="np"), tiny.expected([tiny.red], tiny.noises(3, 1)))
+    graph = next(iter(another._bundle.programs.values())).graphs[0]
+    assert another._interpreter.session(graph) is not load(shared)._interpreter.session(graph), "of other threads"
+
+
+def test_a_sampler_goes_to_workers_that_are_spawned(shared: Path) -> None:
+    sampler = load(shared, threads=1)
+    sampler("red circle", seed=0)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        [array] = pool.map(functools.partial(sampler, seed=3, output="np"), ["red circle"])
+    assert np.array_equal(array, sampler("red circle", seed=3, output="np"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -91,12 +92,99 @@ def test_refuses_paths_that_leave_the_bundle(bundle: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("link", ["weights", "weights/hidden.bin"])
-def test_refuses_links_that_leave_the_bundle(bundle: Path, tmp_path: Path, link: str) -> None:
+def test_refuses_links_to_other_content_outside_the_bundle(bundle: Path, tmp_path: Path, link: str) -> None:
     outside = tmp_path / "outside"
     (bundle / link).rename(outside)
     (bundle / link).symlink_to(outside)
-    with pytest.raises(BundleError, match="weights/hidden.bin is a link that leaves the bundle"):
+    file = outside if outside.is_file() else outside / "hidden.bin"
+    content = file.read_bytes()
+    for other in (content[:-1], content[:-1] + b"!"):
+        file.write_bytes(other)
+        with pytest.raises(BundleError, match="weights/hidden.bin is a link that leaves the bundle, to another file"):
+            load(bundle)
+    file.unlink()
+    with pytest.raises(BundleError, match=r"weights/hidden.bin is a link that leaves .+ is missing"):
         load(bundle)
+
+
+def snapshot(bundle: Path, cache: Path) -> Path:
+    """Lay out a bundle as ``snapshot_download`` of a hub does: links to files named by their digests."""
+    folder = cache / "snapshots" / "0123abcd" / bundle.name
+    (cache / "blobs").mkdir(parents=True)
+    for file in filter(Path.is_file, bundle.rglob("*")):
+        blob = cache / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        link = folder / file.relative_to(bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return folder
+
+
+@pytest.mark.parametrize("target", ["ort-fp32", "ov-fp32"])
+@pytest.mark.parametrize("copies", [False, True])
+def test_opens_links_into_the_cache_of_a_hub(
+    tiny: Any, tmp_path: Path, target: str, copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Path) -> None:
+        raise OSError("Invalid cross-device link")
+
+    if copies:
+        monkeypatch.setattr(os, "link", fail)
+    real = tiny.write(tmp_path / "x.diffc", place="{}.onnx", target=target)
+    links = snapshot(real, tmp_path / "cache")
+    sampler, request = load(links), {"seed": 0, "output": "np"}
+    assert np.array_equal(sampler("red circle", **request), load(real)("red circle", **request))
+    assert sampler.path == links and {path.is_symlink() for path in links.iterdir() if path.is_file()} == {True}
+    own = sampler._bundle.root
+    assert own.exists() and not own.is_relative_to(tmp_path / "cache")
+    del sampler
+    assert not own.exists()
+
+
+def moved(bundle: Path) -> None:
+    bundle.rename(bundle.with_name("moved.diffc"))
+
+
+def deleted(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+
+
+def replaced(bundle: Path) -> None:
+    """Build another bundle of the same name: the same graphs with other weights."""
+    file = bundle / "weights/hidden.bin"
+    file.write_bytes(bytes(len(file.read_bytes())))
+
+
+def replaced_by_a_file(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    bundle.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("happens", "what"),
+    [
+        (moved, "was moved or deleted after it was loaded"),
+        (deleted, "was moved or deleted after it was loaded"),
+        (replaced, "was changed, as weights/hidden.bin shows, after it was loaded"),
+        (replaced_by_a_file, "was moved or deleted after it was loaded"),
+    ],
+)
+def test_names_a_bundle_that_is_no_longer_the_one_that_was_loaded(
+    bundle: Path, happens: Callable[[Path], None], what: str
+) -> None:
+    sampler = load(bundle)
+    happens(bundle)
+    with pytest.raises(BundleError, match=what) as raised:
+        sampler("red circle", seed=0)
+    assert str(bundle) in raised.value.what and "load it again" in str(raised.value.fix)
+
+
+def test_a_bundle_that_is_written_anew_with_the_same_content_stays_usable(bundle: Path, tmp_path: Path) -> None:
+    sampler, request = load(bundle), {"seed": 0, "output": "np"}
+    shutil.copytree(bundle, tmp_path / "copy")
+    shutil.rmtree(bundle)
+    (tmp_path / "copy").rename(bundle)
+    assert np.array_equal(sampler("red circle", **request), load(bundle)("red circle", **request))
 
 
 @pytest.mark.parametrize(

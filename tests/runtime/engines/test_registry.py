@@ -177,3 +177,39 @@ def test_codes_of_8_bit_floats_are_a_property_of_the_graph(target: str, floats: 
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"target": "ort-fp32"}))
     wanted = model(torch.randn(1, 1, 4, 64, generator=torch.Generator("cpu").manual_seed(0))).movedim(1, -1).numpy()
     assert sqnr(np.asarray(load(bundle)(seed=0, output="np")), wanted) > FLOAT_CODES_SQNR, "under any target's name"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_bundles_that_hold_the_same_graph_share_its_session(tiny: Any, tmp_path: Path, target: str) -> None:
+    first, second = (
+        open_bundle(tiny.write(tmp_path / name, place=PLACE, target=target, programs={name: tiny.program(1, name)}))
+        for name in ("a", "b")
+    )
+    session = open_graph(first, "unet", 1)
+    assert open_graph(second, "unet", 1) is session
+    assert open_graph(first, "unet", 2) is not session and open_graph(first, "decoder", 1) is not session
+
+
+def other_target(bundle: Path, manifest: dict[str, Any]) -> None:
+    manifest["target"] = "onnx-fp32"
+
+
+def other_weights(bundle: Path, manifest: dict[str, Any]) -> None:
+    file, entry = bundle / "weights/hidden.bin", manifest["files"]["weights/hidden.bin"]
+    file.write_bytes(bytes(entry["bytes"]))
+    entry["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def other_range(bundle: Path, manifest: dict[str, Any]) -> None:
+    manifest["graphs"]["text_encoder"]["reduced_range"] = True
+
+
+@pytest.mark.parametrize("change", [other_target, other_weights, other_range])
+def test_graphs_of_other_weights_targets_and_entries_share_nothing(tiny: Any, tmp_path: Path, change: Any) -> None:
+    made, other = (tiny.write(tmp_path / name) for name in ("a", "b"))
+    first = open_graph(open_bundle(made), "text_encoder", 1)
+    assert open_graph(open_bundle(other), "text_encoder", 1) is first
+    manifest = json.loads((other / "manifest.json").read_text())
+    change(other, manifest)
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert open_graph(open_bundle(other), "text_encoder", 1) is not first
