@@ -76,28 +76,8 @@ NAMELESS = re.compile(
     "made|found|given|asked|told|wanted|said|lent|drawn|chosen|kept|other|whole|way|thing"
     "|rival|contender|culprit|room|picture|film"
 )
-# Names that users type, and so stay.
 # Names that users type: an option of --quant, a key of recipe files.
 TYPED_BY_USERS = {"passes/quantize/svdquant.py": {"room"}, "passes/quantize/__init__.py": {"other"}}
-
-# Files whose docstrings are still to be reworded.
-NOT_YET_REWORDED: set[str] = set()
-# Files with names that are still to be replaced.
-NOT_YET_RENAMED: set[str] = set()
-
-# Modules without a test of their own: others test them.
-NOT_YET_TESTED = {
-    "compiler/backends/onnx/cpu_dialect.py",
-    "compiler/backends/onnx/custom_operators.py",
-    "compiler/backends/onnx/dialect.py",
-    "compiler/backends/ort.py",
-    "compiler/backends/ort_dialect.py",
-    "compiler/backends/tensorrt/dialect.py",
-    "compiler/backends/tensorrt/int4_layout.py",
-    "compiler/tracing/pipeline.py",
-    "compiler/tracing/tokenizer_calls.py",
-    "runtime/engines/ort.py",
-}
 
 # A pass rewrites one graph, or one program, or all of a bundle where they share what it makes, after looking at their
 # trajectories or not, or the plan of their quantization.
@@ -176,9 +156,8 @@ def test_a_pass_does_what_its_docstring_draws(path: Path) -> None:
 
 @each_module
 def test_a_module_has_a_test_in_the_mirror(path: Path) -> None:
-    name = path.relative_to(ROOT).as_posix()
-    if path.name != "__init__.py" and name not in NOT_YET_TESTED:
-        assert (ROOT / "tests" / name).with_name(f"test_{path.name}").exists()
+    if path.name != "__init__.py":
+        assert (ROOT / "tests" / path.relative_to(ROOT)).with_name(f"test_{path.name}").exists()
 
 
 def floor_of(module: str) -> tuple[int, str] | None:
@@ -244,17 +223,15 @@ def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 @each_module
 def test_docstrings_begin_with_plain_verbs(path: Path) -> None:
     name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
-    if name not in NOT_YET_REWORDED:
-        faults = [f"{name}:{line}: {text.split()[0]} …" for line, text in docstrings(tree) if DIALECT.match(text)]
-        assert faults == []
+    faults = [f"{name}:{line}: {text.split()[0]} …" for line, text in docstrings(tree) if DIALECT.match(text)]
+    assert faults == []
 
 
 @each_module
 def test_names_say_which_thing_they_hold(path: Path) -> None:
     name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
-    if name not in NOT_YET_RENAMED:
-        names = [(line, bound) for line, bound in bindings(tree) if bound not in TYPED_BY_USERS.get(name, ())]
-        assert [f"{name}:{line}: {bound}" for line, bound in names if NAMELESS.fullmatch(bound)] == []
+    names = [(line, bound) for line, bound in bindings(tree) if bound not in TYPED_BY_USERS.get(name, ())]
+    assert [f"{name}:{line}: {bound}" for line, bound in names if NAMELESS.fullmatch(bound)] == []
 
 
 @pytest.mark.parametrize("module", ["diffc.runtime", "diffc.compiler.commands.cli"])

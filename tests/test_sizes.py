@@ -13,8 +13,6 @@ import torch
 
 from diffc.compiler.checkpoint.load import load as load_pipeline
 from diffc.compiler.commands.bench import Measurement, bench
-from diffc.compiler.errors import BuildError
-from diffc.compiler.tracing.pipeline import asked_sizes
 from diffc.runtime import load
 from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, installed
 from diffc.runtime.program.facts import UNGUIDED, Facts
@@ -161,15 +159,3 @@ def test_sizes_that_the_pipeline_draws_alike_are_refused(tmp_path: Path) -> None
     fixed = Source(PIPELINES["unet"], tmp_path)
     said = refused("build", fixed.path, *fixed.options, *ASKED, "-o", tmp_path / "x.diffc")
     assert "the pipeline samples 1 of these 2 sizes" in said and "--size 16x16,24x16" in said
-
-
-def test_a_size_is_one_or_a_list() -> None:
-    assert asked_sizes(None) == ()
-    assert asked_sizes((64, 32)) == ((64, 32),)
-    assert asked_sizes([(64, 32), (32, 64), (64, 32)]) == ((64, 32), (32, 64))
-
-
-@pytest.mark.parametrize("size", [(64,), (64, 0), [(64, 64), 32], [(64, 64), (32,)], "64x64", ((64, 64.0),)])
-def test_what_is_no_size_is_refused(size: Any) -> None:
-    with pytest.raises(BuildError, match="is no size"):
-        asked_sizes(size)

@@ -100,6 +100,14 @@ ENGINE_SQNR = 120.0
 """A quantized layer in an engine against PyTorch, in dB. backends/onnx/test_quantized_ops.py: at least 126, float32
 itself."""
 
+LEGALIZED = 2e-6
+"""A product of quantized values as a dialect writes it against NumPy, relative to the largest value.
+backends/onnx/test_dialect.py, test_cpu_dialect.py and backends/test_ort_dialect.py: at worst 3.5e-7."""
+
+BLOCKS_IN_BYTES = 1e-3
+"""The same where ONNX Runtime rounds the activation of a block by itself: a value between two may fall to either.
+backends/test_ort_dialect.py: 1.7e-7, where none did."""
+
 OPENVINO_SQNR = 25.0
 """The same where OpenVINO quantizes what it multiplies by itself, or rounds a scale in two steps.
 backends/onnx/test_quantized_ops.py: at least 32.2."""
@@ -177,5 +185,6 @@ NOISE = 1e-6
 """A normal number against PyTorch's, whose vector functions differ in the last places from float64's, rounded.
 runtime/test_rng.py and format/make_corpus.py: at worst 4.8e-7."""
 
-FLOAT_CODES_SQNR = 20.0
-"""A layer of 8-bit floats against float32, in dB. runtime/engines/test_registry.py: at least 25."""
+FLOAT_CODES_SQNR = 27.0
+"""A layer whose weight and activation are 8-bit floats (e4m3) against float32, in dB.
+runtime/engines/test_ort.py: 29.7 in both dialects. Three layers with eight seeds each: 28.1 to 30.5."""

@@ -13,16 +13,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from diffc.compiler import capture, write_bundle
-from diffc.compiler.metrics import sqnr
 from diffc.runtime import BundleError, load
-from diffc.runtime.bundle.onnx_external_data import quantizes_to_floats
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.engines import openvino
 from diffc.runtime.engines.ort import OnnxRuntime
 from diffc.runtime.engines.registry import check_engine, find_engine, open_graph
 from diffc.runtime.engines.tensorrt import TensorRT
-from tests.tolerances import FLOAT_CODES_SQNR, PICTURE_OF_NUMPY
+from tests.tolerances import PICTURE_OF_NUMPY
 
 RED, NOTHING = [0, 3, 5, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1]
 
@@ -151,32 +148,6 @@ def test_each_target_has_its_engine() -> None:
     assert check_engine("ort-fp16") is check_engine("onnx-fp32") is OnnxRuntime
     assert check_engine("ov-bf16") is openvino.OpenVino
     assert check_engine("trt-w4a8@sm86,sm89") is find_engine("torchtrt") is TensorRT
-
-
-class FloatCodes(torch.nn.Module):
-    """Have a layer whose activation is quantized to 8-bit floats."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = torch.nn.Linear(64, 64)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layer(x)
-        return result
-
-
-@pytest.mark.parametrize(("target", "floats"), [("onnx-fp8", True), ("ort-fp8", False)])
-def test_codes_of_8_bit_floats_are_a_property_of_the_graph(target: str, floats: bool, tmp_path: Path) -> None:
-    model = FloatCodes().requires_grad_(False)
-    program = capture(lambda: model(torch.randn(1, 1, 4, 64)), {"model": model})
-    bundle = write_bundle([program], tmp_path / "x.diffc", target)
-    (graph,) = (name for name, entry in open_bundle(bundle).manifest.graphs.items())
-    assert quantizes_to_floats(open_bundle(bundle).graph(graph)) is floats
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps(manifest | {"target": "ort-fp32"}))
-    wanted = model(torch.randn(1, 1, 4, 64, generator=torch.Generator("cpu").manual_seed(0))).movedim(1, -1).numpy()
-    assert sqnr(np.asarray(load(bundle)(seed=0, output="np")), wanted) > FLOAT_CODES_SQNR, "under any target's name"
 
 
 @pytest.mark.parametrize("target", TARGETS)

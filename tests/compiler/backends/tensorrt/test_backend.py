@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 from torch import nn
 
 from diffc.compiler.backends.backend import find_backend
@@ -20,7 +19,7 @@ from diffc.compiler.errors import TargetError
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
-from diffc.compiler.quantization.formats import FORMATS, Scheme, parse_spec
+from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
 from diffc.passes.mixed_precision import mixed_precision
@@ -30,6 +29,7 @@ from diffc.passes.quantize.round_to_nearest import round_to_nearest
 from diffc.runtime.engines.tensorrt_library import INSTALL, RTX, architectures, find_library, installed
 from tests.compiler.backends.onnx.test_typed import transformer, unet
 from tests.one_graph import plan_of, run
+from tests.quantized_graphs import TRT_FP4DynamicQuantize
 from tests.tolerances import TENSORRT_SQNR
 
 pytestmark = pytest.mark.skipif(RTX not in installed(), reason=f"TensorRT for RTX is not installed: {INSTALL[RTX]}")
@@ -72,24 +72,6 @@ def built(graph: Graph, precision: str, folder: Path, archs: tuple[str, ...] = (
     (engine,) = backend.engines([graph], files, precision, archs, folder, lambda _: None).values()
     assert (folder / engine.file).stat().st_size == vars(engine)["bytes"]
     return folder / files[graph.name], vars(engine)
-
-
-class TRT_FP4DynamicQuantize(OpRun):  # the evaluator knows it by its class
-    """Quantize blocks of sixteen to four-bit floats with scales of eight bits, as TensorRT's documentation says."""
-
-    op_domain = "trt"
-
-    def _run(
-        self, x: np.ndarray, scale: np.ndarray, axis: int, block_size: int, scale_type: int
-    ) -> tuple[np.ndarray, ...]:  # type: ignore[override]
-        blocks = torch.from_numpy(np.asarray(x, np.float32)).unflatten(-1, (-1, block_size))
-        scales = FORMATS["e4m3"].round(blocks.abs().amax(-1) / 6 / float(scale))
-        codes = FORMATS["e2m1"].round(blocks / torch.where(scales > 0, scales, 1.0)[..., None]).flatten(-2)
-        types = (onnx.TensorProto.FLOAT4E2M1, onnx.TensorProto.FLOAT8E4M3FN)
-        return tuple(
-            each.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(type_))
-            for each, type_ in zip((codes, scales), types, strict=True)
-        )
 
 
 LONG = [
@@ -174,34 +156,3 @@ def test_what_no_engine_can_be_built_for_is_refused_with_what_would_work(text: s
     if "@" in text:
         works = [word.rstrip(",") for word in str(caught.value.fix).split() if word.startswith("trt-")]
         assert all(parse_target(each) for each in works)
-
-
-def specs() -> Mapping[str, tuple[str, str]]:
-    """List what linear layers of four bits may be."""
-    return {"int4": ("int4:group=64", "int8:token"), "static": ("int4:group=32", "int8:tensor")}
-
-
-@pytest.mark.parametrize("name", specs())
-def test_products_of_four_bit_weights_are_laid_out_anew_and_give_the_same(
-    tmp_path: Path, wide: Plan, name: str
-) -> None:
-    scheme = Scheme(*map(parse_spec, specs()[name]))
-    plan = wide.mapped(lambda layer: replace(layer, scheme=scheme if layer.kind == "linear" else Scheme()))
-    (program,) = applied(round_to_nearest(calibrate_ranges(plan, by="minmax")))
-    graph, found = program.graphs[0], []
-    for backend in ("onnx", "trt"):
-        folder = tmp_path / backend
-        folder.mkdir()
-        file = folder / find_backend(backend)().lower([graph], "fp32", folder, lambda _: None)[graph.name]
-        model = onnx.load(file, load_external_data=False)
-        onnx.load_external_data_for_model(model, str(folder))
-        onnx.checker.check_model(model, full_check=True)
-        codes = [each for each in model.graph.initializer if each.data_type == onnx.TensorProto.INT4]
-        assert len(codes) == 3
-        (made,) = ReferenceEvaluator(model).run(None, {graph.inputs[0].name: np.ones((2, 16, 1024), np.float32)})  # type: ignore[arg-type]
-        found.append((model, np.asarray(made)))
-    (before, wanted), (after, made) = found
-    assert any(node.op_type == "Transpose" for node in before.graph.node)
-    weights = [node for node in after.graph.node if node.op_type == "DequantizeLinear" and len(node.attribute) == 2]
-    assert {attribute.i for node in weights for attribute in node.attribute if attribute.name == "axis"} == {0}
-    assert sqnr(made, wanted) > 100

@@ -1,0 +1,102 @@
+"""ONNX Runtime computes of blocks of low-bit values what NumPy computes of the same quantized values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from diffc.compiler.backends.ort_dialect import OrtDialect
+from tests.quantized_graphs import as_floats, close, legalized, operators, spread, stored_types
+from tests.tolerances import BLOCKS_IN_BYTES, LEGALIZED
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.standard_normal((4, 64)).astype(np.float32)
+SCALE = RANDOM.uniform(0.5, 2, (8, 2)).astype(np.float32)
+SHAPES = {"x": "float[4, 64]", "y": "float[4, 8]", "w": "float[8, 64]", "t": "float[64, 8]"}
+PRODUCT = "t = Transpose <perm = [1, 0]> (w) y = MatMul (x, t)"
+WEIGHT = 'w = diffc.Dequantize <group = 32, form = "{}"> (codes, scale)'
+
+Array = NDArray[Any]
+
+
+def run(model: onnx.ModelProto, x: Array = X) -> Array:
+    """Run a graph in ONNX Runtime, which folds constants: kernels for blocks read constant scales."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+def codes(form: str) -> Array:
+    """Return quantized values [8, 64]."""
+    half = 2 ** (int(form[3:]) - 1)
+    return RANDOM.integers(-half, half, (8, 64)).astype(np.int8)
+
+
+def attributes(model: onnx.ModelProto, kind: str) -> dict[str, int]:
+    """Return the integer attributes of the only operator of a kind."""
+    (node,) = (node for node in model.graph.node if node.op_type == kind)
+    return {attribute.name: attribute.i for attribute in node.attribute}
+
+
+@pytest.mark.parametrize("form", ["int4", "int8"])
+def test_a_product_of_groups_is_one_operator_of_blocks(form: str) -> None:
+    values = codes(form)
+    model = legalized(f"{WEIGHT.format(form)} {PRODUCT}", OrtDialect, SHAPES, codes=values, scale=SCALE)
+    close(run(model), X @ (values * spread(SCALE, 32)).T, LEGALIZED)
+    assert operators(model) == {"Reshape": 1, "MatMulNBits": 1} and stored_types(model) >= {"UINT8"}
+    assert attributes(model, "MatMulNBits")["accuracy_level"] == 0, "computed in float"
+
+
+def test_rows_that_are_no_multiple_of_a_block_are_filled_with_zeros() -> None:
+    values, x = codes("int4")[:, :40], X[:, :40]
+    shapes = {"x": "float[4, 40]", "y": "float[4, 8]", "w": "float[8, 40]", "t": "float[40, 8]"}
+    model = legalized(f"{WEIGHT.format('int4')} {PRODUCT}", OrtDialect, shapes, codes=values, scale=SCALE)
+    expected = x @ (values * spread(SCALE, 32)[:, :40]).T
+    close(run(model, x), expected, LEGALIZED)
+
+
+def test_activations_in_the_same_groups_are_quantized_by_the_operator() -> None:
+    values = codes("int8")
+    body = 'q = diffc.FakeQuantizeGroups <spec = "int8:group=32:dynamic"> (x) ' + WEIGHT.format("int8")
+    body += PRODUCT.replace("(x, t)", "(q, t)")
+    model = legalized(body, OrtDialect, SHAPES | {"q": SHAPES["x"]}, codes=values, scale=SCALE)
+    assert operators(model) == {"Reshape": 1, "MatMulNBits": 1}
+    assert attributes(model, "MatMulNBits")["accuracy_level"] == 4, "computed in 8 bits"
+    scale = np.abs(X.reshape(4, 2, 32)).max(-1, keepdims=True) / 127
+    rounded = (np.round(X.reshape(4, 2, 32) / scale) * scale).reshape(4, 64)
+    expected = rounded @ (values * spread(SCALE, 32)).T
+    close(run(model), expected, BLOCKS_IN_BYTES)
+
+
+def test_a_weight_that_is_read_elsewhere_too_is_dequantized() -> None:
+    values = codes("int4")
+    body = (
+        f"{WEIGHT.format('int4')} t = Transpose <perm = [1, 0]> (w) p = MatMul (x, t) s = ReduceSum (w) y = Add (p, s)"
+    )
+    model = legalized(body, OrtDialect, SHAPES | {"p": SHAPES["y"]}, codes=values, scale=SCALE)
+    weight = values * spread(SCALE, 32)
+    close(run(model), X @ weight.T + weight.sum(), LEGALIZED)
+    assert "MatMulNBits" not in operators(model) and operators(model)["DequantizeLinear"] == 1
+
+
+def test_floats_of_eight_bits_are_rounded_by_casts() -> None:
+    body, step = 'y = diffc.FakeQuantize <form = "e4m3"> (x, step)', np.array([0.02], np.float32)
+    model = legalized(body, OrtDialect, {"x": SHAPES["x"], "y": SHAPES["x"]}, step=step)
+    np.testing.assert_array_equal(run(model), as_floats(X / step, ml_dtypes.float8_e4m3fn) * step)
+    assert operators(model) == {"Div": 1, "Cast": 2, "Mul": 1}
+
+
+def test_signed_integers_are_stored_without_a_sign_and_the_same_values() -> None:
+    body, step = 'y = diffc.FakeQuantize <form = "int8"> (x, step)', np.array([0.02], np.float32)
+    model = legalized(body, OrtDialect, {"x": SHAPES["x"], "y": SHAPES["x"]}, step=step)
+    np.testing.assert_array_equal(run(model), np.clip(np.round(X / step), -128, 127) * step)
+    zeros = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT8]
+    assert [onnx.numpy_helper.to_array(zero).item() for zero in zeros] == [128]

@@ -1,0 +1,200 @@
+"""Trace a pipeline for a request: which programs there are, what they compute, and which requests are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.ir.program import Guard, Input, Program, Type
+from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.pipeline import Sampling, asked_sizes, default_steps, trace_pipeline
+from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
+from diffc.runtime.program.verify import verify
+from tests.compiler.conftest import tiny_tokenizer
+from tests.random_programs import difference, draws, numbers
+from tests.small_models import Model, operators
+
+
+class Scheduler:
+    """Take smaller and smaller parts of the noise away, and remember how many."""
+
+    def __init__(self) -> None:
+        self.index = 0
+
+    def set_timesteps(self) -> None:
+        """Begin a trajectory."""
+        self.index = 0
+
+    def step(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return the next latents."""
+        self.index += 1
+        return latents - noise / (2 * self.index)
+
+
+class Pipeline:
+    """Sample rows of three values, with guidance where its scale is above 1."""
+
+    def __init__(self) -> None:
+        self.components: dict[str, Any] = {"model": Model()}
+        self.scheduler = Scheduler()
+
+    def set_progress_bar_config(self, *, disable: bool) -> None:
+        """Take what pipelines of diffusers take."""
+        assert disable
+
+    def __call__(
+        self,
+        num_inference_steps: int = 3,
+        guidance_scale: float = 4.0,
+        eta: float = 0.0,
+        generator: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., Any] | None = None,
+    ) -> tuple[torch.Tensor]:
+        """Sample."""
+        assert output_type == "np" and not return_dict
+        model, latents = self.components["model"], torch.randn(2, 3)
+        self.scheduler.set_timesteps()
+        for step in range(num_inference_steps):
+            noise = model(latents)
+            if guidance_scale > 1:
+                noise = noise + guidance_scale * (model(-latents) - noise)
+            latents = self.scheduler.step(latents, noise) + eta
+            if callback_on_step_end:
+                latents = callback_on_step_end(self, step, step, {"latents": latents})["latents"]
+        return (latents,)
+
+
+def traced(pipeline: Any, **options: Any) -> list[Program]:
+    """Trace a pipeline, graphs included, and check its programs."""
+    calls = ComponentCalls()
+    programs = trace_pipeline(pipeline, Sampling(**options), calls)
+    return [verify(program) for program in calls.graphs(programs)]
+
+
+def test_a_pipeline_that_drops_guidance_has_a_program_for_each_branch() -> None:
+    guided, unguided = traced(Pipeline(), steps=2)
+    assert (guided.facts, unguided.facts) == tuple(Facts("text-to-image", 2, None, v) for v in ("", UNGUIDED))
+    assert guided.inputs == (Input("guidance_scale", Type("scalar"), 4.0),)
+    assert guided.guards == (Guard("guidance_scale", ">", 1.0),)
+    assert unguided.guards == (Guard("guidance_scale", "<=", 1.0),)
+    assert [operators(program).count("model") for program in (guided, unguided)] == [4, 2]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_a_program_computes_what_the_pipeline_computes(guidance: float) -> None:
+    pipeline = Pipeline()
+    program = traced(pipeline, steps=2, options={"eta": 0.25})[0 if guidance > 1 else 1]
+    noises = draws(program)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        (expected,) = pipeline(2, guidance, 0.25, output_type="np", return_dict=False)
+    assert difference(numbers(program, noises, guidance_scale=guidance), [expected]) == 0
+
+
+def test_the_scheduler_of_the_pipeline_is_as_it_was() -> None:
+    pipeline = Pipeline()
+    scheduler = pipeline.scheduler
+    scheduler.index = 7
+    traced(pipeline)
+    assert pipeline.scheduler is scheduler and scheduler.index == 7
+
+
+def test_each_step_tells_its_latents() -> None:
+    assert default_steps(Pipeline()) == 3
+    assert [operators(program).count("step") for program in traced(Pipeline())] == [3, 3]
+
+
+def test_the_default_guidance_is_the_request_s() -> None:
+    (program, _) = traced(Pipeline(), guidance=7.5)
+    assert program.inputs == (Input("guidance_scale", Type("scalar"), 7.5),)
+
+
+def test_images_that_are_laid_out_for_numpy_have_their_channels_first() -> None:
+    class Images(Pipeline):
+        def __call__(  # type: ignore[override]
+            self, num_inference_steps: int = 1, output_type: str = "", return_dict: bool = True
+        ) -> torch.Tensor:
+            image = self.components["model"](torch.randn(5, 3)).reshape(1, 5, 1, 3)
+            return image * num_inference_steps
+
+    (program,) = traced(Images())
+    (image,) = numbers(program, draws(program))
+    assert image.shape == (1, 3, 5, 1)
+
+
+class Negative(Pipeline):
+    """Have a negative prompt, which some pipelines leave out where there is none."""
+
+    def __init__(self, *, leaves_out: bool) -> None:
+        super().__init__()
+        self.components |= {"tokenizer": tiny_tokenizer(), "embedding": nn.Embedding(64, 3)}
+        self.leaves_out = leaves_out
+
+    def __call__(  # type: ignore[override]
+        self,
+        num_inference_steps: int = 1,
+        negative_prompt: str | list[str] | None = None,
+        output_type: str = "",
+        return_dict: bool = True,
+    ) -> torch.Tensor:
+        latents = self.components["model"](torch.randn(8, 3))
+        if negative_prompt is None and self.leaves_out:
+            return latents * num_inference_steps
+        tokens = self.components["tokenizer"](
+            negative_prompt or [""], padding="max_length", truncation=True, return_tensors="pt"
+        )
+        return latents + self.components["embedding"](tokens["input_ids"])[0]
+
+
+@pytest.mark.parametrize("leaves_out", [True, False])
+def test_no_negative_prompt_has_a_program_where_it_differs_from_an_empty_one(leaves_out: bool) -> None:
+    programs = traced(Negative(leaves_out=leaves_out))
+    assert [program.facts.variant for program in programs] == ["", *([NO_NEGATIVE] if leaves_out else [])]
+    assert [item.name for item in programs[0].inputs] == ["negative_prompt"]
+    assert all(program.inputs == () for program in programs[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"steps": 0}, "0 steps"),
+        ({"strength": 0.5}, "this task takes no strength"),
+        ({"options": {"clip_skip": 2}}, "Pipeline takes no clip_skip here\n.*--set\n  fix: set one of .*eta"),
+        ({"guidance": True}, "guidance_scale is True"),
+        ({"options": {"generator": 1}}, "Pipeline takes no generator here"),
+        ({"inputs": {"image": "picture"}}, "Pipeline takes neither pictures nor tensors as image"),
+    ],
+)
+def test_a_request_that_the_pipeline_cannot_serve_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BuildError, match=reason):
+        traced(Pipeline(), **options)
+
+
+def test_guidance_is_refused_where_the_pipeline_takes_none() -> None:
+    with pytest.raises(BuildError, match="takes no guidance scale\n  at:  Negative\n  fix: leave --guidance out"):
+        traced(Negative(leaves_out=False), guidance=3.0)
+
+
+def test_a_pipeline_without_steps_is_refused() -> None:
+    with pytest.raises(CaptureError, match="the pipeline takes no number of steps\n  at:  SimpleNamespace"):
+        default_steps(SimpleNamespace())
+
+
+def test_a_size_is_one_or_a_list() -> None:
+    assert asked_sizes(None) == ()
+    assert asked_sizes((64, 32)) == ((64, 32),)
+    assert asked_sizes([(64, 32), (32, 64), (64, 32)]) == ((64, 32), (32, 64))
+
+
+@pytest.mark.parametrize("size", [(64,), (64, 0), [(64, 64), 32], [(64, 64), (32,)], "64x64", ((64, 64.0),)])
+def test_what_is_no_size_is_refused(size: Any) -> None:
+    with pytest.raises(BuildError, match="is no size"):
+        asked_sizes(size)
