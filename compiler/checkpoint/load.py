@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,7 +17,8 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from diffc.compiler.checkpoint.load_errors import LIBRARY_ERRORS, listed, misfit, missing_tensors, wrong_shape
+from diffc.compiler.checkpoint.component_folder import module_of_folder
+from diffc.compiler.checkpoint.load_errors import LIBRARY_ERRORS, listed
 from diffc.compiler.checkpoint.model_index import (
     INDEX,
     UNUSED,
@@ -28,22 +27,21 @@ from diffc.compiler.checkpoint.model_index import (
     pipeline_class,
     read_index,
 )
+from diffc.compiler.checkpoint.quantized_weights import dequantized, refuse_leftovers
 from diffc.compiler.checkpoint.safetensors_header import (
-    PICKLE_SUFFIXES,
     read_header,
+    read_tensors,
     refuse_partial_models,
     write_config,
 )
+from diffc.compiler.checkpoint.sampling_markers import MARKERS, follow_markers, marked_options
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, unused_tensors
 from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.errors import DiffcWarning, LoadError, first_line
-from diffc.compiler.graph.lazy_weights import Weight, lend, postponed, settle, stand_in
+from diffc.compiler.graph.lazy_weights import StandIn, Weight, postponed, settle, stand_in
 
 ENCODER = "image_encoder"
-
-VARIANT = re.compile(r"[^.]+\.(?P<variant>[^.]+?)(-\d{5}-of-\d{5})?\.safetensors")
-PLAIN = re.compile(r"[^.]+\.safetensors")
 
 Modules = dict[str, nn.Module]
 
@@ -74,7 +72,7 @@ def load(
         raise LoadError(f"there is no {path}", where=str(path.absolute()), fix=fix)
     with _quiet():
         with postponed():
-            pipeline, unused = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
+            pipeline, unused, marked = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
             if ip_adapter is not None:
                 unused += _add_ip_adapter(pipeline, Path(ip_adapter))
         if not stand_ins:
@@ -84,6 +82,8 @@ def load(
         pipeline = _for_task(pipeline, task, path)
         if sampler is not None:
             pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
+        if marked:
+            pipeline.scheduler = follow_markers(_scheduler_of(pipeline, path), marked, str(path))
     if unused:
         warnings.warn(f"{path.name}: no component uses {listed(unused)}", DiffcWarning, stacklevel=2)
     return pipeline
@@ -113,91 +113,27 @@ def _quiet() -> Iterator[None]:
 # Folders
 
 
-def _load_folder(folder: Path) -> tuple[Any, list[str]]:
+def _load_folder(folder: Path) -> tuple[Any, list[str], Mapping[str, object]]:
     index = read_index(folder)
     modules: Modules = {}
     unused: list[str] = []
     for name, component in neural_components(folder, index).items():
-        modules[name], more = _module_of_folder(name, component, folder)
+        modules[name], more = module_of_folder(name, component, folder)
         unused += more
-    return _assemble(folder, folder, index, modules), unused
-
-
-def _module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.Module, list[str]]:
-    """Load one component, and list the tensors of its files that it does not use."""
-    if _is_container(component):
-        return _container_of_folders(name, component, root)
-    folder = root / name
-    options: dict[str, Any] = {"variant": _variant(name, folder), "use_safetensors": True, "local_files_only": True}
-    if issubclass(component, transformers.PreTrainedModel):
-        options["ignore_mismatched_sizes"] = True  # the report lists them then; diffusers names them in its error
-    try:
-        module, report = component.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
-    except LIBRARY_ERRORS as error:
-        raise misfit(name, str(folder), error) from error
-    for key, stored, configured in sorted(report["mismatched_keys"]):
-        raise wrong_shape(f"{name}.{key}", list(stored), list(configured), str(folder))
-    if report["missing_keys"]:
-        raise missing_tensors(name, report["missing_keys"], str(folder))
-    lend(name, module, str(folder))
-    return module, [f"{name}.{key}" for key in sorted(report["unexpected_keys"])]
-
-
-def _is_container(component: type[Any]) -> bool:
-    """Return whether a model has no configuration: it holds other models, which diffusers saves one by one."""
-    return issubclass(component, diffusers.ModelMixin) and not issubclass(component, diffusers.ConfigMixin)
-
-
-def _container_of_folders(name: str, component: type[Any], root: Path) -> tuple[nn.Module, list[str]]:
-    """Load the models of ``name``, ``name_1`` and so on, of the classes that their configurations name."""
-    others = itertools.takewhile(lambda part: (root / part).is_dir(), (f"{name}_{n}" for n in itertools.count(1)))
-    loaded = [_module_of_folder(part, _class_of_config(part, root), root) for part in (name, *others)]
-    return component([module for module, _ in loaded]), [key for _, unused in loaded for key in unused]
-
-
-def _class_of_config(name: str, root: Path) -> type[Any]:
-    path = root / name / "config.json"
-    try:
-        class_name = loads(path.read_text(encoding="utf-8"))["_class_name"]
-        class_ = getattr(diffusers, class_name, None)
-    except (ValueError, LookupError, TypeError, OSError) as error:
-        fix = "restore the file as diffusers saved it"
-        raise LoadError(f"{name} has no configuration that names a class", where=str(path), fix=fix) from error
-    if not isinstance(class_, type) or not issubclass(class_, diffusers.ModelMixin) or _is_container(class_):
-        what = f"diffusers {diffusers.__version__} has no model {class_name!r}"
-        raise LoadError(what, where=str(path), fix="install a version of diffusers that has it")
-    return class_
-
-
-def _variant(name: str, folder: Path) -> str | None:
-    """Check a component's weight files, and return their variant, such as ``fp16``; None where there are plain ones."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-        if pickles:
-            fix = "get the .safetensors files of the model; a pickle can run code when it is read"
-            raise LoadError(f"{name} comes as a pickle only: {pickles[0].name}", where=str(folder), fix=fix)
-        fix = "add its .safetensors file; the folder may be the configuration alone"
-        raise LoadError(f"{name} has no weights", where=str(folder), fix=fix)
-    if any(PLAIN.fullmatch(path.name) for path in files):
-        variant = None
-        loaded = [path for path in files if PLAIN.fullmatch(path.name)]
-    else:
-        variants = {path: match["variant"] for path in files if (match := VARIANT.fullmatch(path.name))}
-        variant = min(variants.values(), key=lambda v: (v != "fp16", v != "bf16", v), default=None)
-        loaded = [path for path in files if variants.get(path) == variant]
-    for path in loaded:
-        read_header(path)
-    return variant
+    return _assemble(folder, folder, index, modules), unused, {}
 
 
 # Single files
 
 
-def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
+def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str], Mapping[str, object]]:
+    """Load a pipeline, list the tensors that it does not use, and return what the file says of its scheduler."""
     header = read_header(path)
     refuse_partial_models(header)
-    tensors = {name: _in_float32(tensor) for name, tensor in load_file(path).items()}
+    stored = read_tensors(path)
+    marked = marked_options(stored, header.metadata, str(path))
+    decoded = dequantized(stored, str(path), metadata=header.metadata)
+    tensors = {name: _in_float32(tensor) for name, tensor in decoded.items() if name not in MARKERS}
     with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
         folder = Path(temporary)
         write_config(config_of_file(header, tensors, online=online), folder)
@@ -206,12 +142,15 @@ def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str]]:
         modules = {name: component_of_file(name, components[name], tensors, folder, path) for name in components}
         pipeline = _assemble(folder, path, index, modules)
         loaded = sum(tensor.numel() for module in modules.values() for tensor in module.state_dict().values())
-        unused = [] if loaded == header.elements else unused_tensors(tensors, components, folder)
-    return pipeline, unused
+        sizes = [tensor.numel() for tensor in tensors.values()]
+        unused = [] if loaded == sum(sizes) and all(sizes) else unused_tensors(tensors, components, folder)
+        refuse_leftovers(unused, stored, str(path))
+    return pipeline, unused, marked
 
 
 def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return stand_in(Weight(tensor, torch.float32)) if tensor.is_floating_point() else tensor
+    is_stored = tensor.is_floating_point() and not isinstance(tensor, StandIn)
+    return stand_in(Weight(tensor, torch.float32)) if is_stored else tensor
 
 
 # Adapters
@@ -231,7 +170,7 @@ def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
             fix = f"put the {ENCODER} folder that belongs to the adapter beside its file"
             raise LoadError(f"the IP-Adapter needs an {ENCODER}", where=str(path.parent / ENCODER), fix=fix)
         annotation = inspect.signature(type(pipeline).__init__).parameters[ENCODER].annotation
-        encoder, unused = _module_of_folder(ENCODER, _module_class(annotation), path.parent)
+        encoder, unused = module_of_folder(ENCODER, _module_class(annotation), path.parent)
         pipeline.register_modules(**{ENCODER: encoder})
     parts = {
         part: {k.removeprefix(f"{part}."): t.float() for k, t in tensors.items() if k.startswith(f"{part}.")}

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from diffc.compiler.errors import LoadError
 
@@ -42,16 +44,17 @@ AUTOENCODER_PARTS = {"encoder", "decoder", "quant_conv", "post_quant_conv", "fir
 
 @dataclass(frozen=True)
 class Header:
-    """Hold the header of a safetensors file: the shape of each tensor, and free-form metadata."""
+    """Hold the header of a safetensors file: shape and stored type of each tensor, and free-form metadata."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
+    types: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def elements(self) -> int:
-        """Return the number of elements of all tensors."""
-        return sum(_product(shape) for shape in self.shapes.values())
+    def is_of_floats(self) -> bool:
+        """Return whether all tensors are of 16 bits or more, so that each is a weight by itself."""
+        return {*self.types.values()} <= {"F64", "F32", "F16", "BF16"}
 
 
 def read_header(path: Path) -> Header:
@@ -63,7 +66,9 @@ def read_header(path: Path) -> Header:
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            slices = {name: file.get_slice(name) for name in names}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            types = {name: str(part.get_dtype()) for name, part in slices.items()}
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         size = path.stat().st_size
@@ -71,7 +76,16 @@ def read_header(path: Path) -> Header:
         raise LoadError(what, where=str(path), fix=GET_AGAIN) from error
     if not shapes:
         raise LoadError(f"{path.name} holds no tensors", where=str(path), fix=GET_AGAIN)
-    return Header(path, shapes, metadata)
+    return Header(path, shapes, metadata, types)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Map the tensors of a safetensors file into memory. Raises `LoadError` for a type that PyTorch lacks."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
+        what = f"the tensors of {path.name} cannot be read: {_reason(error)}"
+        raise LoadError(what, where=str(path), fix=GET_AGAIN) from error
 
 
 def refuse_by_start(path: Path) -> None:
@@ -187,10 +201,3 @@ def _may_be_header(start: bytes) -> bool:
 
 def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0].removeprefix("Error while deserializing header: ") if str(error) else "?"
-
-
-def _product(shape: Iterable[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

@@ -51,7 +51,7 @@ def new_scheduler(name: str, current: Any) -> Any:
     sampler = samplers().get(name, Sampler(name))
     class_ = _class_of(name, sampler)
     config = dict(current.config)
-    trained = _kind(type(current), config)
+    trained = kind_of(type(current), config)
     options = dict(sampler.options) | _flow_options(class_, config) if trained == FLOW else sampler.options
     _refuse_other_kind(name, class_, trained, config)
     try:
@@ -79,7 +79,7 @@ def _class_of(name: str, sampler: Sampler) -> Any:
     raise LoadError(f"unknown sampler {name!r}", fix=fix)
 
 
-def _kind(class_: Any, config: Mapping[str, Any]) -> str:
+def kind_of(class_: Any, config: Mapping[str, Any]) -> str:
     """Return the kind of prediction that a scheduler integrates, or its class name where its signature hides it."""
     parameters = inspect.signature(class_.__init__).parameters
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
@@ -105,7 +105,7 @@ def _flow_options(class_: Any, config: Mapping[str, Any]) -> dict[str, object]:
 def _refuse_other_kind(name: str, class_: Any, trained: str, config: Mapping[str, Any]) -> None:
     if not _can_follow(class_, trained):
         fitting = [each for each, s in samplers().items() if _can_follow(scheduler_class(s.class_name), trained)]
-        kind = _kind(class_, {})
+        kind = kind_of(class_, {})
         what = f"sampler {name!r} is for {kind} models, this checkpoint is a {trained} model"
         fix = f"choose one of {', '.join(fitting)}" if fitting else NO_SAMPLER
         raise LoadError(what, where=class_.__name__, fix=fix)
@@ -118,4 +118,4 @@ def _refuse_other_kind(name: str, class_: Any, trained: str, config: Mapping[str
 
 def _can_follow(class_: Any, trained: str) -> bool:
     both = "use_flow_sigmas" in inspect.signature(class_.__init__).parameters
-    return _kind(class_, {}) == trained or (both and trained == FLOW)
+    return kind_of(class_, {}) == trained or (both and trained == FLOW)

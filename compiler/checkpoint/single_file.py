@@ -110,7 +110,7 @@ def unused_tensors(tensors: Mapping[str, torch.Tensor], components: Mapping[str,
         module = _convert(name, component, _numbered(tensors), folder)
         for tensor in module.state_dict().values():
             seen |= _indices(tensor) if tensor.numel() else set()
-    return [name for number, name in enumerate(tensors, start=2) if number not in seen and tensors[name].numel()]
+    return [name for number, name in enumerate(tensors, start=2) if number not in seen]
 
 
 def _unwritten_parameters(

@@ -11,7 +11,7 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,18 +43,44 @@ NARROW = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True, eq=False)
+class Encoded:
+    """Hold a tensor that another tool quantized: its stored parts, and the function that computes float32 values."""
+
+    parts: tuple[torch.Tensor, ...]
+    decode: Callable[..., torch.Tensor]
+
+    def values(self) -> torch.Tensor:
+        """Compute all values, contiguous in memory, and release the pages of the parts."""
+        values = self.decode(*self.parts).contiguous()
+        for part in self.parts:
+            _release(part)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
 class Weight:
-    """Hold a tensor as it is stored and the type that it stands for; what a checkpoint gave says whose it is."""
+    """Hold a tensor as it is stored and the type that it stands for; what a checkpoint gave says whose it is.
+
+    The ``source`` of an ``encoded`` weight is a meta tensor: its layout says which of the decoded values it holds.
+    """
 
     source: torch.Tensor
     dtype: torch.dtype
     name: str = ""
     where: str = ""
+    encoded: Encoded | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Return a key of the tensor's memory and layout, valid while the tensor lives."""
-        return self.source.data_ptr(), self.source.shape, self.source.stride(), self.source.dtype
+        """Return a key of the tensor's memory and layout, valid while the weight lives."""
+        source = self.source
+        start = source.data_ptr() if self.encoded is None else (id(self.encoded), source.storage_offset())
+        return start, source.shape, source.stride(), source.dtype
+
+    @property
+    def is_stored_so(self) -> bool:
+        """Return whether the file holds the values themselves, in the type that the weight stands for."""
+        return self.encoded is None and self.source.dtype == self.dtype
 
     def pieces(self, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
         """Yield all values in order, in slices [n] of a type. Raises `LoadError` for values that are not finite."""
@@ -63,7 +89,7 @@ class Weight:
 
     def read(self) -> torch.Tensor:
         """Return the materialized tensor. A tensor stored in its own type is not copied: do not write into it."""
-        if self.source.dtype == self.dtype:
+        if self.is_stored_so:
             for _ in self._slices():
                 pass
             return self.source.detach()
@@ -82,22 +108,29 @@ class Weight:
         return not any(bool(stored.any()) for stored in self._slices())
 
     def _slices(self) -> Iterator[torch.Tensor]:
-        source = self.source.detach()
+        source = self._values()
         rows = source.view(-1) if source.is_contiguous() else source
         size = max(1, SLICE * len(rows) // max(1, rows.numel()))
         for stored in torch.split(rows, size):
             self._check(stored)
             yield stored
-            if rows.dim() == 1:
+            if rows.dim() == 1 and self.encoded is None:
                 _release(stored)
-        _release(source)
+        if self.encoded is None:
+            _release(source)
+
+    def _values(self) -> torch.Tensor:
+        source = self.source.detach()
+        if self.encoded is None:
+            return source
+        return self.encoded.values().as_strided(source.shape, source.stride(), source.storage_offset())
 
     def _check(self, stored: torch.Tensor) -> None:
         if not self.where or not stored.is_floating_point() or not stored.numel():
             return
         low, high = stored.float().aminmax() if stored.itemsize == 1 else stored.aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            bad = int(self.source.isfinite().logical_not().sum())
+            bad = int(self._values().isfinite().logical_not().sum())
             what = f"{self.name} has {bad} of {self.source.numel()} numbers that are NaN or infinite"
             fix = "get the checkpoint again, or in a format with a wider range"
             raise LoadError(what, where=self.where, fix=fix)
@@ -121,7 +154,7 @@ def weight_of(tensor: torch.Tensor) -> Weight:
 
 def release(tensor: torch.Tensor) -> None:
     """Release the memory of a checkpoint's weight until it is read again."""
-    if isinstance(tensor, StandIn):
+    if isinstance(tensor, StandIn) and tensor.stored.encoded is None:
         _release(tensor.stored.source.detach())
 
 
@@ -133,6 +166,12 @@ def stand_in(weight: Weight) -> StandIn:
         lazy = StandIn(FAKES, meta, torch.device("cpu"))
     lazy.stored = weight
     return lazy
+
+
+def encoded(parts: Sequence[torch.Tensor], decode: Callable[..., torch.Tensor], shape: Sequence[int]) -> StandIn:
+    """Make a lazy float32 weight of a shape from stored parts and the function that computes its values."""
+    source = torch.empty(tuple(shape), dtype=torch.float32, device="meta")
+    return stand_in(Weight(source, torch.float32, encoded=Encoded(tuple(parts), decode)))
 
 
 def channels(weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -147,9 +186,15 @@ class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         first: Any = args[0] if args else None
+        if func is aten.copy_.default:
+            _refuse_integers(args[1], first.dtype)
+        if func is aten._to_copy.default:
+            _refuse_integers(first, kwargs.get("dtype") or first.dtype)
         if isinstance(first, StandIn):
             if func._schema.is_mutable:
                 raise RuntimeError(f"{func} writes into a weight while it is loaded")
+            if func is torch.ops.prim.device.default:
+                return first.fake_device
             if has(func, Trait.VIEW) or func.namespace == "prim":  # prim asks where a tensor is
                 taken = func(first.stored.source, *args[1:], **kwargs)
                 return pytree.tree_map_only(torch.Tensor, lambda t: stand_in(replace(first.stored, source=t)), taken)
@@ -157,6 +202,15 @@ class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return stand_in(replace(weight_of(first), dtype=kwargs.get("dtype") or first.dtype))
         args, kwargs = pytree.tree_map_only(StandIn, read, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _refuse_integers(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise `LoadError` for stored integers that are to become floating-point values."""
+    if isinstance(tensor, StandIn) and dtype.is_floating_point and not tensor.is_floating_point():
+        weight, stored = tensor.stored, str(tensor.dtype).removeprefix("torch.")
+        what = f"{weight.name} is stored as {stored} without a scale, and the model computes with floating-point values"
+        fix = "get the model in 16 or 32 bits, or quantized as docs/checkpoints.md lists"
+        raise LoadError(what, where=weight.where, fix=fix)
 
 
 def _only_converts(func: Any, tensor: Any, kwargs: dict[str, Any]) -> bool:
@@ -192,6 +246,10 @@ def lend(component: str, module: nn.Module, where: str) -> None:
     names = {id(t): f"{component}.{key}" for key, t in module.state_dict(keep_vars=True).items()}
     replacements = dict[int, torch.Tensor]()
     for table, key, tensor in _tensors(module):
+        if isinstance(tensor, StandIn) and not tensor.is_floating_point():
+            if isinstance(tensor, nn.Parameter):
+                _refuse_integers(tensor, torch.float32)
+            table[key] = read(tensor)
         if id(tensor) not in names or not tensor.is_floating_point():
             continue
         if id(tensor) not in replacements:
@@ -217,7 +275,7 @@ def settle(module: nn.Module) -> None:
 
 def bytes_to_settle(module: nn.Module) -> int:
     """Compute the memory that `settle` takes: weights stored in their own type stay in the file."""
-    lazy = {id(t): t for _, _, t in _tensors(module) if isinstance(t, StandIn) and t.stored.source.dtype != t.dtype}
+    lazy = {id(t): t for _, _, t in _tensors(module) if isinstance(t, StandIn) and not t.stored.is_stored_so}
     return sum(tensor.numel() * tensor.itemsize for tensor in lazy.values())
 
 

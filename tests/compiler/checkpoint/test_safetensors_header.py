@@ -58,7 +58,7 @@ def test_reads_shapes_and_metadata(tmp_path: Path) -> None:
     header = read_header(tmp_path / "x.safetensors")
     assert header.shapes == {"a": (2, 3), "b": ()}
     assert header.metadata == {"k": "v"}
-    assert header.elements == 7
+    assert header.types == {"a": "F64", "b": "F64"} and header.is_of_floats
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E4M3"])
@@ -265,3 +265,9 @@ def test_no_accepted_path_leaves_the_folder(tmp_path: Path, name: str) -> None:
     except LoadError:
         return
     assert all((tmp_path / accepted).resolve().is_relative_to(tmp_path.resolve()) for accepted in files)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "I8", "U8", "BOOL", "I64"])
+def test_a_narrow_or_integer_tensor_is_no_weight_by_itself(dtype: str) -> None:
+    header = Header(Path("x"), {"a": (2,), "b": (2,)}, {}, {"a": "F16", "b": dtype})
+    assert not header.is_of_floats
