@@ -97,8 +97,8 @@ def refuse_leftovers(unused: Iterable[str], stored: Tensors, where: str) -> None
 
 
 def _refuse_schemes(stored: Tensors, config: Mapping[str, Any], where: str) -> None:
-    for scheme, one, other in REFUSED:
-        ends = [next((name for name in stored if re.search(f"{end}$", name)), None) for end in (one, other)]
+    for scheme, first, second in REFUSED:
+        ends = [next((name for name in stored if re.search(f"{end}$", name)), None) for end in (first, second)]
         if None not in ends:
             raise _refusal(f"the weights are quantized by {scheme}: {ends[0]}, {ends[1]}", where)
     method = str(config.get("quant_method", ""))

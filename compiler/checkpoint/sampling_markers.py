@@ -56,9 +56,9 @@ def marked_options(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
     stated: dict[str, tuple[str, object]] = {}
     for marker, options in _statements(tensors, metadata, where).items():
         for key, value in options.items():
-            before, other = stated.setdefault(key, (marker, value))
-            if other != value:
-                raise LoadError(f"{before} says {key}={other}, {marker} says {value}", where=where, fix=FIX)
+            before, stated_value = stated.setdefault(key, (marker, value))
+            if stated_value != value:
+                raise LoadError(f"{before} says {key}={stated_value}, {marker} says {value}", where=where, fix=FIX)
     options = {key: value for key, (_, value) in stated.items()}
     if "rescale_betas_zero_snr" in options and options.get("prediction_type") != "v_prediction":
         marker = stated["rescale_betas_zero_snr"][0]
