@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from diffc.runtime.errors import DiffcError, RequestError
+from diffc.runtime.output_file import write_complete
 from diffc.runtime.program.program import is_image
 
 FRAME_MS = 125
@@ -80,23 +80,6 @@ def save(frames: Image.Image | Sequence[Image.Image], path: str | os.PathLike[st
 def save_array(array: NDArray[Any], path: str | os.PathLike[str]) -> Path:
     """Write an array as a .npy file, completely or not at all. Raises `RequestError` where it cannot be written."""
     return write_complete(path, lambda stream: np.save(stream, array, allow_pickle=False))
-
-
-def write_complete(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
-    """Call ``write`` with a temporary file, which takes the path's name afterwards. Raises `RequestError`."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as stream:
-            write(stream)
-        partial.replace(path)
-    except OSError as error:
-        what = f"{path} cannot be written: {error.strerror or error}"
-        raise RequestError(what, where=str(path), fix="give a path in a folder that exists and has space") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-    return path
 
 
 def check_path(path: str | os.PathLike[str], *, is_video: bool = False) -> str:

@@ -39,6 +39,7 @@ FLOORS = (
         "runtime.memory",
         "runtime.rng",
         "runtime.disk_cache",
+        "runtime.output_file",
         "runtime.entry_points",
         "runtime.precisions",
     ),

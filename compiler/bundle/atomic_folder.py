@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def _check_free(output: Path) -> None:
-    if output.exists():
+    if os.path.lexists(output):
         raise BuildError(f"{output} exists", fix="remove it or choose another name with -o")
 
 

@@ -30,7 +30,14 @@ from diffc.compiler.commands.command import (
     timed,
 )
 from diffc.compiler.commands.parameter_types import Counts, Interval, Named, Names, Size, Sizes
-from diffc.compiler.commands.request_files import read_array, read_inputs, read_scalars, save_outputs
+from diffc.compiler.commands.request_files import (
+    check_output,
+    is_array,
+    read_array,
+    read_inputs,
+    read_scalars,
+    save_outputs,
+)
 from diffc.runtime.errors import DiffcError
 from diffc.runtime.memory import peak_bytes
 
@@ -51,7 +58,7 @@ def main() -> None:
 @command(main)
 @source_argument
 @target_option
-@path_option("-o", "--output", help="The bundle  [default: SOURCE's name.diffc]")
+@path_option("-o", "--output", help="The bundle.  [default: SOURCE's name.diffc, here, or beside SOURCE]")
 @click.option("--steps", type=Counts(), help="Steps of the sampler; one program for each.  [default: the pipeline's]")
 @click.option("--sampler", help="Another sampler: ddim, dpmpp-2m, euler, … or a diffusers scheduler class.")
 @click.option("--guidance", type=float, help="Default guidance scale; --guidance of run changes it.")
@@ -148,15 +155,11 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     """
     from diffc.runtime import load
     from diffc.runtime.engines.openvino import advice
-    from diffc.runtime.images import check_path
 
-    is_array = output.suffix.lower() == ".npy"
-    if not is_array:
-        check_path(output)
+    check_output(output)
     start = time.monotonic()
     sampler = load(options["bundle"])
-    if not is_array:
-        check_path(output, is_video=sampler.output_kind == "videos")
+    check_output(output, sampler.output_kind)
     seed = secrets.randbits(32) if options["seed"] is None else options["seed"]
     with click.progressbar(length=1, label="sample", file=sys.stderr) as bar:
 
@@ -166,7 +169,7 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
 
         outputs = sampler(
             options["prompt"],
-            output="np" if is_array else "pil",
+            output="np" if is_array(output) else "pil",
             negative_prompt=options["negative"],
             seed=seed,
             latents=None if options["latents"] is None else read_array(options["latents"]),

@@ -6,7 +6,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffc.runtime.errors import DiffcError
+from diffc.runtime.errors import DiffcError, RequestError
+from diffc.runtime.output_file import check_writable
+
+
+def check_output(path: Path, kind: str = "images") -> None:
+    """Raise `RequestError` where outputs of a kind cannot be written to a path: its suffix or its folder forbids it."""
+    from diffc.runtime.images import check_path
+
+    check_writable(path)
+    if not is_array(path):
+        if kind == "arrays":
+            raise RequestError(f"{path} cannot hold audio or another array", where=str(path), fix="use .npy")
+        check_path(path, is_video=kind == "videos")
+
+
+def is_array(path: Path) -> bool:
+    """Return whether a file holds an array, by its suffix."""
+    return path.suffix.lower() == ".npy"
 
 
 def save_outputs(outputs: Any, path: Path) -> None:
@@ -34,9 +51,7 @@ def read_inputs(files: Iterable[tuple[str, Path | str | None]]) -> dict[str, Any
     from diffc.runtime.images import open_image
 
     paths = {name: Path(file) for name, file in files if file is not None}
-    return {
-        name: read_array(path) if path.suffix.lower() == ".npy" else open_image(path) for name, path in paths.items()
-    }
+    return {name: read_array(path) if is_array(path) else open_image(path) for name, path in paths.items()}
 
 
 def read_array(path: Path) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffc.compiler.bundle.atomic_folder import new_folder
@@ -29,14 +31,15 @@ def build(
     progress: Progress = lambda _: None,
     **options: Any,
 ) -> Path:
-    """Compile a checkpoint and return the bundle's path; by default the source's name with ``.diffc``, in this folder.
+    """Compile a checkpoint and return the bundle's path, by default as `default_output` names it.
 
     The ``options`` are those of the command line, as `diffc.compiler.driver.options.read_options` takes them:
     ``build("sd.safetensors", "ort-w8a8", steps=(20,), cache="deepcache:interval=3")``. A build that fails leaves no
     bundle, and raises the `DiffcError` of the phase that failed.
     """
     source, settings = Path(source), read_options(target, **options)
-    output = Path(output) if output is not None else Path(f"{source.name.removesuffix('.safetensors')}.diffc")
+    output = Path(output) if output is not None else default_output(source)
+    _check_outside(source, {"-o": output, "--dump": settings.dump})
     phases = [*phases_to_programs(settings), *phases_to_bundle(settings)]
     with new_folder(output) as folder:
         state = State(settings, folder, source, progress)
@@ -44,6 +47,21 @@ def build(
             state = replace(state, seen=dump_below(settings.dump))
         _run(state, phases)
     return output
+
+
+def default_output(source: Path) -> Path:
+    """Return the source's name with ``.diffc``, in this folder, or beside the source if this folder lies inside it."""
+    name = source.name if source.name not in ("", "..") else source.resolve().name
+    is_inside = Path.cwd().is_relative_to(source.resolve())
+    return (source.resolve().parent if is_inside else Path()) / f"{name.removesuffix('.safetensors')}.diffc"
+
+
+def _check_outside(source: Path, outputs: Mapping[str, Path | None]) -> None:
+    """Raise `BuildError` where an option's folder would lie inside the checkpoint, whose files provenance digests."""
+    for option, path in outputs.items():
+        if path is not None and path.resolve().is_relative_to(source.resolve()):
+            what = f"{path} would lie inside the checkpoint {source}"
+            raise BuildError(what, where=option, fix=f"name a folder outside of it with {option}")
 
 
 def write_bundle(
@@ -97,9 +115,15 @@ def _run(state: State, phases: Iterable[Phase]) -> None:
 
 
 def dump_below(folder: Path) -> Callable[[str, Program], None]:
-    """Return a function that writes the text of a program below a folder, which must not exist."""
-    if folder.exists():
+    """Return a function that writes the text of a program below a folder, which must be new and possible."""
+    if os.path.lexists(folder):
         raise BuildError(f"{folder} exists", where="--dump", fix="remove it or choose another folder")
+    try:
+        with TemporaryDirectory(dir=next(filter(Path.exists, folder.absolute().parents))):
+            pass
+    except OSError as error:
+        what = f"{folder} cannot be written: {error.strerror}"
+        raise BuildError(what, where="--dump", fix="choose another folder") from error
 
     def write_text(place: str, program: Program) -> None:
         (folder / place).mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,12 @@ def test_a_new_folder_appears_when_all_went_well(tmp_path: Path) -> None:
         pytest.fail("it must not start")
 
 
+def test_a_link_to_nothing_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x").symlink_to("nothing")
+    with pytest.raises(BuildError, match="x exists"), new_folder(tmp_path / "x"):
+        pytest.fail("it must not start")
+
+
 def test_of_two_new_folders_at_once_the_first_gets_the_name(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="x exists") as raised, new_folder(tmp_path / "x") as late:
         (late / "a").write_bytes(b"late")

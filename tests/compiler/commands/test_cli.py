@@ -51,6 +51,12 @@ def test_guidance_of_one_takes_the_unguided_program(bundle: Path, tmp_path: Path
     assert not (tmp_path / "c.png").exists()
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_a_bundle_is_opened(tmp_path: Path) -> None:
+    for name, what in (("missing/x.png", "there is no folder"), (".", "it is a folder"), ("x.foo", "no extension")):
+        assert what in refused("run", tmp_path / "none.diffc", PROMPT, "-o", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_inspect_shows_programs_bytes_and_stages(bundle: Path) -> None:
     found = succeeded("inspect", bundle)
     names = ["text_to_image_4", "text_to_image_4_unguided", "text_to_image_2", "text_to_image_2_unguided"]

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffc.compiler.commands.request_files import read_array, read_inputs, read_scalars, save_outputs
-from diffc.runtime import DiffcError
+from diffc.compiler.commands.request_files import (
+    check_output,
+    read_array,
+    read_inputs,
+    read_scalars,
+    save_outputs,
+)
+from diffc.runtime import DiffcError, RequestError
 
 
 def test_reads_arrays_and_images_and_leaves_out_the_rest(tmp_path: Path) -> None:
@@ -49,3 +55,27 @@ def test_several_images_are_saved_as_a_grid_and_videos_frame_by_frame(tmp_path: 
             assert (saved.size, getattr(saved, "n_frames", 1)) == (size, frames)
     save_outputs(np.ones((1, 2)), tmp_path / "x.npy")
     assert np.load(tmp_path / "x.npy").tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "what"),
+    [
+        ("x.foo", "images", "has no extension of an image format"),
+        ("x", "images", "has no extension of an image format"),
+        ("x.jpg", "videos", "has no extension of a video format"),
+        ("x.wav", "arrays", r"cannot hold audio or another array\n.*\n  fix: use \.npy"),
+        ("missing/x.png", "images", "there is no folder"),
+        ("missing/x.npy", "arrays", "there is no folder"),
+        ("folder.npy", "arrays", "it is a folder"),
+    ],
+)
+def test_outputs_that_cannot_be_saved_are_refused(name: str, kind: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(RequestError, match=what):
+        check_output(tmp_path / name, kind)
+
+
+def test_outputs_that_can_be_saved_are_not_written_yet(tmp_path: Path) -> None:
+    for name, kind in (("x.png", "images"), ("x.gif", "videos"), ("x.npy", "arrays"), ("X.NPY", "images")):
+        check_output(tmp_path / name, kind)
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffc.compiler import build, write_bundle
-from diffc.compiler.driver.build import dump_below, phases_to_bundle, phases_to_programs
+from diffc.compiler.driver.build import default_output, dump_below, phases_to_bundle, phases_to_programs
 from diffc.compiler.driver.options import read_options
 from diffc.compiler.driver.state import Phase, State, run_phases
 from diffc.compiler.errors import BuildError
@@ -80,6 +80,47 @@ def test_a_dump_replaces_nothing(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="exists") as refused:
         build(tmp_path / "none.safetensors", "ort-fp32", tmp_path / "x.diffc", dump=tmp_path)
     assert refused.value.where == "--dump" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dump", ["file/dump", "/proc/dump"])
+def test_a_dump_that_cannot_be_written_is_refused_before_the_work(dump: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BuildError, match="dump cannot be written") as refused:
+        build(tmp_path / "none.safetensors", "ort-fp32", tmp_path / "x.diffc", dump=tmp_path / dump)
+    assert refused.value.where == "--dump" and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("here", "source", "output"),
+    [
+        (".", "sd.v1.safetensors", "sd.v1.diffc"),
+        (".", "folder", "folder.diffc"),
+        (".", "folder/", "folder.diffc"),
+        (".", "./link", "link.diffc"),
+        ("folder", ".", "{}/folder.diffc"),
+        ("folder/unet", "..", "{}/folder.diffc"),
+        ("folder/unet", "../../folder/", "{}/folder.diffc"),
+        ("elsewhere", "../folder", "folder.diffc"),
+        ("elsewhere", "../folder/unet/..", "folder.diffc"),
+    ],
+)
+def test_a_bundle_is_named_after_its_source_and_never_inside_it(
+    here: str, source: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("folder/unet", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("folder")
+    monkeypatch.chdir(tmp_path / here)
+    assert str(default_output(Path(source))) == output.format(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["output", "dump"])
+def test_nothing_is_written_inside_a_checkpoint(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    with pytest.raises(BuildError, match="would lie inside the checkpoint"):
+        build(Path(), **{"output": tmp_path / "x.diffc", option: Path("deep/x")})
+    assert list(tmp_path.rglob("*")) == [tmp_path / "model"]
 
 
 def test_the_report_shows_the_time_of_every_phase(tmp_path: Path) -> None:
