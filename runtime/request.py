@@ -15,7 +15,7 @@ from PIL.Image import Image
 from diffc.runtime.bundle.tokenizer import check_text
 from diffc.runtime.errors import RequestError
 from diffc.runtime.images import arrays_from_images
-from diffc.runtime.program.program import Input, Program
+from diffc.runtime.program.program import Input, Op, Program
 from diffc.runtime.rng import Generator
 
 Texts = str | Sequence[str]
@@ -69,9 +69,12 @@ def make_request(
     count = max(counts, default=1)
     texts = {item.name: _spread(item.name, prompts.get(item.name, [""]), count, num_images) for item in serving.texts}
     arrays = {name: _repeated(name, array, count, num_images) for name, array in rows.items()}
-    count *= num_images
     seed = secrets.randbits(32) if seed is None else seed
-    return Request(serving, texts, arrays, scalars, _noises(serving, count, seed, latents), count, seed)
+    row_counts = {name: len(texts) for name, texts in prompts.items()} | {
+        name: len(array) for name, array in rows.items()
+    }
+    noises = _noises(serving, row_counts, count * num_images, seed, latents)
+    return Request(serving, texts, arrays, scalars, noises, count * num_images, seed)
 
 
 def _candidates(programs: Mapping[str, Program], name: str | None, size: Any) -> list[Program]:
@@ -187,29 +190,60 @@ def _repeated(name: str, rows: NDArray[np.float32], count: int, num_images: int)
     return np.repeat(np.broadcast_to(rows, (count, *rows.shape[1:])), num_images, axis=0)
 
 
-def _noises(program: Program, count: int, seed: Seed, latents: ArrayLike | None) -> Mapping[str, NDArray[np.float32]]:
-    """Generate each noise of the program, float32[count, times, …]: an execution reads ``times`` rows per image."""
-    shapes = {noise.name: (noise.type.shape[0] // program.batch, *noise.type.shape[1:]) for noise in program.noises}
-    noises, first = dict[str, NDArray[np.float32]](), next(iter(shapes), None)
+def _noises(
+    program: Program, row_counts: Mapping[str, int], count: int, seed: Seed, latents: ArrayLike | None
+) -> Mapping[str, NDArray[np.float32]]:
+    """Generate each noise of the program, float32[count, times, …]: an execution reads ``times`` rows per image.
+
+    ``row_counts`` are the numbers of rows of the texts and arrays of the request, which some noises follow.
+    """
+    operations = [op for op in program.ops if op.operator == "noise"]
+    noises = dict[str, NDArray[np.float32]]()
     if latents is not None:
-        if first is None:
-            raise RequestError("this program has no noise that latents could replace", fix="leave latents out")
-        times, *shape = shapes[first]
-        noises[first] = _by_image(_latents(latents, (times * count, *shape)), count)
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
-        generators, rows = [Generator(each) for each in seed], 1
-        if len(generators) != count:
-            raise RequestError(f"{len(generators)} seeds for {count} images", fix="use one seed, or one for each")
-    else:
-        generators, rows = [Generator(seed)], count
-    if rows != program.batch and any(times > 1 for times, *_ in shapes.values()):
-        what = f"{program.name} has several rows of noise per image, and in which order for {rows} is not known"
-        raise RequestError(what, fix=f"request {program.batch} with one seed, or build with --batch {rows}")
-    for name, (times, *shape) in shapes.items():
-        if name not in noises:
-            parts = [_by_image(generator.randn((times * rows, *shape)), rows) for generator in generators]
-            noises[name] = np.concatenate(parts)
+        noises |= _replaced(program, operations, latents, count)
+    generators = _generators(seed, count)
+    is_list = isinstance(seed, Sequence)
+    for op in operations:
+        times, *shape = _rows_and_shape(program, op)
+        rows = max((row_counts.get(name, 1) for name in op.operands()), default=count)
+        if 1 < rows < count:
+            what = f"{count} images of {rows} rows of {' and '.join(op.operands())}, with noise for each row"
+            raise RequestError(what, fix="repeat each row in the lists that you pass, with num_images=1")
+        drawing = generators if op.attr("each", False) else generators[:rows]
+        at_once = 1 if is_list else rows
+        if times > 1 and at_once != program.batch:
+            what = f"{program.name} has several rows of noise per image, and in which order for {at_once} is not known"
+            raise RequestError(what, fix=f"request {program.batch} with one seed, or build with --batch {at_once}")
+        if op.results[0].name not in noises:
+            parts = [_by_image(generator.randn((times * at_once, *shape)), at_once) for generator in drawing]
+            noises[op.results[0].name] = np.broadcast_to(np.concatenate(parts), (count, times, *shape))
     return noises
+
+
+def _generators(seed: Seed, count: int) -> list[Generator]:
+    """Return the generator of one seed, or one for each image."""
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
+        return [Generator(seed)]
+    if len(seed) != count:
+        raise RequestError(f"{len(seed)} seeds for {count} images", fix="use one seed, or one for each")
+    return [Generator(each) for each in seed]
+
+
+def _replaced(
+    program: Program, operations: Sequence[Op], latents: ArrayLike, count: int
+) -> Mapping[str, NDArray[np.float32]]:
+    """Return the latents in the place of the first noise that has a row for each image."""
+    first = next((op for op in operations if not op.args), None)
+    if first is None:
+        raise RequestError("this program has no noise that latents could replace", fix="leave latents out")
+    times, *shape = _rows_and_shape(program, first)
+    return {first.results[0].name: _by_image(_latents(latents, (times * count, *shape)), count)}
+
+
+def _rows_and_shape(program: Program, op: Op) -> tuple[int, ...]:
+    """Return how many rows of a noise an image reads, and their shape."""
+    rows, *shape = op.results[0].type.shape
+    return rows // program.batch, *shape
 
 
 def _by_image(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ import transformers
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
 from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
@@ -28,7 +29,9 @@ GUIDANCE = "guidance_scale"
 SCALES = (GUIDANCE, "true_cfg_scale")
 CALLBACK = "callback_on_step_end"
 STRENGTH = "strength"
-OF_THE_RUN = ("generator", "latents", "num_images_per_prompt", "num_videos_per_prompt")
+GENERATOR = "generator"
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+OF_THE_RUN = (GENERATOR, "latents", *COUNTS)
 """Arguments of a pipeline's call that the runtime decides: seeds, first noises, how many pictures."""
 
 
@@ -87,7 +90,14 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
         programs.append(_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), calls, absent))
     if off:
         programs.append(_trace(pipeline, sampling, scales | off, replace(facts, variant=UNGUIDED), calls))
-    return programs
+    counts = [name for name in COUNTS if name in _parameters(pipeline)]
+    several, rows = {**scales, **dict.fromkeys(counts[:1], IMAGES)}, ComponentCalls()
+
+    def retrace(one_generator_each: bool) -> Program:
+        seeded = {GENERATOR: generators()} if one_generator_each else {}
+        return _trace(pipeline, replace(sampling, batch=1), {}, facts, rows, {**several, **seeded})
+
+    return with_rows_of_noise(programs, retrace) if counts else programs
 
 
 def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> bool:
@@ -156,6 +166,7 @@ def _trace(
             tokenizers=tokenizers,
             name=program_name(facts, says_size=sampling.says_size),
             on_step="on_step" if takes_callback else None,
+            seeds=SEEDS if GENERATOR in overrides else (),
         )
         return replace(program, facts=facts)
 

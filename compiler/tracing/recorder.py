@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from diffc.compiler.tracing.value_ranges import decided, range_of_results
 NOISE = ("aten::randn", "aten::randn_like", "aten::normal_functional")
 """Random operators that draw from the normal distribution."""
 
+GENERATOR = "generator"
+"""The attribute of a noise that was drawn from one of several generators: the generator's seed."""
+
 DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator")
 """Arguments of ATen operators that say where and how a tensor is stored, not what it is."""
 
@@ -38,11 +41,14 @@ DECOMPOSED: dict[Any, Callable[..., torch.Tensor]] = {
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record each operation on a symbolic tensor while the mode is on; everything else runs as it always does."""
+    """Record each operation on a symbolic tensor while the mode is on; everything else runs as it always does.
 
-    def __init__(self, fake_mode: FakeTensorMode) -> None:
+    Noise is drawn without a generator, or with one of the ``seeds``, which the operation then records.
+    """
+
+    def __init__(self, fake_mode: FakeTensorMode, seeds: Collection[int] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.fake_mode = fake_mode
+        self.fake_mode, self.seeds = fake_mode, seeds
         self.ops, self.tables, self.counts = list[Op](), dict[str, Table](), dict[str, int]()
 
     def array(self, name: str, item: Image | Tensor) -> Symbolic:
@@ -166,7 +172,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _noise(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Symbolic:
         if func._schema.name not in NOISE:
             raise CaptureError(f"{func} draws numbers that are not normal", fix="draw noise with torch.randn")
-        if kwargs.get("generator") is not None:
+        generator = kwargs.get("generator")
+        if generator is not None and generator.initial_seed() not in self.seeds:
             raise CaptureError(
                 f"{func} draws from a generator of its own", fix="draw from the request's seed: no generator"
             )
@@ -174,7 +181,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if fake.dtype != torch.float32:
             raise CaptureError(f"{func} draws {fake.dtype}", fix="draw noise in float32")
         noise = self.value(fake, "n")
-        self.append("noise", (), (), [noise])
+        self.append("noise", (), [] if generator is None else [(GENERATOR, generator.initial_seed())], [noise])
         return noise
 
     def _table(self, tensor: torch.Tensor) -> Ref:

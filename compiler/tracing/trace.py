@@ -11,7 +11,7 @@ of tokenizers by ``tokenizer_calls.py``; numbers of the request are followed by 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -66,17 +66,20 @@ def trace(
     tokenizers: Mapping[str, Any] | None = None,
     name: str = "main",
     on_step: str | None = None,
+    seeds: Collection[int] = (),
 ) -> Program:
     """Run ``function(**inputs)`` symbolically and give the program of what it did, its graphs not yet exported.
 
     Texts arrive as lists of ``batch`` strings, numbers as floats, all else as tensors. ``on_step`` names the
-    parameter of the function that takes a callable, to be told the latents after each step of the sampler.
+    parameter of the function that takes a callable, to be told the latents after each step of the sampler. Noise is
+    drawn without a generator, or from one of the ``seeds``, which the operation names.
     Raises `CaptureError` with the line that asks for what a symbolic value cannot give.
     """
     defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
 
     def run(numbers: Mapping[str, float]) -> _Run:
-        return _run(function, components, inputs, numbers, calls=calls, tokenizers=tokenizers or {}, on_step=on_step)
+        recorder = Recorder(calls.fake_mode, seeds)
+        return _run(function, components, inputs, numbers, recorder, calls, tokenizers or {}, on_step)
 
     first = run(defaults)
     ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)
@@ -116,13 +119,13 @@ def _run(
     components: Mapping[str, nn.Module],
     inputs: Mapping[str, RequestInput],
     numbers: Mapping[str, float],
-    *,
+    recorder: Recorder,
     calls: ComponentCalls,
     tokenizers: Mapping[str, Any],
     on_step: str | None,
 ) -> _Run:
     """Run the function once, with these numbers of the request, and record what it does."""
-    recorder, guards = Recorder(calls.fake_mode), list[Guard]()
+    guards = list[Guard]()
     texts, opaque = TokenizerCalls(recorder, inputs), OpaqueComponents(recorder, calls, components)
     request: dict[str, Any] = {key: Scalar(value, key, guards) for key, value in numbers.items()}
     request |= texts.texts

@@ -222,8 +222,13 @@ class _Verifier:
             self.need(value.type.shape == (*text.shape, length), f"{value.name} is not {text.shape[0]} by {length}")
 
     def noise(self, op: Op) -> None:
-        self.takes(op, args=0, attrs=(), results=(1,))
+        self.takes(op, args=len(op.args), attrs=("each",), results=(1,))
         self.need(op.results[0].type.dtype == "float32", "noise is sampled in float32")
+        rows = {item.name for item in (*self.program.texts, *self.program.arrays)}
+        follows = all(isinstance(item, Ref) and item.name in rows for item in op.args)
+        self.need(follows, "noise follows the rows of texts and arrays of the request only")
+        self.need(op.attr("each", False) is (bool(op.attrs)), "each is true, or left out")
+        self.need(bool(op.args) or not op.attrs, "noise that follows no input has a row for each image already")
 
     def linear(self, op: Op) -> None:
         operands = self.operands(op)

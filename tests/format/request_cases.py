@@ -43,7 +43,7 @@ def request_cases() -> Iterator[Case]:
     yield sampler("sampler", 1)
     yield sampler("pairs", 2)
     yield from (guards(), texts(), sizes(), small_noise(), both_branches(), steps())
-    yield from (arrays(), images(), video(), audio(), stages())
+    yield from (arrays(), images(), given_images(), video(), audio(), stages())
 
 
 def sampler(name: str, batch: int) -> Case:
@@ -389,6 +389,69 @@ def images() -> Case:
         Request("NaN", {"image": exact * np.float32(np.nan), "mask_image": mask}, refused="request"),
     ]
     return Case("images", {"p": text}, requests)
+
+
+def given_images() -> Case:
+    """Draw noise with a row for each given image, before and after noise with a row for each requested one."""
+    shape = "float32[2, 1, 2, 8]"
+    text = f"""program p(prompt: text[2], image: image[2, 1, 2, 8], e: {shape}) {{
+    a: {shape} = noise(image)
+    b: {shape} = noise()
+    c: {shape} = noise(e, image, each=true)
+    y: {shape} = linear(image, a, b, c, e; 1.0, 10.0, 100.0, 1000.0, 0.0)
+    return y
+}}
+"""
+    rows = np.linspace(0, 1, 48, dtype=np.float32).reshape(3, 2, 8, 1)
+    zeros = np.zeros((3, 1, 2, 8), np.float32)
+
+    def rest(count: int) -> tuple[int, ...]:
+        return (count, 1, 2, 8)
+
+    def result(images: Array, a: Array, b: Array, c: Array) -> Array:
+        return images + last(10 * a + 100 * b + 1000 * c)
+
+    one, three = {"image": rows[0], "e": zeros[0]}, {"image": rows, "e": zeros[:1]}
+    each = [noise(seed, *[rest(1)] * 3) for seed in (1, 2, 3)]
+    # Of one given image only the first generator draws the first noise: what the others draw comes one earlier.
+    b, c = (np.concatenate([first, *(draws[at] for draws in each[1:])]) for at, first in enumerate(each[0][1:]))
+    latents = np.arange(48, dtype=np.float32).reshape(3, 1, 2, 8)
+    replaced = noise(4, rest(1), rest(1))
+    requests = [
+        Request(
+            "three images of one given image",
+            one | {"num_images": 3, "seed": 4},
+            result(rows[:1], *noise(4, rest(1), rest(3), rest(1))),
+        ),
+        Request("a given image for each", three | {"seed": 4}, result(rows, *noise(4, *[rest(3)] * 3))),
+        Request(
+            "one given image and three prompts",
+            one | {"prompt": ["red", "blue", "red circle"], "seed": 4},
+            result(rows[:1], *noise(4, rest(1), rest(3), rest(1))),
+        ),
+        Request(
+            "the largest number of rows counts",
+            {"image": rows[0], "e": zeros, "seed": 4},
+            result(rows[:1], *noise(4, rest(1), rest(3), rest(3))),
+        ),
+        Request(
+            "a seed for each image of one given image",
+            one | {"num_images": 3, "seed": [1, 2, 3]},
+            result(rows[:1], each[0][0], b, c),
+        ),
+        Request(
+            "a seed for each given image",
+            three | {"seed": [1, 2, 3]},
+            result(rows, *(np.concatenate(parts) for parts in zip(*each, strict=True))),
+        ),
+        Request(
+            "latents replace no noise of given images",
+            one | {"num_images": 3, "seed": 4, "latents": latents},
+            result(rows[:1], replaced[0], latents, replaced[1]),
+        ),
+        Request("several images of several given images", three | {"num_images": 2, "seed": 4}, refused="request"),
+    ]
+    return Case("given_images", {"p": text}, requests)
 
 
 def video() -> Case:

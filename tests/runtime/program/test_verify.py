@@ -149,7 +149,10 @@ REFUSALS = {
         with_op('a: int64[2, 5], b: int64[2, 5], d: int64[2, 5] = tokenize(prompt, tokenizer="t", length=5, pad=0)'),
         "tokenize has other arguments or results than it takes",
     ),
-    "noise from something": (with_op("a: float32[2] = noise(x)"), "noise has other arguments or results than it takes"),
+    "noise from something": (
+        with_op("a: float32[2] = noise(x)"),
+        "noise follows the rows of texts and arrays of the request only",
+    ),
     "noise in half precision": (with_op("a: float16[2] = noise()"), "noise is sampled in float32"),
     "noise for nobody": (with_op("noise()"), "noise has other arguments or results than it takes"),
     "a coefficient too few": (
@@ -314,7 +317,7 @@ EXECUTABLE = """program p(prompt: text[2], g: scalar = 5.0, h: scalar) {
         # Operations.
         ("= noise()", "= nose()", "nose is no built-in and no graph"),
         ("= noise()", "= noise(; 1.0)", "noise takes no coefficients"),
-        ("= noise()", "= noise(g)", "noise has other arguments"),
+        ("= noise()", "= noise(g)", "noise follows the rows"),
         ("= noise()", "= noise(seed=1)", "noise has other arguments"),
         ("n: float32[2, 3, 2, 2] = noise", "n: float16[2, 3, 2, 2] = noise", "noise is sampled in float32"),
         ("n: float32[2, 3, 2, 2] = noise", "n: float32[1, 3, 2, 2] = noise", "n is not one for each of 2 images"),

@@ -1,0 +1,120 @@
+"""Find the inputs whose rows a pipeline's noise follows: an encoder's is for the given images, a sampler's for all.
+
+A program of one image shows no difference. So the pipeline is traced again, from one row of every input to two images:
+noise that has one row there is generated for the rows of the request's inputs, and repeated. In a third trace each of
+the two images has a generator of its own, which shows what a list of seeds means.
+
+    n0 = noise(image)                one row for each given image; of a list of seeds, those of the first images count
+    n1 = noise(image, each=true)     the same, but a list of seeds generates a row for each requested image
+    n2 = noise()                     one row for each requested image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.ir.program import Literal, Op, Program, Ref
+from diffc.compiler.tracing.recorder import GENERATOR
+
+IMAGES = 2
+"""How many images the pipeline is traced for."""
+
+SEEDS = tuple(range(0xD1FFC, 0xD1FFC + IMAGES))
+"""The seeds of the generators of these images, by which a trace tells them apart."""
+
+Attributes = tuple[tuple[str, Literal], ...]
+
+
+def generators() -> list[torch.Generator]:
+    """Build a generator for each image of a trace."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
+
+
+def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[bool], Program]) -> list[Program]:
+    """Return programs of one request whose noises read the inputs that their rows follow.
+
+    ``retrace`` traces `IMAGES` images from one row of each input as the first program does, with a generator for each
+    image where its argument is true. Raises `CaptureError` where the noise of several images is not that of one, in
+    more rows, and where a program has noises that the first has not.
+    """
+    first, *variants = programs
+    noises = _noises(first)
+    if not noises or not first.arrays:
+        return list(programs)
+    for variant in variants:
+        if [op.results for op in _noises(variant)] != [op.results for op in noises]:
+            what = f"{variant.name} generates other noise than {first.name}"
+            raise CaptureError(what, fix="use a pipeline whose noise does not depend on guidance")
+    try:
+        several = retrace(False)
+    except CaptureError:
+        return list(programs)  # the pipeline samples one image of a request: there is no other order
+    times = [_rows(op) // first.batch for op in noises]
+    rows = [_rows(op) for op in _noises(several)]
+    if len(rows) != len(times) or any(row not in (n, n * IMAGES) for row, n in zip(rows, times, strict=True)):
+        what = f"{first.name} generates noise of {times} rows for one image, and of {rows} for {IMAGES}"
+        raise CaptureError(what, fix="use a pipeline that generates the noise of all its images at once")
+    is_repeated = [row == n for row, n in zip(rows, times, strict=True)]
+    if not any(is_repeated):
+        return list(programs)
+    following = [
+        (_followed(several, op), (("each", True),) if each else ()) if repeated else ((), ())
+        for op, repeated, each in zip(_noises(several), is_repeated, _each(retrace, is_repeated), strict=True)
+    ]
+    return [_following(program, following) for program in programs]
+
+
+def _following(program: Program, following: Iterable[tuple[tuple[Ref, ...], Attributes]]) -> Program:
+    """Return the program with arguments for each of its noises, in order."""
+    arguments, ops = iter(following), list[Op]()
+    for op in program.ops:
+        args, attrs = next(arguments) if op.operator == "noise" else (op.args, op.attrs)
+        ops.append(replace(op, args=args, attrs=attrs))
+    return replace(program, ops=tuple(ops))
+
+
+def _each(retrace: Callable[[bool], Program], is_repeated: Sequence[bool]) -> list[bool]:
+    """Return for each noise whether the generators of all images draw it, where each image has one.
+
+    A noise of one row is drawn by the first generator, or by all in turn; one of a row for each image by all. What a
+    pipeline draws without a generator is drawn at once.
+    """
+    try:
+        order = [op.attr(GENERATOR) for op in _noises(retrace(True))]
+    except CaptureError:
+        return [True] * len(is_repeated)  # the pipeline takes one generator only: each seed samples its image alone
+    each, at = list[bool](), 0
+    for repeated in is_repeated:
+        is_alone = order[at : at + 1] == [None] or (repeated and order[at + 1 : at + 2] != [SEEDS[1]])
+        count = 1 if is_alone else IMAGES
+        if order[at : at + count] not in ([None], list(SEEDS[:count])):
+            raise CaptureError(f"several generators draw in the order {order}", fix="use one that draws image by image")
+        each.append(count > 1)
+        at += count
+    return each
+
+
+def _followed(program: Program, noise: Op) -> tuple[Ref, ...]:
+    """Return the texts and arrays of the request that the noise is first combined with; all arrays where none is."""
+    origins = {item.name: frozenset({item.name}) for item in (*program.texts, *program.arrays)}
+    noisy = {noise.results[0].name}
+    for op in program.ops:
+        origin = frozenset[str]().union(*(origins.get(name, frozenset()) for name in op.reads()))
+        if not noisy.isdisjoint(op.reads()):
+            if origin:
+                return tuple(Ref(item.name) for item in program.inputs if item.name in origin)
+            noisy |= {value.name for value in op.results}
+        origins |= {value.name: origin for value in op.results}
+    return tuple(Ref(item.name) for item in program.arrays)
+
+
+def _noises(program: Program) -> list[Op]:
+    return [op for op in program.ops if op.operator == "noise"]
+
+
+def _rows(op: Op) -> int:
+    return op.results[0].type.shape[0]
