@@ -19,6 +19,7 @@ from diffc.runtime.engines.session import Array, Session, reason
 from diffc.runtime.errors import BundleError
 from diffc.runtime.program.constant import constant
 from diffc.runtime.program.program import Graph, Op, Program, Ref, Value
+from diffc.runtime.program.texts import TEXT_OPERATORS, transform
 from diffc.runtime.prompt_cache import PromptCache
 
 Values = dict[str, Any]  # name -> tensor, or the texts of the request
@@ -78,14 +79,20 @@ class Interpreter:
         scalars: Mapping[str, float],
         early: Container[str],
     ) -> None:
+        results: Iterable[Any]
         if op.operator in graphs:
             results = self._call(graphs[op.operator], op, values, remember=op.results[0].name in early)
         elif op.operator == "tokenize":
             results = self._tokenize(op, values)
+        elif op.operator in TEXT_OPERATORS:
+            results = [[transform(op.operator, dict(op.attrs), t, self._tokens) for t in values[_first(op)]]]
         else:
             results = ARITHMETIC[op.operator](op, values, scalars)
         for result, value in zip(op.results, results, strict=True):
             values[result.name] = value
+
+    def _tokens(self, tokenizer: str, text: str) -> list[str]:
+        return self.bundle.tokenizers[tokenizer].tokens(text)
 
     def _tokenize(self, op: Op, values: Values) -> Iterable[Array]:
         options: dict[str, Any] = dict(op.attrs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,11 +28,27 @@ class Model(nn.Module):
         return torch.tanh(self.mix(sample)) * (1 if timestep is None else timestep)
 
 
+OPTIONS: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+"""Options of a tokenizer whose tokens have a fixed number."""
+
+
 class Words:
     """Stand for a tokenizer: the id of a word is its length."""
 
     pad_token_id = 9
     padding_side = truncation_side = "right"
+
+    def __init__(self, added: Mapping[str, int] | None = None) -> None:
+        self.added_tokens_encoder = dict(added or {})
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the added tokens in a text, the longest first, and the words between them."""
+        longest = sorted(self.added_tokens_encoder, key=len, reverse=True)
+        return re.findall("|".join([*map(re.escape, longest), r"[^\s<]+|<"]), text)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the length of each word."""
+        return [len(word) for word in text.split()]
 
     def __call__(
         self, text: str | list[str], padding: str = "", truncation: bool = False, return_tensors: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from diffc.compiler.graph.evaluate import Call, Executor, Tensors
 from diffc.compiler.ir.program import Graph, Input, Op, Program
 from diffc.compiler.tracing.pipeline import NEGATIVE
 from diffc.runtime.bundle.tokenizer import Tokenizer
+from diffc.runtime.program.texts import TEXT_OPERATORS, transform
 from diffc.runtime.rng import Generator
 
 
@@ -64,13 +66,19 @@ class ProgramRun:
 
     def _tokens(self, texts: Mapping[str, Sequence[str]]) -> dict[str, torch.Tensor]:
         """Tokenize the texts of a request, as the operations of the program say."""
-        tokens = dict[str, torch.Tensor]()
-        for op in (op for op in self.program.ops if op.operator == "tokenize"):
-            (text,) = op.reads()
-            options = {name: value for name, value in op.attrs if name != "tokenizer"}
-            encoded = self.tokenizers[str(op.attr("tokenizer"))](texts[text], **options)  # type: ignore[arg-type]
-            tokens |= {value.name: torch.from_numpy(array) for value, array in zip(op.results, encoded, strict=False)}
+        tokens, texts = dict[str, torch.Tensor](), dict(texts)
+        for op in (op for op in self.program.ops if op.operator in ("tokenize", *TEXT_OPERATORS)):
+            (read,), attrs = op.reads(), dict[str, Any](op.attrs)
+            if op.operator in TEXT_OPERATORS:
+                transformed = [transform(op.operator, attrs, text, self._tokens_of) for text in texts[read]]
+                texts[op.results[0].name] = transformed
+            else:
+                encoded = self.tokenizers[attrs.pop("tokenizer")](texts[read], **attrs)
+                tokens |= {v.name: torch.from_numpy(array) for v, array in zip(op.results, encoded, strict=False)}
         return tokens
+
+    def _tokens_of(self, tokenizer: str, text: str) -> list[str]:
+        return self.tokenizers[tokenizer].tokens(text)
 
 
 def request_of(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[np.float32]]]:

@@ -1,34 +1,26 @@
-"""Record calls of tokenizers: a marker stands where the request's text will stand, perhaps inside a template."""
+"""Record calls of tokenizers, after what the function that is traced has done to the texts of the request."""
 
 from __future__ import annotations
 
 import itertools
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.ir.program import Literal, Ref
+from diffc.compiler.ir.program import Literal, Op, Ref, Type, Value
 from diffc.compiler.tracing.pipeline_errors import pipeline_line
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import RequestInput, Text
+from diffc.compiler.tracing.symbolic_text import Derivation, Texts, Word, refusal
 from diffc.runtime.program.verify import SIDES
 
-MARKER = "\ufdd0{}\ufdd1"
-"""Stands for a numbered text of the request while a pipeline is traced.
-
-Its first and last characters are noncharacters, which Unicode keeps for a process's own use: no other text holds them.
-"""
-
 COLUMNS = ("input_ids", "attention_mask")
-
-Source = tuple[str, str]
-"""The input of the request that a text is made of, and the template that it fills."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,14 @@ class _Call:
     pad: int
     sides: Mapping[str, str]
     options: Mapping[str, Any]
+
+    def check(self, tokenizer: Any) -> None:
+        """Refuse a call whose tokens are no tensors, or lack special tokens that a program would add."""
+        fix = f'call {self.tokenizer} with return_tensors="pt" and its special tokens'
+        if self.options.get("return_tensors") != "pt":
+            raise CaptureError(f"{self.tokenizer} returns no tensors for a text that only the run knows", fix=fix)
+        if not self.options.get("add_special_tokens", True) and tokenizer.num_special_tokens_to_add():
+            raise CaptureError(f"{self.tokenizer} is called without its special tokens", fix=fix)
 
     def unpadded(self) -> CaptureError | None:
         """Return the refusal of tokens whose number depends on the text; it is due only if the program needs them."""
@@ -53,19 +53,58 @@ class _Call:
         )
 
 
+class TextCall(NamedTuple):
+    """Hold a call of a tokenizer as it was made: the texts, what they derive from (or themselves), and the line."""
+
+    tokenizer: str
+    text: Any
+    sources: tuple[Derivation | str, ...]
+    line: str
+
+
+Receive = Callable[[str, Any], Any]
+"""Takes the name of a tokenizer and the text, or texts, of a call, and returns those to encode."""
+
+
+@dataclass(frozen=True)
+class RequestTexts:
+    """Hold what stands for the texts of the request in a run.
+
+    ``proved`` are derivations to record in the place of others. ``probes`` are real texts to run with, by input, and
+    ``receive`` takes the calls of tokenizers then.
+    """
+
+    symbols: Texts
+    proved: Mapping[Derivation, Derivation] = field(default_factory=dict)
+    probes: Mapping[str, str] | None = None
+    receive: Receive | None = None
+
+
 class TokenizerCalls:
     """Record the calls of tokenizers with texts of the request; other texts are encoded as they always are."""
 
-    def __init__(self, recorder: Recorder, inputs: Mapping[str, RequestInput]) -> None:
-        self.recorder = recorder
+    def __init__(self, recorder: Recorder, inputs: Mapping[str, RequestInput], texts: RequestTexts) -> None:
+        self.recorder, self.texts, self.proved, self.probes = recorder, texts.symbols, texts.proved, texts.probes
+        self.receive = texts.receive or self._note
         self.batches = {key: item.batch for key, item in inputs.items() if isinstance(item, Text)}
-        self.markers = {MARKER.format(i): key for i, key in enumerate(inputs) if key in self.batches}
-        self.unpadded = dict[str, CaptureError]()
+        self.calls, self.unpadded = list[TextCall](), dict[str, CaptureError]()
+        self.names = dict[Derivation, str]()
 
     @property
-    def texts(self) -> dict[str, list[str]]:
-        """List the markers that stand for the texts of each input."""
-        return {key: [marker] * self.batches[key] for marker, key in self.markers.items()}
+    def request(self) -> dict[str, list[Any]]:
+        """List what stands for the texts of each input."""
+        if self.probes is not None:
+            return {key: [self.probes[key]] * batch for key, batch in self.batches.items()}
+        return {key: [self.texts.value(Derivation(key))] * batch for key, batch in self.batches.items()}
+
+    def _note(self, tokenizer: str, text: Any) -> Any:
+        sources = tuple(self._source(item) for item in _listed(text))
+        self.calls.append(TextCall(tokenizer, text, sources, pipeline_line(traceback.extract_stack())))
+        return text
+
+    def _source(self, text: Any) -> Derivation | str:
+        derivation = self.texts.derivation(text)
+        return text if derivation is None else derivation
 
     @contextmanager
     def recorded(self, name: str, tokenizer: Any) -> Iterator[None]:
@@ -73,46 +112,69 @@ class TokenizerCalls:
         real = type(tokenizer)
 
         def call(this: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
-            with _disable_current_modes():
-                encoding = real.__call__(this, text, *args, **kwargs)
-            texts = [text] if isinstance(text, str) else list(text)
-            sources = [self._source(item) for item in texts]
-            if any(sources) and kwargs.get("return_tensors") == "pt":
-                columns = self._encoded(
-                    _Call(name, this.pad_token_id, _left_sides(this, kwargs), kwargs),
-                    sources,
-                    [encoding[c] for c in COLUMNS],
-                )
+            text = self.receive(name, text)
+            sources = [self._source(item) for item in _listed(text)]
+            with _disable_current_modes(), self.texts.suspended():
+                strings = [self._string(source) for source in sources]
+                several = isinstance(text, list | tuple)
+                encoding = real.__call__(this, strings if several else strings[0], *args, **kwargs)
+            if any(isinstance(source, Derivation) for source in sources):
+                recorded = _Call(name, this.pad_token_id, _left_sides(this, kwargs), kwargs)
+                recorded.check(this)
+                columns = self._encoded(recorded, sources, [encoding[c] for c in COLUMNS])
                 for column, tensor in zip(COLUMNS, columns, strict=True):
                     encoding[column] = tensor
             return encoding
 
-        tokenizer.__class__ = type(real.__name__, (real,), {"__call__": call})
+        methods: dict[str, Any] = {"__call__": call}
+        if hasattr(real, "tokenize"):
+            methods |= {"tokenize": self._tokenizing(name, real), "encode": self._encoding(name, real)}
+        tokenizer.__class__ = type(real.__name__, (real,), methods)
         try:
             yield
         finally:
             tokenizer.__class__ = real
 
-    def _source(self, text: str) -> Source | None:
-        """Return what a text is made of; None where it does not come from the request."""
-        sources = ((key, text.replace(marker, "{}")) for marker, key in self.markers.items() if marker in text)
-        return next(sources, None)
+    def _tokenizing(self, name: str, real: type) -> Callable[..., Any]:
+        def tokenize(this: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
+            derivation = self.texts.derivation(text)
+            if derivation is None:
+                return real.tokenize(this, text, *args, **kwargs)  # type: ignore[attr-defined]
+            return iter([Word(word, derivation, name) for word in sorted(this.added_tokens_encoder)])
+
+        return tokenize
+
+    def _encoding(self, name: str, real: type) -> Callable[..., Any]:
+        def encode(this: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
+            derivation = self.texts.derivation(text)
+            if derivation is not None:
+                raise refusal(f"{name}.encode", derivation)
+            return real.encode(this, text, *args, **kwargs)  # type: ignore[attr-defined]
+
+        return encode
+
+    def _string(self, source: Derivation | str) -> str:
+        """Return a string to encode in the place of a text, with its template around a marker."""
+        if isinstance(source, str):
+            return source
+        return source(self.texts.marker(Derivation(source.key)), lambda _tokenizer, _text: ())
 
     def _encoded(
-        self, call: _Call, sources: Sequence[Source | None], columns: Sequence[torch.Tensor]
+        self, call: _Call, sources: Sequence[Derivation | str], columns: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
         """Return the columns [texts, tokens] with symbolic rows where the texts come from the request."""
         parts, start = list[Sequence[torch.Tensor]](), 0
-        for source, group in itertools.groupby(sources):
+        grouped = (source if isinstance(source, Derivation) else None for source in sources)
+        for derivation, group in itertools.groupby(grouped):
             rows = slice(start, start + len(list(group)))
             start = rows.stop
             real = [column[rows] for column in columns]
-            parts.append(real if source is None else self._symbolic(call, source, real))
+            parts.append(real if derivation is None else self._symbolic(call, derivation, real))
         return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
 
-    def _symbolic(self, call: _Call, source: Source, real: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def _symbolic(self, call: _Call, derivation: Derivation, real: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Record an operation for texts of one input. One text may be repeated, as one for several images is."""
-        key, template = source
+        key = derivation.key
         batch, count = self.batches[key], len(real[0])
         copies = count if batch == 1 else 1
         if count != batch * copies:
@@ -121,12 +183,32 @@ class TokenizerCalls:
         with _disable_current_modes():
             fakes = [self.recorder.fake_mode.from_tensor(column[:batch]) for column in real]
         results = [self.recorder.value(fake, prefix) for fake, prefix in zip(fakes, ("ids", "mask"), strict=True)]
+        derivation = self.proved.get(derivation, derivation)
+        *steps, last = derivation.steps or (None,)
+        is_filled = last is not None and last[0] == "fill"
+        text = self._text(replace(derivation, steps=tuple(steps)) if is_filled else derivation)
         attrs: list[tuple[str, Literal]] = [("tokenizer", call.tokenizer), ("length", real[0].shape[-1])]
-        attrs += [("pad", call.pad), *([("template", template)] if template != "{}" else []), *call.sides.items()]
-        self.recorder.append("tokenize", (Ref(key),), attrs, results)
-        if refusal := call.unpadded():
-            self.unpadded |= dict.fromkeys((value.label for value in results), refusal)
+        attrs += [("pad", call.pad), *(last[1] if last is not None and is_filled else ()), *call.sides.items()]
+        self.recorder.append("tokenize", (Ref(text),), attrs, results)
+        if refused := call.unpadded():
+            self.unpadded |= dict.fromkeys((value.label for value in results), refused)
         return [torch.cat([column] * copies) for column in results] if copies > 1 else results
+
+    def _text(self, derivation: Derivation) -> str:
+        """Return the name of a text, after recording the operations that it needs."""
+        if not derivation.steps:
+            return derivation.key
+        if derivation not in self.names:
+            *steps, (operator, attrs) = derivation.steps
+            source = self._text(replace(derivation, steps=tuple(steps)))
+            result = Value(f"text{len(self.names)}", Type("text", (self.batches[derivation.key],)))
+            self.recorder.ops.append(Op(operator, (Ref(source),), attrs, results=(result,)))
+            self.names[derivation] = result.name
+        return self.names[derivation]
+
+
+def _listed(text: Any) -> list[Any]:
+    return list(text) if isinstance(text, list | tuple) else [text]
 
 
 def _left_sides(tokenizer: Any, options: Mapping[str, Any]) -> dict[str, str]:

@@ -11,9 +11,9 @@ of tokenizers by ``tokenizer_calls.py``; numbers of the request are followed by 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,10 @@ from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Tensor, Text, declared
 from diffc.compiler.tracing.symbolic_scalar import Scalar, combine, fit_polynomials, other_points
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
-from diffc.compiler.tracing.tokenizer_calls import TokenizerCalls
+from diffc.compiler.tracing.symbolic_text import Texts
+from diffc.compiler.tracing.text_functions import recorded_functions
+from diffc.compiler.tracing.text_proof import Recorded, prove
+from diffc.compiler.tracing.tokenizer_calls import Receive, RequestTexts, TextCall, TokenizerCalls
 
 ON_STEP = "on_step"
 
@@ -77,15 +80,17 @@ def trace(
     """
     defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
 
-    def run(numbers: Mapping[str, float]) -> _Run:
-        recorder = Recorder(calls.fake_mode, seeds)
-        return _run(function, components, inputs, numbers, recorder, calls, tokenizers or {}, on_step)
+    tokenizers = tokenizers or {}
 
-    first = run(defaults)
+    def run(numbers: Mapping[str, float], texts: RequestTexts) -> _Run:
+        received = TokenizerCalls(Recorder(calls.fake_mode, seeds), inputs, texts)
+        return _run(function, components, inputs, numbers, received, calls, tokenizers, on_step)
+
+    first, texts = _first_run(lambda texts: run(defaults, texts), inputs, tokenizers)
     ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)
     for scalar, at in defaults.items():
         points = other_points(at, [guard for guard in guards if guard.scalar == scalar])
-        others = [run(defaults | {scalar: point}) for point in points]
+        others = [run(defaults | {scalar: point}, texts) for point in points]
         fit = fit_polynomials(
             scalar, [at, *points], first.ops, [first.tables, *(o.tables for o in others)], [o.ops for o in others]
         )
@@ -112,6 +117,35 @@ class _Run:
     guards: list[Guard]
     outputs: list[str]
     unpadded: dict[str, CaptureError]
+    text_calls: list[TextCall]
+
+
+def _first_run(
+    run: Callable[[RequestTexts], _Run], inputs: Mapping[str, RequestInput], tokenizers: Mapping[str, Any]
+) -> tuple[_Run, RequestTexts]:
+    """Run the function, and prove what becomes of the texts where it is not recorded exactly.
+
+    A function that takes strings only, as those written in C do, is run with strings.
+    """
+    keys = [key for key, item in inputs.items() if isinstance(item, Text)]
+    texts = RequestTexts(Texts())
+    try:
+        first = run(texts)
+    except CaptureError as error:
+        if not keys or not isinstance(error.__cause__, TypeError):
+            raise
+        texts = RequestTexts(Texts(as_strings=True))
+        first = run(texts)
+    if texts.symbols.are_exact or not first.text_calls:
+        return first, texts
+
+    def probe(strings: Mapping[str, str], receive: Receive) -> Sequence[Op]:
+        return run(replace(texts, probes=strings, receive=receive)).ops
+
+    recorded = Recorded(first.text_calls, first.ops, keys)
+    proved = prove(recorded, probe, lambda name, text: tokenizers[name].tokenize(text))
+    texts = replace(texts, proved=proved)
+    return (run(texts) if proved else first), texts
 
 
 def _run(
@@ -119,16 +153,16 @@ def _run(
     components: Mapping[str, nn.Module],
     inputs: Mapping[str, RequestInput],
     numbers: Mapping[str, float],
-    recorder: Recorder,
+    texts: TokenizerCalls,
     calls: ComponentCalls,
     tokenizers: Mapping[str, Any],
     on_step: str | None,
 ) -> _Run:
     """Run the function once, with these numbers of the request, and record what it does."""
-    guards = list[Guard]()
-    texts, opaque = TokenizerCalls(recorder, inputs), OpaqueComponents(recorder, calls, components)
+    recorder, guards = texts.recorder, list[Guard]()
+    opaque = OpaqueComponents(recorder, calls, components)
     request: dict[str, Any] = {key: Scalar(value, key, guards) for key, value in numbers.items()}
-    request |= texts.texts
+    request |= texts.request
     request |= {key: recorder.array(key, item) for key, item in inputs.items() if isinstance(item, Image | Tensor)}
     if on_step:
         request[on_step] = recorder.step
@@ -136,6 +170,7 @@ def _run(
         stack.enter_context(opaque.recorded())
         for name, tokenizer in tokenizers.items():
             stack.enter_context(texts.recorded(name, tokenizer))
+        stack.enter_context(recorded_functions(texts.texts))
         stack.enter_context(torch.no_grad())
         stack.enter_context(pipeline_errors())
         stack.enter_context(recorder)
@@ -143,4 +178,4 @@ def _run(
         outputs = [recorder.name(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Symbolic)]
     if not outputs:
         raise CaptureError("the sampler returns nothing that depends on the request or on noise", fix="return a tensor")
-    return _Run(recorder.ops, recorder.tables, guards, outputs, texts.unpadded)
+    return _Run(recorder.ops, recorder.tables, guards, outputs, texts.unpadded, texts.calls)

@@ -48,6 +48,12 @@ class Tokenizer:
             ids[at, columns], mask[at, columns] = row, 1
         return ids, mask
 
+    def tokens(self, text: str) -> list[str]:
+        """Return the tokens of a text, without special tokens around it, by their names in the vocabulary."""
+        check_text(text)
+        with _blamed(f"tokenizer {self.name} failed"):
+            return list(self._tokenizer.encode(text, add_special_tokens=False).tokens)
+
     def _encode(self, text: str, length: int, truncation_side: str) -> list[int]:
         special = self._tokenizer.num_special_tokens_to_add(False)
         if special > length:

@@ -24,7 +24,8 @@ float32[batch, channels, height, width], and other tensors; its graphs are pure 
 tables are constant tensors. An operator is the name of a graph or one of `BUILTINS`. The compiler also writes
 programs that a runtime refuses: with operators of ATen such as ``aten.mul.Tensor``, and sketches without types.
 
-    ids, mask = tokenize(prompt, tokenizer="tokenizer", length=77, pad=0)    the mask is 1 where the text is
+    t = lower(prompt)                          a text of the texts; `texts.py` lists what changes a text
+    ids, mask = tokenize(t, tokenizer="tokenizer", length=77, pad=0)         the mask is 1 where the text is
     n = noise()                                the next sample of the seed's normal distribution, in program order
     x = linear(a, b; 0.5, guidance_scale)      0.5·a + guidance_scale·b; one coefficient more is a constant term
     u, c = split(y, axis=0)                    equal parts
@@ -39,7 +40,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-BUILTINS = ("tokenize", "noise", "linear", "split", "concat", "step")
+from diffc.runtime.program.texts import TEXT_OPERATORS
+
+BUILTINS = ("tokenize", "noise", "linear", "split", "concat", "step", *TEXT_OPERATORS)
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {

@@ -26,6 +26,7 @@ from diffc.runtime.program.program import (
     Type,
     Value,
 )
+from diffc.runtime.program.texts import TEXT_OPERATORS
 
 P = TypeVar("P", bound=Program)
 
@@ -68,6 +69,7 @@ class _Verifier:
         self.types: dict[str, Type] = {}
         self.where = f"program {program.name}"
         self.rules: dict[str, Callable[[Op], None]] = {
+            **dict.fromkeys(TEXT_OPERATORS, self.text),
             "tokenize": self.tokenize,
             "noise": self.noise,
             "linear": self.linear,
@@ -114,9 +116,10 @@ class _Verifier:
     def tensor(self, value: Value) -> None:
         self.need(value.type.dtype in self.dtypes, f"{value} has no tensor type")
 
-    def define(self, value: Value) -> None:
+    def define(self, value: Value, *, is_text: bool = False) -> None:
         self.name(value.name)
-        self.tensor(value)
+        if not is_text:
+            self.tensor(value)
         self.need(value.name not in self.types, f"{value.name} is defined twice")
         self.types[value.name] = value.type
 
@@ -158,7 +161,7 @@ class _Verifier:
             self.need(op.operator.startswith("aten."), f"{op.operator} is no built-in and no graph of the program")
             self.need(self.level == Level.TRACED, f"{op.operator} is an operator of ATen: no runtime has it")
         for value in op.results:
-            self.define(value)
+            self.define(value, is_text=op.operator in TEXT_OPERATORS)
 
     def coefficients(self, op: Op) -> None:
         takes = op.operator in ("linear", "step")
@@ -201,15 +204,38 @@ class _Verifier:
         self.need(all(type_.dtype in self.dtypes for type_ in types), f"an operand of {op.operator} is no tensor")
         return types
 
-    def tokenize(self, op: Op) -> None:
-        self.takes(op, args=1, attrs=("tokenizer", "length", "pad", "template", *SIDES), results=(1, 2))
+    def text_operand(self, op: Op) -> Type:
         text = self.types.get(op.args[0].name) if isinstance(op.args[0], Ref) else None
         if text is None or text.dtype != "text":
-            raise VerifyError("tokenize reads a text", where=self.where)
-        tokenizer, template = op.attr("tokenizer"), op.attr("template", "{}")
-        length, pad = op.attr("length"), op.attr("pad")
+            raise VerifyError(f"{op.operator} reads a text", where=self.where)
+        return text
+
+    def tokenizer(self, op: Op) -> None:
+        tokenizer = op.attr("tokenizer")
         legal = isinstance(tokenizer, str) and (self.tokenizers is None or tokenizer in self.tokenizers)
         self.need(legal, f"unknown tokenizer {tokenizer!r}")
+
+    def text(self, op: Op) -> None:
+        self.takes(op, args=1, attrs=TEXT_OPERATORS[op.operator], results=(1,))
+        self.need(op.results[0].type == self.text_operand(op), f"the result of {op.operator} is not the texts")
+        attrs = dict(op.attrs)
+        required = set(TEXT_OPERATORS[op.operator]) - {"side", "characters", "by", "keep"}
+        self.need(required <= attrs.keys(), f"{op.operator} lacks {', '.join(sorted(required - attrs.keys()))}")
+        self.need(attrs.pop("side", "both") in ("both", "left", "right"), f"side is {op.attr('side')!r}")
+        if op.operator == "expand":
+            self.tokenizer(op)
+            self.need(_are_words(op.attr("words")), "words are no pairs of a word and its expansion")
+            return
+        self.need(all(isinstance(value, str) for value in attrs.values()), f"{op.operator} takes strings")
+        self.need(attrs.get("old") != "", "replace replaces nothing by something")
+        self.need(str(attrs.get("template", "{}")).count("{}") == 1, "the template is without one {}")
+
+    def tokenize(self, op: Op) -> None:
+        self.takes(op, args=1, attrs=("tokenizer", "length", "pad", "template", *SIDES), results=(1, 2))
+        text = self.text_operand(op)
+        self.tokenizer(op)
+        template = op.attr("template", "{}")
+        length, pad = op.attr("length"), op.attr("pad")
         self.need(type(length) is int and 1 <= length <= TOKENS, f"length is {length!r}")
         self.need(type(pad) is int and 0 <= pad < 2**31, f"pad is {pad!r}")
         self.need(
@@ -285,6 +311,12 @@ class _Verifier:
         for noise in self.program.noises:
             rows = noise.type.shape[0] if noise.type.shape else 0
             self.need(rows > 0 and rows % batch == 0, f"{noise.name} is not one for each of {batch} images")
+
+
+def _are_words(words: Literal) -> bool:
+    pairs = words if isinstance(words, tuple) else ()
+    strings = [p for p in pairs if isinstance(p, tuple) and len(p) == 2 and all(isinstance(s, str) for s in p)]
+    return len(pairs) > 0 and len(strings) == len(pairs) and all(word for word, _ in strings)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -1,7 +1,7 @@
 """Write the files of the corpus: ``python -m tests.format.make_corpus``, in the root of the repository.
 
-The results come from NumPy, PyTorch, transformers, Pillow and ONNX's reference evaluator, never from a runtime of
-diffc. Run it when the format changes, and read the difference.
+The results come from Python, NumPy, PyTorch, transformers, Pillow and ONNX's reference evaluator, never from a runtime
+of diffc. Run it when the format changes, and read the difference.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.format.operation_cases import operation_cases
 from tests.format.program_cases import program_cases
 from tests.format.reference import Randn, grey, lanczos
 from tests.format.request_cases import request_cases
+from tests.format.text_cases import text_cases, words_tokenizer
 from tests.format.token_cases import token_cases, tokenizers
 from tests.tolerances import NOISE
 
@@ -80,6 +81,14 @@ def write_tokens() -> None:
         (FOLDER / "tokens" / f"{name}.json").write_text(text, encoding="utf-8")
     lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in token_cases()]
     (FOLDER / "tokens" / "tokens.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def write_texts() -> None:
+    """Write text operations, and what becomes of texts."""
+    fresh("texts")
+    (FOLDER / "texts" / "words.json").write_text(words_tokenizer(), encoding="utf-8")
+    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in text_cases()]
+    (FOLDER / "texts" / "texts.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def write_images() -> None:
@@ -145,6 +154,7 @@ if __name__ == "__main__":
     write_noise()
     write_programs()
     write_tokens()
+    write_texts()
     write_images()
     write_bundles()
     write_openings()

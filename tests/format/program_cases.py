@@ -27,6 +27,39 @@ SIMPLE = """program p({input}) {{
 }}
 """
 
+IDS = "ids: int64[2, 8], mask"
+READS_S = 'k: int64[2, 8] = tokenize(s, tokenizer="words", length=8, pad=1)\n    ' + IDS
+TEXTS = (
+    ("lower case", EXECUTABLE, "lower(prompt)"),
+    ("upper case", EXECUTABLE, "upper(prompt)"),
+    ("lower case with a keyword", REFUSED, 'lower(prompt, by="x")'),
+    ("lower case of two texts", REFUSED, "lower(prompt, prompt)"),
+    ("lower case of a tensor", REFUSED, "lower(w)"),
+    ("lower case of a string", REFUSED, 'lower("x")'),
+    ("lower case with a coefficient", REFUSED, "lower(prompt; 1.0)"),
+    ("strip", EXECUTABLE, 'strip(prompt, side="left", characters=".,")'),
+    ("strip on no side", REFUSED, 'strip(prompt, side="top")'),
+    ("strip of a number", REFUSED, "strip(prompt, characters=1)"),
+    ("collapse", EXECUTABLE, 'collapse(prompt, by="", keep="\\u001c")'),
+    ("collapse by a number", REFUSED, "collapse(prompt, by=1)"),
+    ("unescape", EXECUTABLE, "unescape(prompt)"),
+    ("replace", EXECUTABLE, 'replace(prompt, old="a", new="")'),
+    ("replace without new", REFUSED, 'replace(prompt, old="a")'),
+    ("replace of nothing", REFUSED, 'replace(prompt, old="", new="a")'),
+    ("fill", EXECUTABLE, 'fill(prompt, template="{}.")'),
+    ("fill without braces", REFUSED, 'fill(prompt, template="a")'),
+    ("fill with braces twice", REFUSED, 'fill(prompt, template="{}{}")'),
+    ("fill without a template", REFUSED, "fill(prompt)"),
+    ("expand", EXECUTABLE, 'expand(prompt, tokenizer="words", words=[["a", "a b"], ["b", ""]])'),
+    ("expand with an unknown tokenizer", REFUSED, 'expand(prompt, tokenizer="letters", words=[["a", "a b"]])'),
+    ("expand of no words", REFUSED, 'expand(prompt, tokenizer="words", words=[])'),
+    ("expand of words alone", REFUSED, 'expand(prompt, tokenizer="words", words=["a", "b"])'),
+    ("expand of three words", REFUSED, 'expand(prompt, tokenizer="words", words=[["a", "b", "c"]])'),
+    ("expand of an empty word", REFUSED, 'expand(prompt, tokenizer="words", words=[["", "b"]])'),
+    ("expand of a number", REFUSED, 'expand(prompt, tokenizer="words", words=[["a", 1]])'),
+)
+"""Operations on texts: a name, the level, and the call."""
+
 # What differs from the program above: a name, the level, the old text and the new one.
 CHANGES: tuple[tuple[str, str, str, str], ...] = (
     # The text
@@ -225,6 +258,23 @@ CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("a template and sides", EXECUTABLE, "pad=1", 'pad=1, padding_side="left", truncation_side="right"'),
     ("a side that does not exist", REFUSED, "pad=1", 'pad=1, padding_side="top"'),
     ("a side that is no string", REFUSED, "pad=1", "pad=1, truncation_side=1"),
+    # Operations on texts
+    *((f"{name} of a text", level, IDS, f"s: text[2] = {call}\n    {IDS}") for name, level, call in TEXTS),
+    ("a text that is tokenized after an operation", EXECUTABLE, IDS, "s: text[2] = lower(prompt)\n    " + READS_S),
+    ("an operation of another batch of texts", REFUSED, IDS, "s: text[1] = lower(prompt)\n    " + IDS),
+    ("an operation that returns two texts", REFUSED, IDS, "s: text[2], r: text[2] = lower(prompt)\n    " + IDS),
+    ("an operation that returns no text", REFUSED, IDS, "s: float32[2] = lower(prompt)\n    " + IDS),
+    ("a text defined twice", REFUSED, IDS, "prompt: text[2] = lower(prompt)\n    " + IDS),
+    (
+        "a text of an operation returned",
+        REFUSED,
+        "return c, mask",
+        "s: text[2] = lower(prompt)\n    return s",
+    ),
+    ("a text for a port after an operation", REFUSED, "ids=ids", "ids=prompt"),
+    ("a result of noise that is a text", REFUSED, "n: float32[2, 3, 2, 2]", "n: text[2]"),
+    ("a graph named lower", REFUSED, "graph f(", "graph lower("),
+    ("a value named lower", EXECUTABLE, "step(x; 2.0)", "lower: float32[2, 2] = noise()"),
     ("ids without a mask", EXECUTABLE, "return c, mask", "return c"),
     ("a mask of truth values", REFUSED, "mask: int32[2, 8]", "mask: bool[2, 8]"),
     # What is returned

@@ -18,6 +18,7 @@ from diffc.runtime.bundle.tokenizer import Tokenizer
 from diffc.runtime.errors import DiffcError, DiffcWarning
 from diffc.runtime.images import arrays_from_images, images_from_arrays, open_image
 from diffc.runtime.program.parse import read_program
+from diffc.runtime.program.texts import transform
 from diffc.runtime.program.verify import Level, verify
 from diffc.runtime.rng import Generator
 from tests.tolerances import PICTURE_8BIT, PICTURE_OF_NUMPY
@@ -100,6 +101,15 @@ def test_tokens(folder: Path, entry: dict[str, Any]) -> None:
     ids, mask = tokenizer(entry["texts"], **options)
     for at, text in enumerate(entry["texts"]):
         assert (ids[at].tolist(), mask[at].tolist()) == (entry["ids"][at], entry["mask"][at]), text
+
+
+@pytest.mark.parametrize(("folder", "entry"), entries("texts/texts.json"))
+def test_text_operations(folder: Path, entry: dict[str, Any]) -> None:
+    def tokens(name: str, text: str) -> list[str]:
+        return Tokenizer((folder / name).read_bytes(), name).tokens(text)
+
+    results = [transform(entry["operator"], entry["keywords"], text, tokens) for text in entry["texts"]]
+    assert results == entry["expected"]
 
 
 def images(key: str) -> list[Any]:

@@ -1,0 +1,100 @@
+"""Record the functions of the standard library that pipelines clean texts with, beside the methods of strings."""
+
+from __future__ import annotations
+
+import html
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from diffc.compiler.tracing.symbolic_text import Derivation, Texts, refusal
+
+SPECIAL = frozenset(".^$*+?{}[]\\|()")
+"""Characters that mean something else than themselves in a regular expression."""
+
+SPACES = r"\s+"
+WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
+
+EXPRESSIONS = ("re", "regex")
+"""Modules of regular expressions, with functions of the same names."""
+
+COLLAPSE = {"by": " ", "keep": ""}
+"""What ``collapse`` does by default."""
+
+REFUSED = {
+    **dict.fromkeys(EXPRESSIONS, ("subn", "split", "findall", "finditer", "search", "match", "fullmatch")),
+    "ftfy": ("fix_text", "fix_and_explain", "fix_encoding"),
+}
+"""Functions of modules that the runtime has no operation for."""
+
+
+@contextmanager
+def recorded_functions(texts: Texts) -> Iterator[None]:
+    """Record ``re.sub`` and ``html.unescape`` of the request's texts in this block, and refuse their neighbours."""
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(html, "unescape", _unescaping(texts, html.unescape)))
+        for module in (sys.modules[name] for name in EXPRESSIONS if name in sys.modules):
+            stack.enter_context(_replaced(module, "sub", _substituting(texts, module, module.sub)))
+        for module in (sys.modules[name] for name in REFUSED if name in sys.modules):
+            for function in REFUSED[module.__name__]:
+                refusing = _refusing(texts, getattr(module, function), module.__name__)
+                stack.enter_context(_replaced(module, function, refusing))
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _unescaping(texts: Texts, real: Callable[[str], str]) -> Callable[[Any], Any]:
+    def unescape(s: Any) -> Any:
+        derivation = texts.derivation(s)
+        return real(s) if derivation is None else texts.value(derivation.then("unescape"))
+
+    return unescape
+
+
+def _substituting(texts: Texts, module: Any, real: Callable[..., str]) -> Callable[..., Any]:
+    def sub(pattern: Any, repl: Any, string: Any, count: int = 0, flags: int = 0, **more: Any) -> Any:
+        derivation = texts.derivation(string)
+        if derivation is None:
+            return real(pattern, repl, string, count=count, flags=flags, **more)
+        compiled = module.compile(pattern, flags)
+        is_plain = not count and not more and compiled.flags == module.compile(compiled.pattern).flags
+        substituted = _substituted(derivation, compiled, repl) if is_plain else None
+        if substituted is None:
+            raise refusal(f"{module.__name__}.sub({str(compiled.pattern)[:60]!r}, …)", derivation)
+        return texts.value(substituted)
+
+    return sub
+
+
+def _substituted(derivation: Derivation, pattern: Any, by: Any) -> Derivation | None:
+    """Return the text after a substitution; None where the runtime has no operation for it."""
+    if not isinstance(pattern.pattern, str) or not isinstance(by, str) or "\\" in by:
+        return None
+    if pattern.pattern == SPACES:
+        keep = "".join(character for character in WHITE_SPACE if not pattern.fullmatch(character))
+        options = {"by": by, "keep": keep}
+        return derivation.then("collapse", **{k: v for k, v in options.items() if v != COLLAPSE[k]})
+    if pattern.pattern and SPECIAL.isdisjoint(pattern.pattern):
+        return derivation.then("replace", old=pattern.pattern, new=by)
+    return None
+
+
+def _refusing(texts: Texts, real: Callable[..., Any], module: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        for argument in (*args, *kwargs.values()):
+            derivation = texts.derivation(argument)
+            if derivation is not None:
+                raise refusal(f"{module}.{real.__name__}", derivation)
+        return real(*args, **kwargs)
+
+    return refuse
