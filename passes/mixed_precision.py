@@ -5,13 +5,14 @@ Paper: Micikevicius et al., "Mixed Precision Training", ICLR 2018.
        in single)
 
 Before (inside a graph):
-    y = linear(x, w)                            float32
+    y = linear(x, w)
     z = y / sqrt(mean(y * y))
 
-After (in float16):
-    h = linear(half(x), half(w))                float16; half(w) is stored so
-    s = float(h)
-    z = s / sqrt(mean(s * s))                   float32, for float16 does not hold the squares
+After (dtype=torch.float16):
+    y = float(linear(half(x), half(w)))
+    z = y / sqrt(mean(y * y))
+
+where float16 does not hold the squares, and a weight that is not read elsewhere is stored as half(w).
 
 Ports keep their types. What a model converts by itself it no longer does, but for float64.
 """

@@ -8,12 +8,14 @@ Before (inside a graph):
     hidden = linear(sample, w0) * linear(silu(linear(timestep, w1) + linear(pooled, w2)), w3)
     out = attention(hidden, linear(text, w4))
 
-After (three graphs):
-    request(text)        = linear(text, w4)
-    request_step(pooled) = linear(silu(table + linear(pooled, w2)), w3)     for all steps at once
-    graph(sample, request, request_step)
-        hidden = linear(sample, w0) * request_step
-        out = attention(hidden, request)
+After:
+    request = linear(text, w4)
+    request_step = linear(silu(table + linear(pooled, w2)), w3)
+    hidden = linear(sample, w0) * request_step
+    out = attention(hidden, request)
+
+where ``request`` and ``request_step`` are graphs of their own: the first is called once, the second once for all steps,
+whose values of linear(timestep, w1) are the rows of ``table``.
 """
 
 from __future__ import annotations

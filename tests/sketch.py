@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -33,6 +34,7 @@ from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Graph, Op, Program, Ref, Type, Value
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import FORMATS, Scheme, parse_spec
+from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import KINDS, Plan
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
@@ -62,34 +64,39 @@ def check(docstring: str, technique: Callable[..., Plan]) -> None:
     assert sketch is not None
     weights, activations, before, options, after = sketch.groups()
     torch.manual_seed(0)
-    module = _Module(_statements(before))
+    module = _Module(statements(before))
     plan = _plan(module, weights, activations or "float")
     call = eval(f"lambda technique, plan: technique(plan, {options or ''})")
-    bindings = _Bindings(module.inputs)
+    bindings = Bindings(module.inputs)
     for text, drawn in ((before, plan), (after, call(technique, plan))):
         if "dequantize" in before:
             drawn = round_to_nearest(calibrate_ranges(drawn))
         elif "fake_quantize" in before:
             drawn = calibrate_ranges(drawn)
-        (program,) = applied(drawn)
-        rendered = bindings.render(body_of(program.graphs[0]))
-        assert bindings.match(_expression(_statements(text)), rendered), f"drawn:\n{text}\nis:\n    {rendered}"
+        (program,) = applied(drawn.mapped(_as_decided))
+        rendered = bindings.render(body_of(program.graphs[0]), [*module.inputs, "scales"])
+        assert bindings.match(expression(statements(text)), rendered), f"drawn:\n{text}\nis:\n    {rendered}"
 
 
-def _statements(text: str) -> dict[str, ast.expr]:
+def _as_decided(layer: Layer) -> Layer:
+    """Leave a weight in float that no technique has rounded: drawings show what a technique decides."""
+    return layer if layer.rounded else replace(layer, scheme=replace(layer.scheme, weight=None))
+
+
+def statements(text: str) -> dict[str, ast.expr]:
+    """Read a drawing: the expression of each value."""
     lines = ast.parse("\n".join(line.strip() for line in text.splitlines())).body
     return {line.targets[0].id: line.value for line in lines}  # type: ignore[attr-defined]
 
 
-def _expression(statements: dict[str, ast.expr]) -> ast.expr:
-    """Return the last value as one expression."""
+def expression(statements: dict[str, ast.expr], name: str = "") -> ast.expr:
+    """Return a value, the last without a name, as one expression."""
 
     class Inline(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:
             return self.visit(statements[node.id]) if node.id in statements else node
 
-    *_, last = statements.values()
-    return Inline().visit(last)  # type: ignore[no-any-return]
+    return Inline().visit(statements[name or [*statements][-1]])  # type: ignore[no-any-return]
 
 
 class _Module(nn.Module):
@@ -97,7 +104,7 @@ class _Module(nn.Module):
 
     def __init__(self, statements: dict[str, ast.expr]) -> None:
         super().__init__()
-        self.result = _expression(statements)
+        self.result = expression(statements)
         self.is_conv = "conv(" in ast.unparse(self.result)
         self.weights = nn.ParameterDict()
         names = [node.id for node in ast.walk(self.result) if isinstance(node, ast.Name)]
@@ -173,17 +180,43 @@ def _plan(module: _Module, weights: str, activations: str) -> Plan:
     return Plan.of((program,), Calibration(program, samples, (), 0, ""), lambda _: scheme)
 
 
-class _Bindings:
+def operation(node: Any, texts: dict[fx.Node, str]) -> str:
+    """Return a call in the words of the drawings."""
+    name = node.target._opname if hasattr(node.target, "_opname") else node.target.__name__
+    arguments = [texts[argument] for argument in node.all_input_nodes]
+    if name in VIEWS:
+        return arguments[0]
+    if name == "slice":
+        _, axis, first, last = node.args
+        last = "" if last >= node.args[0].meta["val"].shape[axis] else last
+        if not first and not last:
+            return arguments[0]
+        return f"{arguments[0]}[{':, ' * axis}{first or ''}:{last}]"
+    if name in SYMBOLS:
+        left, right = (texts.get(argument, str(argument)) for argument in node.args[:2])
+        return f"({left} {SYMBOLS[name]} {right})"
+    if name in ("fake_quantize", "dequantize", "fake_quantize_groups"):
+        form = next(argument for argument in node.args if isinstance(argument, str))
+        return f"{name.removesuffix('_groups')}({', '.join(arguments)}, {form.partition(':')[0]})"
+    if KINDS.get(node.target) in ("linear", "conv"):
+        arguments = [texts[argument] for argument in node.args[:3] if argument is not None]
+    return f"{NAMES.get(name, name)}({', '.join(arguments)})"
+
+
+Words = Callable[[Any, dict[fx.Node, str]], str]
+"""A function that writes a call from the texts of its arguments."""
+
+
+class Bindings:
     """Match drawings with graphs: what a name stands for is the same in all of them."""
 
-    def __init__(self, inputs: list[str]) -> None:
-        self.inputs = inputs
+    def __init__(self, inputs: Iterable[str]) -> None:
         self.constants = dict[bytes, str]()
         self.names = {name: name for name in inputs}
 
-    def render(self, body: fx.GraphModule) -> str:
-        """Return a graph as one expression, in which equal constants have one name."""
-        texts, ports = dict[fx.Node, str](), iter([*self.inputs, "scales"])
+    def render(self, body: fx.GraphModule, inputs: Iterable[str], words: Words = operation) -> str:
+        """Return a graph as one expression, in which equal constants have one name; ``words`` writes each call."""
+        texts, ports = dict[fx.Node, str](), iter(inputs)
         for node in body.graph.nodes:
             if node.op == "placeholder":
                 texts[node] = next(ports)
@@ -191,7 +224,7 @@ class _Bindings:
                 data = read(attrgetter(node.target)(body)).detach().to(torch.float64).contiguous().numpy().tobytes()
                 texts[node] = self.constants.setdefault(data, f"constant_{len(self.constants)}")
             elif node.op == "call_function":
-                texts[node] = _call(node, texts)
+                texts[node] = words(node, texts)
         return texts[body.graph.output_node().args[0][0]]  # type: ignore[index]
 
     def match(self, drawn: ast.AST, rendered: str) -> bool:
@@ -214,26 +247,3 @@ class _Bindings:
         return type(drawn) is type(actual) and all(
             self._match(getattr(drawn, field), getattr(actual, field)) for field in drawn._fields if field != "ctx"
         )
-
-
-def _call(node: Any, texts: dict[fx.Node, str]) -> str:
-    """Return a call in the words of the drawings."""
-    name = node.target._opname if hasattr(node.target, "_opname") else node.target.__name__
-    arguments = [texts[argument] for argument in node.all_input_nodes]
-    if name in VIEWS:
-        return arguments[0]
-    if name == "slice":
-        _, axis, first, last = node.args
-        last = "" if last >= node.args[0].meta["val"].shape[axis] else last
-        if not first and not last:
-            return arguments[0]
-        return f"{arguments[0]}[{':, ' * axis}{first or ''}:{last}]"
-    if name in SYMBOLS:
-        left, right = (texts.get(argument, str(argument)) for argument in node.args[:2])
-        return f"({left} {SYMBOLS[name]} {right})"
-    if name in ("fake_quantize", "dequantize", "fake_quantize_groups"):
-        form = next(argument for argument in node.args if isinstance(argument, str))
-        return f"{name.removesuffix('_groups')}({', '.join(arguments)}, {form.partition(':')[0]})"
-    if KINDS.get(node.target) in ("linear", "conv"):
-        arguments = [texts[argument] for argument in node.args[:3] if argument is not None]
-    return f"{NAMES.get(name, name)}({', '.join(arguments)})"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from diffc.compiler.ir.parse import parse
-from tests import program_sketch, sketch
+from tests import graph_sketch, program_sketch, sketch
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [ROOT / name for name in ("compiler", "passes", "runtime", "plugins") if (ROOT / name).exists()]
@@ -28,7 +28,6 @@ COMMITTED = subprocess.run(
 )
 
 SKETCH = re.compile(r"^Before:\n((?:    .+\n)+)\nAfter(?: \((.+)\))?:\n((?:    .+\n)+)", re.M)
-GRAPH_SKETCH = re.compile(r"^Before \(inside a graph\):\n((?:    .+\n)+)\nAfter(?: \((.+)\))?:\n((?:    .+\n)+)", re.M)
 CITATION = re.compile(r"^Paper: .+\n +https?://|^Source: .+", re.M)
 
 # The floors of the house, the lowest first: a part imports of floors below its own, and of its own no other part.
@@ -60,11 +59,6 @@ FLOORS = (
     ("compiler.driver",),
     ("compiler.commands",),
 )
-# Sketches inside graphs that no test runs, with the reason.
-UNCHECKED = {
-    "mixed_precision": "its subject is types, which the drawing shows as casts among operators of any kind",
-    "stage": "it draws a graph and the calls of its parts in one",
-}
 FORBIDDEN_AT_RUN_TIME = ("torch", "onnx", "diffusers", "transformers", "diffc.compiler", "diffc.passes")
 
 MACHINE_PATH = re.compile(
@@ -140,12 +134,13 @@ def test_a_pass_does_what_its_docstring_draws(path: Path) -> None:
     if program_sketch.SKETCH.search(module.__doc__ or ""):
         program_sketch.check(module.__doc__ or "", path.stem)
         return
-    if GRAPH_SKETCH.search(module.__doc__ or ""):
-        assert path.stem in UNCHECKED
+    if graph_sketch.SKETCH.search(module.__doc__ or ""):
+        graph_sketch.check(module.__doc__ or "", getattr(module, path.stem))
         return
     drawn = SKETCH.search(f"{module.__doc__}\n")
     assert drawn, (
-        "draw the rewrite: a 'Before:' block, as tests.sketch and tests.program_sketch read it, then an 'After:' block"
+        "draw the rewrite: a 'Before:' block, as tests.sketch, tests.graph_sketch and tests.program_sketch read it,"
+        " then an 'After:' block"
     )
     before, options, after = drawn.groups()
     call = eval(f"lambda function, program: function(program, {options or ''})", vars(module).copy())

@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from diffc.passes.quantize import TECHNIQUES
-from tests import program_sketch, sketch
+from tests import graph_sketch, program_sketch, sketch
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,21 @@ def test_wrong_calls_are_refused(name: str, right: str, wrong: str) -> None:
     assert right in after
     with pytest.raises(AssertionError, match="drawn:"):
         program_sketch.check(f"{before}After{after.replace(right, wrong)}", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("mixed_precision", "linear(half(x), half(w))", "linear(half(x), w)"),
+        ("mixed_precision", "sqrt(mean(y * y))", "half(sqrt(mean(y * y)))"),
+        ("stage", "table + linear(pooled, w2)", "table + linear(pooled, w3)"),
+        ("stage", "    request = linear(text, w4)\n", ""),
+        ("stage", "attention(hidden, request)", "attention(hidden, request_step)"),
+    ],
+)
+def test_other_graphs_are_refused(name: str, right: str, wrong: str) -> None:
+    module = importlib.import_module(f"diffc.passes.{name}")
+    before, after = (module.__doc__ or "").split("After", 1)
+    assert right in after
+    with pytest.raises(AssertionError, match="drawn:"):
+        graph_sketch.check(f"{before}After{after.replace(right, wrong)}", getattr(module, name))
