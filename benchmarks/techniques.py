@@ -32,7 +32,7 @@ from diffc.compiler.driver.options import read_quantization
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.driver.quantize import plan_of
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.graph.lazy_weights import settle
+from diffc.compiler.graph.lazy_weights import materialize
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
@@ -113,7 +113,7 @@ class Model:
     @staticmethod
     def of(source: Path) -> Model:
         """Trace, capture and stage a checkpoint, and draw the held-out prompts."""
-        pipeline: Any = load(source, stand_ins=True)
+        pipeline: Any = load(source, lazy_weights=True)
         calls = ComponentCalls()
         traced = trace_pipeline(pipeline, Sampling(steps=STEPS, guidance=GUIDANCE), calls)
         programs = stage([run(program, NORMAL_FORM) for program in calls.graphs(traced)])
@@ -147,7 +147,7 @@ class Model:
 def _outputs(graph: Graph, held_out: Calibration, scaled: Sequence[Program]) -> Iterator[torch.Tensor]:
     """Run the samples of a graph; where it has step-indexed scales, the program knows those of each call."""
     module = body_of(graph)
-    settle(module)
+    materialize(module)
     rows = {table.name: table.data for program in scaled for table in program.tables}
     split = [op for program in scaled for op in program.ops if any("_scale_" in v.name for v in op.results)]
     table = [rows[name] for op in split for name in op.reads()]

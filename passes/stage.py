@@ -31,7 +31,7 @@ from diffc.compiler.analysis.hoisting import Cut, Row
 from diffc.compiler.analysis.stages import REQUEST, STEP, calls, known
 from diffc.compiler.graph.body import example_inputs, needed, size
 from diffc.compiler.graph.export import export, type_of
-from diffc.compiler.graph.lazy_weights import settled
+from diffc.compiler.graph.lazy_weights import materialized
 from diffc.compiler.ir.program import Graph, Literal, Names, Op, Program, Ref, Table, Type, Value
 
 aten = torch.ops.aten
@@ -171,7 +171,7 @@ class _Split:
         _copy(cut.body.graph, graph, nodes, env)
         graph.output(tuple(env[node] for node in nodes))
         region = fx.GraphModule(cut.body, graph)
-        with settled(region), torch.no_grad():
+        with materialized(region), torch.no_grad():
             arguments = [[self._tensor((self.literals | dict(row))[p.name], p) for p in ports] for row in rows]
             return [[value.detach().clone() for value in region(*tensors)] for tensors in arguments]
 

@@ -73,14 +73,14 @@ class Deep:
         return Calibrator(tokenizers, prompts=(PROMPT,))(program or self.program)
 
     def drawn(self, program: Program) -> torch.Tensor:
-        """Draw the prompt with a program; give the last latents where it tells them."""
-        (drawing,) = self.calibrated(program).drawings
-        return drawing.steps[-1] if drawing.steps else drawing.output
+        """Sample the prompt with a program; give the last latents where it tells them."""
+        (trajectory,) = self.calibrated(program).trajectories
+        return trajectory.steps[-1] if trajectory.steps else trajectory.output
 
     def draw(
         self, skips: Skips = (), watch: Callable[[int, int, Given, Given], None] = lambda *_: None
     ) -> torch.Tensor:
-        """Draw with diffusers, the same; ``watch`` is shown each call, block, and what it is given and gives."""
+        """Sample with diffusers, the same; ``watch`` is shown each call, block, and what it is given and gives."""
         by_hand = _ByHand(self, skips, watch)
         hook = self.entry.pipeline.transformer.register_forward_pre_hook(by_hand.begin)
         texts = {"prompt": PROMPT, "negative_prompt": ""}

@@ -12,7 +12,7 @@ from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export, type_of
-from diffc.compiler.graph.lazy_weights import settle
+from diffc.compiler.graph.lazy_weights import materialize
 from diffc.compiler.ir.program import Graph, Op, Program, Value
 from diffc.compiler.quantization.formats import parse_spec
 from diffc.compiler.quantization.layer import Layer
@@ -41,7 +41,7 @@ def layer_of(plan: Plan) -> Layer:
 def run(programs: Sequence[Program], feeds: Sequence[Tensors]) -> list[torch.Tensor]:
     """Compute what the graph gives for each feed."""
     module = body_of(programs[0].graphs[0])
-    settle(module)
+    materialize(module)
     return [pytree.tree_leaves(module(*given))[0] for given in feeds]
 
 

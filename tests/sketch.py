@@ -10,7 +10,7 @@ A sketch names the formats, draws a graph, and draws what the technique makes of
 
 A second argument of ``linear`` and ``conv`` is a weight; where Before quantizes, what a technique leaves open is
 rounded and ranged before both drawings are compared. Views are not drawn. A name stands for one value in both drawings,
-and two names for two values: ``codes`` that are drawn again are the same codes.
+and two names for two values: ``quantized`` in both sketches is the same tensor.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SKETCH = re.compile(
 
 STEPS = 4
 CHANNELS = 32
-WIDTHS = {"latents": 8, "codes0": 64, "codes1": 8}
+WIDTHS = {"latents": 8, "quantized0": 64, "quantized1": 8}
 """The channels of inputs and the rows of weights of these names, where they are not `CHANNELS`."""
 
 OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {

@@ -15,9 +15,9 @@ from tests import graph_sketch, program_sketch, sketch
     [
         ("calibrate_ranges", "fake_quantize(x, scale, zero, uint8)", "fake_quantize(x, scale, zero, int8)"),
         ("calibrate_ranges", "fake_quantize(x, scale, zero, uint8)", "fake_quantize(x, scale, scale, uint8)"),
-        ("round_to_nearest", "dequantize(codes, scale, int4)", "w"),
-        ("gptq", "dequantize(codes, scale, int4)", "dequantize(nearest, scale, int4)"),
-        ("gptq", "dequantize(codes, scale, int4)", "dequantize(codes, other, int4)"),
+        ("round_to_nearest", "dequantize(quantized, scale, int4)", "w"),
+        ("gptq", "dequantize(quantized, scale, int4)", "dequantize(nearest, scale, int4)"),
+        ("gptq", "dequantize(quantized, scale, int4)", "dequantize(quantized, other, int4)"),
         ("smoothquant", "x * s", "x / s"),
         ("q_diffusion", "x[:, c:], second", "x[:, :c], second"),
     ],

@@ -26,7 +26,7 @@ from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.ir.program import Graph, Literal, Program, Value
 
-SMALL = 64 << 20
+FREE_BYTES = 64 << 20
 """Bytes that are hoisted in any case; more are hoisted only where they replace as many bytes of weights."""
 
 EARLY = ("build", "step", "request", "request_step")
@@ -111,7 +111,7 @@ class _Worth:
             return False
         if "request" in stage and self.work[node] < value.numel():
             return False
-        if size > max(SMALL, sum(map(_bytes, self.weights[node]))):
+        if size > max(FREE_BYTES, sum(map(_bytes, self.weights[node]))):
             self.too_large[node] = size
             return False
         return True

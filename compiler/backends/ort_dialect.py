@@ -25,20 +25,20 @@ class OrtDialect(CpuDialect):
 
     domains: ClassVar[frozenset[str]] = frozenset({MICROSOFT})
 
-    def weight(self, codes: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
+    def weight(self, quantized: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
         """Write a weight in groups that products alone read as blocks of the product."""
         products = self._products()
         if products and zero is None and _has_blocks(form, group):
             for product in products:
-                self._blocks(product, codes, self.scale(scale), group, FORMATS[form].bits)
+                self._blocks(product, quantized, self.scale(scale), group, FORMATS[form].bits)
             return None
-        return super().weight(codes, scale, zero, group, form)
+        return super().weight(quantized, scale, zero, group, form)
 
     def activation(self, x: Any, scale: Any, zero: Any, form: str) -> onnx_ir.Value:
         """Round to floats by casting: ONNX Runtime takes QuantizeLinear of any type for that of integers."""
         if form in NATIVE and form != "e2m1":
-            codes = self.op("Cast", self.op("Cast", self.op("Div", x, scale), to=NATIVE[form]), to=self.float)
-            return self.op("Mul", codes, scale)
+            quantized = self.op("Cast", self.op("Cast", self.op("Div", x, scale), to=NATIVE[form]), to=self.float)
+            return self.op("Mul", quantized, scale)
         return super().activation(x, scale, zero, form)
 
     def point(self, zero: Any, form: str) -> onnx_ir.Value:
@@ -57,12 +57,12 @@ class OrtDialect(CpuDialect):
         producers = [node.inputs[0].producer() for node in consumers if node.inputs[0] is not None]
         return [] if any(is_quantized_op(each, "FakeQuantize") for each in producers) else consumers
 
-    def _blocks(self, product: onnx_ir.Node, codes: Any, scale: onnx_ir.Value, group: int, bits: int) -> None:
+    def _blocks(self, product: onnx_ir.Node, quantized: Any, scale: onnx_ir.Value, group: int, bits: int) -> None:
         """Lower a product to MatMulNBits, which reads unsigned quantized values [rows, groups, bytes]."""
-        rows, columns = codes.shape.numpy()
-        name = f"{codes.name}_blocks"
+        rows, columns = quantized.shape.numpy()
+        name = f"{quantized.name}_blocks"
         if name not in self.graph.initializers:
-            unsigned = np.asarray(codes.const_value.numpy()).astype(np.int16) + 2 ** (bits - 1)
+            unsigned = np.asarray(quantized.const_value.numpy()).astype(np.int16) + 2 ** (bits - 1)
             padding = ((0, 0), (0, -columns % group))
             padded = np.pad(unsigned, padding, constant_values=2 ** (bits - 1)).astype(np.uint8)
             data = packed(padded) if bits == 4 else padded

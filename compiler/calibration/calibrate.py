@@ -21,7 +21,7 @@ import torch
 
 from diffc.compiler.calibration.prompts import PROMPTS
 from diffc.compiler.calibration.run_program import ProgramRun
-from diffc.compiler.calibration.trajectory import Drawing, Sample, _read, _written
+from diffc.compiler.calibration.trajectory import Sample, Trajectory, _read, _written
 from diffc.compiler.errors import DiffcWarning, Progress
 from diffc.compiler.graph.evaluate import Call
 from diffc.compiler.ir.program import Graph, Program
@@ -32,7 +32,7 @@ WORK = 6e12
 """Multiply-adds after which a `Calibrator` starts no further built-in prompt, unless it has another ``work``."""
 
 
-Draw = Callable[[int, Mapping[str, Call]], list[Drawing]]
+RunSampler = Callable[[int, Mapping[str, Call]], list[Trajectory]]
 """A function that runs the first prompts, and computes the outputs of some graphs in another manner."""
 
 
@@ -42,13 +42,15 @@ class Calibration:
 
     program: Program
     samples: tuple[Sample, ...]
-    drawings: tuple[Drawing, ...]
+    trajectories: tuple[Trajectory, ...]
     seed: int
     digest: str
     tokenizers: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        title = f"{self.program.name}: {len(self.drawings)} prompts from seed {self.seed}, digest {self.digest[:12]}"
+        title = (
+            f"{self.program.name}: {len(self.trajectories)} prompts from seed {self.seed}, digest {self.digest[:12]}"
+        )
         counts = Counter(sample.graph for sample in self.samples)
         calls = {sample.graph: sample.of for sample in self.samples}
         rows = [(graph, str(calls[graph]), str(count)) for graph, count in counts.items()]
@@ -57,7 +59,7 @@ class Calibration:
     @property
     def prompts(self) -> tuple[str, ...]:
         """List the prompts."""
-        return tuple(drawing.prompt for drawing in self.drawings)
+        return tuple(trajectory.prompt for trajectory in self.trajectories)
 
     def of(self, graph: Graph) -> list[Sample]:
         """List the samples of one graph."""
@@ -65,21 +67,24 @@ class Calibration:
 
     def rerun(
         self, program: Program, prompts: int, instead: Mapping[str, Call] = MappingProxyType({})
-    ) -> list[Drawing]:
+    ) -> list[Trajectory]:
         """Run another program for the first prompts, from the same noise; ``instead`` replaces some of its graphs."""
-        with self.drawing(program) as draw:
-            return draw(prompts, instead)
+        with self.sampling(program) as run_sampler:
+            return run_sampler(prompts, instead)
 
     @contextmanager
-    def drawing(self, program: Program) -> Iterator[Draw]:
+    def sampling(self, program: Program) -> Iterator[RunSampler]:
         """Yield a function that runs another program as `rerun` does; its weights stay in memory between calls."""
         run = ProgramRun(program, self.tokenizers)
 
-        def draw(prompts: int, instead: Mapping[str, Call]) -> list[Drawing]:
-            return [run.draw(each.prompt, each.seed, at, instead) for at, each in enumerate(self.drawings[:prompts])]
+        def run_sampler(prompts: int, instead: Mapping[str, Call]) -> list[Trajectory]:
+            return [
+                run.trajectory(each.prompt, each.seed, at, instead)
+                for at, each in enumerate(self.trajectories[:prompts])
+            ]
 
         with run.ready:
-            yield draw
+            yield run_sampler
 
     def few(self, count: int) -> Calibration:
         """Return a calibration of at most ``count`` samples per graph, chosen at random from all steps and prompts."""
@@ -128,14 +133,14 @@ class Calibrator:
         run = ProgramRun(program, self.tokenizers)
         prompts = self.prompts or PROMPTS[: max(1, math.ceil(self.work / max(1, run.work)))]
         with run.ready:
-            drawings = tuple(self._trajectory(run, prompt, at) for at, prompt in enumerate(prompts))
-        samples = tuple(sample for drawing in drawings for sample in drawing.samples)
+            trajectories = tuple(self._trajectory(run, prompt, at) for at, prompt in enumerate(prompts))
+        samples = tuple(sample for trajectory in trajectories for sample in trajectory.samples)
         digest = hashlib.sha256(f"{program}{self.seed}{self.source}".encode())
         for prompt in prompts:
             digest.update(prompt.encode() + b"\0")
-        return Calibration(program, samples, drawings, self.seed, digest.hexdigest(), self.tokenizers)
+        return Calibration(program, samples, trajectories, self.seed, digest.hexdigest(), self.tokenizers)
 
-    def _trajectory(self, run: ProgramRun, prompt: str, at: int) -> Drawing:
+    def _trajectory(self, run: ProgramRun, prompt: str, at: int) -> Trajectory:
         """Read the trajectory of the ``at``-th prompt from the cache, or run it and store it there."""
         cache, seed = self.cache if self.source else None, self.seed + at
         key = hashlib.sha256(json.dumps([str(run.program), self.source, prompt, seed]).encode()).hexdigest()
@@ -146,7 +151,7 @@ class Calibrator:
         with warnings.catch_warnings():
             if not self.prompts:  # nobody wrote them for this model
                 warnings.simplefilter("ignore", DiffcWarning)
-            drawing = run.draw(prompt, seed, at)
+            trajectory = run.trajectory(prompt, seed, at)
         if cache:
-            cache.put(key, _written(drawing))
-        return drawing
+            cache.put(key, _written(trajectory))
+        return trajectory

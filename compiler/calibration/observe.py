@@ -10,7 +10,7 @@ from torch import fx
 
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.graph.lazy_weights import settled
+from diffc.compiler.graph.lazy_weights import materialized
 from diffc.compiler.ir.program import Graph
 
 Visit = Callable[[fx.Node, tuple[Any, ...], Any, Sample], None]
@@ -21,7 +21,7 @@ def watch(graph: Graph, samples: Sequence[Sample], nodes: Mapping[str, Sequence[
     """Run the samples of a graph again, and call ``visit`` at some of its nodes; no values are stored."""
     module = body_of(graph)
     watcher = _Watcher(module, nodes, visit)
-    with settled(module), torch.no_grad():
+    with materialized(module), torch.no_grad():
         for sample in samples:
             watcher.sample = sample
             watcher.run(*sample.feeds)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffc.compiler.analysis.stages import calls
 from diffc.compiler.analysis.work import multiply_adds
-from diffc.compiler.calibration.trajectory import Drawing, Sample
+from diffc.compiler.calibration.trajectory import Sample, Trajectory
 from diffc.compiler.errors import CalibrationError
 from diffc.compiler.graph.body import size
 from diffc.compiler.graph.evaluate import Call, Executor, Tensors
@@ -42,7 +42,9 @@ class ProgramRun:
         """Count the multiply-adds of a trajectory."""
         return sum(self.calls[name] * _work(graph) for name, graph in self.weighted.items())
 
-    def draw(self, prompt: str, seed: int, number: int, replace: Mapping[str, Call] = MappingProxyType({})) -> Drawing:
+    def trajectory(
+        self, prompt: str, seed: int, number: int, replace: Mapping[str, Call] = MappingProxyType({})
+    ) -> Trajectory:
         """Run the program for one prompt; ``replace`` computes the outputs of some graphs in another manner.
 
         Raises `CalibrationError` where a graph yields NaN or infinity.
@@ -62,7 +64,7 @@ class ProgramRun:
         texts, arrays = request_of(self.program, prompt, seed)
         values = self._tokens(texts) | {name: torch.from_numpy(array) for name, array in arrays.items()}
         outputs = self.ready.run(values, replace=replace, observe=observe)
-        return Drawing(prompt, seed, tuple(samples), tuple(steps), outputs[self.program.outputs[0]])
+        return Trajectory(prompt, seed, tuple(samples), tuple(steps), outputs[self.program.outputs[0]])
 
     def _tokens(self, texts: Mapping[str, Sequence[str]]) -> dict[str, torch.Tensor]:
         """Tokenize the texts of a request, as the operations of the program say."""

@@ -27,7 +27,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Trajectory:
     """Hold the trajectory of a prompt: the calls of graphs, the latents after each step, and the first output."""
 
     prompt: str
@@ -42,21 +42,21 @@ class Drawing:
         return self.steps[-1] if self.steps else self.output
 
 
-def _written(drawing: Drawing) -> bytes:
+def _written(trajectory: Trajectory) -> bytes:
     """Write a trajectory; an input of several calls is written once."""
     tensors, names, index = dict[str, torch.Tensor](), dict[int, str](), []
-    for sample in drawing.samples:
+    for sample in trajectory.samples:
         for tensor in sample.feeds:
             if id(tensor) not in names:
                 names[id(tensor)] = str(len(names))
                 tensors[names[id(tensor)]] = tensor.contiguous().clone()
         index.append([sample.graph, sample.step, sample.of, [names[id(tensor)] for tensor in sample.feeds]])
-    tensors |= {f"step {at}": latents.contiguous() for at, latents in enumerate(drawing.steps)}
-    tensors["output"] = drawing.output.contiguous()
+    tensors |= {f"step {at}": latents.contiguous() for at, latents in enumerate(trajectory.steps)}
+    tensors["output"] = trajectory.output.contiguous()
     return bytes(write_tensors(tensors, {"index": json.dumps(index)}))
 
 
-def _read(data: bytes | None, prompt: str, seed: int, number: int) -> Drawing | None:
+def _read(data: bytes | None, prompt: str, seed: int, number: int) -> Trajectory | None:
     """Read a trajectory; None where the entry is damaged."""
     if data is None:
         return None
@@ -66,6 +66,6 @@ def _read(data: bytes | None, prompt: str, seed: int, number: int) -> Drawing | 
         index = json.loads(header["__metadata__"]["index"])
         samples = [Sample(g, step, of, number, tuple(tensors[n] for n in names)) for g, step, of, names in index]
         steps = [tensors[f"step {at}"] for at in range(sum(name.startswith("step ") for name in tensors))]
-        return Drawing(prompt, seed, tuple(samples), tuple(steps), tensors["output"])
+        return Trajectory(prompt, seed, tuple(samples), tuple(steps), tensors["output"])
     except (SafetensorError, LookupError, TypeError, ValueError):
         return None

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 import torch
 
 from diffc.compiler.errors import LoadError, first_line
-from diffc.compiler.graph.lazy_weights import StandIn, encoded
+from diffc.compiler.graph.lazy_weights import LazyWeight, encoded
 
 STATES = ("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4")
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *STATES)
 """The ends of the names of the tensors beside a packed one."""
 
 
-def four_bits(name: str, packed: torch.Tensor, parts: Mapping[str, torch.Tensor], where: str) -> StandIn:
+def four_bits(name: str, packed: torch.Tensor, parts: Mapping[str, torch.Tensor], where: str) -> LazyWeight:
     """Make a lazy weight of packed indices and the tensors beside them, which `PARTS` names.
 
     Raises `LoadError` where one of them is missing or has another size than the rest demand.

@@ -20,7 +20,7 @@ from diffc.compiler.checkpoint.load_errors import LIBRARY_ERRORS, misfit, missin
 from diffc.compiler.checkpoint.quantized_weights import dequantized, refuse_leftovers
 from diffc.compiler.checkpoint.safetensors_header import PICKLE_SUFFIXES, read_header, read_tensors
 from diffc.compiler.errors import LoadError
-from diffc.compiler.graph.lazy_weights import lend
+from diffc.compiler.graph.lazy_weights import make_lazy
 
 QUANTIZATION = "quantization_config"
 WEIGHTS = re.compile(
@@ -52,7 +52,7 @@ def module_of_folder(name: str, component: type[Any], root: Path) -> tuple[nn.Mo
     if report["missing_keys"]:
         raise missing_tensors(name, report["missing_keys"], str(folder))
     refuse_leftovers(report["unexpected_keys"], stored, str(folder))
-    lend(name, module, str(folder))
+    make_lazy(name, module, str(folder))
     return module, [f"{name}.{key}" for key in sorted(report["unexpected_keys"])]
 
 

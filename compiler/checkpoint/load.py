@@ -39,7 +39,7 @@ from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, unused_tensors
 from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.errors import DiffcWarning, LoadError, first_line
-from diffc.compiler.graph.lazy_weights import StandIn, Weight, postponed, settle, stand_in
+from diffc.compiler.graph.lazy_weights import LazyWeight, Weight, lazy_weight, materialize, postponed
 
 ENCODER = "image_encoder"
 
@@ -53,13 +53,13 @@ def load(
     task: str = "text-to-image",
     ip_adapter: Path | str | None = None,
     online: bool = False,
-    stand_ins: bool = False,
+    lazy_weights: bool = False,
 ) -> diffusers.DiffusionPipeline:
     """Load a diffusers folder, or a single ``.safetensors`` file in its original layout.
 
     ``sampler`` replaces the checkpoint's scheduler. ``ip_adapter`` is the ``.safetensors`` file of an IP-Adapter; an
     image encoder that the checkpoint lacks is taken from ``image_encoder/`` beside it. Only ``online`` allows
-    the network, and only to fetch the configuration of a single file that has none. With ``stand_ins``, large
+    the network, and only to fetch the configuration of a single file that has none. With ``lazy_weights``, large
     weights are lazy (`diffc.compiler.graph.lazy_weights`): the pipeline can be traced but not run. A `DiffcWarning`
     names tensors that no component uses. Raises `LoadError` where the checkpoint is damaged, incomplete, unsafe or not
     a model, and where a name is unknown.
@@ -75,10 +75,10 @@ def load(
             pipeline, unused, marked = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
             if ip_adapter is not None:
                 unused += _add_ip_adapter(pipeline, Path(ip_adapter))
-        if not stand_ins:
+        if not lazy_weights:
             for component in pipeline.components.values():
                 if isinstance(component, nn.Module):
-                    settle(component)
+                    materialize(component)
         pipeline = _for_task(pipeline, task, path)
         if sampler is not None:
             pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
@@ -149,8 +149,8 @@ def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str], Mapping[str
 
 
 def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
-    is_stored = tensor.is_floating_point() and not isinstance(tensor, StandIn)
-    return stand_in(Weight(tensor, torch.float32)) if is_stored else tensor
+    is_stored = tensor.is_floating_point() and not isinstance(tensor, LazyWeight)
+    return lazy_weight(Weight(tensor, torch.float32)) if is_stored else tensor
 
 
 # Adapters

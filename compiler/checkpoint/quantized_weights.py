@@ -17,7 +17,7 @@ import torch
 from diffc.compiler.checkpoint import bitsandbytes_format
 from diffc.compiler.checkpoint.load_errors import listed
 from diffc.compiler.errors import LoadError, first_line
-from diffc.compiler.graph.lazy_weights import Weight, encoded, stand_in
+from diffc.compiler.graph.lazy_weights import Weight, encoded, lazy_weight
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -235,7 +235,7 @@ def _refuse_unscaled(stored: Tensors, weights: Tensors, *, is_scaled: bool, wher
 
 
 def _named(name: str, tensor: torch.Tensor, where: str) -> torch.Tensor:
-    return tensor if tensor.is_floating_point() else stand_in(Weight(tensor, tensor.dtype, name, where))
+    return tensor if tensor.is_floating_point() else lazy_weight(Weight(tensor, tensor.dtype, name, where))
 
 
 def _type(tensor: torch.Tensor) -> str:

@@ -28,7 +28,7 @@ from diffc.compiler.checkpoint.safetensors_header import (
     config_of_metadata,
 )
 from diffc.compiler.errors import LoadError
-from diffc.compiler.graph.lazy_weights import Weight, lend, stand_in, weight_of
+from diffc.compiler.graph.lazy_weights import Weight, lazy_weight, make_lazy, weight_of
 
 
 def config_of_file(header: Header, tensors: Mapping[str, torch.Tensor], *, online: bool) -> dict[str, bytes]:
@@ -67,7 +67,7 @@ def component_of_file(
         raise misfit(name, str(path), error) from error
     if without_data := [key for key, tensor in module.state_dict().items() if tensor.is_meta]:
         raise missing_tensors(name, without_data, str(path))
-    lend(name, module, str(path))
+    make_lazy(name, module, str(path))
     return module.eval()
 
 
@@ -92,7 +92,7 @@ def _convert(
 def _numbered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return lazy tensors of the same shapes, the i-th filled with i + 2, which survives a conversion."""
     return {
-        name: stand_in(Weight(torch.full((), number, dtype=torch.float32).expand(tensor.shape), torch.float32))
+        name: lazy_weight(Weight(torch.full((), number, dtype=torch.float32).expand(tensor.shape), torch.float32))
         for number, (name, tensor) in enumerate(tensors.items(), start=2)
     }
 

@@ -36,7 +36,7 @@ def estimate(
     """
     parsed = parse_target(target)
     bytes_per_weight = find_backend(parsed.backend).bytes_per_weight(parsed.precision)
-    pipeline: Any = load(source, ip_adapter=ip_adapter, online=online, stand_ins=True)
+    pipeline: Any = load(source, ip_adapter=ip_adapter, online=online, lazy_weights=True)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     size = bytes_of_weights(modules.values(), bytes_per_weight)
     tensors = sum(len(list(module.parameters())) for module in modules.values())

@@ -44,7 +44,7 @@ def load(state: State) -> State:
         task=options.task,
         ip_adapter=options.ip_adapter,
         online=options.online,
-        stand_ins=True,
+        lazy_weights=True,
     )
     modules = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
     needed = bytes_needed(modules, find_backend(target.backend).bytes_per_weight(target.precision))

@@ -20,12 +20,12 @@ from torch import fx
 from diffc.compiler.analysis.features import Feature
 from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.run_program import request_of
-from diffc.compiler.calibration.trajectory import Drawing
+from diffc.compiler.calibration.trajectory import Trajectory
 from diffc.compiler.feature_cache.apply_schedule import evaluations
 from diffc.compiler.feature_cache.search import Reuses
 from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.graph.evaluate import Call, Executor, needed_for
-from diffc.compiler.graph.lazy_weights import settle
+from diffc.compiler.graph.lazy_weights import materialize
 from diffc.compiler.ir.program import Graph, Program, Value
 
 aten = torch.ops.aten
@@ -63,7 +63,7 @@ def measure(program: Program, calls: Calls, calibration: Calibration) -> Costs:
     """Measure options on the trajectories of a calibration of the program, whose denoiser the calls are."""
     places = evaluations(program, [calls.name])
     with Executor(program) as executor:
-        errors = [_errors(executor, places, calls, drawing) for drawing in calibration.drawings]
+        errors = [_errors(executor, places, calls, trajectory) for trajectory in calibration.trajectories]
     feeds = next(sample.feeds for sample in calibration.samples if sample.graph == calls.name)
     return Costs(*calls.timed(feeds), np.mean(errors, axis=0))
 
@@ -139,19 +139,21 @@ class Calls:
             outputs.append(copy.call_function(aten.sub.Tensor, (node, env[self.nodes[base]])) if base else node)
         copy.output(tuple(outputs))
         module = fx.GraphModule(self.body, copy)
-        settle(module)
+        materialize(module)
         return module
 
 
-def _errors(executor: Executor, places: Mapping[int, int], calls: Calls, drawing: Drawing) -> NDArray[np.float64]:
+def _errors(executor: Executor, places: Mapping[int, int], calls: Calls, trajectory: Trajectory) -> NDArray[np.float64]:
     """Reuse every option at every evaluation from each of the few before it, one at a time."""
-    samples = [sample.feeds for sample in drawing.samples if sample.graph == calls.name]
+    samples = [sample.feeds for sample in trajectory.samples if sample.graph == calls.name]
     feeds: dict[int, list[Sequence[torch.Tensor]]] = {}
     for at, inputs in zip(places.values(), samples, strict=True):
         feeds.setdefault(at, []).append(inputs)
     with torch.no_grad():
         outputs_of = {at: [calls.full(inputs) for inputs in mine] for at, mine in feeds.items()}
-        sampler = _Sampler(executor, places, drawing, {at: [out for out, _ in mine] for at, mine in outputs_of.items()})
+        sampler = _Sampler(
+            executor, places, trajectory, {at: [out for out, _ in mine] for at, mine in outputs_of.items()}
+        )
         errors = np.full((len(calls.options), len(outputs_of), len(outputs_of)), np.inf)
         for at, source, option in np.ndindex(len(outputs_of), len(outputs_of), len(calls.options)):
             if 0 < at - source < LONGEST and len(outputs_of[source]) == len(outputs_of[at]):
@@ -168,7 +170,7 @@ class _Sampler:
         self,
         executor: Executor,
         places: Mapping[int, int],
-        drawing: Drawing,
+        trajectory: Trajectory,
         outputs: Mapping[int, list[Tensors]],
     ) -> None:
         self.executor, program = executor, executor.program
@@ -182,7 +184,7 @@ class _Sampler:
             names = [value.name for value in program.ops[place].results]
             self.results.setdefault(at, []).extend(names)
             recorded |= zip(names, next(turns[at]), strict=True)
-        _, arrays = request_of(program, drawing.prompt, drawing.seed)
+        _, arrays = request_of(program, trajectory.prompt, trajectory.seed)
         recorded |= {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.ops = needed_for([*program.ops[: steps[-1]], *last] if last else program.ops, [self.end], recorded)
         computed = [value.name for op in self.ops for value in op.results]

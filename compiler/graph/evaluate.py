@@ -18,7 +18,7 @@ from torch import fx
 
 from diffc.compiler.errors import BuildError, VerifyError
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.graph.lazy_weights import bytes_to_settle, settled
+from diffc.compiler.graph.lazy_weights import bytes_to_materialize, materialized
 from diffc.compiler.ir.program import UNTYPED, Graph, Literal, Op, Program, Ref, Type
 from diffc.runtime.memory import free_memory
 
@@ -105,8 +105,8 @@ class Executor:
     def _body(self, graph: Graph) -> fx.GraphModule:
         if graph.name not in self._bodies:
             body = body_of(graph)
-            _check_memory(graph, bytes_to_settle(body))
-            self._in_memory.enter_context(settled(body))
+            _check_memory(graph, bytes_to_materialize(body))
+            self._in_memory.enter_context(materialized(body))
             self._bodies[graph.name] = body
         return self._bodies[graph.name]
 

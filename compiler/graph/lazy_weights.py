@@ -1,8 +1,8 @@
-"""Leave weights in the mapped checkpoint until someone reads them, so that a model is never whole in memory.
+"""Leave weights in the mapped checkpoint until their values are read, so that a model is never in memory as a whole.
 
-Loading puts stand-ins into the modules: fake tensors of the type that the model computes with, each of which knows its
-tensor in the file, perhaps of 16 bits. Capture and export see shapes only. Who wants numbers asks for them: `read`
-gives a whole tensor, `Weight.pieces` one slice after the other. Both check what they give.
+Loading puts lazy weights into the modules: fake tensors of the type that the model computes with, each of which holds
+its tensor in the file, perhaps of 16 bits. Capture and export see shapes only. `read` returns the values of a tensor,
+`Weight.slices` those of one slice after the other. Both check that values are finite.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from diffc.compiler.graph.aten import Trait, has
 
 aten = torch.ops.aten
 
-SMALL = 8192
+EAGER_ELEMENTS = 8192
 """Tensors of no more elements than this are read when they are loaded: constants are folded with them."""
 
 SLICE = 4 << 20
 """How many elements are read at a time."""
 
 FAKES = FakeTensorMode(allow_non_fake_inputs=True)
-"""The mode of all stand-ins: fake tensors of different modes cannot meet."""
+"""The mode of all lazy weights: fake tensors of different modes cannot be operands of one operator."""
 
 PAGEOUT = 21
 """``MADV_PAGEOUT`` of Linux: take pages back now; what was changed is kept."""
@@ -59,9 +59,9 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """Hold a tensor as it is stored and the type that it stands for; what a checkpoint gave says whose it is.
+    """Hold a tensor as it is stored, and the type of its values; of a checkpoint's, also its name and file.
 
-    The ``source`` of an ``encoded`` weight is a meta tensor: its layout says which of the decoded values it holds.
+    The ``source`` of an ``encoded`` weight is a meta tensor, whose layout selects the decoded values.
     """
 
     source: torch.Tensor
@@ -82,7 +82,7 @@ class Weight:
         """Return whether the file holds the values themselves, in the type that the weight stands for."""
         return self.encoded is None and self.source.dtype == self.dtype
 
-    def pieces(self, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+    def slices(self, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
         """Yield all values in order, in slices [n] of a type. Raises `LoadError` for values that are not finite."""
         for stored in self._slices():
             yield stored.contiguous().view(-1).to(dtype or self.dtype)
@@ -94,13 +94,13 @@ class Weight:
                 pass
             return self.source.detach()
         values, at = torch.empty(self.source.shape, dtype=self.dtype), 0
-        for piece in self.pieces():
-            values.view(-1)[at : at + len(piece)] = piece
-            at += len(piece)
+        for part in self.slices():
+            values.view(-1)[at : at + len(part)] = part
+            at += len(part)
         return values
 
     def permuted(self, axes: Sequence[int]) -> Weight:
-        """Look at the stored tensor with its axes in another order."""
+        """Return a view of the stored tensor with its axes in another order."""
         return replace(self, source=self.source.permute(*axes))
 
     def is_zero(self) -> bool:
@@ -130,54 +130,54 @@ class Weight:
             return
         low, high = stored.float().aminmax() if stored.itemsize == 1 else stored.aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            bad = int(self._values().isfinite().logical_not().sum())
-            what = f"{self.name} has {bad} of {self.source.numel()} numbers that are NaN or infinite"
+            count = int(self._values().isfinite().logical_not().sum())
+            what = f"{self.name} has {count} of {self.source.numel()} values that are NaN or infinite"
             fix = "get the checkpoint again, or in a format with a wider range"
             raise LoadError(what, where=self.where, fix=fix)
 
 
-class StandIn(FakeTensor):
-    """Stand for a weight in a module: it has a type, and numbers only for who reads its ``stored``."""
+class LazyWeight(FakeTensor):
+    """Replace a weight in a module by its shape and type; ``stored`` reads its values from the file."""
 
     stored: Weight
 
 
 def read(tensor: torch.Tensor) -> torch.Tensor:
     """Return the materialized tensor of a lazy weight; any other tensor as it is. Do not write into it."""
-    return tensor.stored.read() if isinstance(tensor, StandIn) else tensor
+    return tensor.stored.read() if isinstance(tensor, LazyWeight) else tensor
 
 
 def weight_of(tensor: torch.Tensor) -> Weight:
     """Return the description of a lazy weight, or one of a materialized tensor."""
-    return tensor.stored if isinstance(tensor, StandIn) else Weight(tensor, tensor.dtype)
+    return tensor.stored if isinstance(tensor, LazyWeight) else Weight(tensor, tensor.dtype)
 
 
 def release(tensor: torch.Tensor) -> None:
     """Release the memory of a checkpoint's weight until it is read again."""
-    if isinstance(tensor, StandIn) and tensor.stored.encoded is None:
+    if isinstance(tensor, LazyWeight) and tensor.stored.encoded is None:
         _release(tensor.stored.source.detach())
 
 
-def stand_in(weight: Weight) -> StandIn:
-    """Make a stand-in, laid out as the stored tensor is."""
+def lazy_weight(weight: Weight) -> LazyWeight:
+    """Build a lazy weight with the layout of the stored tensor."""
     with torch.utils._python_dispatch._disable_current_modes():
         source = weight.source
         meta = torch.empty_strided(source.shape, source.stride(), dtype=weight.dtype, device="meta")
-        lazy = StandIn(FAKES, meta, torch.device("cpu"))
+        lazy = LazyWeight(FAKES, meta, torch.device("cpu"))
     lazy.stored = weight
     return lazy
 
 
-def encoded(parts: Sequence[torch.Tensor], decode: Callable[..., torch.Tensor], shape: Sequence[int]) -> StandIn:
+def encoded(parts: Sequence[torch.Tensor], decode: Callable[..., torch.Tensor], shape: Sequence[int]) -> LazyWeight:
     """Make a lazy float32 weight of a shape from stored parts and the function that computes its values."""
     source = torch.empty(tuple(shape), dtype=torch.float32, device="meta")
-    return stand_in(Weight(source, torch.float32, encoded=Encoded(tuple(parts), decode)))
+    return lazy_weight(Weight(source, torch.float32, encoded=Encoded(tuple(parts), decode)))
 
 
 def channels(weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """Take some input channels of a weight, as a stand-in: what is stored is not copied."""
+    """Return a lazy weight of some input channels of a weight, without a copy of the stored tensor."""
     stored = weight_of(weight)
-    return _like(weight, stand_in(replace(stored, source=stored.source[:, first:last])))
+    return _like(weight, lazy_weight(replace(stored, source=stored.source[:, first:last])))
 
 
 class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -190,23 +190,23 @@ class _Postpone(TorchDispatchMode):  # type: ignore[no-untyped-call]
             _refuse_integers(args[1], first.dtype)
         if func is aten._to_copy.default:
             _refuse_integers(first, kwargs.get("dtype") or first.dtype)
-        if isinstance(first, StandIn):
+        if isinstance(first, LazyWeight):
             if func._schema.is_mutable:
                 raise RuntimeError(f"{func} writes into a weight while it is loaded")
             if func is torch.ops.prim.device.default:
                 return first.fake_device
             if has(func, Trait.VIEW) or func.namespace == "prim":  # prim asks where a tensor is
-                taken = func(first.stored.source, *args[1:], **kwargs)
-                return pytree.tree_map_only(torch.Tensor, lambda t: stand_in(replace(first.stored, source=t)), taken)
+                views = func(first.stored.source, *args[1:], **kwargs)
+                return pytree.tree_map_only(torch.Tensor, lambda t: lazy_weight(replace(first.stored, source=t)), views)
         if _only_converts(func, first, kwargs):
-            return stand_in(replace(weight_of(first), dtype=kwargs.get("dtype") or first.dtype))
-        args, kwargs = pytree.tree_map_only(StandIn, read, (args, kwargs))
+            return lazy_weight(replace(weight_of(first), dtype=kwargs.get("dtype") or first.dtype))
+        args, kwargs = pytree.tree_map_only(LazyWeight, read, (args, kwargs))
         return func(*args, **kwargs)
 
 
 def _refuse_integers(tensor: torch.Tensor, dtype: torch.dtype) -> None:
     """Raise `LoadError` for stored integers that are to become floating-point values."""
-    if isinstance(tensor, StandIn) and dtype.is_floating_point and not tensor.is_floating_point():
+    if isinstance(tensor, LazyWeight) and dtype.is_floating_point and not tensor.is_floating_point():
         weight, stored = tensor.stored, str(tensor.dtype).removeprefix("torch.")
         what = f"{weight.name} is stored as {stored} without a scale, and the model computes with floating-point values"
         fix = "get the model in 16 or 32 bits, or quantized as docs/checkpoints.md lists"
@@ -216,17 +216,17 @@ def _refuse_integers(tensor: torch.Tensor, dtype: torch.dtype) -> None:
 def _only_converts(func: Any, tensor: Any, kwargs: dict[str, Any]) -> bool:
     """Return whether an operator returns the values of a checkpoint's tensor in another type or layout."""
     if func is aten.clone.default:
-        return isinstance(tensor, StandIn)
+        return isinstance(tensor, LazyWeight)
     if func is not aten._to_copy.default or str(kwargs.get("device") or "cpu") != "cpu":
         return False
     before, after = tensor.dtype, kwargs.get("dtype") or tensor.dtype
-    narrow = tensor.device.type == "cpu" and before in NARROW and tensor.numel() > SMALL
-    return after == torch.float32 and (narrow or isinstance(tensor, StandIn))
+    narrow = tensor.device.type == "cpu" and before in NARROW and tensor.numel() > EAGER_ELEMENTS
+    return after == torch.float32 and (narrow or isinstance(tensor, LazyWeight))
 
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """Load in this block without converting: large weights of 16 bits become stand-ins of 32."""
+    """Load in this block without converting: large weights of 16 bits become lazy weights of 32."""
     variable = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers would convert in threads, which no mode reaches
     before = os.environ.get(variable)
     os.environ[variable] = "1"
@@ -237,16 +237,16 @@ def postponed() -> Iterator[None]:
         os.environ.pop(variable) if before is None else os.environ.update({variable: before})
 
 
-def lend(component: str, module: nn.Module, where: str) -> None:
-    """Put stand-ins in the place of a loaded module's large weights; small ones are read, and checked.
+def make_lazy(component: str, module: nn.Module, where: str) -> None:
+    """Replace a loaded module's large weights by lazy ones; read the small ones, and check them.
 
-    Raises `LoadError` where a number is not finite, now or when it is read, and where all weights are zero.
+    Raises `LoadError` for a value that is not finite, now or when it is read, and where all weights are zero.
     """
     weights = dict[str, Weight]()
     names = {id(t): f"{component}.{key}" for key, t in module.state_dict(keep_vars=True).items()}
     replacements = dict[int, torch.Tensor]()
     for table, key, tensor in _tensors(module):
-        if isinstance(tensor, StandIn) and not tensor.is_floating_point():
+        if isinstance(tensor, LazyWeight) and not tensor.is_floating_point():
             if isinstance(tensor, nn.Parameter):
                 _refuse_integers(tensor, torch.float32)
             table[key] = read(tensor)
@@ -255,7 +255,9 @@ def lend(component: str, module: nn.Module, where: str) -> None:
         if id(tensor) not in replacements:
             weight = replace(weight_of(tensor), name=names[id(tensor)], where=where)
             weights[weight.name] = weight
-            replacements[id(tensor)] = _like(tensor, stand_in(weight) if tensor.numel() > SMALL else weight.read())
+            replacements[id(tensor)] = _like(
+                tensor, lazy_weight(weight) if tensor.numel() > EAGER_ELEMENTS else weight.read()
+            )
         table[key] = replacements[id(tensor)]
     small_first = sorted(weights.values(), key=lambda weight: weight.source.numel())
     if small_first and all(weight.is_zero() for weight in small_first):
@@ -263,27 +265,27 @@ def lend(component: str, module: nn.Module, where: str) -> None:
         raise LoadError(f"every weight of {component} is zero", where=where, fix=fix)
 
 
-def settle(module: nn.Module) -> None:
-    """Put the real tensors in the place of all stand-ins: the module can run, and is whole in memory."""
+def materialize(module: nn.Module) -> None:
+    """Replace all lazy weights of a module by tensors in memory, so that it can run."""
     replacements = dict[int, torch.Tensor]()
     for table, key, tensor in _tensors(module):
-        if isinstance(tensor, StandIn):
+        if isinstance(tensor, LazyWeight):
             if id(tensor) not in replacements:
                 replacements[id(tensor)] = _like(tensor, read(tensor))
             table[key] = replacements[id(tensor)]
 
 
-def bytes_to_settle(module: nn.Module) -> int:
-    """Compute the memory that `settle` takes: weights stored in their own type stay in the file."""
-    lazy = {id(t): t for _, _, t in _tensors(module) if isinstance(t, StandIn) and not t.stored.is_stored_so}
+def bytes_to_materialize(module: nn.Module) -> int:
+    """Compute the memory that `materialize` takes: weights stored in their own type stay in the file."""
+    lazy = {id(t): t for _, _, t in _tensors(module) if isinstance(t, LazyWeight) and not t.stored.is_stored_so}
     return sum(tensor.numel() * tensor.itemsize for tensor in lazy.values())
 
 
 @contextmanager
-def settled(module: nn.Module) -> Iterator[None]:
+def materialized(module: nn.Module) -> Iterator[None]:
     """Materialize a module in this block, and make it lazy again at the end."""
-    lazy = [(table, key, tensor) for table, key, tensor in _tensors(module) if isinstance(tensor, StandIn)]
-    settle(module)
+    lazy = [(table, key, tensor) for table, key, tensor in _tensors(module) if isinstance(tensor, LazyWeight)]
+    materialize(module)
     try:
         yield
     finally:
@@ -302,8 +304,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Ten
 
 
 def _like(before: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Make a parameter of a tensor that takes a parameter's place."""
-    if isinstance(before, nn.Parameter) and isinstance(tensor, StandIn):
+    """Return a parameter if the tensor replaces one."""
+    if isinstance(before, nn.Parameter) and isinstance(tensor, LazyWeight):
         tensor._is_param = True
     elif isinstance(before, nn.Parameter):
         tensor = nn.Parameter(tensor, requires_grad=False)

@@ -4,13 +4,13 @@ Before (inside a graph):
     y = linear(x, w, bias)
 
 After, static:
-    y = linear(fake_quantize(x, scale), dequantize(codes, scales), bias)
+    y = linear(fake_quantize(x, scale), dequantize(quantized, scales), bias)
 
 After, with scales s that are known per step, or computed from x (per token, or for all of it):
-    y = linear(fake_quantize(x / s, 1), dequantize(codes, scales)) * s + bias
+    y = linear(fake_quantize(x / s, 1), dequantize(quantized, scales)) * s + bias
 
 After, with smoothing m and a low-rank branch:
-    y = linear(fake_quantize(x * m), dequantize(codes)) + linear(linear(x * m, down), up) + bias
+    y = linear(fake_quantize(x * m), dequantize(quantized)) + linear(linear(x * m, down), up) + bias
 """
 
 from __future__ import annotations
@@ -183,14 +183,14 @@ class _Writing:
         """Look up quantized values and scales, and multiply: there is no float copy of the table."""
         rounded, spec = layer.rounded, layer.scheme.weight
         assert rounded is not None and spec is not None and not spec.group
-        codes = self._call(aten.embedding.default, self._constant("codes", rounded.codes), args[1])
+        quantized = self._call(aten.embedding.default, self._constant("codes", rounded.quantized), args[1])
         scales = self._call(aten.embedding.default, self._constant("scale", rounded.scale.reshape(-1, 1)), args[1])
-        return self._call(aten.mul.Tensor, self._call(aten.to.dtype, codes, torch.float32), scales)
+        return self._call(aten.mul.Tensor, self._call(aten.to.dtype, quantized, torch.float32), scales)
 
     def _weight(self, layer: Layer) -> fx.Node:
         rounded, spec = layer.rounded, layer.scheme.weight
         assert rounded is not None and spec is not None
-        codes = self._constant("codes", rounded.codes)
+        quantized = self._constant("codes", rounded.quantized)
         zero = None if rounded.zero is None else self._constant("zero", spec.format.encode(rounded.zero))
         if rounded.outer is None:
             dtype = torch.float16 if spec.scale == "float16" else torch.float32
@@ -200,7 +200,7 @@ class _Writing:
             stored = self._constant("scale", form.encode(rounded.scale))
             outer = self._constant("outer", rounded.outer.half() if form.is_integer else rounded.outer)
             scale = self._call(ops.dequantize.default, stored, outer, None, 0, form.name, torch.float32)
-        return self._call(ops.dequantize.default, codes, scale, zero, spec.group, spec.format.name, torch.float32)
+        return self._call(ops.dequantize.default, quantized, scale, zero, spec.group, spec.format.name, torch.float32)
 
     def _activation(self, layer: Layer, x: fx.Node, rank: int) -> tuple[fx.Node, fx.Node | None]:
         """Quantize an input; return it with the scale that the output is to be multiplied by, if that is delayed."""

@@ -3,7 +3,7 @@
 A block reaches from a value to the sum of two paths that part at it: ``x + f(x)``, or ``shortcut(x) + f(x)``. One path
 is shorter than the other by a layer at least; the sum of a layer's parts is no block. Values that come from elsewhere,
 such as embeddings of the time or the text, are inputs of a block beside x. Blocks do not overlap: of those
-that lie in one another the innermost is taken. Nothing is known by name.
+that lie in one another the innermost is chosen, by structure and never by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import fx
 from diffc.compiler.analysis.residual_blocks import flow_of, regions
 from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.trajectory import Sample
-from diffc.compiler.graph.lazy_weights import settle
+from diffc.compiler.graph.lazy_weights import materialize
 from diffc.compiler.ir.program import Graph
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
@@ -59,7 +59,7 @@ class Block:
         copy.output((env[self.nodes[-1]], *(layers if watched else [])))
         copy.eliminate_dead_code()
         module = fx.GraphModule(body, copy)
-        settle(module)
+        materialize(module)
         return module
 
 

@@ -31,7 +31,7 @@ class Rounded:
     Where the scales are themselves rounded, ``outer`` is the scale of the scales: scale = outer * stored.
     """
 
-    codes: torch.Tensor
+    quantized: torch.Tensor
     scale: torch.Tensor
     zero: torch.Tensor | None = None
     outer: torch.Tensor | None = None
@@ -39,12 +39,12 @@ class Rounded:
     def value(self, spec: Spec) -> torch.Tensor:
         """Return the dequantized weight."""
         scale = self.scale if self.outer is None else self.scale * self.outer.reshape(-1, 1)
-        offset = 0.0 if self.zero is None else spread(self.zero, self.codes.shape, spec.group)
-        return (spec.format.decode(self.codes) - offset) * spread(scale, self.codes.shape, spec.group)
+        offset = 0.0 if self.zero is None else spread(self.zero, self.quantized.shape, spec.group)
+        return (spec.format.decode(self.quantized) - offset) * spread(scale, self.quantized.shape, spec.group)
 
     def thinned(self, every: int) -> Rounded:
         """Return one in ``every`` rows, from the first on."""
-        parts = (self.codes, self.scale, self.zero, self.outer)
+        parts = (self.quantized, self.scale, self.zero, self.outer)
         return Rounded(*(part if part is None or len(part) == 1 else part[::every] for part in parts))  # type: ignore[arg-type]
 
 

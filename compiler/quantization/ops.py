@@ -23,23 +23,23 @@ Value = TypeVar("Value", torch.Tensor, fx.Node)
 
 @torch.library.custom_op("diffc::dequantize", mutates_args=())
 def dequantize(
-    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
+    quantized: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Compute ``scale * (codes - zero)`` as ``dtype``, in the shape of the quantized values ``codes``.
+    """Compute ``scale * (quantized - zero)`` as ``dtype``, in the shape of ``quantized``, the quantized values.
 
     Scale and zero are [1], [rows], or with groups [rows, groups].
     """
-    values = FORMATS[form].decode(codes)
+    values = FORMATS[form].decode(quantized)
     if zero is not None:
-        values = values - spread(zero.float(), codes.shape, group)
-    return (values * spread(scale.float(), codes.shape, group)).to(dtype)
+        values = values - spread(zero.float(), quantized.shape, group)
+    return (values * spread(scale.float(), quantized.shape, group)).to(dtype)
 
 
 @dequantize.register_fake
 def _(
-    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
+    quantized: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, group: int, form: str, dtype: torch.dtype
 ) -> torch.Tensor:
-    return torch.empty(codes.shape, dtype=dtype)
+    return torch.empty(quantized.shape, dtype=dtype)
 
 
 @torch.library.custom_op("diffc::fake_quantize", mutates_args=())
@@ -52,8 +52,8 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | Non
     scaled = x.to(_wide(x)) / factor
     if zero is None:
         return (number_format.round(scaled) * factor).to(x.dtype)
-    codes = (scaled.round() + zero.float()).clamp(number_format.lowest, number_format.highest)
-    return ((codes - zero.float()) * factor).to(x.dtype)
+    quantized = (scaled.round() + zero.float()).clamp(number_format.lowest, number_format.highest)
+    return ((quantized - zero.float()) * factor).to(x.dtype)
 
 
 @fake_quantize.register_fake

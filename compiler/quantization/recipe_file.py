@@ -1,4 +1,4 @@
-"""Read how a user wants a model quantized: ``--quant`` names the techniques, ``--recipe`` is a file that says more.
+"""Read the options of quantization: ``--quant`` names the techniques, ``--recipe`` a file with specs and layers too.
 
 # recipe.toml
 [quantize]
@@ -39,7 +39,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Override:
-    """Change the specs of the layers that a pattern matches; those that it does not name stay."""
+    """Hold the specs that replace those of the layers that a pattern matches."""
 
     pattern: str
     specs: Mapping[str, Spec | None]
@@ -47,7 +47,7 @@ class Override:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """Hold what a recipe says: settings that replace a precision's, and overrides of layers, of which the last wins."""
+    """Hold a recipe: settings that replace those of a precision, and overrides of layers, of which the last wins."""
 
     settings: Mapping[str, Any]
     overrides: tuple[Override, ...] = ()
@@ -95,7 +95,7 @@ def _check_keys(entries: Mapping[str, Any], known: Iterable[str], where: str) ->
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Suggest what a misspelt word may mean."""
+    """Suggest the known words that a misspelt one resembles."""
     return "".join(f"did you mean {close}? " for close in difflib.get_close_matches(word, list(known), n=1, cutoff=0.4))
 
 
@@ -118,8 +118,8 @@ def parse_passes(
     """Return the passes that a text names, as ``smoothquant?:alpha=0.5+gptq``. Raises `RecipeError`.
 
     A pass whose name ends with ``?`` may change nothing. A comma separates options as well as a colon does, a hyphen
-    stands for an underscore, and decibels may be called so. ``option`` is the flag that the text belongs to, ``former``
-    maps names that passes had to those that they have.
+    stands for an underscore, and a number may end in ``dB``. ``option`` is the flag that the text belongs to,
+    ``former`` maps names that passes had to those that they have.
     """
     passes = list[Pass[Any]]()
     for part in text.split("+"):

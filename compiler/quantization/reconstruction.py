@@ -5,7 +5,7 @@ floating-point formats. The fraction h in [0, 1] by which it is rounded up is le
 end, gently at first. The result is compared with rounding to nearest, and never worse.
 
 Papers: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020 (the rectified sigmoid
-        and the regulariser); Li et al., "BRECQ", ICLR 2021 (blocks); Chen et al., "FP4DiT", 2025 (the grid's spacing).
+        and the regulariser); Li et al., "BRECQ", ICLR 2021 (blocks); Chen et al., "FP4DiT", 2025 (floating point).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Soft:
     def hard(self) -> Rounded:
         """Round each weight to the nearer end."""
         up = (self.learned.detach() > 0).float()
-        return replace(self.nearest, codes=self.spec.format.encode(self._clamped(self.below + self.step * up)))
+        return replace(self.nearest, quantized=self.spec.format.encode(self._clamped(self.below + self.step * up)))
 
     def _clamped(self, values: torch.Tensor) -> torch.Tensor:
         return values.clamp(self.spec.format.lowest, self.spec.format.highest)

@@ -15,7 +15,7 @@ from torch import fx
 from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.observe import watch
 from diffc.compiler.calibration.run_program import request_of
-from diffc.compiler.calibration.trajectory import Drawing, Sample
+from diffc.compiler.calibration.trajectory import Sample, Trajectory
 from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.metrics import psnr, sqnr
 from diffc.compiler.quantization.plan import Plan
@@ -91,23 +91,23 @@ def drift(bundle: Path, calibration: Calibration, progress: Progress) -> list[Dr
     program, interpreter = opened.programs[calibration.program.name], Interpreter(opened)
     scalars = {name: default for name, default in program.scalars.items() if default is not None}
     drifts = []
-    for drawing in calibration.drawings[:PROMPTS]:
-        progress(f"measure {drawing.prompt}")
+    for trajectory in calibration.trajectories[:PROMPTS]:
+        progress(f"measure {trajectory.prompt}")
         steps = list[np.ndarray[Any, Any]]()
 
         def on_step(op: Op, values: Mapping[str, Any], steps: list[Any] = steps) -> None:
             steps.append(linear(op, values, scalars))
 
-        texts, noises = request_of(calibration.program, drawing.prompt, drawing.seed)
+        texts, noises = request_of(calibration.program, trajectory.prompt, trajectory.seed)
         outputs = interpreter.run(program, texts | noises, scalars, on_step=on_step)
         image = np.asarray(outputs[program.outputs[0]])
-        ratios = [sqnr(a, b.numpy()) for a, b in zip(steps, drawing.steps, strict=True)]
-        drifts.append(Drift(drawing.prompt, tuple(ratios), _psnr(image, drawing)))
+        ratios = [sqnr(a, b.numpy()) for a, b in zip(steps, trajectory.steps, strict=True)]
+        drifts.append(Drift(trajectory.prompt, tuple(ratios), _psnr(image, trajectory)))
     return sorted(drifts, key=lambda drift: drift.psnr)
 
 
-def _psnr(image: Any, drawing: Drawing) -> float:
-    reference = drawing.output.numpy()
+def _psnr(image: Any, trajectory: Trajectory) -> float:
+    reference = trajectory.output.numpy()
     in_range = reference.min() >= 0 and reference.max() <= 1
     return psnr(image, reference, 1.0 if in_range else float(np.abs(reference).max()))
 

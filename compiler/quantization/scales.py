@@ -37,8 +37,8 @@ def round_nearest(weight: torch.Tensor, spec: Spec, like: Rounded) -> Rounded:
     scale = like.scale if like.outer is None else like.scale * like.outer.reshape(-1, 1)
     scales = spread(scale, weight.shape, spec.group)
     offset = 0.0 if like.zero is None else spread(like.zero, weight.shape, spec.group)
-    codes = spec.format.encode(spec.format.round(weight / scales + offset))
-    return Rounded(codes, like.scale, like.zero, like.outer)
+    quantized = spec.format.encode(spec.format.round(weight / scales + offset))
+    return Rounded(quantized, like.scale, like.zero, like.outer)
 
 
 def takes_factors(spec: Spec) -> bool:

@@ -32,7 +32,7 @@ def verify_plan(plan: Plan) -> Plan:
 def _broken(layer: Layer) -> Iterator[str]:
     """Yield the rules that the values of a layer break."""
     shape = None if layer.weight is None else layer.weight.shape
-    if layer.rounded is not None and (layer.scheme.weight is None or layer.rounded.codes.shape != shape):
+    if layer.rounded is not None and (layer.scheme.weight is None or layer.rounded.quantized.shape != shape):
         yield "its rounded weight is not one of its scheme and shape"
     if (layer.low is None) != (layer.high is None) or (
         layer.low is not None and layer.high is not None and bool((layer.low > layer.high).any())

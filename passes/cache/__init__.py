@@ -16,7 +16,7 @@ from diffc.passes.cache.profiling_dit import profiling_dit
 
 
 class Need(Enum):
-    """Name what a cache takes besides the programs."""
+    """Name an argument that a cache takes besides the programs."""
 
     CALIBRATOR = unique()
     """A function that returns the calibration of a program."""
@@ -41,21 +41,21 @@ class FeatureCache:
 CACHES: Mapping[str, FeatureCache] = {
     cache.name: cache
     for cache in (
-        # What a UNet has inside of a skip connection
+        # The levels of a UNet inside of a skip connection
         FeatureCache(deepcache),
-        # All but what a UNet has behind its skip connections
+        # The encoder of a UNet
         FeatureCache(faster_diffusion),
-        # What blocks of a transformer add
+        # The residuals of transformer blocks
         FeatureCache(delta_dit),
         FeatureCache(profiling_dit, (Need.CALIBRATOR,)),
-        # Either of them, where the trajectory says
+        # Either of them, in steps chosen by the trajectory
         FeatureCache(cachequant, (Need.CALIBRATOR,)),
-        # What residual blocks give, in any denoiser
+        # The outputs of residual blocks, in any denoiser
         FeatureCache(a_sdm),
-        # What costs least of all this, measured
+        # The cheapest of all features, measured
         FeatureCache(auto, (Need.CALIBRATOR, Need.FINER_PROGRAM)),
     )
 }
-"""The caches by the names that ``--cache`` takes; they give programs, and `auto` what it measured too."""
+"""The caches by the names that ``--cache`` takes; they return programs, and `auto` its trials too."""
 
 __all__ = ["CACHES", "FeatureCache", "Need"]

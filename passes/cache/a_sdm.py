@@ -1,4 +1,4 @@
-"""Take what residual blocks gave from the step before: in some steps, in a part of the denoiser.
+"""Reuse the outputs of residual blocks of the step before: in some steps, in a part of the denoiser.
 
 Paper: Zhu et al., "A-SDM: Accelerating Stable Diffusion through Model Assembly and Feature Inheritance Strategies",
        https://arxiv.org/abs/2406.00210 (feature inheritance, which needs no training; not its smaller models)
@@ -17,7 +17,7 @@ After (level='unit', interval=2, begin=0.0, end=1.0, stop=1.0):
     y1 = last(h1, b0)
 
 A residual block is ``x + f(x)`` or ``shortcut(x) + f(x)``, in a UNet or a transformer. At the level ``unit`` a step
-inherits what blocks add, f(x); at ``layer`` what they give, the sum; at ``block`` runs of residual blocks of one size,
+inherits the residuals f(x); at ``layer`` the sums; at ``block`` runs of residual blocks of one size,
 such as a UNet's levels are, inherit together. Steps are evaluations of the denoiser.
 """
 
@@ -51,7 +51,7 @@ def a_sdm(
     """Inherit from the part ``begin`` to the part ``end`` of the work that residual blocks do, in their order.
 
     From the part ``start`` of the steps to ``stop`` one of ``interval`` computes all, and so do the steps outside.
-    Raises `PassError` for a graph without residual blocks there, and for parts and intervals that are none.
+    Raises `PassError` for a graph without residual blocks there, and for impossible parts and intervals.
     """
     parts = 0 <= begin < end <= 1 and 0 <= start < stop <= 1
     if level not in LEVELS or interval < 1 or not parts:
@@ -76,7 +76,7 @@ def a_sdm(
 
 @dataclass(frozen=True)
 class _Unit:
-    """Hold a residual block: its sum, what it adds, and its multiply-adds."""
+    """Hold a residual block: its sum, its residual, and its multiply-adds."""
 
     sum: fx.Node
     branch: fx.Node

@@ -1,8 +1,8 @@
-"""Measure what reusing each feature costs in each step, on the program's own trajectory, and choose the best schedule.
+"""Measure the cost of reusing each feature in each step, on the program's own trajectory, and choose the schedule.
 
 Source: diffc, decision 0010. Errors of single reuses are measured (`diffc.compiler.feature_cache.cost`), as are
         times; the schedules of least error for every time follow by dynamic programming
-        (`diffc.compiler.feature_cache.search`), and those near the budget are drawn with, beside schedules with fixed
+        (`diffc.compiler.feature_cache.search`), and those near the budget are tried, beside schedules with fixed
         intervals: the schedule built is the fastest whose images keep the budget.
 
 Before (a UNet):
@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.analysis.transformer_blocks import transformer
-from diffc.compiler.calibration.calibrate import Calibration, Draw
-from diffc.compiler.calibration.trajectory import Drawing
+from diffc.compiler.calibration.calibrate import Calibration, RunSampler
+from diffc.compiler.calibration.trajectory import Trajectory
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached
 from diffc.compiler.feature_cache.cost import Calls, Costs, Option, measure
@@ -51,10 +51,10 @@ PROBES = 8
 """The number of evaluations in which the growth of an error in later steps is measured."""
 
 AROUND, SPREAD = 1, 7
-"""How many schedules on either side of the budget are drawn with, and how many of the whole frontier."""
+"""The number of schedules tried on either side of the budget, and over all of the frontier."""
 
 INTERVALS = (2, 3, 4, 5)
-"""Fixed schedules that are drawn with for comparison; one that is better is taken."""
+"""The intervals of the fixed schedules tried for comparison; a better one is built."""
 
 
 def auto(
@@ -78,20 +78,22 @@ def auto(
     options = [] if graph is None else _options(graph, programs)
     if graph is None or not options:
         raise PassError("auto: the denoiser has neither skip connections nor transformer blocks", where=program.name)
-    if finer is not None and _draws(finer) != _draws(program):
+    if finer is not None and _noises(finer) != _noises(program):
         finer = None
     if finer is None and not min_psnr:
-        what = "auto: twice as many steps draw other noise, and so make another image"
-        raise PassError(what, where=program.name, fix="say what matters with auto:min-psnr=35")
+        what = "auto: twice as many steps read other noise, and so compute another image"
+        raise PassError(what, where=program.name, fix="set the budget with auto:min-psnr=35")
     calibration = calibrated(program)
-    calibration = replace(calibration, drawings=calibration.drawings[:PROMPTS])
-    with calibration.drawing(program) as draw:
-        search = _Search(program, graph, options, calibration, draw, finer)
+    calibration = replace(calibration, trajectories=calibration.trajectories[:PROMPTS])
+    with calibration.sampling(program) as run_sampler:
+        search = _Search(program, graph, options, calibration, run_sampler, finer)
         tried = search.tried(max_drop, min_psnr)
     acceptable = [each for each in tried if each.keeps(max_drop, min_psnr) and any(each.reuses)]
     if not acceptable:
         budget = f"{min_psnr:g} dB" if min_psnr else f"a drop of at most {max_drop:g} dB"
-        raise PassError(f"auto: no schedule keeps {budget}; {_nearest(tried)}", where=program.name, fix="ask for less")
+        raise PassError(
+            f"auto: no schedule keeps {budget}; {_nearest(tried)}", where=program.name, fix="set a lower budget"
+        )
     fastest = min(acceptable, key=lambda each: each.time)
     follow = search.following(fastest.reuses)
     return Searched(cached(programs, follow), fastest, tuple(tried))
@@ -103,12 +105,12 @@ def _nearest(tried: Sequence[Trial]) -> str:
     return f"the nearest takes {best.time:.0%} of the time, has {best.psnr:.1f} dB{drop}"
 
 
-def _draws(program: Program) -> list[object]:
+def _noises(program: Program) -> list[object]:
     return [value.type for op in program.ops if op.operator == "noise" for value in op.results]
 
 
 def _options(graph: Graph, programs: Sequence[Program]) -> list[Option]:
-    """Name features worth trying: what is inside of some skip connections, or what some spans of blocks add."""
+    """Name the features to try: values inside of some skip connections, or the sums that some spans of blocks add."""
     connections = skips(graph, programs)
     if connections:
         at = np.linspace(0, len(connections) - 1, min(OPTIONS, len(connections))).round().astype(int)
@@ -120,7 +122,7 @@ def _options(graph: Graph, programs: Sequence[Program]) -> list[Option]:
 
 
 class _Search:
-    """Know what one program's schedules cost."""
+    """Measure schedules of one program, each once."""
 
     def __init__(
         self,
@@ -128,11 +130,11 @@ class _Search:
         graph: Graph,
         options: Sequence[Option],
         calibration: Calibration,
-        draw: Draw,
+        run_sampler: RunSampler,
         finer: Program | None,
     ) -> None:
         self.program, self.options = program, options
-        self.calibration, self.draw, self.calls = calibration, draw, Calls(graph, options)
+        self.calibration, self.run_sampler, self.calls = calibration, run_sampler, Calls(graph, options)
         self.drift = measure(program, self.calls, self.calibration)
         self.count = self.drift.errors.shape[1]
         self.gains = self._gains(self.drift)
@@ -155,7 +157,7 @@ class _Search:
         return follow
 
     def tried(self, max_drop: float, min_psnr: float) -> list[Trial]:
-        """Draw with the schedules of two frontiers around the budget, and with all fixed ones.
+        """Sample with the schedules of two frontiers around the budget, and with all fixed ones.
 
         The first frontier weighs each error by its measured growth in later steps, and adds errors up; it overrates
         early errors where there are many. The second leaves errors unweighted and adds their squares, as if they were
@@ -190,34 +192,36 @@ class _Search:
         return sum(self.drift.full if each is None else self.drift.reusing[each[1]] for each in reuses)
 
     def _judged(self, candidate: Candidate, *, fixed: bool) -> Trial:
-        """Draw the calibration's prompts with a schedule."""
+        """Sample the calibration's prompts with a schedule."""
         if candidate.reuses not in self.known:
-            drawings = self._drawn(candidate.reuses, PROMPTS)
+            trajectories = self._trajectories(candidate.reuses, PROMPTS)
             time = candidate.seconds / (self.count * self.drift.full)
-            near = _decibels(drawings, self.calibration.drawings)
+            near = _decibels(trajectories, self.calibration.trajectories)
             drop = None
             if self.finer is not None:
-                drop = _decibels(self.calibration.drawings, self.finer) - _decibels(drawings, self.finer)
+                drop = _decibels(self.calibration.trajectories, self.finer) - _decibels(trajectories, self.finer)
             self.known[candidate.reuses] = Trial(candidate.reuses, time, near, drop, fixed)
         return self.known[candidate.reuses]
 
-    def _drawn(self, reuses: Reuses, prompts: int) -> list[Drawing]:
-        return self.draw(prompts, {self.calls.name: self.calls.following(reuses, self.program)})
+    def _trajectories(self, reuses: Reuses, prompts: int) -> list[Trajectory]:
+        return self.run_sampler(prompts, {self.calls.name: self.calls.following(reuses, self.program)})
 
     def _gains(self, drift: Costs) -> NDArray[np.float64]:
-        """Measure what the denoiser makes of an error in later evaluations: for some of them, the others between."""
-        cheapest, drawing = int(np.argmin(drift.reusing)), self.calibration.drawings[:1]
+        """Measure the growth of an error in later evaluations: at some evaluations, and interpolate between them."""
+        cheapest, trajectory = int(np.argmin(drift.reusing)), self.calibration.trajectories[:1]
         places = np.unique(np.linspace(1, self.count - 1, PROBES).round().astype(int))
         gains = []
         for at in places.tolist():
             reuses = tuple((place - 1, cheapest) if place == at else None for place in range(self.count))
-            latents, reference = self._drawn(reuses, 1)[0].latents, drawing[0].latents
+            latents, reference = self._trajectories(reuses, 1)[0].latents, trajectory[0].latents
             error = float((latents - reference).norm() / reference.norm())
             gains.append(error / max(drift.errors[cheapest, at, at - 1], 1e-12))
         logs = np.interp(np.arange(self.count), places, np.log(np.maximum(gains, 1e-3)))
         return np.asarray(np.exp(logs))
 
 
-def _decibels(drawings: Sequence[Drawing], references: Sequence[Drawing]) -> float:
+def _decibels(trajectories: Sequence[Trajectory], references: Sequence[Trajectory]) -> float:
     """Return the PSNR of images, the mean over prompts."""
-    return float(np.mean([psnr(a.output.numpy(), b.output.numpy()) for a, b in zip(drawings, references, strict=True)]))
+    return float(
+        np.mean([psnr(a.output.numpy(), b.output.numpy()) for a, b in zip(trajectories, references, strict=True)])
+    )

@@ -1,7 +1,7 @@
 """Choose by dynamic programming which steps refresh a cached feature, and correct it in each step that reuses it.
 
 Paper: Liu et al., "CacheQuant: Comprehensively Accelerated Diffusion Models", CVPR 2025,
-       https://arxiv.org/abs/2503.01323 (the schedule, and the correction of what the cache makes wrong)
+       https://arxiv.org/abs/2503.01323 (the schedule, and the correction of the cache's error)
 
 Before (a UNet):
     y0 = unet(x0)
@@ -17,12 +17,12 @@ After (interval=2):
     d1 = corrected(d0, factor, term)
     y1 = outer_up(h1, d1)
 
-The steps are parted into groups whose first refreshes, on average ``interval`` long and from half to twice that, so
-that the features' distances from the first of their group, in the program's own trajectory, are the smallest in sum.
-In a step that reuses, each channel is what least squares make of the first of the group's. The feature is that of
-DeepCache, or in a transformer what the blocks in its middle add. What quantization makes wrong is corrected after it,
-by the technique decoupled_error_correction: a cached program is calibrated with its cache. Steps are evaluations of the
-denoiser.
+The steps are divided into groups, on average ``interval`` long and from half to twice that; the first of a group
+refreshes. The division has the smallest sum of the features' distances from the first of their group, in the program's
+own trajectory. A step that reuses corrects each channel of the first feature by least squares. The feature is that of
+DeepCache, or in a transformer the sum of the residuals of the blocks in its middle. The error of quantization is
+corrected by the technique decoupled_error_correction: a cached program is calibrated with its cache. Steps are
+evaluations of the denoiser.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def cachequant(
 ) -> tuple[Program, ...]:
     """Refresh in one of ``interval`` steps on average, where it is best; ``correct`` channels in the others.
 
-    In a UNet what is inside of skip connection ``branch`` is reused, in a transformer what the part ``span`` of its
-    blocks add. Raises `PassError` for a graph that is neither, and for what no schedule or feature of a program is.
+    In a UNet the levels inside of skip connection ``branch`` are reused, in a transformer the residuals of the part
+    ``span`` of its blocks. Raises `PassError` for another graph, and for a schedule or branch that the program lacks.
     """
     if interval < 1 or not 0 < span <= 1:
         fix = "give an interval of 1 or more, and a part of the blocks from 0 to 1"
@@ -85,7 +85,7 @@ def cachequant(
 
 
 def _features(graph: Graph, program: Program, branch: int, span: float) -> tuple[Feature, ...]:
-    """Find what is reused: inside of a skip connection, or else in the middle of a transformer."""
+    """Find the features to reuse: inside of a skip connection, or else in the middle of a transformer."""
     connections = skips(graph, [program])
     if connections and not 0 <= branch < len(connections):
         what = f"cachequant: branch {branch} of {len(connections)} skip connections"
@@ -123,7 +123,7 @@ def _parted(steps: Sequence[int], interval: int, distance: dict[tuple[int, int],
 
 
 class _Pairs:
-    """Compare features of two steps that are less than ``reach`` apart, over prompts, lanes and places.
+    """Compare features of two steps that are less than ``reach`` apart, over prompts, guidance branches and places.
 
     ``distance`` is the mean of the absolute differences, relative to that of the features. ``lines`` make the
     later step's channels of the earlier's.

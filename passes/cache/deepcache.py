@@ -1,4 +1,4 @@
-"""Reuse what the UNet's deep levels gave, and compute the outer ones only, in all but every n-th step.
+"""Reuse the output of the UNet's deep levels, and compute the outer ones only, in all but every n-th step.
 
 Paper: Ma et al., "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024,
        https://arxiv.org/abs/2312.00858 (the uniform schedule, and as in its code the one that is dense around a step)
@@ -16,8 +16,8 @@ After (interval=2):
     h1 = outer_down(x1)
     y1 = outer_up(h1, d0)
 
-Steps are evaluations: a solver of second order has two for each step. The feature of branch ``m`` is what meets the
-skip connection with ``m`` others around it.
+Steps are evaluations: a solver of second order has two for each step. The feature of branch ``m`` is the value that
+is concatenated with the skip connection that has ``m`` others around it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule
 from diffc.compiler.ir.program import Graph, Program
 
 CENTER = 0.3
-"""Where the quadratic schedule is dense unless told, as a part of all steps: the paper's 15 of 50."""
+"""The default center of the quadratic schedule, as a part of all steps: the paper's 15 of 50."""
 
 
 def deepcache(
@@ -44,10 +44,10 @@ def deepcache(
     center: int | None = None,
     power: float = 1.4,
 ) -> tuple[Program, ...]:
-    """Compute all levels in one of ``interval`` steps; in the others, reuse what is inside skip connection ``branch``.
+    """Compute all levels in one of ``interval`` steps; in the others, reuse the levels inside of skip ``branch``.
 
     The schedule is ``uniform``, or ``quadratic``: denser around the step ``center``, the more so the larger ``power``.
-    Raises `PassError` for a graph without skip connections, and for what no schedule or branch of a program is.
+    Raises `PassError` for a graph without skip connections, and for a schedule or branch that the program lacks.
     """
     if interval < 1 or schedule not in ("uniform", "quadratic"):
         raise PassError(
@@ -87,7 +87,7 @@ def _quadratic(count: int, number: int, center: int, power: float) -> list[int]:
     """Spread ``number`` steps as the paper's code does: evenly between the roots of both ends, in the complex plane.
 
     The distance from the center, to the power of 1/power, is spread evenly, and its real part rounded towards the
-    center; the power falls until as many different steps are left as are wanted.
+    center; the power falls until ``number`` different steps are left.
     """
     if not 0 < center < count:
         fix = f"give a center from 1 to {count - 1}"

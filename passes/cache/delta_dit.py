@@ -1,4 +1,4 @@
-"""Add what a span of a transformer's blocks added in an earlier step: of the rear blocks early, of the front ones late.
+"""Reuse the residual of a span of a transformer's blocks: of the rear blocks early, of the front blocks late.
 
 Paper: Chen et al., "Δ-DiT: A Training-Free Acceleration Method Tailored for Diffusion Transformers", 2024,
        https://arxiv.org/abs/2406.01125 (the schedule: front blocks draw outlines, rear blocks details)
@@ -18,9 +18,9 @@ After (interval=2, span=0.5):
     d1 = linear(r0, h1; 1, 1)
     y1 = rear(d1)
 
-Every ``interval``-th step computes all blocks. The steps between add the rear blocks' part of it to what the front
-blocks make of the present sample, before the part ``switch`` of all steps; from then on they add the front blocks' part
-to the sample, and compute the rear ones. Steps are evaluations: a solver of second order has two for each step.
+Every ``interval``-th step computes all blocks. Before the part ``switch`` of all steps, the steps between
+compute the front blocks and add the stored residual of the rear ones; from then on they add that of the front blocks
+and compute the rear ones. Steps are evaluations: a solver of second order has two for each step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def delta_dit(
     """Compute all blocks in one of ``interval`` steps, and in the others all but the part ``span`` of them.
 
     Three quarters of the blocks in every other step are 1.6 times the speed, as in the paper. Raises `PassError` for a
-    graph that is not mostly blocks of one width, for more steps than there are, and for parts that are none.
+    graph that is not mostly blocks of one width, for more steps than there are, and for impossible parts.
     """
     if interval < 1 or not 0 < span <= 1 or not 0 <= switch <= 1:
         raise PassError(

@@ -14,8 +14,8 @@ After (interval=2):
     x1 = linear(x0, y0)
     y1 = decoder(h0, d0)
 
-The encoder is all that the skip connections and the lowest level of the decoder are computed from, and what a
-ControlNet adds to them. A step between key steps does not look at its latents.
+The encoder is every node that the skip connections and the lowest level of the decoder are computed from, the outputs
+of a ControlNet among them. A step between key steps does not read its latents.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from diffc.compiler.feature_cache.batch_steps import step_batches
 from diffc.compiler.ir.program import Graph, Names, Op, Polynomial, Program, Ref, Value
 
 KEYS, OF = (0, 1, 2, 3, 5, 10, 15, 25, 35), 50
-"""The published key steps, and of how many; for other numbers of steps they are spread alike."""
+"""The published key steps, and the number of steps that they are of; for other numbers they are scaled."""
 
 
 def faster_diffusion(
@@ -41,8 +41,8 @@ def faster_diffusion(
     If ``batched``, all steps until the next key step are decoded at once: on a CPU that was hardly faster (8 % for five
     steps of a small UNet), and each number of steps is a graph, which holds the decoder's weights in memory once more.
 
-    ``noise`` is how much of the first noise is added to the latents before each step of the second half; the paper's
-    code adds 0.003, which gives back texture. Raises `PassError` for a graph without skip connections.
+    ``noise`` is the share of the first noise that is added to the latents before each step of the second half; the
+    paper's code adds 0.003, which restores texture. Raises `PassError` for a graph without skip connections.
     """
 
     def follow(program: Program, graph: Graph, count: int) -> Schedule:
@@ -60,7 +60,7 @@ def faster_diffusion(
 
 
 def _encoded(graph: Graph, program: Program) -> list[Feature]:
-    """Name what the decoder reads of the encoder."""
+    """Name the encoder's values that the decoder reads."""
     connections = skips(graph, [program])
     if not connections:
         fix = "choose delta-dit, profiling-dit, cachequant or a-sdm, which reuse residual blocks"
@@ -69,7 +69,7 @@ def _encoded(graph: Graph, program: Program) -> list[Feature]:
 
 
 def _with_noise(program: Program, amount: float) -> Program:
-    """Add a part of the first noise to what each step of the second half, but the first of all, starts from."""
+    """Add a part of the first noise to the latents before each step of the second half, except the very first."""
     names, ops, noised = Names(program.types()), list[Op](), dict[str, str]()
     noise = next((op.results[0] for op in program.ops if op.operator == "noise"), None)
     count, done = sum(op.operator == "step" for op in program.ops), 0

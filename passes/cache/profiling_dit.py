@@ -1,4 +1,4 @@
-"""Add what runs of blocks that look at the background added in an earlier step; those that look at things compute.
+"""Reuse the residuals of runs of blocks that attend to the background; compute the blocks that attend to objects.
 
 Paper: Ma et al., "Model Reveals What to Cache: Profiling-Based Feature Reuse for Video Diffusion Models", ICCV 2025,
        https://arxiv.org/abs/2504.03140 (labels by attention, the warm-up; one residual for each run, as in its code)
@@ -24,8 +24,8 @@ After (warmup=0.0, interval=2, share=0.5):
     y1 = fourth(c1)
 
 The program's own trajectory is profiled. The foreground are the tokens whose latents, when the image is nearly done,
-are far from those of most. A block looks at it if a token of it draws more attention from the image's
-tokens than one of the background does, over heads, steps and prompts. Steps are evaluations of the denoiser.
+are far from those of most. A block attends to it if one of its tokens receives more attention from the
+image's tokens than one of the background does, over heads, steps and prompts. Steps are evaluations of the denoiser.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from diffc.compiler.ir.program import Graph, Program
 aten = torch.ops.aten
 
 SAMPLES = 16
-"""Evaluations that attention is profiled in."""
+"""The number of evaluations in which attention is profiled."""
 
 
 def profiling_dit(
@@ -63,7 +63,7 @@ def profiling_dit(
 ) -> tuple[Program, ...]:
     """Compute all blocks in the part ``warmup`` of the steps, then in one of ``interval``; those between reuse.
 
-    The blocks that look at the background are reused, or the part ``share`` of all blocks that does so most. Raises
+    The blocks that attend to the background are reused, or the part ``share`` of all blocks that does so most. Raises
     `PassError` for a graph that is not mostly blocks of one width with attention, and where there is nothing to reuse.
     """
     if interval < 1 or not 0 <= warmup <= 1 or not 0 < (1.0 if share is None else share) <= 1:
@@ -106,7 +106,7 @@ def _runs(ratios: Sequence[float], share: float | None) -> list[range]:
 class _Profile:
     """Watch the attention of a transformer's blocks.
 
-    Of the tokens that look at each other the image's are those whose keys in the first block change with the latents.
+    The tokens of the image are those whose keys in the first block change with the latents.
     """
 
     def __init__(self, graph: Graph, transformer: Transformer, program: Program, calibration: Calibration) -> None:
@@ -117,7 +117,7 @@ class _Profile:
         self.products = {name: at for at, block in enumerate(transformer.blocks) for name in block.products}
         if any(nodes[name].target is not aten.scaled_dot_product_attention.default for name in self.products):
             what = "profiling-dit: blocks have no attention from token to token"
-            raise PassError(what, where=graph.name, fix="choose delta-dit, which looks at none")
+            raise PassError(what, where=graph.name, fix="choose delta-dit, which needs none")
         self.foreground: dict[int, torch.Tensor] = {}
         for sample in {sample.prompt: sample for sample in calibration.of(graph)}.values():
             self._see(sample)

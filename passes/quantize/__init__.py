@@ -1,7 +1,7 @@
 """Quantize: one technique per file, each of which rewrites a plan and composes with the others.
 
-A recipe names what a precision means for the layers of the denoiser and of the other components, and the techniques in
-order. What an engine cannot compute so, its back end adapts.
+A recipe holds the specs of a precision for the layers of the denoiser and of the other components, and the techniques
+in order. A back end replaces the specs that its engine does not compute.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ TECHNIQUES: Mapping[str, Callable[..., Plan]] = {
         # Which scales differ from step to step, or from token to token
         tfmq_dm,
         static_scales,
-        # Which grid
+        # Which number format
         fp_quant,
         # How wide a scale is
         calibrate_ranges,
@@ -50,7 +50,7 @@ TECHNIQUES: Mapping[str, Callable[..., Plan]] = {
         gptq,
         adaround,
         eda_dm,
-        # What rounding leaves
+        # The error that rounding leaves
         decoupled_error_correction,
     )
 }

@@ -1,4 +1,4 @@
-"""Choose the range of every activation with a static or step-indexed scale from what the trajectory showed.
+"""Choose the range of every activation with a static or step-indexed scale from its values along the trajectory.
 
 Source: ranges by percentile and by divergence, Migacz, "8-bit Inference with TensorRT", GTC 2017; by least squared
         error, Banner et al., "Post-training 4-bit Quantization of Convolution Networks for Rapid-Deployment", 2019.
@@ -22,7 +22,7 @@ from diffc.compiler.quantization.refusals import RANGED, UNREACHED
 def calibrate_ranges(plan: Plan, *, by: str = "mse") -> Plan:
     """Set the ranges of inputs and outputs that need one and have none."""
     if by not in METHODS:
-        raise PassError(f"calibrate_ranges: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
+        raise PassError(f"calibrate_ranges: {by!r} is no range method", fix=f"use {', '.join(METHODS)}")
     targets = [layer for layer in plan.layers if needs_range(layer)]
     statistics = plan.statistics(targets)
     plan = plan.refused("calibrate_ranges", lambda layer: _against(layer, layer.name in statistics))

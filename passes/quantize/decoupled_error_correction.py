@@ -1,15 +1,15 @@
 """Correct each output channel of a rounded layer by a factor and a term, which its scales and its bias take in.
 
 Paper: Liu et al., "CacheQuant: Comprehensively Accelerated Diffusion Models", CVPR 2025,
-       https://arxiv.org/abs/2503.01323 (decoupled error correction: what a cache makes wrong is corrected by itself,
-       as the cache of this name does, and then what rounding does). The paper's corrections differ from step to step;
+       https://arxiv.org/abs/2503.01323 (decoupled error correction: the error of a cache is corrected by itself, as
+       the cache of this name does, and then the error of rounding). The paper's corrections differ from step to step;
        these are for all steps, so that they cost nothing when they run.
 
 Before (weights int4:channel, activations int8:tensor):
-    y = linear(fake_quantize(x, scale, int8), dequantize(codes, w_scales, int4))
+    y = linear(fake_quantize(x, scale, int8), dequantize(quantized, w_scales, int4))
 
 After:
-    y = linear(fake_quantize(x, scale, int8), dequantize(codes, corrected_scales, int4)) + b
+    y = linear(fake_quantize(x, scale, int8), dequantize(quantized, corrected_scales, int4)) + b
 
 where ``corrected_scales = a * w_scales``, and a and b are for each channel those with the smallest squared error of y
 over the samples. Where there is a bias, b is added to it.
@@ -33,9 +33,9 @@ from diffc.passes.quantize.round_to_nearest import round_to_nearest
 
 
 def decoupled_error_correction(plan: Plan, *, samples: int = 32) -> Plan:
-    """Correct the linear layers and convolutions that samples reach; what no pass before has rounded is rounded first.
+    """Correct the linear layers and convolutions that samples reach, after rounding those that no pass has rounded.
 
-    ``samples`` of each graph are run. Where rows have no scales of their own that take in a factor, it is 1.
+    ``samples`` of each graph are run. Rows whose scales cannot take in a factor have the factor 1.
     """
     plan = round_to_nearest(calibrate_ranges(plan))
     targets = [layer for layer in plan.layers if layer.kind in ("linear", "conv") and layer.rounded is not None]

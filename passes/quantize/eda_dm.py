@@ -1,4 +1,4 @@
-"""Allot calibration samples to steps by what they tell, and learn rounding by blocks and the layers in them.
+"""Allot calibration samples to steps by their information, and learn rounding by blocks and the layers in them.
 
 Paper: Liu et al., "Enhanced Distribution Alignment for Post-Training Quantization of Diffusion Models", 2024,
        https://arxiv.org/abs/2401.04585 (temporal distribution alignment calibration, with density and diversity of
@@ -10,9 +10,9 @@ Before (weights int4:channel, activations uint8:tensor):
     y = linear(x, w)
 
 After (iterations=20):
-    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(codes, scales, int4))
+    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(quantized, scales, int4))
 
-where ``scale`` is the same in every step, and each of the codes is one of the two beside ``w / scales``.
+where ``scale`` is the same in every step, and each quantized value is one of the two beside ``w / scales``.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def eda_dm(
 ) -> Plan:
     """Choose samples of each graph, then set ranges and round weights that no pass before has.
 
-    Of each graph that runs more than once ``samples`` are allotted to its steps, by how many others have features
-    within ``radius``, and by ``diversity`` times how much theirs differ. ``layers`` is what the error of the layers
-    in a block weighs beside the block's.
+    Of each graph that runs more than once ``samples`` are allotted to its steps, by the number of others whose
+    features lie within ``radius``, plus ``diversity`` times the distance of the features. ``layers`` is the weight of
+    the layers' errors relative to their block's.
     """
     if samples < 1 or radius <= 0:
         raise PassError(f"eda_dm: {samples} samples, within a radius of {radius}", fix="use numbers above 0")

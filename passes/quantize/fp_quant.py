@@ -1,15 +1,15 @@
 """Choose for each layer how an eight-bit float shares its bits between range and precision, by the error of the output.
 
 Paper: Chen et al., "Low-Bitwidth Floating Point Quantization for Efficient High-Quality Diffusion Models", 2024,
-       https://arxiv.org/abs/2408.06995. Of the formats that the paper searches, those that machines have are left:
-       e4m3 and e5m2, and e2m1 where four bits are asked for. Its bias of a format is the scale here, which whatever
-       rounds next searches; learned rounding is a technique of its own, for grids of every kind.
+       https://arxiv.org/abs/2408.06995. Of the formats that the paper searches, those of today's hardware remain:
+       e4m3 and e5m2, and e2m1 for four bits. Its bias of a format is the scale here, which the next rounding
+       technique searches; learned rounding is a technique of its own, for all number formats.
 
 Before (weights e5m2:channel, activations e5m2:tensor):
-    y = linear(fake_quantize(x, scale, e5m2), dequantize(codes, scales, e5m2))
+    y = linear(fake_quantize(x, scale, e5m2), dequantize(quantized, scales, e5m2))
 
 After:
-    y = linear(fake_quantize(x, other_scale, e4m3), dequantize(other_codes, other_scales, e4m3))
+    y = linear(fake_quantize(x, other_scale, e4m3), dequantize(other_quantized, other_scales, e4m3))
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from diffc.compiler.quantization.ranges import METHODS, ranged
 from diffc.compiler.quantization.refusals import RANGED, ROUNDED, UNREACHED
 
 EIGHT_BITS = ("e4m3", "e5m2")
-"""What is tried; of equals the first is taken."""
+"""The candidates; of equal errors the first wins."""
 
 
 def fp_quant(plan: Plan, *, by: str = "mse", samples: int = 16) -> Plan:
-    """Choose the formats of weights and inputs that are eight-bit floats, where no range and no code is decided yet.
+    """Choose the formats of weights and inputs that are eight-bit floats, and neither rounded nor with a range.
 
-    ``by`` says how the range of a static scale is found, which is set too; the error is measured on ``samples`` of
-    each graph.
+    ``by`` is the range method of static scales, whose ranges are set too; the error is measured on ``samples`` of each
+    graph.
     """
     if by not in METHODS:
-        raise PassError(f"fp_quant: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
+        raise PassError(f"fp_quant: {by!r} is no range method", fix=f"use {', '.join(METHODS)}")
     targets = [layer for layer in plan.layers if not _against(layer)]
     statistics = plan.statistics([layer for layer in targets if _has_range(layer)])
     best = dict[str, Layer]()

@@ -4,15 +4,15 @@ Paper: Shang et al., "Post-training Quantization on Diffusion Models", CVPR 2023
        https://arxiv.org/abs/2211.15736 (as in its published code, which leaves both ends at eight bits).
 
 Before (weights int4:channel, activations int4:tensor):
-    hidden = linear(fake_quantize(latents, s0, int4), dequantize(codes0, scales0, int4))
-    out = linear(fake_quantize(hidden, s1, int4), dequantize(codes1, scales1, int4))
+    hidden = linear(fake_quantize(latents, s0, int4), dequantize(quantized0, scales0, int4))
+    out = linear(fake_quantize(hidden, s1, int4), dequantize(quantized1, scales1, int4))
 
 After:
     hidden = linear(fake_quantize(latents, t0, int8), dequantize(wide0, fine0, int8))
     out = linear(fake_quantize(hidden, t1, int8), dequantize(wide1, fine1, int8))
 
-A first layer makes many channels of the few that a port of latents has, a last one makes the graph's output: with
-nothing but elementwise and shaping operators between.
+A first layer computes many channels from the few of a port of latents, a last one computes the graph's output; only
+elementwise and shaping operators lie between the layer and the port.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from diffc.compiler.quantization.refusals import ROUNDED
 aten = torch.ops.aten
 
 WIDENING = 4
-"""How many times more channels a first layer makes at least."""
+"""The least ratio of a first layer's output channels to its input channels."""
 
 
 def keep_first_last(plan: Plan, *, in_float: bool = False) -> Plan:
@@ -50,10 +50,10 @@ def keep_first_last(plan: Plan, *, in_float: bool = False) -> Plan:
         return "its scheme is a user's" if layer.requested else ROUNDED if layer.rounded is not None else ""
 
     plan = plan.refused("keep_first_last", reason)
-    return plan.mapped(lambda layer: _kept(layer, in_float), lambda layer: not reason(layer))
+    return plan.mapped(lambda layer: _widened(layer, in_float), lambda layer: not reason(layer))
 
 
-def _kept(layer: Layer, in_float: bool) -> Layer:
+def _widened(layer: Layer, in_float: bool) -> Layer:
     if in_float:
         return replace(layer, scheme=Scheme())
     weight, activation, output = layer.scheme.weight, layer.scheme.activation, layer.scheme.output
@@ -81,7 +81,7 @@ def _last(graph: Graph) -> set[Site]:
 
 
 def _reached(start: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    """Find the nodes that are met, through such as compute nothing of several places together."""
+    """Find the nodes that are reached through operators that compute each element, or place, by itself."""
     reached, queue = set[fx.Node](), list(start)
     while queue:
         node = queue.pop()

@@ -1,9 +1,9 @@
-"""Calibrate one static range for all steps, on samples of the trajectory that are drawn towards its end.
+"""Calibrate one static range for all steps, on samples of the trajectory that lie towards its end.
 
 Paper: Shang et al., "Post-training Quantization on Diffusion Models", CVPR 2023,
-       https://arxiv.org/abs/2211.15736 (steps are drawn from a normal distribution skewed towards the image; as
-       published: of mean and standard deviation 0.4, noise being 1 and the image 0, what is drawn beyond the ends
-       counting for them).
+       https://arxiv.org/abs/2211.15736 (steps follow a normal distribution skewed towards the image; as
+       published: of mean and standard deviation 0.4, noise being 1 and the image 0, and values beyond the ends count
+       for the ends).
 
 Before (weights int8:channel, activations uint8:tensor):
     y = linear(x, w)
@@ -11,7 +11,7 @@ Before (weights int8:channel, activations uint8:tensor):
 After:
     y = linear(fake_quantize(x, scale, zero, uint8), w)
 
-where the scale is the same in every step. The samples drawn are what later passes see.
+where the scale is the same in every step. Later passes run these samples alone.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 
 
 def ptq4dm(plan: Plan, *, samples: int = 256, mean: float = 0.4, deviation: float = 0.4, seed: int = 0) -> Plan:
-    """Draw ``samples`` of each graph that runs more than once, and set the ranges that no pass before has set.
+    """Choose ``samples`` of each graph that runs more than once, at random, and set the ranges that no pass has set.
 
-    Each sample is drawn once at most. Scales for single steps become one for all.
+    No sample is chosen twice. Step-indexed scales become one static scale.
     """
     if deviation <= 0 or samples < 1:
-        what = f"ptq4dm: {samples} samples cannot be drawn with a deviation of {deviation}"
+        what = f"ptq4dm: {samples} samples cannot be chosen with a deviation of {deviation}"
         raise PassError(what, fix="use at least one sample, and a deviation above 0, such as 0.4")
-    sampled = _drawn(plan.calibration, samples, NormalDist(mean, deviation), seed)
+    sampled = _sampled(plan.calibration, samples, NormalDist(mean, deviation), seed)
     return calibrate_ranges(replace(plan.mapped(for_all_steps), calibration=sampled), by="mse")
 
 
-def _drawn(calibration: Calibration, count: int, times: NormalDist, seed: int) -> Calibration:
+def _sampled(calibration: Calibration, count: int, times: NormalDist, seed: int) -> Calibration:
     random, sampled = torch.Generator().manual_seed(seed), set[int]()
     for name in dict.fromkeys(sample.graph for sample in calibration.samples):
         at = [n for n, sample in enumerate(calibration.samples) if sample.graph == name]

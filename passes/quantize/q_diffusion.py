@@ -1,9 +1,8 @@
 """Calibrate on strided steps of the trajectory, and give each half of a concatenated input its own quantizers.
 
 Paper: Li et al., "Q-Diffusion: Quantizing Diffusion Models", ICCV 2023,
-       https://arxiv.org/abs/2302.04304 (time step-aware calibration; shortcut-splitting quantization). Where two
-       inputs meet is found by walking from a layer's input to a concatenation, through what leaves channels where
-       they are.
+       https://arxiv.org/abs/2302.04304 (time step-aware calibration; shortcut-splitting quantization). A layer that
+       reads a concatenation is found by walking from its input, through operators that keep the order of channels.
 
 Before (weights int8:channel):
     x = silu(group_norm(cat(h, skip)))
@@ -44,7 +43,7 @@ UNSPLIT = "it does not read a concatenation of channels, or is grouped, or its w
 def q_diffusion(plan: Plan, *, steps: int = 20) -> Plan:
     """Keep the samples of at most ``steps`` steps, evenly apart, and split the layers that read a concatenation.
 
-    Raises `PassError` where a pass before has made something of such a layer that does not fit its parts.
+    Raises `PassError` for such a layer that has ranges, smoothing, a low-rank branch or a rounded weight already.
     """
     if steps < 1:
         raise PassError(f"q_diffusion: steps is {steps}", fix="use 1 or more")
@@ -118,7 +117,7 @@ class _Splitting:
         self.body.graph.erase_node(node)
 
     def _piece(self, layer: Layer, target: str, at: int, first: int, last: int) -> fx.Node:
-        """Add the weights of some input channels as a module of its own, beside those that it is a part of."""
+        """Add the weights of some input channels as a module beside the one that they are taken from."""
         assert layer.weight is not None
         part = f"{target.removesuffix('.weight')}_part{at}"
         holder = nn.Module()

@@ -1,4 +1,4 @@
-"""Round every weight to the nearest number of its grid: the baseline that every other method must beat.
+"""Round every weight to the nearest value of its number format: the baseline of all techniques.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
         CVPR 2018, section 2, https://arxiv.org/abs/1712.05877; scales by least squared error as in Banner et al.,
@@ -8,9 +8,9 @@ Before (weights int4:channel):
     y = linear(x, w)
 
 After:
-    y = linear(x, dequantize(codes, scale, int4))
+    y = linear(x, dequantize(quantized, scale, int4))
 
-where codes are ``w / scale``, rounded.
+where ``quantized`` is ``w / scale``, rounded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from diffc.compiler.quantization.scales import weight_scales
 
 
 def round_to_nearest(plan: Plan, *, by: str = "mse") -> Plan:
-    """Round what no pass before has rounded, with scales from the largest number or from the least squared error."""
+    """Round the weights that no pass has rounded, with scales by the largest magnitude or the least squared error."""
     if by not in ("minmax", "mse"):
-        raise PassError(f"round_to_nearest: {by!r} is no range of weights", fix="use minmax or mse")
+        raise PassError(f"round_to_nearest: {by!r} is no range method of weights", fix="use minmax or mse")
 
     def rounded(layer: Layer) -> Layer:
         assert layer.scheme.weight is not None

@@ -1,16 +1,16 @@
-"""Balance each channel of a layer's input with its column of the weight, so that neither has outliers to be rounded to.
+"""Scale each channel of a layer's input, and its column of the weight inversely, so that neither has outliers.
 
 Paper: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for LLMs", ICML 2023,
        https://arxiv.org/abs/2211.10438 (equation 4). With no ``alpha`` it is searched for each layer by the
        error of the output, as Lin et al., "AWQ", MLSys 2024, search theirs.
 
 Before (weights int8:channel, activations int8:tensor):
-    y = linear(fake_quantize(x, scale, int8), dequantize(codes, scales, int8))
+    y = linear(fake_quantize(x, scale, int8), dequantize(quantized, scales, int8))
 
 After (alpha=0.5):
-    y = linear(fake_quantize(x * s, smaller_scale, int8), dequantize(smooth_codes, smooth_scales, int8))
+    y = linear(fake_quantize(x * s, smaller_scale, int8), dequantize(smoothed, smooth_scales, int8))
 
-where ``s = max|w|^(1 - alpha) / max|x|^alpha`` for each channel, and the codes are those of ``w / s``.
+where ``s = max|w|^(1 - alpha) / max|x|^alpha`` for each channel, and ``smoothed`` is ``w / s``, quantized.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ UNHELPED = "no smoothing that was tried makes the error of its output smaller"
 
 
 def smoothquant(plan: Plan, *, alpha: float | None = None, samples: int = 16) -> Plan:
-    """Balance the layers whose weights and inputs are quantized, and of which nothing else is decided yet.
+    """Smooth the layers whose weights and inputs are quantized, and of which nothing else is decided yet.
 
-    ``alpha`` says how much of the difficulty moves to the weight; ``samples`` of each graph are looked at.
+    ``alpha`` is the migration strength, the share of outliers that moves to the weight; ``samples`` of each graph are
+    run.
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise PassError(f"smoothquant: alpha is {alpha}", fix="use a number from 0 to 1, or none to search")

@@ -1,15 +1,15 @@
 """Replace dynamic per-token scales by one static scale where the output's error hardly grows.
 
 Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML
-        2023, https://arxiv.org/abs/2211.10438 (its levels O1, a scale for each token found at run time, and O3, one
-        that is known at build and costs nothing then); the choice for each layer by measured error is ours.
+        2023, https://arxiv.org/abs/2211.10438 (its levels O1, a dynamic per-token scale, and O3, one that is known
+        at build and costs nothing at run time); the choice for each layer by measured error is ours.
 
 Before (weights int8:channel, activations int8:token):
     t = max(abs(x)) / 127
-    y = linear(fake_quantize(x / t, one, int8), dequantize(codes, scales, int8)) * t
+    y = linear(fake_quantize(x / t, one, int8), dequantize(quantized, scales, int8)) * t
 
 After (loss=40.0):
-    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(codes, scales, int8))
+    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(quantized, scales, int8))
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from diffc.compiler.quantization.refusals import UNREACHED
 
 
 def static_scales(plan: Plan, *, by: str = "mse", loss: float = 4.0, samples: int = 8) -> Plan:
-    """Choose among linear layers with a scale for each token, and set all ranges: the trajectory is run once for both.
+    """Choose among linear layers with per-token scales, and set all ranges: the trajectory is run once for both.
 
-    ``loss`` is by how many dB the output may be worse. Ranges are chosen by all samples, and the error is measured on
-    ``samples`` of each graph.
+    ``loss`` is the largest increase of the output's error, in dB. Ranges are chosen by all samples, and the error is
+    measured on ``samples`` of each graph.
     """
     if by not in METHODS:
-        raise PassError(f"static_scales: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
+        raise PassError(f"static_scales: {by!r} is no range method", fix=f"use {', '.join(METHODS)}")
     by_token = [layer for layer in plan.layers if _has_token_scales(layer)]
     others = [layer for layer in plan.layers if needs_range(layer) and not _has_token_scales(layer)]
     targets = [*map(_static, by_token), *others]

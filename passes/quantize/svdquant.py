@@ -1,17 +1,17 @@
 """Compute the largest components of each weight in a low-rank branch of 16 bits, and quantize the residual.
 
 Paper: Li et al., "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models", ICLR 2025,
-       https://arxiv.org/abs/2411.05007 (section 4; rank 32 as in its code). The singular vectors are found as Halko,
-       Martinsson and Tropp, "Finding Structure with Randomness", 2011, algorithm 4.4, find them.
+       https://arxiv.org/abs/2411.05007 (section 4; rank 32 as in its code). The singular vectors are computed by
+       algorithm 4.4 of Halko, Martinsson and Tropp, "Finding Structure with Randomness", 2011.
 
 Before (weights int4:group=32, activations int8:tensor):
-    y = linear(fake_quantize(x, scale, int8), dequantize(codes, scales, int4))
+    y = linear(fake_quantize(x, scale, int8), dequantize(quantized, scales, int4))
 
 After:
     z = x * s
     y = linear(fake_quantize(z, small, int8), dequantize(rest, rest_scales, int4)) + linear(linear(z, down), up)
 
-where the codes ``rest`` are those of ``w / s - up @ down``.
+where ``rest`` is ``w / s - up @ down``, quantized.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from diffc.compiler.quantization.scales import weight_scales
 from diffc.compiler.quantization.smoothing import searched
 
 SHARE = 4
-"""The rank is no more than this part of a weight's rows or columns."""
+"""The rank is at most the number of a weight's rows or columns divided by this."""
 
 STORED_BITS = 16
-"""Of each number of a branch."""
+"""The bits of each value of a low-rank branch."""
 
 OVERSAMPLING, POWERS = 16, 4
-"""How many directions more than the rank are looked at, and how often the weight is applied to them."""
+"""The random directions beyond the rank, and the number of times that the weight is applied to them."""
 
 
 def svdquant(plan: Plan, *, rank: int = 32, room: float = 0.5, iterations: int = 0, samples: int = 16) -> Plan:
     """Add a low-rank branch to each layer to be rounded, in the components whose activations are quantized, if any.
 
-    A small weight has a branch of less than the rank, which takes at most ``room`` times what the rounded weight takes.
-    Channels that no pass before has balanced are balanced as is best with the branch; ``samples`` of each graph are
-    looked at for that. With ``iterations`` the branch is fitted again to what rounding leaves, and the best is kept.
+    A small weight has a branch of lower rank, which takes at most ``room`` times the space of the rounded weight.
+    Channels that no pass has smoothed are smoothed by the strength that is best with the branch, measured on
+    ``samples`` of each graph. With ``iterations`` the branch is fitted again to the error of rounding, and the best is
+    used.
     """
     if rank < 1:
         raise PassError(f"svdquant: the rank is {rank}", fix="use 1 or more, such as 32")

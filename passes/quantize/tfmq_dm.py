@@ -4,14 +4,14 @@ Paper: Huang et al., "TFMQ-DM: Temporal Feature Maintenance Quantization for Dif
        https://arxiv.org/abs/2311.16503 (finite set calibration); the choice by measured error is that of its
        extension, "Temporal Feature Matters", 2024, https://arxiv.org/abs/2407.19547.
 
-What the papers call the temporal information block, all that depends on the step alone, is exact already: the pass
-``stage`` has computed it for every step. A layer that it has left in the graph gets a scale for each step in any case.
+The papers' temporal information block, which depends on the step alone, is exact already: the pass ``stage`` has
+computed it for every step. A layer of it that is left in the graph gets step-indexed scales in any case.
 
 Before (weights int8:channel, activations uint8:tensor):
-    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(codes, w_scales, int8))
+    y = linear(fake_quantize(x, scale, zero, uint8), dequantize(quantized, w_scales, int8))
 
 After:
-    y = linear(fake_quantize(x / t, one, int8), dequantize(codes, w_scales, int8)) * t
+    y = linear(fake_quantize(x / t, one, int8), dequantize(quantized, w_scales, int8)) * t
 
 where ``t`` is an input of the graph: the scale of the step.
 """
@@ -35,11 +35,11 @@ from diffc.compiler.quantization.refusals import RANGED, UNREACHED
 def tfmq_dm(plan: Plan, *, by: str = "mse", gain: float = 1.0, samples: int = 16) -> Plan:
     """Choose for each layer with a static scale that has no range yet, and set the ranges of those.
 
-    ``gain`` is by how many dB scales for each step must be better: they cost a division and a product at run time.
+    ``gain`` is the least improvement, in dB, by step-indexed scales: they cost a division and a product at run time.
     The ranges are chosen by all samples, and the error is measured on ``samples`` of each graph.
     """
     if by not in METHODS:
-        raise PassError(f"tfmq_dm: {by!r} is no way to choose a range", fix=f"use {', '.join(METHODS)}")
+        raise PassError(f"tfmq_dm: {by!r} is no range method", fix=f"use {', '.join(METHODS)}")
     targets = [layer for layer in plan.layers if _is_static(layer)]
     statistics = plan.statistics(targets)
     static = {layer.name: ranged(layer, statistics[layer.name], by) for layer in targets if layer.name in statistics}

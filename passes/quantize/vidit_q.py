@@ -1,17 +1,17 @@
-"""Quantize as diffusion transformers need it: a scale for each token, and channels balanced for ranges of steps.
+"""Quantize activations with dynamic per-token scales, and smooth channels for ranges of steps.
 
 Paper: Zhao et al., "ViDiT-Q: Efficient and Accurate Quantization of Diffusion Transformers", ICLR 2025,
        https://arxiv.org/abs/2406.02540. Scales of activations are computed when they run; with ``ranges`` each part of
-       the trajectory has its own balance of channels, and so its own rounded weights, as the paper's code has. With
-       ``sensitive`` (ViDiT-Q-MP) the weights of the layers whose output suffers most keep eight bits: of those that
-       feed attention and of the others each its part, since their errors show in different ways.
+       the trajectory has its own smoothing, and so its own rounded weights, as the paper's code has. With ``sensitive``
+       (ViDiT-Q-MP) the weights of the layers with the largest output errors keep eight bits: the same part of those
+       that feed attention and of the others, since their errors show in different ways.
 
 Before (weights int8:channel, activations int8:tensor):
-    y = linear(fake_quantize(x, scale, int8), dequantize(codes, scales, int8))
+    y = linear(fake_quantize(x, scale, int8), dequantize(quantized, scales, int8))
 
 After (alpha=0.5):
     t = max(abs(x * s)) / 127
-    y = linear(fake_quantize(x * s / t, one, int8), dequantize(smooth_codes, smooth_scales, int8)) * t
+    y = linear(fake_quantize(x * s / t, one, int8), dequantize(smoothed, smooth_scales, int8)) * t
 
 where ``t`` is for each row, and the smoothing factors ``s`` are for each channel and range of steps.
 """
@@ -42,9 +42,9 @@ PRODUCTS = (aten.bmm.default, aten.baddbmm.default, aten.matmul.default)
 def vidit_q(
     plan: Plan, *, ranges: int = 1, alpha: float | None = None, sensitive: float = 0.0, samples: int = 16
 ) -> Plan:
-    """Compute the scales of activations when they run, balance channels, and choose the bits of weights.
+    """Make the scales of activations dynamic, smooth channels, and choose the bits of weights.
 
-    ``ranges`` is into how many parts the calls of the denoiser are shared out; ``alpha`` and ``samples`` are
+    ``ranges`` is the number of parts that the calls of the denoiser are divided into; ``alpha`` and ``samples`` are
     smoothquant's; ``sensitive`` is the part of the layers whose weights keep eight bits.
     """
     if not 0 <= sensitive <= 1:
@@ -57,7 +57,7 @@ def vidit_q(
     return plan.mapped(_with_eight_bits, lambda layer: layer.name in names)
 
 
-# What is quantized how
+# Schemes
 
 
 def _is_open(layer: Layer) -> bool:

@@ -216,7 +216,7 @@ def test_a_table_too_large_is_computed_and_said_so(monkeypatch: pytest.MonkeyPat
             return self.picture(sample) + (timestep * 0.001).cos() + text.mean()
 
     function, program = sampler(Broad())
-    monkeypatch.setattr(hoisting, "SMALL", 0)
+    monkeypatch.setattr(hoisting, "FREE_BYTES", 0)
     with pytest.warns(DiffcWarning, match=r"in each of 3 steps: a table of it would take 0 MB"):
         (staged,) = stage([program])
     same(function, staged)

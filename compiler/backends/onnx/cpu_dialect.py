@@ -28,16 +28,18 @@ class CpuDialect(Dialect):
 
     integers: ClassVar[frozenset[int]] = frozenset({8})
 
-    def weight(self, codes: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
+    def weight(self, quantized: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
         """Write a weight that meets integers as 8-bit integers, whatever it is stored as."""
-        shape, multiples = codes.shape.numpy(), scale.producer()
+        shape, multiples = quantized.shape.numpy(), scale.producer()
         if zero is None and form in MULTIPLIED and _is_whole(multiples):
             integers, outer = multiples.inputs
-            return self.dequantized(self._multiplied(codes, form, integers, shape), self.scale(outer), None, 0, shape)
+            return self.dequantized(
+                self._multiplied(quantized, form, integers, shape), self.scale(outer), None, 0, shape
+            )
         if form != "e2m1" and not self._meets_integers():
-            return super().weight(codes, scale, zero, group, form)
+            return super().weight(quantized, scale, zero, group, form)
         offset = self.zero_point(zero, "uint8" if form.startswith("u") else "int8")
-        values, factor = self._widened(codes, form)
+        values, factor = self._widened(quantized, form)
         return self.dequantized(values, self.scale(scale, factor), offset, group, shape)
 
     def activation(self, x: Any, scale: Any, zero: Any, form: str) -> onnx_ir.Value:
@@ -58,22 +60,22 @@ class CpuDialect(Dialect):
             for node in consumers
         )
 
-    def _widened(self, codes: onnx_ir.Value, form: str) -> tuple[onnx_ir.Value, float]:
-        """Make 8-bit integers of codes, and give what they are multiplied with to be the numbers of the grid."""
+    def _widened(self, quantized: onnx_ir.Value, form: str) -> tuple[onnx_ir.Value, float]:
+        """Make 8-bit integers of quantized, and give what they are multiplied with to be the numbers of the grid."""
         if form == "e2m1":
-            stored = self.pack(codes, UINT4)
+            stored = self.pack(quantized, UINT4)
             doubled = (torch.cat([E2M1, -E2M1]) * 2).numpy().astype(np.int8)
             return self.op("Gather", self.constant(doubled), self.op("Cast", stored, to=INT32)), 0.5
-        stored = self.stored(codes, form)
+        stored = self.stored(quantized, form)
         if storage_type(form).bitwidth == 4:
             stored = self.op("Cast", stored, to=UINT8 if form.startswith("u") else INT8)
         return stored, 1.0
 
-    def _multiplied(self, codes: Any, form: str, multiples: Any, shape: Sequence[int]) -> onnx_ir.Value:
-        """Multiply each group of codes with a whole number, so that a row has one scale."""
+    def _multiplied(self, quantized: Any, form: str, multiples: Any, shape: Sequence[int]) -> onnx_ir.Value:
+        """Multiply each group of quantized with a whole number, so that a row has one scale."""
         rows, groups = multiples.shape.numpy()
         size = math.prod(shape) // (rows * groups)
-        blocks = self.op("Cast", self.stored(codes, form, [rows, groups, size]), to=INT8)
+        blocks = self.op("Cast", self.stored(quantized, form, [rows, groups, size]), to=INT8)
         factors = self.op("Cast", self.stored(multiples, "uint4", [rows, groups, 1]), to=INT8)
         return self.op("Reshape", self.op("Mul", blocks, factors), self.sizes(shape))
 

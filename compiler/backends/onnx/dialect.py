@@ -121,28 +121,28 @@ class Dialect:
             self.graph.register_initializer(value)
         return self.graph.initializers[tensor.name]
 
-    def weight(self, codes: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
+    def weight(self, quantized: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
         """Write a quantized weight [rows, …]; return None where what reads it was replaced with it."""
-        shape = codes.shape.numpy()
+        shape = quantized.shape.numpy()
         offset = self.zero_point(zero, form)
         stored = shape if not group else [shape[0], math.prod(shape[1:])]  # four bits are not reshaped
-        return self.dequantized(self.stored(codes, form, stored), self.scale(scale), offset, group, shape)
+        return self.dequantized(self.stored(quantized, form, stored), self.scale(scale), offset, group, shape)
 
-    def stored(self, codes: onnx_ir.Value, form: str, shape: Sequence[int] = ()) -> onnx_ir.Value:
+    def stored(self, quantized: onnx_ir.Value, form: str, shape: Sequence[int] = ()) -> onnx_ir.Value:
         """Return quantized values in their storage type, packed where it has four bits, perhaps in another shape."""
-        tensor: Any = codes.const_value
+        tensor: Any = quantized.const_value
         dtype = storage_type(form)
         if dtype == tensor.dtype:
-            return codes
+            return quantized
         if dtype.bitwidth == 4:
-            return self.pack(codes, dtype, shape)
-        name = f"{codes.name}_{dtype.name.lower()}"
+            return self.pack(quantized, dtype, shape)
+        name = f"{quantized.name}_{dtype.name.lower()}"
         return self.initializer(onnx_ir.Tensor(tensor.numpy(), dtype, shape=tensor.shape, name=name))
 
-    def pack(self, codes: onnx_ir.Value, dtype: onnx_ir.DataType, shape: Sequence[int] = ()) -> onnx_ir.Value:
-        name = f"{codes.name}_{dtype.name.lower()}"
+    def pack(self, quantized: onnx_ir.Value, dtype: onnx_ir.DataType, shape: Sequence[int] = ()) -> onnx_ir.Value:
+        name = f"{quantized.name}_{dtype.name.lower()}"
         if name not in self.graph.initializers:
-            tensor: Any = codes.const_value
+            tensor: Any = quantized.const_value
             size = onnx_ir.Shape(shape) if shape else tensor.shape
             self.initializer(onnx_ir.PackedTensor(packed(tensor.numpy()), dtype, shape=size, name=name))
         return self.graph.initializers[name]
@@ -163,13 +163,13 @@ class Dialect:
             scale = self.op("Cast", scale, to=self.float)
         return scale if factor == 1.0 else self.op("Mul", scale, self.number(factor))
 
-    def dequantized(self, codes: Any, scale: Any, zero: Any, group: int, shape: Sequence[int]) -> onnx_ir.Value:
+    def dequantized(self, quantized: Any, scale: Any, zero: Any, group: int, shape: Sequence[int]) -> onnx_ir.Value:
         """Dequantize along the first axis, or in groups along all others."""
         if not group:
             one = scale.const_value is not None and scale.const_value.shape.numpy() == (1,)
-            return self.op("DequantizeLinear", codes, self.scalar(scale) if one else scale, zero, axis=0)
-        there = codes.const_value is not None and len(codes.const_value.shape) == 2
-        flat = codes if there or len(shape) == 2 else self.op("Reshape", codes, self.sizes([shape[0], -1]))
+            return self.op("DequantizeLinear", quantized, self.scalar(scale) if one else scale, zero, axis=0)
+        there = quantized.const_value is not None and len(quantized.const_value.shape) == 2
+        flat = quantized if there or len(shape) == 2 else self.op("Reshape", quantized, self.sizes([shape[0], -1]))
         value = self.op("DequantizeLinear", flat, scale, zero, axis=1, block_size=group)
         return value if len(shape) == 2 else self.op("Reshape", value, self.sizes(shape))
 
@@ -186,17 +186,17 @@ class Dialect:
             x = self.op("Clip", x, *(self.number(end) for end in _ends(form, scale, zero)))
             form = "uint8" if form.startswith("u") else "int8"
         point, factor = self.point(zero, form), self.scalar(scale)
-        codes = self.op("QuantizeLinear", x, factor, point)
+        quantized = self.op("QuantizeLinear", x, factor, point)
         for use in list(self.at.outputs[0].uses())[1:]:  # ONNX Runtime wants one for each reader
-            use.node.replace_input_with(use.idx, self._float_again(codes, factor, point))
-        return self._float_again(codes, factor, point)
+            use.node.replace_input_with(use.idx, self._float_again(quantized, factor, point))
+        return self._float_again(quantized, factor, point)
 
     def point(self, zero: Any, form: str) -> onnx_ir.Value:
         """Return the zero point of an activation, which also states the type of the quantized values."""
         return self.zero_point(zero, form) or self._zero(form)
 
-    def _float_again(self, codes: onnx_ir.Value, scale: onnx_ir.Value, zero: onnx_ir.Value) -> onnx_ir.Value:
-        value = self.op("DequantizeLinear", codes, scale, zero)
+    def _float_again(self, quantized: onnx_ir.Value, scale: onnx_ir.Value, zero: onnx_ir.Value) -> onnx_ir.Value:
+        value = self.op("DequantizeLinear", quantized, scale, zero)
         value.shape, value.type = self.at.outputs[0].shape, onnx_ir.TensorType(self.float)
         return value
 
@@ -226,14 +226,14 @@ class Dialect:
         scaled = self.op("Div", blocks, scale)
         number_format = parsed.format
         if number_format.name == "e2m1":
-            codes = self.to_e2m1(scaled)
+            quantized = self.to_e2m1(scaled)
         elif number_format.is_integer:
-            codes = self.op(
+            quantized = self.op(
                 "Clip", self.op("Round", scaled), self.number(number_format.lowest), self.number(number_format.highest)
             )
         else:
-            codes = self.op("Cast", self.op("Cast", scaled, to=NATIVE[number_format.name]), to=self.float)
-        return self.op("Reshape", self.op("Mul", codes, scale), self.sizes(shape))
+            quantized = self.op("Cast", self.op("Cast", scaled, to=NATIVE[number_format.name]), to=self.float)
+        return self.op("Reshape", self.op("Mul", quantized, scale), self.sizes(shape))
 
     def _group_scale(self, largest: onnx_ir.Value, spec: Spec) -> onnx_ir.Value:
         if spec.scale == "e8m0":

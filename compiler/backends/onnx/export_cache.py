@@ -18,7 +18,7 @@ import onnx_ir
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from diffc.compiler.graph.lazy_weights import SMALL, Weight, read, weight_of
+from diffc.compiler.graph.lazy_weights import EAGER_ELEMENTS, Weight, read, weight_of
 from diffc.compiler.ir.program import Graph
 from diffc.runtime.disk_cache import Cache
 
@@ -53,7 +53,7 @@ class StoredTensor(onnx_ir.LazyTensor):
     @property
     def is_small(self) -> bool:
         """Return whether the values belong to the model, rather than to its weights."""
-        return self.weight.source.numel() <= SMALL
+        return self.weight.source.numel() <= EAGER_ELEMENTS
 
 
 class StoredTensors:
@@ -127,7 +127,7 @@ def _key(graph: Graph, state: Mapping[str, torch.Tensor], by: Sequence[Path]) ->
         digest.update(f"{node.name} {getattr(value, 'dtype', value)} {getattr(value, 'shape', '')}\n".encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if tensor.numel() <= SMALL:
+        if tensor.numel() <= EAGER_ELEMENTS:
             digest.update(read(tensor).detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -58,7 +58,7 @@ class WeightStore:
             end = file.tell()
             offset = -(-end // ALIGNMENT) * ALIGNMENT
             file.write(b"\0" * (offset - end))
-            for piece in weight.pieces(dtype):
+            for piece in weight.slices(dtype):
                 if dtype != weight.source.dtype and piece.isinf().any():
                     file.truncate(end)
                     return None

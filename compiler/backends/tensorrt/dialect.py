@@ -34,7 +34,7 @@ class TensorRTDialect(Dialect):
         """Lower dynamic scales of blocks of sixteen to TensorRT's operator."""
         options = {"axis": -1, "block_size": 16, "scale_type": int(NATIVE["e4m3"])}
         one = self.number(1)
-        codes = self.op("TRT_FP4DynamicQuantize", x, one, domain=TENSORRT, outputs=2, **options)
-        producer: Any = codes.producer()
+        quantized = self.op("TRT_FP4DynamicQuantize", x, one, domain=TENSORRT, outputs=2, **options)
+        producer: Any = quantized.producer()
         scales = self.op("DequantizeLinear", producer.outputs[1], one)
-        return self.op("DequantizeLinear", codes, scales, axis=-1, block_size=16)
+        return self.op("DequantizeLinear", quantized, scales, axis=-1, block_size=16)

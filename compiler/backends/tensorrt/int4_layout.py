@@ -1,14 +1,14 @@
 """Lay products of four-bit weights out as TensorRT's builder takes them.
 
 Before:
-    y[..., n] = MatMul(x8[..., k], Transpose(DequantizeLinear(codes[n, k], scales[n, k / group], axis=1)))
+    y[..., n] = MatMul(x8[..., k], Transpose(DequantizeLinear(quantized[n, k], scales[n, k / group], axis=1)))
 
 After:
-    y[..., n] = Reshape(MatMul(x8[:, k], DequantizeLinear(codes[k, n], scales[k / group, n], axis=0)))
+    y[..., n] = Reshape(MatMul(x8[:, k], DequantizeLinear(quantized[k, n], scales[k / group, n], axis=0)))
 
 where x8 is quantized after it was made a matrix.
 
-TensorRT for RTX 1.7 builds no engine of the former where x8 is quantized: it wants codes whose first axis is summed
+TensorRT for RTX 1.7 builds no engine of the former where x8 is quantized: it wants quantized whose first axis is summed
 over, and a product of two matrices, for which it does not repeat the weight.
 """
 
@@ -59,10 +59,10 @@ def _maker(node: onnx_ir.Node, at: int, kind: str) -> onnx_ir.Node | None:
 
 
 def _is_in_groups(weight: onnx_ir.Node) -> bool:
-    codes = weight.inputs[0]
-    if codes is None or codes.const_value is None or "block_size" not in weight.attributes:
+    quantized = weight.inputs[0]
+    if quantized is None or quantized.const_value is None or "block_size" not in weight.attributes:
         return False
-    return codes.const_value.dtype in FOUR_BITS and weight.attributes["axis"].as_int() == 1
+    return quantized.const_value.dtype in FOUR_BITS and weight.attributes["axis"].as_int() == 1
 
 
 def _is_read(node: onnx_ir.Node) -> bool:
@@ -115,12 +115,12 @@ def _insert(
 
 
 def _scales(graph: onnx_ir.Graph, product: onnx_ir.Node, scales: Any) -> onnx_ir.Value:
-    """Transpose scales, which may be codes with a scale of their own."""
+    """Transpose scales, which may be quantized with a scale of their own."""
     producer = scales.producer()
     if producer is None:
         return _transposed(graph, scales)
-    codes = _transposed(graph, producer.inputs[0])
-    node = onnx_ir.node(producer.op_type, [codes, *producer.inputs[1:]], attributes=producer.attributes)
+    quantized = _transposed(graph, producer.inputs[0])
+    node = onnx_ir.node(producer.op_type, [quantized, *producer.inputs[1:]], attributes=producer.attributes)
     node.outputs[0].name = f"{product.outputs[0].name}_scales"
     graph.insert_before(product, node)
     return node.outputs[0]

@@ -71,7 +71,7 @@ class Sampler:
     def __call__(
         self, prompt: list[str], negative_prompt: list[str], on_step: OnStep, guidance: float = GUIDANCE
     ) -> torch.Tensor:
-        """Draw a picture."""
+        """Sample a picture."""
         texts = []
         for words in (negative_prompt, prompt):
             tokens = self.tokenizer(
@@ -115,26 +115,26 @@ def tokenizers(sampler: Sampler) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def calibration(program: Program, tokenizers: dict[str, bytes]) -> Calibration:
-    """Draw two prompts."""
+    """Sample two prompts."""
     return Calibrator(tokenizers, prompts=("a red circle", "blue"), seed=3)(program)
 
 
 def test_the_trajectory_is_that_of_the_function_that_was_compiled(
     sampler: Sampler, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for drawing in calibration.drawings:
-        (noise,) = request_of(calibration.program, drawing.prompt, drawing.seed)[1].values()
+    for trajectory in calibration.trajectories:
+        (noise,) = request_of(calibration.program, trajectory.prompt, trajectory.seed)[1].values()
         monkeypatch.setattr(torch, "randn", lambda *_, noise=noise: torch.from_numpy(noise))
         steps = list[torch.Tensor]()
-        wanted = [sampler([drawing.prompt], [""], steps.append), *steps]
-        assert len(drawing.steps) == STEPS
-        for made, each in zip([drawing.output, *drawing.steps], wanted, strict=True):
+        wanted = [sampler([trajectory.prompt], [""], steps.append), *steps]
+        assert len(trajectory.steps) == STEPS
+        for made, each in zip([trajectory.output, *trajectory.steps], wanted, strict=True):
             assert (made - each).abs().max() <= STAGED * each.abs().max()
 
 
 def test_a_seed_draws_what_it_draws_in_a_bundle(calibration: Calibration) -> None:
     first, second = ([*request_of(calibration.program, "", seed)[1].values()][0] for seed in (3, 4))
-    assert [drawing.seed for drawing in calibration.drawings] == [3, 4]
+    assert [trajectory.seed for trajectory in calibration.trajectories] == [3, 4]
     for noise, seed in ((first, 3), (second, 4)):
         wanted = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
         assert np.abs(noise - wanted.numpy()).max() <= STAGED
@@ -172,7 +172,7 @@ def test_what_was_drawn_is_kept_and_read_again(
     for prompts in ((one,), (one, two), (one, two)):
         again = Calibrator(tokenizers, prompts, 3, "a", cache, progress=said.append)(program)
     assert said == [f"calibrate 1: {one}", f"calibrate 2: {two}"]
-    for found, wanted in zip(again.drawings, calibration.drawings, strict=True):
+    for found, wanted in zip(again.trajectories, calibration.trajectories, strict=True):
         assert torch.equal(found.output, wanted.output) and found.prompt == wanted.prompt
         assert all(torch.equal(a, b) for a, b in zip(found.steps, wanted.steps, strict=True))
     for a, b in zip(again.samples, calibration.samples, strict=True):
@@ -189,8 +189,8 @@ def test_a_damaged_entry_is_drawn_again(
     ((path, _),) = cache.entries()
     cache.put(path.stem, damage)
     assert torch.equal(
-        Calibrator(tokenizers, prompts=("a",), source="a", cache=cache)(program).drawings[0].output,
-        first.drawings[0].output,
+        Calibrator(tokenizers, prompts=("a",), source="a", cache=cache)(program).trajectories[0].output,
+        first.trajectories[0].output,
     )
 
 
@@ -235,16 +235,16 @@ def test_infinity_is_reported_with_its_graph_and_call() -> None:
 def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy_weights, "SMALL", 0)
     sampler, bodies = Sampler(), list[nn.Module]()
-    lazy_weights.lend("denoiser", sampler.denoiser, "here")
+    lazy_weights.make_lazy("denoiser", sampler.denoiser, "here")
     calibration = Calibrator(tokenizers, prompts=("a red circle",))(sampler.program())
     monkeypatch.setattr(graph_evaluate, "body_of", lambda graph: bodies.append(body_of(graph)) or bodies[-1])
 
     def lent() -> list[bool]:
         (body,) = [body for body in bodies if any("conv" in name for name, _ in body.named_parameters())]
-        return [isinstance(tensor, lazy_weights.StandIn) for tensor in body.parameters()]
+        return [isinstance(tensor, lazy_weights.LazyWeight) for tensor in body.parameters()]
 
-    with calibration.drawing(calibration.program) as draw:
-        assert np.array_equal(draw(1, {})[0].output, calibration.drawings[0].output)
+    with calibration.sampling(calibration.program) as run_sampler:
+        assert np.array_equal(run_sampler(1, {})[0].output, calibration.trajectories[0].output)
         assert not any(lent())
     assert lent() == [True] * 6
 

@@ -45,7 +45,7 @@ class Decoder(nn.Module):
 
 
 def latents(count: int = 3) -> list[Tensors]:
-    """Draw latents, of which the last are the largest."""
+    """Sample latents, of which the last are the largest."""
     random = torch.Generator().manual_seed(0)
     return [(torch.randn(1, 4, 8, 8, generator=random) * (1 + at),) for at in range(count)]
 

@@ -144,13 +144,13 @@ def test_rejects_weights_that_are_not_finite(folder: Path, name: str, value: flo
         tensors[max(tensors)].view(-1)[0] = value
 
     rewrite(weights_of(folder, name), spoil)
-    assert re.match(rf"{name}\.\S+ has 1 of \d+ numbers that are NaN or infinite\n", refusal(folder))
+    assert re.match(rf"{name}\.\S+ has 1 of \d+ values that are NaN or infinite\n", refusal(folder))
 
 
 def test_rejects_not_finite_weights_of_a_file(single_file: Path, config_metadata: dict[str, str]) -> None:
     name = "model.diffusion_model.input_blocks.0.0.weight"
     rewrite(single_file, lambda tensors: tensors[name].fill_(float("nan")), config_metadata)
-    assert "unet.conv_in.weight has 576 of 576 numbers that are NaN or infinite" in refusal(single_file)
+    assert "unet.conv_in.weight has 576 of 576 values that are NaN or infinite" in refusal(single_file)
 
 
 def test_rejects_weights_that_were_never_written(folder: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.checkpoint.quantized_weights import dequantized, refuse_leftovers
 from diffc.compiler.errors import LoadError
-from diffc.compiler.graph.lazy_weights import StandIn, read
+from diffc.compiler.graph.lazy_weights import LazyWeight, read
 
 Tensors = dict[str, torch.Tensor]
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -124,8 +124,10 @@ def test_quantized_weights_stay_in_the_file_until_they_are_read(folder: Path) ->
     path = folder / "unet" / FILES["unet"]
     stored, values = quantize(load_file(path), "ComfyUI")
     save_file(stored, path, {"format": "pt"})
-    weights = dict(load(folder, stand_ins=True).unet.named_parameters())
-    lazy = {name: weight for name, weight in weights.items() if isinstance(weight, StandIn) and weight.stored.encoded}
+    weights = dict(load(folder, lazy_weights=True).unet.named_parameters())
+    lazy = {
+        name: weight for name, weight in weights.items() if isinstance(weight, LazyWeight) and weight.stored.encoded
+    }
     assert lazy, "no weight is large enough to be lazy"
     for name, weight in lazy.items():
         assert torch.equal(torch.cat([*weight.stored.pieces()]).view(weight.shape), values[name])
@@ -134,7 +136,7 @@ def test_quantized_weights_stay_in_the_file_until_they_are_read(folder: Path) ->
 def test_a_slice_and_a_transpose_of_a_quantized_weight_have_its_values() -> None:
     stored, values = scaled("x.weight", torch.randn(6, 8), "x.weight_scale")
     weight = dequantized(stored, "x")["x.weight"]
-    assert isinstance(weight, StandIn)
+    assert isinstance(weight, LazyWeight)
     assert torch.equal(weight.stored.permuted([1, 0]).read(), values.T)
     part = type(weight.stored)(weight.stored.source[2:4, 3:], torch.float32, encoded=weight.stored.encoded)
     assert torch.equal(part.read(), values[2:4, 3:])

@@ -73,7 +73,7 @@ def test_a_cache_may_look_at_trajectories(monkeypatch: pytest.MonkeyPatch) -> No
     renamed = (replace(program, name="p_2"),)
     assert apply_cache([program], options, calibrator, lambda _: None) == (renamed, {})
     assert [calibration.prompts for calibration in seen] == [("one", "two")] * 2
-    assert [drawing.seed for drawing in seen[0].drawings] == [5, 6]
+    assert [trajectory.seed for trajectory in seen[0].trajectories] == [5, 6]
     uniform = read_cache("deepcache")
     assert uniform is not None and not uniform.is_calibrated
     assert read_cache("looking?:often=3") == CacheOptions(technique, {"often": 3}, is_optional=True)

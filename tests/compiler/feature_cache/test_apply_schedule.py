@@ -163,7 +163,7 @@ def by_hand(
 
 
 def noise() -> torch.Tensor:
-    """Draw the first latents."""
+    """Sample the first latents."""
     return torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(3))
 
 

@@ -37,7 +37,7 @@ def test_the_last_evaluation_errs_by_what_it_reuses() -> None:
         (once,) = cached([program], lambda *_, reuse=reuse: [*[()] * (STEPS - 1), reuse])
         changes = [
             float((a.steps[-1] - b.steps[-1]).norm() / b.steps[-1].norm())
-            for a, b in zip(calibration.rerun(once, 2), calibration.drawings, strict=True)
+            for a, b in zip(calibration.rerun(once, 2), calibration.trajectories, strict=True)
         ]
         assert drift.errors[option, -1, source] == pytest.approx(np.mean(changes), rel=1e3 * REWRITE_SINGLE)
     assert 0 < drift.reusing[0] < drift.full

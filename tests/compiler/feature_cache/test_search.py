@@ -14,7 +14,7 @@ WHOLE, REUSING = 1.0, (0.25, 0.5)
 
 
 def drifting(seed: int, count: int) -> NDArray[np.float64]:
-    """Draw errors that grow with the distance, of two features, and are not possible for one distance."""
+    """Sample errors that grow with the distance, of two features, and are not possible for one distance."""
     random = np.random.default_rng(seed)
     distance = np.maximum(np.arange(count)[:, None] - np.arange(count), 0)
     errors = random.uniform(0.5, 1.5, (2, count, count)) * distance * np.array([2.0, 1.0])[:, None, None]

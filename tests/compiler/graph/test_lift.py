@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from diffc.compiler.graph.export import export, lift
-from diffc.compiler.graph.lazy_weights import StandIn, lend
+from diffc.compiler.graph.lazy_weights import LazyWeight, make_lazy
 from tests.tolerances import GRAPH
 
 
@@ -42,7 +42,7 @@ def example() -> tuple[torch.Tensor, torch.Tensor]:
 def module() -> fx.GraphModule:
     """Capture the model, and take the tensors back into its module."""
     model = Model().requires_grad_(False)
-    lend("model", model, "here")
+    make_lazy("model", model, "here")
     return export("model", model, example()).module(check_guards=False)
 
 
@@ -50,7 +50,7 @@ def test_a_lifted_module_computes_the_same_with_the_same_tensors(module: fx.Grap
     lifted = lift(module, example())
     held = dict([*module.named_parameters(), *module.named_buffers()])
     assert held.keys() == lifted.state_dict.keys() and all(held[name] is lifted.state_dict[name] for name in held)
-    assert isinstance(lifted.state_dict["wide.weight"], StandIn) and list(lifted.constants) == ["table"]
+    assert isinstance(lifted.state_dict["wide.weight"], LazyWeight) and list(lifted.constants) == ["table"]
     whole, wanted = Model(), Model()(*example())
     again = lifted.module(check_guards=False)
     again.load_state_dict(whole.state_dict(), assign=True)

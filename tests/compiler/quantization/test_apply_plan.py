@@ -14,7 +14,7 @@ from torch import nn
 from diffc.compiler.calibration.trajectory import Sample
 from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.graph.lazy_weights import settle
+from diffc.compiler.graph.lazy_weights import materialize
 from diffc.compiler.ir.program import Program, Ref
 from diffc.compiler.quantization.apply_plan import SCALES, applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
@@ -31,7 +31,7 @@ Function = Callable[..., torch.Tensor]
 
 
 def feeds(*shape: int, count: int = 4) -> list[Tensors]:
-    """Draw inputs, each larger than the one before."""
+    """Sample inputs, each larger than the one before."""
     random = torch.Generator().manual_seed(1)
     return [(torch.randn(*shape, generator=random) * (step + 1),) for step in range(count)]
 
@@ -262,7 +262,7 @@ def called(program: Program, given: list[Tensors]) -> list[torch.Tensor]:
     """Run a program's calls, each with what it is given and its own row of scales."""
     (graph,) = program.graphs
     module = body_of(graph)
-    settle(module)
+    materialize(module)
     tables = {table.name: torch.as_tensor(table.data) for table in program.tables}
     rows = dict[str, torch.Tensor]()
     for op in program.ops:

@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 def feeds() -> list[Tensors]:
-    """Draw what reaches the net in three steps."""
+    """Sample what reaches the net in three steps."""
     torch.manual_seed(1)
     return [(torch.randn(2, 5, WIDTH), torch.rand(1)) for _ in range(3)]
 

@@ -86,7 +86,7 @@ def test_codes_of_small_floats_are_those_of_the_specification() -> None:
 
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
-    """Draw a spec that can be written."""
+    """Sample a spec that can be written."""
     form = FORMATS[draw(st.sampled_from([name for name in FORMATS if name != "e8m0"]))]
     signed = not form.name.startswith("u")
     per = draw(st.sampled_from(["tensor", "channel", "group", *(["token"] if signed else [])]))

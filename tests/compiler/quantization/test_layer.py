@@ -96,7 +96,7 @@ class Kinds(nn.Module):
 
 
 def feeds() -> list[Tensors]:
-    """Draw an input for each step, larger from step to step."""
+    """Sample an input for each step, larger from step to step."""
     random = torch.Generator().manual_seed(1)
     return [(torch.randn(2, 16, 64, generator=random) * (step + 1),) for step in range(STEPS)]
 

@@ -10,7 +10,7 @@ from diffc.compiler.quantization.observers import BINS, COUNTED, Histogram, Line
 
 
 def drawn(*scales: float) -> list[torch.Tensor]:
-    """Draw a batch of numbers for each scale."""
+    """Sample a batch of numbers for each scale."""
     random = torch.Generator().manual_seed(0)
     return [torch.randn(3000, generator=random, dtype=torch.float64).float() * scale for scale in scales]
 

@@ -51,7 +51,7 @@ def there_and_back(x: Array, scale: float, zero: int, form: str) -> Array:
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Draw numbers, some of which are beyond three."""
+    """Sample numbers, some of which are beyond three."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2
 
 
@@ -85,35 +85,35 @@ def test_widths_that_onnx_lacks_are_those_of_the_formula(form: str) -> None:
 def test_codes_become_numbers_as_in_onnx(form: str, blocked: bool) -> None:
     random = np.random.default_rng(0)
     grid = FORMATS[form]
-    codes = random.integers(int(grid.lowest), int(grid.highest) + 1, (6, 32))
+    quantized = random.integers(int(grid.lowest), int(grid.highest) + 1, (6, 32))
     shape = (6, 4) if blocked else (6,)
     scale = random.random(shape).astype(np.float32)
     zero = random.integers(0, 15, shape) if form.startswith("u") else np.zeros(shape, np.int64)
     constants = [
-        helper.make_tensor("codes", TYPES[form], codes.shape, codes.flatten()),
+        helper.make_tensor("codes", TYPES[form], quantized.shape, quantized.flatten()),
         numpy_helper.from_array(scale, "scale"),
         helper.make_tensor("zero", TYPES[form], shape, zero.flatten()),
     ]
     how: dict[str, Any] = {"axis": 1, "block_size": 8} if blocked else {"axis": 0}
     nodes = [helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["y"], **how)]
-    wanted = evaluated(nodes, {}, constants, codes.shape)
-    stored = grid.encode(torch.from_numpy(codes).float())
+    wanted = evaluated(nodes, {}, constants, quantized.shape)
+    stored = grid.encode(torch.from_numpy(quantized).float())
     offset = grid.encode(torch.from_numpy(zero).float()) if form.startswith("u") else None
     found = dequantize(stored, torch.from_numpy(scale), offset, 8 if blocked else 0, form, torch.float32)
     assert np.array_equal(found.numpy(), wanted)
 
 
 def test_four_bit_floats_and_their_scales_become_numbers() -> None:
-    codes = torch.arange(16, dtype=torch.uint8).reshape(2, 8)
+    quantized = torch.arange(16, dtype=torch.uint8).reshape(2, 8)
     stored = FORMATS["e8m0"].encode(torch.tensor([[0.5, 2.0], [1.0, 8.0]]))
     scale = dequantize(stored, torch.ones(1), None, 0, "e8m0", torch.float32)
     values = np.concatenate([E2M1.numpy(), -E2M1.numpy()]).reshape(2, 2, 4)
     wanted = values * np.array([[0.5, 2.0], [1.0, 8.0]])[..., None]
-    assert np.array_equal(dequantize(codes, scale, None, 4, "e2m1", torch.float32).numpy(), wanted.reshape(2, 8))
+    assert np.array_equal(dequantize(quantized, scale, None, 4, "e2m1", torch.float32).numpy(), wanted.reshape(2, 8))
 
 
 def blocks(size: int) -> Array:
-    """Draw rows of blocks, of very different sizes, one of them all zero and one that ends with a power of two."""
+    """Sample rows of blocks, of very different sizes, one of them all zero and one that ends with a power of two."""
     x = numbers(12, 4 * size).numpy() * np.float32(10) ** np.arange(-4, 2, 0.5, np.float32)[:, None]
     x[3, :size], x[4, :size], x[4, 0] = 0.0, 0.1, 4.0
     return np.asarray(x, np.float32)

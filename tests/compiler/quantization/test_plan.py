@@ -133,13 +133,13 @@ def test_smoothing_and_a_branch_come_off_the_weight() -> None:
 def test_a_rounded_weight_stands_for_its_scales_times_codes() -> None:
     spec = parse_spec("int4:group=2:scale=uint4")
     assert spec is not None
-    codes, scale, outer = (
+    quantized, scale, outer = (
         torch.tensor([[1, 2, 3, 4]], dtype=torch.int8),
         torch.tensor([[2.0, 3.0]]),
         torch.tensor([0.5]),
     )
-    assert Rounded(codes, scale, outer=outer).value(spec).tolist() == [[1.0, 2.0, 4.5, 6.0]]
-    affine = Rounded(codes, scale, zero=torch.tensor([[1.0, 4.0]]))
+    assert Rounded(quantized, scale, outer=outer).value(spec).tolist() == [[1.0, 2.0, 4.5, 6.0]]
+    affine = Rounded(quantized, scale, zero=torch.tensor([[1.0, 4.0]]))
     assert affine.value(spec).tolist() == [[0.0, 2.0, -3.0, 0.0]]
 
 
@@ -170,7 +170,7 @@ class Two(nn.Module):
 
 
 def feeds(count: int = 3) -> list[Tensors]:
-    """Draw inputs."""
+    """Sample inputs."""
     torch.manual_seed(1)
     return [(torch.randn(5, 24),) for _ in range(count)]
 

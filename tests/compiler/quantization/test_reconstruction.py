@@ -34,8 +34,8 @@ def test_a_weight_is_between_two_numbers_of_the_grid(spec: str) -> None:
     soft = Soft(layer(spec)[0])
     down, up = (soft.value(torch.full_like(soft.step, at)) for at in (0.0, 1.0))
     for value in (down, up):
-        codes = value / soft.scale + soft.zero
-        torch.testing.assert_close(form.format.round(codes), codes)
+        quantized = value / soft.scale + soft.zero
+        torch.testing.assert_close(form.format.round(quantized), quantized)
     nearest = soft.nearest.value(form)
     torch.testing.assert_close(torch.where((nearest - down).abs() < (nearest - up).abs(), down, up), nearest)
     inside = (soft.value(soft.up()) - soft.weight)[(down <= soft.weight) & (soft.weight <= up)]

@@ -37,7 +37,7 @@ def planned(module: nn.Module, feeds: Sequence[Tensors], weight: str, activation
 
 
 def feeds(*shape: int, count: int = 3) -> list[Tensors]:
-    """Draw inputs."""
+    """Sample inputs."""
     torch.manual_seed(1)
     return [(torch.randn(*shape),) for _ in range(count)]
 
@@ -138,14 +138,14 @@ def test_drift_is_what_the_bundle_and_the_float_program_differ_by(tmp_path: Path
     assert [each.psnr for each in found] == sorted(each.psnr for each in found)
     sampler = load(bundle)
     for each in found:
-        drawing = next(d for d in calibration.drawings if d.prompt == each.prompt)
+        trajectory = next(d for d in calibration.trajectories if d.prompt == each.prompt)
         steps = list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]()
-        picture = sampler(seed=drawing.seed, output="np", callback=lambda p, to=steps: to.append(p.latents))
-        wanted = np.moveaxis(drawing.output.numpy(), 1, -1)
+        picture = sampler(seed=trajectory.seed, output="np", callback=lambda p, to=steps: to.append(p.latents))
+        wanted = np.moveaxis(trajectory.output.numpy(), 1, -1)
         assert each.psnr == pytest.approx(psnr(np.asarray(picture), wanted), abs=GRAPH * 1e3)
         assert len(each.steps) == 3
         assert each.steps == pytest.approx(
-            [sqnr(a, b.numpy()) for a, b in zip(steps, drawing.steps, strict=True)], abs=GRAPH * 1e3
+            [sqnr(a, b.numpy()) for a, b in zip(steps, trajectory.steps, strict=True)], abs=GRAPH * 1e3
         )
 
 
@@ -169,7 +169,7 @@ REFUSALS = (Refusal("gptq", "unet.0", "its weight stays in float"),)
 def found() -> dict[str, object]:
     """Report what was made up."""
     plan = plan_of(nn.Linear(32, 48), feeds(5, 32), "int8:channel")
-    calibration: Calibration = replace(plan.calibration, drawings=(), seed=3, digest="abc")
+    calibration: Calibration = replace(plan.calibration, trajectories=(), seed=3, digest="abc")
     return report(ERRORS, DRIFTS, replace(plan, calibration=calibration, refusals=REFUSALS), ("3 layers: <i>note</i>",))
 
 

@@ -34,7 +34,7 @@ def spec_of(text: str) -> Spec:
 
 
 def weight(rows: int = 24, columns: int = 96) -> torch.Tensor:
-    """Draw a weight of rows of different sizes, with outliers, a zero row and a positive one."""
+    """Sample a weight of rows of different sizes, with outliers, a zero row and a positive one."""
     random = torch.Generator().manual_seed(0)
     made = torch.randn(rows, columns, generator=random) * torch.logspace(-3, 1, rows)[:, None]
     made[::3, ::17] *= 6
@@ -56,7 +56,7 @@ def test_codes_and_scales_are_numbers_that_can_be_stored(text: str, shape: tuple
     spec, x = spec_of(text), weight(24, math.prod(shape[1:])).reshape(shape)
     found = weight_scales(x, spec, "mse")
     for numbers, form in (
-        (spec.format.decode(found.codes), spec.format),
+        (spec.format.decode(found.quantized), spec.format),
         (found.zero, spec.format),
         (found.scale, FORMATS.get(spec.scale)),
     ):
@@ -65,7 +65,7 @@ def test_codes_and_scales_are_numbers_that_can_be_stored(text: str, shape: tuple
     if spec.scale == "float16":
         assert torch.equal(found.scale.half().float(), found.scale)
     assert (found.scale > 0).all() and (found.outer is None) == (spec.scale not in FORMATS)
-    assert found.codes.shape == x.shape and found.value(spec).isfinite().all()
+    assert found.quantized.shape == x.shape and found.value(spec).isfinite().all()
 
 
 @pytest.mark.parametrize("text", ["int8:channel", "int4:channel", "int4:group=32", "int8:tensor"])
@@ -99,12 +99,12 @@ def test_scales_that_are_powers_of_two_let_nothing_be_cut_off() -> None:
 def test_another_weight_is_rounded_with_the_same_scales(text: str) -> None:
     spec, x = spec_of(text), weight()
     like = weight_scales(x, spec, "mse")
-    assert torch.equal(round_nearest(x, spec, like).codes, like.codes)
+    assert torch.equal(round_nearest(x, spec, like).quantized, like.quantized)
     other = round_nearest(x * 0.5 + 0.01, spec, like)
     assert torch.equal(other.scale, like.scale)
-    codes = spec.format.decode(other.codes)
+    quantized = spec.format.decode(other.quantized)
     scale = like.scale if like.outer is None else like.scale * like.outer.reshape(-1, 1)
-    step = spread(scale, x.shape, spec.group) * spec.format.spacing(codes).abs()
-    inside = (codes.abs() < spec.format.highest) & (codes > spec.format.lowest)
+    step = spread(scale, x.shape, spec.group) * spec.format.spacing(quantized).abs()
+    inside = (quantized.abs() < spec.format.highest) & (quantized > spec.format.lowest)
     wrong = (other.value(spec) - (x * 0.5 + 0.01)).abs()
     assert (wrong <= step * (0.5 + SEARCHED_RANGE))[inside].all()

@@ -85,7 +85,7 @@ def test_blocks_of_a_transformer_are_reused() -> None:
     calibration = pipeline.calibrated()
     found = auto([pipeline.program], pipeline.calibrated, None, min_psnr=10)
     assert found.best.psnr >= 10 and any(found.best.reuses)
-    (drawn,), (whole, *_) = calibration.rerun(found.programs[0], 1), calibration.drawings
+    (drawn,), (whole, *_) = calibration.rerun(found.programs[0], 1), calibration.trajectories
     assert near(drawn.output.numpy(), whole.output.numpy()) == pytest.approx(found.best.psnr, abs=JUDGED)
 
 
@@ -97,7 +97,7 @@ def test_a_budget_that_no_schedule_keeps_is_refused_with_the_nearest() -> None:
 
 def test_what_cannot_be_compared_is_refused(prompts: Path, tmp_path: Path) -> None:
     options = ("--steps", "3", "--calibration", prompts, "--cache", "auto", "--sampler", "euler-ancestral")
-    assert "twice as many steps draw other noise" in refused("build", UNET, *options, "-o", tmp_path / "x.diffc")
+    assert "twice as many steps read other noise" in refused("build", UNET, *options, "-o", tmp_path / "x.diffc")
     assert list(tmp_path.iterdir()) == []
 
 

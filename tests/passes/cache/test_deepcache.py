@@ -40,7 +40,7 @@ def programs(traced: Traced) -> tuple[Program, ...]:
 
 
 def hooked(traced: Traced, sampler: str, sources: Sequence[int], branch: int, guidance: float) -> Picture:
-    """Draw with diffusers, where evaluation n takes over what evaluation ``sources[n]`` computed."""
+    """Sample with diffusers, where evaluation n takes over what evaluation ``sources[n]`` computed."""
     layers = [resnet for block in traced.pipeline.unet.up_blocks for resnet in block.resnets][::-1]
     kept, count = dict[int, torch.Tensor](), iter(range(len(sources)))
 

@@ -47,7 +47,7 @@ def taking_over(keys: Sequence[int], count: list[int]) -> Callable[..., Any]:
 
 
 def hooked(traced: Traced, keys: Sequence[int], guidance: float, noise: float = 0.0) -> Picture:
-    """Draw with diffusers, encoding in key steps only, and adding noise in the second half."""
+    """Sample with diffusers, encoding in key steps only, and adding noise in the second half."""
     unet, count = traced.pipeline.unet, [0]
     first = torch.randn(1, 4, 16, 16, generator=torch.Generator("cpu").manual_seed(3))
     encoder = (unet.conv_in, *unet.down_blocks, unet.mid_block)

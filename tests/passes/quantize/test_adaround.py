@@ -78,13 +78,18 @@ def test_codes_are_beside_the_weights_and_scales_as_without_it() -> None:
         assert layer.rounded is not None
         nearest = weight_scales(layer.matrix(), spec, "mse")
         assert torch.equal(layer.rounded.scale, nearest.scale)
-        assert float((spec.format.decode(layer.rounded.codes) - spec.format.decode(nearest.codes)).abs().max()) == 1.0
+        assert (
+            float((spec.format.decode(layer.rounded.quantized) - spec.format.decode(nearest.quantized)).abs().max())
+            == 1.0
+        )
 
 
 def test_the_same_plan_gives_the_same_codes() -> None:
     plan = plan_of(Residual(), feeds(), "int4:channel")
     one, again = (adaround(plan, by="block", iterations=20) for _ in range(2))
-    assert all(torch.equal(a.rounded.codes, b.rounded.codes) for a, b in zip(one.layers, again.layers, strict=True))
+    assert all(
+        torch.equal(a.rounded.quantized, b.rounded.quantized) for a, b in zip(one.layers, again.layers, strict=True)
+    )
 
 
 def test_layers_that_are_rounded_or_that_no_sample_reaches_stay() -> None:
@@ -95,5 +100,5 @@ def test_layers_that_are_rounded_or_that_no_sample_reaches_stay() -> None:
 
 
 def test_what_cannot_be_reconstructed_is_refused() -> None:
-    with pytest.raises(PassError, match="adaround: 'net' is nothing to reconstruct"):
+    with pytest.raises(PassError, match="adaround: 'net' is no part to reconstruct"):
         adaround(plan_of(Residual(), feeds(), "int4:channel"), by="net")

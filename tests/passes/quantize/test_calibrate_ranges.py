@@ -107,6 +107,6 @@ def test_what_was_decided_stays() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(PassError, match="calibrate_ranges: 'max' is no way to choose a range"):
+    with pytest.raises(PassError, match="calibrate_ranges: 'max' is no range method"):
         calibrate_ranges(plan_of(linear(), feeds(), "int8:channel", "int8:tensor"), by="max")
     assert layer_of(plan_of(linear(), feeds(), "float")).scheme == Scheme()

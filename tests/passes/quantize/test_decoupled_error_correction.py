@@ -105,7 +105,8 @@ def test_what_was_rounded_otherwise_is_corrected_beside_smoothing_and_a_branch()
     rounded = gptq(plan)
     corrected = decoupled_error_correction(rounded)
     assert all(
-        torch.equal(a.rounded.codes, b.rounded.codes) for a, b in zip(rounded.layers, corrected.layers, strict=True)
+        torch.equal(a.rounded.quantized, b.rounded.quantized)
+        for a, b in zip(rounded.layers, corrected.layers, strict=True)
     )
     wanted = run(plan.programs, pictures(2))
     made = [signal_to_noise(run(applied(each), pictures(2)), wanted) for each in (rounded, corrected)]

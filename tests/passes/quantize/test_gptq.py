@@ -43,16 +43,16 @@ def correlated(*shape: int, axis: int = -1, count: int = 4) -> list[Tensors]:
 
 
 def reference(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Round int4 columns by optimal brain surgery, with the inverse of what is left at each column; give the codes."""
-    weight, codes, left = weight.copy(), np.zeros_like(weight), list(order)
+    """Round int4 columns by optimal brain surgery, with the inverse of what is left at each column; return them."""
+    weight, quantized, left = weight.copy(), np.zeros_like(weight), list(order)
     while left:
         inverse = np.linalg.inv(gram[np.ix_(left, left)])
         column = left[0]
-        codes[:, column] = np.clip(np.rint(weight[:, column] / scale), -8, 7)
-        error = (weight[:, column] - codes[:, column] * scale) / inverse[0, 0]
+        quantized[:, column] = np.clip(np.rint(weight[:, column] / scale), -8, 7)
+        error = (weight[:, column] - quantized[:, column] * scale) / inverse[0, 0]
         weight[:, left] -= np.outer(error, inverse[0])
         left = left[1:]
-    return codes
+    return quantized
 
 
 @pytest.mark.parametrize("by_activation", [True, False])
@@ -67,7 +67,7 @@ def test_codes_are_those_of_optimal_brain_surgery(by_activation: bool) -> None:
     gram += 0.01 * gram.diagonal().mean() * np.eye(160)
     order = np.argsort(-gram.diagonal()) if by_activation else np.arange(160)
     wanted = reference(layer.weight.double().numpy(), gram, rounded.scale.double().numpy(), order)
-    assert (rounded.codes.numpy() != wanted).mean() <= GRAM  # in float32 a tie may fall to the other side
+    assert (rounded.quantized.numpy() != wanted).mean() <= GRAM  # in float32 a tie may fall to the other side
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -99,7 +99,7 @@ def test_codes_are_numbers_of_the_grid_and_scales_as_without_it(spec: str) -> No
     plan = plan_of(nn.Linear(64, 48), correlated(50, 64), spec)
     rounded, form = layer_of(gptq(plan)).rounded, parse_spec(spec)
     assert rounded is not None and form is not None
-    assert torch.equal(form.format.encode(form.format.decode(rounded.codes)), rounded.codes)
+    assert torch.equal(form.format.encode(form.format.decode(rounded.quantized)), rounded.quantized)
     assert torch.equal(rounded.scale, weight_scales(layer_of(plan).matrix(), form, "mse").scale)
 
 

@@ -31,7 +31,7 @@ def test_codes_are_the_nearest_and_scales_cover_the_largest() -> None:
     assert found is not None
     scale = layer.weight.abs().amax(1) / 7
     assert torch.equal(found.scale, scale)
-    assert torch.equal(found.codes.float(), (layer.weight / scale[:, None]).round())
+    assert torch.equal(found.quantized.float(), (layer.weight / scale[:, None]).round())
 
 
 def test_the_least_error_is_smaller_than_that_of_covering_the_largest() -> None:
@@ -65,5 +65,5 @@ def test_layers_that_are_rounded_or_in_float_stay() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(PassError, match="round_to_nearest: 'kl' is no range of weights"):
+    with pytest.raises(PassError, match="round_to_nearest: 'kl' is no range method of weights"):
         round_to_nearest(plan_of(linear(), FEEDS, "int4:channel"), by="kl")

@@ -51,5 +51,5 @@ def test_other_layers_keep_their_scheme_and_have_their_range(spec: str) -> None:
 
 
 def test_an_unknown_way_to_choose_a_range_is_refused() -> None:
-    with pytest.raises(PassError, match="'most' is no way to choose a range"):
+    with pytest.raises(PassError, match="'most' is no range method"):
         static_scales(plan_of(nn.Linear(32, 16), tokens(1.0), "int8:channel", "int8:token"), by="most")

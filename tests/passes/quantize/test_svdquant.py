@@ -87,7 +87,7 @@ def test_gptq_rounds_what_the_branch_leaves() -> None:
     layer, feeds = matrix()
     plan = svdquant(plan_of(layer, feeds, "int4:group=32", "int4:group=32:dynamic"))
     rounded = layer_of(gptq(plan)).rounded
-    assert rounded is not None and rounded.codes.shape == (192, 160)
+    assert rounded is not None and rounded.quantized.shape == (192, 160)
     assert fidelity(gptq(plan), feeds) > fidelity(round_to_nearest(plan), feeds)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from diffc.compiler.backends.backend import Backend, find_backend
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.graph.lazy_weights import settle
+from diffc.compiler.graph.lazy_weights import materialize
 from diffc.compiler.ir.program import Value
 from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import SCALES, applied
@@ -119,7 +119,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (graph,), (table,) = program.graphs, program.tables
     file = folder / backend().lower([graph], "w8a8", folder, lambda _: None)[graph.name]
     module = body_of(graph)
-    settle(module)
+    materialize(module)
     given = (*feeds[-1], torch.as_tensor(table.data)[-1:])
     wanted = [output.numpy() for output in module(*given)]
     ports = [port.name for port in graph.inputs]
@@ -274,7 +274,7 @@ def test_both_products_of_attention_are_computed_as_simulated(name: str, tmp_pat
     (graph,) = applied(calibrate_ranges(plan, by="minmax"))[0].graphs
     file = tmp_path / backend().lower([graph], "w8a8", tmp_path, lambda _: None)[graph.name]
     module = body_of(graph)
-    settle(module)
+    materialize(module)
     found = computed(name, file, tmp_path, {f"x{at}": x.numpy() for at, x in enumerate(feeds[0])})
     for made, wanted in zip(found, module(*feeds[0]), strict=True):
         assert sqnr(made, wanted.numpy()) > ENGINE_SQNR
