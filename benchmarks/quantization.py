@@ -173,7 +173,7 @@ HEAD = """# What quantization costs
 Both example models, {captions} held-out captions, 20 steps, guidance 5, against the fp32 bundle from the same seeds
 (`make quantization`). The mean of each picture's PSNR, the PSNR of the mean squared error over all pictures, and the
 worst picture. A picture that takes another turn (an object elsewhere, of another shade) has a low PSNR and may be as
-right: what the captions ask for is counted by the attributes. FP8 and FP4 are computed in float32, on rounded numbers.
+right: what the captions ask for is counted by the attributes. FP8 and FP4 are computed in float32, on rounded values.
 """
 
 

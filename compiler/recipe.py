@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 Pass = Callable[[T], T]
-"""A function from what it rewrites, a program, the programs of a bundle or a plan, to the same rewritten."""
+"""A function from its subject, a program, the programs of a bundle or a plan, to the rewritten subject."""
 
 
 @dataclass(frozen=True)

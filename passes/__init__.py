@@ -13,17 +13,17 @@ UNROLLED = (
     optional(recognize_linear),
     optional(fuse_linear),
 )
-"""Leave what is linear as ``linear``: the form in which guidance can be read off."""
+"""Bring linear arithmetic into ``linear``: the form in which guidance can be read off."""
 
 OUTLINED = (
-    # What is not linear becomes small graphs
+    # Arithmetic that is not linear becomes small graphs
     optional(outline),
-    # What the pipeline repeats in every step is computed once
+    # Work that the pipeline repeats in every step is done once
     optional(common_subexpressions),
 )
 """Leave no operators of ATen."""
 
 NORMAL_FORM = (*UNROLLED, *OUTLINED)
-"""Leave calls of graphs and built-ins only: what the runtime can interpret."""
+"""Leave calls of graphs and built-ins only: the operations that the runtime interprets."""
 
 __all__ = ["NORMAL_FORM", "OUTLINED", "UNROLLED", "guidance_interval", "stage"]

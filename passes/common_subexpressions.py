@@ -1,4 +1,4 @@
-"""Compute what is computed several times in the same way once.
+"""Compute equal operations once.
 
 Paper: Cocke, "Global common subexpression elimination", 1970
        https://doi.org/10.1145/390013.808480
@@ -25,7 +25,7 @@ from diffc.compiler.ir.program import Op, Program
 
 
 def common_subexpressions(program: Program) -> Program:
-    """Keep the first of equal operations; each draw of noise, and each mark of a step, is one of its own."""
+    """Keep the first of equal operations; each ``noise``, and each mark of a step, is one of its own."""
     first: dict[str, Op] = {}
     names: dict[str, str] = {}
     ops = list[Op]()

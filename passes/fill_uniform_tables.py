@@ -1,4 +1,4 @@
-"""Replace a table that holds one number over and over by an operation, which takes no room in a bundle.
+"""Replace a table whose elements are all equal by an operation, which takes no space in a bundle.
 
 Source: diffc. A pipeline pads so: with zeros for the embeddings of a text encoder that a checkpoint leaves out.
 
@@ -29,7 +29,7 @@ from diffc.compiler.ir.program import Op, Polynomial, Program, Table, Value
 
 
 def fill_uniform_tables(program: Program) -> Program:
-    """Fill with a number what is a table of floating-point numbers that are all the same."""
+    """Replace each floating-point table of equal elements by a ``linear`` of that constant."""
     filled = {table.name: table for table in program.tables if _is_uniform(table)}
     ops = tuple(_filling(table) for table in filled.values())
     tables = tuple(table for table in program.tables if table.name not in filled)

@@ -6,7 +6,7 @@ Source: diffc, decision 0002: every solver of the diffusion ODE or SDE that diff
 
 A value is kept as a sum of atoms (results of calls, of noise and of earlier ``linear``) with polynomial coefficients,
 in double precision, until something that is not linear reads it. The new ``linear`` then replaces the state that it was
-made from in the sums that stay alive, where none of them grows longer, so that most solvers need the latest state only.
+computed from in the live sums, where none of them grows longer, so that most solvers need the latest state only.
 
 Before:
     n = noise()
@@ -59,7 +59,7 @@ def fuse_linear(program: Program) -> Program:
 
 
 class _Fusion:
-    """Write a program anew: what is linear as late as possible, what is not as it stands."""
+    """Rewrite a program: linear arithmetic as late as possible, other operations where they stand."""
 
     def __init__(self, program: Program) -> None:
         self.program, self.graphs = program, {graph.name for graph in program.graphs}
@@ -183,7 +183,7 @@ class _Fusion:
         return new.name
 
     def _write(self, new: Value, name: str, form: Sum) -> None:
-        """Compute a sum, and express by the new state the sums that were made of the oldest state in it."""
+        """Compute a sum, and express by the new state the sums that contain the oldest state in it."""
         sums, types = self.forms.sums, self.forms.types
         self.ops.append(_weighted("linear", form, (new,)))
         alike = [equal for equal, theirs in sums.items() if theirs == form and types.get(equal) == new.type]

@@ -4,7 +4,7 @@ Source: Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves
         Diffusion Models", NeurIPS 2024, https://arxiv.org/abs/2404.07724, in fractions of the steps, as diffusers'
         guiders state it
 
-Outside the interval the guidance scale is 1 wherever it weighs what a call of that step gave. Which branch is left then
+Outside the interval the guidance scale is 1 wherever it weighs an output of that step's call. Which branch is left then
 follows from the coefficients. The call of the whole batch becomes calls of its parts, and those without a reader go.
 
 Before:
@@ -55,7 +55,7 @@ def guidance_interval(
     """
     steps = sum(op.operator == "step" for op in program.ops)
     if not steps:
-        fix = "leave the interval out: the pipeline tells nobody when a step is done"
+        fix = "leave the interval out: the pipeline does not report the ends of steps"
         raise PassError("guidance_interval: the program marks no steps", where=program.name, fix=fix)
     legal = 0 <= interval[0] <= interval[1] <= 1
     guided = range(int(interval[0] * steps), int(interval[1] * steps)) if legal else range(0)
@@ -98,7 +98,7 @@ class _Switch:
                 self.unguided.update(value.name for value in op.results)
 
     def _at_one(self, op: Op) -> Op:
-        """Put 1 for the scalars in the coefficients of what comes from outside the interval."""
+        """Set the scalars to 1 in the coefficients of values from outside the interval."""
         names = [*op.reads()][: len(op.args)]
         terms = [(n, _one(c) if n in self.unguided else c) for n, c in zip(names, op.coefficients, strict=False)]
         constant = op.coefficients[len(names) :]
@@ -143,7 +143,7 @@ class _Switch:
         return Value(name, type_)
 
     def _joins(self, op: Op) -> bool:
-        """Map the results of a split to those of the calls of its parts; return whether they are those."""
+        """Map the results of a split to those of the calls of its parts; return whether all correspond."""
         batch, number = next(op.reads(), ""), len(op.results)
         if op.operator != "split" or op.attr("axis") != 0 or (batch, number - 1) not in self.slices:
             return False
@@ -158,7 +158,7 @@ class _Switch:
         return Ref(self._slice(literal.name, type_, at, number)) if isinstance(literal, Ref) else literal
 
     def _slice(self, name: str, type_: Type, at: int, number: int) -> str:
-        """Name a part of a value; split the value where nothing has made its parts."""
+        """Name a part of a value; split the value where no operation computes its parts."""
         op = self.producers.get(name)
         if (name, at) in self.slices:
             return self.slices[name, at]
@@ -185,6 +185,6 @@ class _Switch:
 
 
 def _one(coefficient: Polynomial) -> Polynomial:
-    """Evaluate at 1, and drop what rounding left of a coefficient that vanishes there."""
+    """Evaluate at 1, and set a coefficient that vanishes there but for rounding to 0."""
     total = sum(factor for _, factor in coefficient.terms)
     return Polynomial.constant(total if abs(total) > ROUNDING * coefficient.size else 0.0)

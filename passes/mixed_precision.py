@@ -1,8 +1,7 @@
-"""Compute in 16 bits, and in 32 where 16 are known to be wrong.
+"""Compute in 16 bits, and in 32 where 16 do not suffice.
 
 Paper: Micikevicius et al., "Mixed Precision Training", ICLR 2018.
-       https://arxiv.org/abs/1710.03740 (sections 3.1 and 3.3: what is stored in half precision, and what is reduced
-       in single)
+       https://arxiv.org/abs/1710.03740 (sections 3.1 and 3.3: storage in half precision, reductions in single)
 
 Before (inside a graph):
     y = linear(x, w)
@@ -14,7 +13,7 @@ After (dtype=torch.float16):
 
 where float16 does not hold the squares, and a weight that is not read elsewhere is stored as half(w).
 
-Ports keep their types. What a model converts by itself it no longer does, but for float64.
+Ports keep their types. Conversions of the model itself are dropped, but for those to float64.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ aten = torch.ops.aten
 
 
 def mixed_precision(graph: Graph, *, dtype: torch.dtype, wide: Collection[str] = ()) -> Graph:
-    """Compute in ``dtype``, but in float32 the nodes named ``wide``, what reads weights so named, and by structure.
+    """Compute in ``dtype``, but in float32 nodes named in ``wide``, readers of weights named there, and sensitive ones.
 
     Nodes are named as in `diffc.compiler.graph.body.body_of`. A graph that computes with integers alone, or in
     float64, is left as it is.
@@ -50,7 +49,7 @@ def mixed_precision(graph: Graph, *, dtype: torch.dtype, wide: Collection[str] =
 
 
 class _Typed(nn.Module):
-    """Hold a captured graph, to be run in other types; capturing that makes the rewritten graph."""
+    """Run a captured graph in other types; the export of this module is the rewritten graph."""
 
     def __init__(self, body: fx.GraphModule, dtype: torch.dtype, wide: frozenset[str]) -> None:
         super().__init__()
@@ -111,7 +110,7 @@ def _changes(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 class _Computing(fx.Interpreter):
-    """Run a graph; each value is cast to what reads it, once for each type."""
+    """Run a graph; each value is cast to the types of its readers, once for each type."""
 
     def __init__(self, typed: _Typed) -> None:
         super().__init__(typed.body)
@@ -149,7 +148,7 @@ class _Computing(fx.Interpreter):
         return pytree.tree_map_only(torch.dtype, lambda named: dtype if named in FLOATS else named, cast)
 
     def _cast(self, value: Any, dtype: torch.dtype | None) -> Any:
-        """Convert a value, if it is floating-point numbers; of several, as a split gives them, none is."""
+        """Convert a floating-point tensor; other values, and lists of tensors, stay as they are."""
         if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS or value.dtype == dtype:
             return value
         key = id(value), dtype

@@ -1,4 +1,4 @@
-"""Move what is left of the arithmetic between calls into small graphs of its own.
+"""Move the remaining arithmetic between calls into small graphs of its own.
 
 Source: diffc, decision 0002: clamps, masks, resizes and other operators that are not linear run in the engine like the
         components do, https://docs.pytorch.org/docs/stable/export.html
@@ -39,32 +39,32 @@ FACTORS = "factors"
 def outline(program: Program) -> Program:
     """Turn each run of ATen operations, with the linear operations inside it, into a graph and a call of it."""
     types = program.types()
-    pieces = list[Op | _Region]()
+    parts = list[Op | _Region]()
     remaining = list(program.ops)
     while remaining:
         run = _leading_run(remaining)
         if not run:
-            pieces.append(remaining.pop(0))
+            parts.append(remaining.pop(0))
             continue
         remaining = remaining[len(run) :]
-        pieces.append(_Region(run, types, {name for op in remaining for name in op.reads()} | set(program.outputs)))
+        parts.append(_Region(run, types, {name for op in remaining for name in op.reads()} | set(program.outputs)))
 
     seen = defaultdict[str, set[tuple[float, ...]]](set)
-    for piece in pieces:
-        if isinstance(piece, _Region):
-            seen[piece.text(with_factors=False)].add(piece.factors)
+    for part in parts:
+        if isinstance(part, _Region):
+            seen[part.text(with_factors=False)].add(part.factors)
     graphs = {graph.name: graph for graph in program.graphs}
     tables = {table.name: table for table in program.tables}
     ops = list[Op]()
-    for piece in pieces:
-        if isinstance(piece, _Region):
-            if len(seen[piece.text(with_factors=False)]) > 1:
-                table = piece.read_factors()
+    for part in parts:
+        if isinstance(part, _Region):
+            if len(seen[part.text(with_factors=False)]) > 1:
+                table = part.read_factors()
                 tables[table.name] = table
-            if piece.name not in graphs:
-                graphs[piece.name] = piece.graph()
-            piece = piece.call()
-        ops.append(piece)
+            if part.name not in graphs:
+                graphs[part.name] = part.graph()
+            part = part.call()
+        ops.append(part)
     return replace(program, ops=tuple(ops), graphs=tuple(graphs.values()), tables=tuple(tables.values())).live()
 
 
@@ -110,7 +110,7 @@ class _Region(torch.nn.Module):
         return "\n".join(_canonical(self.inputs, self.body, self.results, with_factors=with_factors))
 
     def read_factors(self) -> Table:
-        """Read the factors from a table from now on, and give it."""
+        """Read the factors from a table from now on, and return it."""
         data = np.array(self.factors)
         name = f"t{hashlib.sha256(data.tobytes()).hexdigest()[:10]}"
         self.table = Table(name, Type(str(data.dtype), data.shape), data)

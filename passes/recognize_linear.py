@@ -1,10 +1,10 @@
-"""Replace chains that stack, move and weigh tensors by the ``linear`` that they amount to.
+"""Replace chains that stack, move and weigh tensors by an equal ``linear``.
 
 Source: the weighted sums that multistep solvers write as an einsum over stacked differences, such as Zhao et al.,
         "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", NeurIPS 2023,
         equation 8, https://arxiv.org/abs/2302.04867
 
-Only operators that are linear for certain are followed. What a chain of them amounts to is measured: it is run in
+Only operators that are linear for certain are followed. The coefficients of a chain are measured: it is run in
 double precision on random tensors, which must explain the result exactly, element by element.
 
 Before:
@@ -66,7 +66,7 @@ def _is_linear(op: Op, constants: Mapping[str, torch.Tensor]) -> bool:
 def _weighted_sum(
     op: Op, producers: Mapping[str, Op], types: Mapping[str, Type], constants: Mapping[str, torch.Tensor]
 ) -> Op | None:
-    """Measure the weights of the values that an operation is made from; None if it is no weighted sum of them."""
+    """Measure the coefficients of the values that an operation depends on; None if it is no weighted sum of them."""
     chain, leaves = _chain(op, producers, constants)
     type_ = op.results[0].type
     if len(chain) < 2 or not type_.is_float or not math.prod(type_.shape):
@@ -92,7 +92,7 @@ def _sample(
     constants: Mapping[str, torch.Tensor],
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run a chain on random leaves; give them, one a column, and the result."""
+    """Run a chain on random leaves; return them, one a column, and the result."""
     probes = {leaf: torch.randn(type_.shape, generator=generator, dtype=torch.float64) for leaf in leaves}
     values = probes | {name: c.double() if c.is_floating_point() else c for name, c in constants.items()}
     for link in chain:

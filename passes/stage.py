@@ -1,4 +1,4 @@
-"""Compute each value as early as it is known: split a component into what the loop needs and what comes before it.
+"""Compute each value as early as it is known: split a component into the graph of the loop and those before it.
 
 Source: diffc, decision 0005: a value that depends on the timestep alone becomes a row of a table at build, one that
         depends on the request alone is computed once by a graph of its own, one that depends on both once for all
@@ -38,7 +38,7 @@ aten = torch.ops.aten
 
 
 def stage(programs: Sequence[Program]) -> tuple[Program, ...]:
-    """Split every graph with weights that the programs call; they share what is split off as they share the graph."""
+    """Split every graph with weights that the programs call; programs that share the graph share its parts."""
     programs = tuple(programs)
     graphs = {graph.name: graph for program in programs for graph in program.graphs if size(graph)}
     for graph in graphs.values():
@@ -49,19 +49,19 @@ def stage(programs: Sequence[Program]) -> tuple[Program, ...]:
 
 
 @dataclass(frozen=True)
-class _Pack:
-    """Hold values of one stage and element type side by side in one tensor, [1 or steps, numbers]."""
+class _Packed:
+    """Hold values of one stage and element type side by side in one tensor, [1 or steps, elements]."""
 
     name: str
     nodes: tuple[fx.Node, ...]
 
     @staticmethod
-    def of(name: str, nodes: Sequence[fx.Node]) -> list[_Pack]:
+    def of(name: str, nodes: Sequence[fx.Node]) -> list[_Packed]:
         """Group values by their element type; the first group has the plain name."""
         by_type: dict[str, list[fx.Node]] = {}
         for node in nodes:
             by_type.setdefault(type_of(node.meta["val"]).dtype, []).append(node)
-        return [_Pack(f"{name}_{dtype}" if at else name, tuple(of)) for at, (dtype, of) in enumerate(by_type.items())]
+        return [_Packed(f"{name}_{dtype}" if at else name, tuple(of)) for at, (dtype, of) in enumerate(by_type.items())]
 
     def type(self, rows: int = 1) -> Type:
         """Describe the tensor."""
@@ -69,7 +69,7 @@ class _Pack:
 
     @property
     def sizes(self) -> list[int]:
-        """Count the numbers of each value."""
+        """Count the elements of each value."""
         return [node.meta["val"].numel() for node in self.nodes]
 
     def unpack(self, graph: fx.Graph, packed: fx.Node) -> dict[fx.Node, fx.Node]:
@@ -93,7 +93,7 @@ class _Split:
         }
         self.tables = {table.name: table.data for program in programs for table in program.tables}
         self.packs = {
-            stage: _Pack.of(self._free(stage), cut.hoisted[stage]) for stage in ("step", "request", "request_step")
+            stage: _Packed.of(self._free(stage), cut.hoisted[stage]) for stage in ("step", "request", "request_step")
         }
         self.main = self._main()
         self.request = self._request() if self.packs["request"] else None
@@ -126,7 +126,7 @@ class _Split:
         return self._graph(cut.graph.name, fx.GraphModule(body, graph), inputs, cut.graph.outputs)
 
     def _request(self) -> Graph:
-        """Compute what depends on the request."""
+        """Compute the values that depend on the request."""
         cut, graph, packs = self.cut, fx.Graph(), self.packs["request"]
         ports = cut.ports_of(cut.hoisted["request"])
         env = {cut.node(port): graph.placeholder(port.name) for port in ports}
@@ -137,7 +137,7 @@ class _Split:
         return self._graph(f"{cut.graph.name}_request", fx.GraphModule(cut.body, graph), ports, outputs, "request")
 
     def _over_steps(self, rows: tuple[Row, ...]) -> Graph:
-        """Compute what depends on request and step, for several steps as one batch."""
+        """Compute the values that depend on request and step, for several steps as one batch."""
         if rows not in self.request_step:
             cut, graph, packs = self.cut, fx.Graph(), self.packs["request_step"]
             timed = _boundary(cut, cut.hoisted["request_step"])
@@ -179,7 +179,7 @@ class _Split:
         data = self.tables[literal.name] if isinstance(literal, Ref) else literal
         return torch.as_tensor(data, dtype=getattr(torch, port.type.dtype)).reshape(port.type.shape)
 
-    def _table(self, pack: _Pack, rows: Sequence[Row]) -> Table:
+    def _table(self, pack: _Packed, rows: Sequence[Row]) -> Table:
         each = [torch.cat([value.reshape(-1) for value in values]) for values in self._known(pack.nodes, rows)]
         return Table.of(torch.stack(each).numpy())
 
@@ -232,7 +232,7 @@ class _Split:
         return each
 
     def _taken_apart(
-        self, pack: _Pack, batch: str, each: dict[Row, dict[str, Literal]], names: Names, ops: list[Op]
+        self, pack: _Packed, batch: str, each: dict[Row, dict[str, Literal]], names: Names, ops: list[Op]
     ) -> None:
         parts = tuple(Value(names.new(f"{self.cut.graph.name}_{pack.name}_"), pack.type()) for _ in each)
         ops.append(Op("split", (Ref(batch),), (("axis", 0),), (), parts))
@@ -265,7 +265,7 @@ def _call(graph: Graph, op: Op, names: Names, ops: list[Op]) -> tuple[Value, ...
 
 
 def _copy(source: fx.Graph, target: fx.Graph, nodes: Sequence[fx.Node], env: dict[fx.Node, fx.Node]) -> None:
-    """Copy what nodes are computed from, as far as the environment does not have it."""
+    """Copy the nodes that some nodes are computed from, unless the environment has them."""
     sources = needed(source, nodes, tuple(env))
     for node in source.nodes:
         if node in sources and node not in env:

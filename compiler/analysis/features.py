@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Feature:
-    """Name a node of a graph, as `body_of` gives it, whose value later calls may take over.
+    """Name a node of a graph, as `body_of` returns it, whose value later calls may reuse.
 
-    With a ``base``, a node that it is computed from, what is kept is their difference, and who reuses it adds the base
-    of its own call.
+    With a ``base``, a node that it is computed from, their difference is kept, and a call that reuses it adds the base
+    of its own.
     """
 
     node: str
     base: str = ""
 
 
-Kind = frozenset[Feature]
-"""What a call reuses: calls of one kind need the same nodes."""
+ReusePattern = frozenset[Feature]
+"""The features that a call reuses: calls of one reuse pattern need the same nodes."""

@@ -1,10 +1,10 @@
-"""Find the operators of a captured graph that numbers of 16 bits get wrong, by their structure.
+"""Find the operators of a captured graph whose results are wrong in 16 bits, by their structure.
 
-- A sine, an exponential, a logarithm or a running sum of a number that has no places left behind its point is noise.
-  They are exact where they compute, and what leads to them from integers and constants too: timesteps, positions.
-- The square of what half precision holds is more than it holds: a root mean square that is written out, as the norm of
-  a layer is in many models, is exact from the square to the quotient. Norms that are one operator are so inside.
-- Numbers beyond float16's that stand for no infinity need what can hold them.
+- A sine, an exponential, a logarithm or a running sum of a rounded value is noise. They compute in float32, as
+  do their operands that come from integers and constants: timesteps, positions.
+- The square of a half-precision value may exceed half precision: a root mean square that is written out, as the norm
+  of a layer is in many models, computes in float32 from the square to the quotient. Norms of one operator do so inside.
+- Literals beyond float16's range that stand for no infinity stay float32.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from diffc.compiler.graph.aten import Trait, has
 aten = torch.ops.aten
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""The types that numbers of a graph are computed in, one as well as the other."""
+"""The types that a graph may compute in."""
 
 INFINITE = 1e8
-"""What is larger stands for infinity, as it does in masks."""
+"""Larger literals stand for infinity, as they do in masks."""
 
 
 def sensitive(body: fx.GraphModule, dtype: torch.dtype) -> frozenset[str]:
@@ -86,7 +86,7 @@ def is_too_large(number: Any, dtype: torch.dtype) -> bool:
 
 
 def _numbers(node: fx.Node) -> list[int]:
-    """List the arguments that are numbers to compute with, not such that say how, as a norm's epsilon does."""
+    """List the arguments that are operands, and not options, such as a norm's epsilon."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return []
     kinds = [str(argument.type) for argument in node.target._schema.arguments]
@@ -113,7 +113,7 @@ def representable(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _leading_to(node: fx.Node, features: set[fx.Node]) -> Iterator[fx.Node]:
-    """Yield what a node is computed from, back to the ports, as far as that is no feature."""
+    """Yield the nodes that a node is computed from, back to the ports, and none before a feature."""
     seen, pending = set[fx.Node](), list(node.all_input_nodes)
     while pending:
         source = pending.pop()
@@ -129,7 +129,7 @@ def _is_root(node: fx.Node) -> bool:
 
 
 def _root_mean_square(root: fx.Node) -> Iterator[fx.Node]:
-    """Yield a root of squares, from those on to what is divided by it; nothing where it is another root."""
+    """Yield the nodes of a root mean square, from the squares to the quotient; none for another root."""
     chain = [root]
     while True:
         source = next(iter(chain[-1].all_input_nodes), None)

@@ -122,7 +122,7 @@ class _Worth:
 
 
 def _ports(graph: Graph, programs: Sequence[Program]) -> Mapping[str, Stage]:
-    """Find the stages of the ports; what a program computes anew for most calls is as good as latent."""
+    """Find the stages of the ports; values that a program computes for most calls anew count as latent."""
     ports = stages_of_ports(graph, programs)
     for program in programs:
         called = calls(program, graph)

@@ -24,7 +24,7 @@ FLOATING = (*FLOATS, UNTYPED.dtype)
 ONE = Polynomial.constant(1.0)
 
 ROUNDING = 1e-12
-"""What is left of a coefficient, relative to what cancelled, when it should have vanished."""
+"""The largest residue of a coefficient that should have vanished, relative to the terms that cancelled."""
 
 GROWTH = 100.0
 """A sum is not expressed by another value if its coefficients grow by more than this: too much would cancel."""
@@ -41,7 +41,7 @@ CONSTANTS = {aten.zeros_like.default: 0.0, aten.ones_like.default: 1.0}
 
 
 def added(*terms: tuple[Mapping[str, Polynomial], Polynomial]) -> Sum:
-    """Add sums times factors, and drop what cancels."""
+    """Add sums times factors, and drop the coefficients that cancel."""
     total: Sum = {}
     magnitude: dict[str, float] = {}
     for addend, factor in terms:
@@ -59,7 +59,7 @@ def combined(sums: Sequence[Sum], coefficients: Sequence[Polynomial]) -> Sum:
 
 
 def substituted(sums: Mapping[str, Sum], atom: str, name: str, definition: Sum) -> dict[str, Sum] | None:
-    """Express the sums that contain an atom by a new one, ``name``, that ``definition`` makes of it and others.
+    """Express the sums that contain an atom by a new one, ``name``, which is ``definition`` of it and others.
 
     Return None where a sum would grow longer, or its coefficients much larger.
     """
@@ -115,7 +115,7 @@ class LinearForms:
         return None
 
     def are_atoms(self, names: Iterable[str]) -> None:
-        """Make values atoms, whatever they were."""
+        """Replace the sums of values by atoms."""
         for name in names:
             self.sums[name] = {name: ONE}
 

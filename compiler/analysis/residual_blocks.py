@@ -2,8 +2,9 @@
 
 A block reaches from a value to the sum of two paths that part at it: x + f(x), or shortcut(x) + f(x). One path
 is shorter than the other by a layer at least; the sum of a layer's parts is no block. Values that come from elsewhere,
-such as what is known of the time or the text, are inputs of a block beside x. Blocks do not overlap: of those
-that lie in one another the innermost is taken. Nothing is known by name."""
+such as embeddings of the time or the text, are inputs of a block beside x. Blocks do not overlap: of those
+that lie in one another the innermost is chosen, by structure and never by name.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ aten = torch.ops.aten
 
 
 def flow_of(graph: Graph, programs: Sequence[Program]) -> list[fx.Node]:
-    """List what depends on the latents, or in a graph that has none on any input."""
+    """List the nodes that depend on the latents, or on any input in a graph without latents."""
     body = body_of(graph)
     stages = stages_of_nodes(body, graph, stages_of_ports(graph, programs))
     latent = {node for node, stage in stages.items() if stage >= LATENT}

@@ -1,11 +1,11 @@
-"""Find the skip connections of a captured graph: where a value meets, in a concatenation, what it was computed from.
+"""Find the skip connections of a captured graph: concatenations of a value with one that it is computed from.
 
     x ── down ──┬── down ── middle ── up ── cat ── up ──
                 └─────────── skip ──────────┘
 
-Of the two parts one, the skip, needs fewer weights, and none that the other does not need. So it is in UNets, and in
-transformers with long skips; halves of a rotated query, or the tokens of two streams, are not so. Nothing is known by
-name.
+Of the two parts one, the skip, needs fewer weights, and none that the other does not need. This holds in UNets and in
+transformers with long skips, and not for the halves of a rotated query or the tokens of two streams. Names play no
+part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Skip:
-    """Name the two nodes that meet: ``up`` comes the long way, ``across`` the short one."""
+    """Name the two nodes that are concatenated: ``up`` is on the long path, ``across`` on the short one."""
 
     up: str
     across: str

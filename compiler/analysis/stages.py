@@ -1,7 +1,8 @@
 """Compute when each value is known: before the run, with the request, or only with the latents.
 
-Stages are sets of what a value depends on: ``step`` (numbers that differ from call to call, the timestep), ``request``
-(prompt and scalars) and ``latent`` (noise, and whatever follows from it). They join along the data flow.
+Stages are the sets of sources that a value depends on: ``step`` (literals that differ from call to call, such as the
+timestep), ``request`` (prompt and scalars) and ``latent`` (noise, and all values computed from it). They join along the
+data flow.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NAMES = ("step", "request", "request_step", "latent")
 
 
 def name_of(stage: Stage) -> str:
-    """Name a stage: the latest of what a value depends on; ``build`` where that is nothing."""
+    """Name a stage by its latest source; ``build`` where there is none."""
     return "latent" if "latent" in stage else "_".join(sorted(stage)) or "build"
 
 
@@ -37,10 +38,10 @@ def stages_of_values(program: Program) -> dict[str, Stage]:
 
 
 def stages_of_ports(graph: Graph, programs: Sequence[Program]) -> dict[str, Stage]:
-    """Map each port of a graph to the stage of what the programs give it.
+    """Map each port of a graph to the stage of the values that programs pass to it.
 
-    What is the same literal or table in every call is known at build, what differs between them is ``step``; a value
-    that a program computes is of the request at least.
+    A literal or table that is the same in every call is known at build, one that differs between calls is ``step``; a
+    value that a program computes is of the request at least.
     """
     stages = dict.fromkeys((port.name for port in graph.inputs), BUILD)
     literals: dict[str, set[str]] = {port.name: set() for port in graph.inputs}
@@ -89,7 +90,7 @@ def denoiser(program: Program) -> Graph | None:
 
 
 def denoisers(programs: Sequence[Program]) -> list[Graph]:
-    """List the graphs of the denoiser: with and without guidance, but not what is computed before the loop."""
+    """List the graphs of the denoiser: with and without guidance, but not the graphs that run before the loop."""
     largest = denoiser(programs[0])
     graphs = {graph.name: graph for program in programs for graph in program.graphs}.values()
     return [g for g in graphs if largest is not None and g.component == largest.component and not g.stage]

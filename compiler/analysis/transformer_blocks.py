@@ -3,10 +3,10 @@
     x0 ──┬────────────── + ──┬──────── + ── x1 ── …
          └─ attention ───┘   └─ layers ┘
 
-A value runs through the blocks, and each adds to it what it makes of it. In models with two streams, tokens of the
+A value runs through the blocks, and each adds a residual to it. In models with two streams, tokens of the
 image and of the text, there are two such values. A block begins where the tokens of a value attend to each other: at a
-product of values that both depend on the latents, computed from the results of the block before. Nothing is known by
-name.
+product of values that both depend on the latents, computed from the results of the block before. Names play no
+part.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ aten = torch.ops.aten
 class Stream:
     """Name a value before a block and after it; it ``follows`` the value after an earlier block if it is of one shape.
 
-    What is known before the loop has no name ``before``: it is the same in every call.
+    A value that is known before the loop has no name ``before``: it is the same in every call.
     """
 
     before: str
@@ -42,7 +42,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class TransformerBlock:
-    """Name the streams of a block, and the products by which tokens look at each other; say what it computes."""
+    """Name the streams of a block and its products of tokens, and count its multiply-adds."""
 
     streams: tuple[Stream, ...]
     products: tuple[str, ...]
@@ -68,7 +68,7 @@ class Transformer:
         return int(value.shape[-1])
 
     def features(self, *spans: range) -> list[tuple[Feature, ...]]:
-        """Name what each span of blocks adds, for calls that reuse all the spans given; what none reads is left out.
+        """Name the residual of each span of blocks, for calls that reuse all ``spans``; unread ones are left out.
 
         Where a span has streams of several shapes, as where two become one, it has a feature for each.
         """
@@ -117,7 +117,7 @@ def isotropic(graph: Graph, programs: Sequence[Program], cache: str) -> Transfor
 
 @dataclass(frozen=True)
 class _Sum:
-    """Hold a sum of a stream and what was made of it."""
+    """Hold a sum of a stream and a branch computed from it."""
 
     node: fx.Node
     stream: fx.Node
@@ -125,10 +125,10 @@ class _Sum:
 
 
 class _Search:
-    """Walk a graph once. Sets of nodes are numbers whose bits are places in the graph.
+    """Walk a graph once. Sets of nodes are integers whose bits are indices in the graph.
 
     ``above`` is a node and all that it is computed from, ``heavy`` all from which it is computed with a product, and
-    ``light`` the node and what it is computed from without any: parts, views, norms, and sums with what has its shape.
+    ``light`` the node and what it is computed from without any: parts, views, norms, and sums of its own shape.
     """
 
     def __init__(self, body: fx.GraphModule, graph: Graph, ports: Mapping[str, frozenset[str]]) -> None:
@@ -162,7 +162,7 @@ class _Search:
     def _is_made_of(self, branch: fx.Node, stream: fx.Node) -> bool:
         """Return whether a branch has products of a stream, or of its sources, in the stream's shape.
 
-        What a block makes of a request's value alone is computed before the loop, and its branch begins elsewhere.
+        A product of a request's values alone is computed before the loop, and the branch begins elsewhere.
         """
         if not self._late(stream):
             return "request" in self.stages[stream] and any(map(self._looks, self._at(self.above[branch])))
@@ -179,7 +179,7 @@ class _Search:
             bits ^= low
 
     def _drop_sums_inside(self) -> None:
-        """Drop a sum that another one's branch is made of, where both are of the same value and nothing follows it."""
+        """Drop a sum that is part of the branch of another sum of the same stream, and that nothing follows."""
         followed = {before.node for each in self.sums.values() for before in self._before(each)}
         for one in list(self.sums.values()):
             siblings = [each for each in self.sums.values() if each.stream is one.stream and each is not one]

@@ -1,4 +1,4 @@
-"""Define what a back end is, and find those that are registered."""
+"""Define the interface of back ends, and find the registered ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GROUP = "diffc.backends"
 class BuiltEngine:
     """Describe an engine that was built ahead of time: its file in the bundle, its builder, and its GPUs.
 
-    A back end may add fields: all of them stand in the bundle's report.
+    A back end may add fields: the bundle's report shows all of them.
     """
 
     file: str
@@ -80,12 +80,12 @@ class Backend(Protocol):
 def find_backend(name: str) -> type[Backend]:
     """Import the class that registered under this name in the entry-point group ``diffc.backends``.
 
-    Raises `TargetError` where nobody did, where two did, or where what the backend needs is not installed.
+    Raises `TargetError` where no package did, where two did, or where the backend's packages are not installed.
     """
     claim = find_entry_point(GROUP, name, "backend", TargetError)
     try:
         backend: type[Backend] = claim.load()
     except (ImportError, AttributeError) as error:
-        fix = f"install what it needs: pip install 'diffc[{','.join(['compiler', *claim.extras])}]'"
+        fix = f"install its packages: pip install 'diffc[{','.join(['compiler', *claim.extras])}]'"
         raise TargetError(f"backend {name!r} cannot be imported: {error}", where=claim.value, fix=fix) from error
     return backend

@@ -40,7 +40,7 @@ class OpenVino(Onnx):
         if activation is not None and kind == "conv" and activation.per in ("token", "group"):
             activation = replace(activation, per="tensor", group=0, when="dynamic", scale="float32")
         if activation is not None and not activation.format.is_integer:
-            note = f"OpenVINO computes {activation.format.name} in wider floats, on rounded numbers"
+            note = f"OpenVINO computes {activation.format.name} in wider floats, on rounded values"
         return replace(scheme, activation=activation), note
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:

@@ -40,13 +40,13 @@ class Ort(Onnx):
         if not activation.format.is_integer or not (
             scheme.weight.format.is_integer or scheme.weight.format.name == "e2m1"
         ):
-            note = f"ONNX Runtime computes {activation.format.name} in float32, on rounded numbers"
+            note = f"ONNX Runtime computes {activation.format.name} in float32, on rounded values"
         elif kind == "conv" and activation.when != "static":
             note = (
-                "ONNX Runtime computes convolutions with dynamic or step-indexed scales in float32, on rounded numbers"
+                "ONNX Runtime computes convolutions with dynamic or step-indexed scales in float32, on rounded values"
             )
         elif activation.per == "group" and activation.format.bits < 8:
-            note = "ONNX Runtime computes groups of less than 8 bits in float32, on rounded numbers"
+            note = "ONNX Runtime computes groups of less than 8 bits in float32, on rounded values"
         elif kind == "conv" and scheme.weight.scale in ("float32", "float16", "uint4"):
             return replace(scheme, output=scheme.output or Spec(FORMATS["uint8"])), note
         return replace(scheme, activation=activation, output=None), note

@@ -21,7 +21,7 @@ MICROSOFT = "com.microsoft"
 
 
 class OrtDialect(CpuDialect):
-    """Write what ONNX Runtime's kernels for CPUs compute."""
+    """Write the operators that ONNX Runtime's CPU kernels compute."""
 
     domains: ClassVar[frozenset[str]] = frozenset({MICROSOFT})
 
@@ -42,12 +42,12 @@ class OrtDialect(CpuDialect):
         return super().activation(x, scale, zero, form)
 
     def point(self, zero: Any, form: str) -> onnx_ir.Value:
-        """Shift signed integers: on x86 products are of bytes without a sign, which it makes of one reader's alone."""
+        """Shift signed integers: kernels for x86 multiply unsigned bytes, and convert those of a single reader only."""
         point = super().point(zero, form)
         return self.constant(np.uint8(128)) if form == "int8" else point
 
     def _products(self) -> list[onnx_ir.Node]:
-        """List the products of matrices that read the weight, none where something else reads it, or in few bits."""
+        """List the matrix products that read the weight; none where another node reads it, or a low-bit one."""
         consumers = []
         for use in self.at.outputs[0].uses():
             uses = use.node.outputs[0].uses() if use.node.op_type == "Transpose" else []

@@ -1,4 +1,4 @@
-"""Read what to compile for: ``BACKEND-PRECISION[@ARCH[,ARCH]]``, such as ``ort-fp32`` or ``trt-w4a8@sm86,sm89``."""
+"""Parse targets: ``BACKEND-PRECISION[@ARCH[,ARCH]]``, such as ``ort-fp32`` or ``trt-w4a8@sm86,sm89``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _archs(text: str, listed: str | None) -> tuple[str, ...]:
 
 
 def _check_arch(text: str, backend: str, precision: str, arch: str, able: Mapping[str, Sequence[str]]) -> None:
-    """Refuse an architecture that no engine is built for, or not in this precision, with what would do instead."""
+    """Refuse an architecture that no engine is built for, or not in this precision, with the ones that are."""
     if arch in able.get(precision, ()):
         return
     if not able:

@@ -1,4 +1,4 @@
-"""Lay out what a build measured as one page of HTML: quantization, feature caches, engines, precision, times."""
+"""Lay out the measurements of a build as one page of HTML: quantization, feature caches, engines, precision, times."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quantization(report: Mapping[str, Any]) -> str:
     ]
     notes = "".join(f"<p>{escape(note)}</p>" for note in report["notes"])
     return (
-        f"<h1>What quantization cost</h1>{notes}"
+        f"<h1>Quantization</h1>{notes}"
         "<h2>Latents against their error, in dB, from the first step to the last (0 to 60 dB)</h2>"
         f"{_drawing(lines)}"
         f"<h2>Images, the worst first</h2><table><tr><th>prompt<th>PSNR, dB</tr>{''.join(prompts)}</table>"
@@ -68,8 +68,8 @@ def cache(report: Mapping[str, Any]) -> str:
         for each in report["tried"]
     ]
     return (
-        "<h1>What was cached</h1><h2>Images against the uncached ones, from 15 to 75 dB, by the time of the "
-        "denoiser from nothing to all; hollow: fixed intervals; red: what was built</h2>"
+        "<h1>Feature cache</h1><h2>PSNR against the uncached images, from 15 to 75 dB, over the time of the "
+        "denoiser, from none to all of the uncached time; hollow: fixed intervals; red: the schedule built</h2>"
         f"{_drawing(marks)}"
         "<table><tr><th>time<th>PSNR, dB<th>drop, dB<th>each step: all (.), or which feature is reused</tr>"
         f"{''.join(rows)}</table>\n"
@@ -118,7 +118,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "quantization": quantization,
 }
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>What was built</title>
+PAGE = """<!doctype html><meta charset="utf-8"><title>diffc: report of a build</title>
 <style>body{{font:14px sans-serif;margin:2em}}td,th{{padding:2px 10px;text-align:left}}
 svg{{background:#f6f6f6}}polyline{{fill:none;stroke:#36c;stroke-width:1.5}}circle{{fill:#36c;stroke:#36c}}
 circle.fixed{{fill:none}}circle.chosen{{fill:#c33;stroke:#c33}}</style>

@@ -24,10 +24,10 @@ from diffc.runtime.bundle.open import MANIFEST, TABLES
 
 @dataclass(frozen=True)
 class Contents:
-    """Hold what a bundle states and stores beside the files of its graphs and engines.
+    """Hold the contents of a bundle other than the files of its graphs and engines.
 
     ``files`` maps each graph to its file, ``engines`` each graph to its engine, ``extras``
-    each graph to what else its manifest entry states, ``tokenizers`` each name to the content
+    each graph to more fields of its manifest entry, ``tokenizers`` each name to the content
     of its ``tokenizer.json``, and ``reports`` the names of JSON files to their content.
     """
 

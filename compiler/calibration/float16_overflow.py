@@ -29,7 +29,7 @@ LARGEST = torch.finfo(torch.float16).max
 """65504."""
 
 CALLS = 6
-"""How many calls of a graph are observed, from the first to the last."""
+"""The number of calls of a graph that are observed, evenly from the first to the last."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def with_readers(graph: Graph, overflows: Sequence[Overflow]) -> frozenset[str]:
 
 
 def _largest(value: Any) -> float:
-    """Return the largest magnitude, except for the stand-ins of minus infinity in masks."""
+    """Return the largest magnitude, except for values of masks that stand for minus infinity."""
     if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS or not value.numel():
         return 0.0
     low, high = value.aminmax()

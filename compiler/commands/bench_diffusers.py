@@ -1,7 +1,7 @@
 """Measure the baseline ``torch``: the diffusers pipeline that a bundle was built from, eager, in float32.
 
 ``python -m diffc.compiler.commands.bench_diffusers REQUEST`` prints results as `diffc.runtime.bench_process` does. It
-imports only what the measurement needs.
+imports only the modules that the measurement needs.
 """
 
 from __future__ import annotations

@@ -66,7 +66,11 @@ def main() -> None:
 @click.option("--size", type=Sizes(), help="Width and height in pixels; programs for each.  [default: the model's]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
 @click.option(
-    "--task", type=click.Choice(list(TASKS)), default="text-to-image", show_default=True, help="What to sample from."
+    "--task",
+    type=click.Choice(list(TASKS)),
+    default="text-to-image",
+    show_default=True,
+    help="The bundle to sample from.",
 )
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of an input image is sampled anew.")
 @setting_option("options", "NAME=VALUE for the pipeline's call, as num_frames=16.")
@@ -199,7 +203,7 @@ def _show_engines(engines: Mapping[str, Any]) -> None:
 @bundle_argument
 @click.option("--program", help="Show this program only.")
 def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
-    """Show what BUNDLE holds: programs, sizes, stages and where it came from.
+    """Show the programs, sizes, stages and provenance of BUNDLE.
 
     \b
     diffc inspect shapes.diffc --program text_to_image_50
@@ -221,7 +225,7 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
         show(f"denoiser's {what}: " + ", ".join(f"{name} {n:,} ({n / total:.1%})" for name, n in counts.items()))
     show("provenance: " + json.dumps(manifest["provenance"]))
     if (quantized := sampler.quantization) is not None:
-        show("layers, the worst first, in dB of what quantizing each alone changes:")
+        show("layers, the worst first, in dB of the error of quantizing each alone:")
         for layer in quantized["layers"]:
             show(f"{layer['sqnr']:7.1f}  {layer['name']}  {layer['weight']}  {layer['activation']}")
         show(f"worst image of the build: {quantized['psnr']:.1f} dB; report.html shows the rest")
@@ -336,7 +340,7 @@ def doctor(bundle: Path | None) -> dict[str, Any]:
 @command(main, "build-cache", alias="cache")
 @click.option("--clear", is_flag=True, help="Remove all entries.")
 def build_cache(*, clear: bool) -> dict[str, Any]:
-    """Show what builds store for later builds, or remove it.
+    """Show the files that builds store for later builds, or remove them.
 
     A build of the same architecture with other steps, another sampler or other weights reuses it, and so does the
     next try of an interrupted one. DIFFC_CACHE names the folder, DIFFC_CACHE_BYTES bounds its size.

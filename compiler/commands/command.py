@@ -1,4 +1,4 @@
-"""Make functions commands: one JSON object or lines for people, errors of three lines, exit codes, shared options."""
+"""Turn functions into commands: one JSON object or lines for people, errors of three lines, exit codes, options."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def seed_option(help: str) -> Command:
 def command(
     group: click.Group, name: str | None = None, *, alias: str | None = None
 ) -> Callable[[Command], click.Command]:
-    """Make a command of a function that returns what ``--json`` prints; an ``alias`` is not listed in the help."""
+    """Turn a function into a command that prints its result as JSON or lines; an ``alias`` is not listed in the help."""
 
     def decorate(function: Command) -> click.Command:
         @wraps(function)

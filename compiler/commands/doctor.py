@@ -1,4 +1,4 @@
-"""Check which targets this machine can build and run, and what is missing."""
+"""Check which targets this machine can build and run, and which packages are missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMPILER = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir
 def examine(bundle: Path | None) -> dict[str, Any]:
     """Return ``checks`` (name → ok, detail), the ``targets`` that can be built here and, of a bundle, whether it runs.
 
-    ``engine`` is the backend whose engine is the faster one on this CPU, be it installed or not.
+    ``engine`` is the backend whose engine is the faster one on this CPU, installed or not.
 
     Raises `BundleError` where the bundle is damaged.
     """
@@ -70,7 +70,7 @@ def _engine() -> dict[str, Any]:
     if recommended() == "ov":
         detail = f"{here}; on this CPU the targets ov-fp32 and ov-bf16 are faster for large models"
         return _check(bool(version), detail + bytes_)
-    return _check(True, f"the target ort-fp32 is what this CPU should use; {here}{bytes_}")
+    return _check(True, f"the target ort-fp32 is the best for this CPU; {here}{bytes_}")
 
 
 def _gpu() -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _plugin(domain: str) -> dict[str, Any]:
 
 
 def _kernels(path: Path) -> dict[str, dict[str, Any]]:
-    """Check what computes the operators of plugins in a bundle."""
+    """Check which kernels compute the operators of plugins in a bundle."""
     manifest = open_bundle(path).manifest
     entries = {domain: entry for graph in manifest.graphs for domain, entry in manifest.operators(graph).items()}
     return {f"kernels {domain}": _check(*state_of(domain, entry, ENGINE)) for domain, entry in entries.items()}

@@ -93,9 +93,9 @@ def phases_to_programs(options: Options) -> Iterator[Phase]:
 def phases_to_bundle(options: Options) -> Iterator[Phase]:
     """Yield the phases from programs that call graphs to a bundle. One that no option requests is absent."""
     yield normalize
-    # adapt: what changes weights, such as LoRA and other adapters, comes here: graphs are not yet cut by stage
+    # adapt: passes that change weights, such as LoRA and other adapters, come here: graphs are not yet cut by stage
     yield stage
-    # prune: what removes weights comes here: caches and quantization then see the smaller graphs
+    # prune: passes that remove weights come here: caches and quantization then see the smaller graphs
     if options.cache:
         yield partial(cache, options=options.cache)
     if options.quantization:

@@ -38,7 +38,7 @@ def legalize(state: State, *, options: PrecisionOptions) -> State:
 def half_precision(
     programs: Sequence[Program], calibrated: Calibrate | None, dtype: torch.dtype, progress: Progress
 ) -> tuple[tuple[Program, ...], dict[str, Any]]:
-    """Rewrite graphs with weights to compute in ``dtype``; return the programs and the report of what stays in float32.
+    """Rewrite graphs with weights to compute in ``dtype``; return the programs and the report of float32 nodes.
 
     The arithmetic between graphs stays in float32: it is little, and its errors add up from step to step. Without
     ``calibrated`` no values are observed.

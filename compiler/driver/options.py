@@ -1,4 +1,4 @@
-"""Read the options of a build: the command line, and what provenance records as the bundle's recipe."""
+"""Read the options of a build: the command line, which provenance records as the bundle's recipe."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CacheOptions:
 
     @property
     def recorded(self) -> list[Any]:
-        """Return what provenance records."""
+        """Return the options as provenance records them."""
         return [self.technique.name, dict(self.options)]
 
     @property
@@ -69,7 +69,7 @@ class QuantizationOptions:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """Return what provenance records."""
+        """Return the options as provenance records them."""
         overrides = [
             [override.pattern, {name: str(spec or "float") for name, spec in override.specs.items()}]
             for override in self.file.overrides
@@ -87,7 +87,7 @@ class PrecisionOptions:
 
     @property
     def is_calibrated(self) -> bool:
-        """Return whether the range of trajectories decides what stays in float32: bfloat16 has float32's range."""
+        """Return whether calibrated ranges decide which nodes stay in float32: bfloat16 has float32's range."""
         return self.dtype == torch.float16
 
 
@@ -97,9 +97,9 @@ class Options:
 
     ``steps`` are step counts, a program for each; ``sizes`` [width, height] in pixels, the default first; ``guidance``
     the default scale; ``guidance_interval`` the fractions of the steps between which there is guidance; ``strength``
-    how much of an input image is sampled anew; ``settings`` other arguments of the pipeline's call, and ``inputs``
-    those that the request brings (`diffc.compiler.tracing.pipeline_inputs`). ``prompts`` and ``seed`` are those of the
-    calibration. ``dump`` is the folder for the programs' text after each phase.
+    the share of the steps that an input image is sampled anew for; ``settings`` other arguments of the pipeline's call,
+    and ``inputs`` those that the request brings (`diffc.compiler.tracing.pipeline_inputs`). ``prompts`` and ``seed``
+    are those of the calibration. ``dump`` is the folder for the programs' text after each phase.
     """
 
     target: Target
@@ -124,7 +124,7 @@ class Options:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """Return what provenance records as the recipe."""
+        """Return the options as provenance records them."""
         return {
             "task": self.task,
             "sampler": self.sampler,

@@ -1,4 +1,4 @@
-"""Run a recipe over what its passes rewrite: a program, the programs of a bundle, or the plan of their quantization."""
+"""Run a recipe over its subject: a program, the programs of a bundle, or the plan of their quantization."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Subject(Generic[T]):
-    """Hold the checks of one kind of thing that passes rewrite.
+    """Hold the checks of one kind of subject that passes rewrite.
 
-    ``verify`` returns it or raises `DiffcError`, ``is_same`` compares it before and after a pass, and ``reasons`` says
-    of one that the named pass left alone why, if that is known.
+    ``verify`` returns it or raises `DiffcError`, ``is_same`` compares it before and after a pass, and ``reasons``
+    returns why the named pass left a subject alone, if that is known.
     """
 
     verify: Callable[[T], T]

@@ -66,7 +66,7 @@ def plan_of(
 
 
 def measure(state: State, *, options: QuantizationOptions) -> State:
-    """Measure what quantization costs in the bundle; raises `BuildError` where it misses ``min_psnr``."""
+    """Measure the error of quantization in the bundle; raises `BuildError` where it misses ``min_psnr``."""
     assert state.plan is not None, "quantize makes the plan"
     errors = layer_errors(state.plan)
     for weight in (layer.weight for layer in state.plan.layers):
@@ -118,9 +118,9 @@ class _Schemes:
         wrong = _impossible(layer.kind, requested) or (note if specs else "")
         if wrong:
             where = "[[layer]]" if specs else "[quantize]"
-            fix = "choose what it computes, or leave the layer to the recipe of the target"
+            fix = "choose a spec that it computes, or leave the layer to the recipe of the target"
             raise RecipeError(f"{layer.name} cannot be computed so: {wrong}", where=where, fix=fix)
-        if note and scheme != requested:  # what stays as it was is noted at the end
+        if note and scheme != requested:  # an unchanged scheme is noted at the end
             self.notes[note] += 1
         return scheme
 

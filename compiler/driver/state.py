@@ -1,4 +1,4 @@
-"""Define what the phases of a build hand on, and run phases: verified, timed, shown, and named in errors."""
+"""Define the state that the phases of a build hand on, and run phases: verified, timed, shown, and named in errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from diffc.runtime.program.verify import Level, verify
 
 @dataclass(frozen=True)
 class State:
-    """Hold what a build knows after a phase.
+    """Hold the results of a build after a phase.
 
     ``traced`` are programs whose components are opaque calls, ``programs`` those with graphs, and ``finer`` the first
     program with twice as many steps, where a cache compares with it. ``level`` is the one at which ``programs`` are

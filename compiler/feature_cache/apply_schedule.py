@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx, nn
 
-from diffc.compiler.analysis.features import Feature, Kind
+from diffc.compiler.analysis.features import Feature, ReusePattern
 from diffc.compiler.analysis.stages import denoisers, stages_of_values
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.partition import Partitions
@@ -122,7 +122,7 @@ class _Call:
     keeps: dict[Feature, str] = field(default_factory=dict)  # and the names of their values
 
     @property
-    def pattern(self) -> Kind:
+    def pattern(self) -> ReusePattern:
         return frozenset(self.reuses)
 
 

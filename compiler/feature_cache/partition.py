@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from diffc.compiler.analysis.features import Feature, Kind
+from diffc.compiler.analysis.features import Feature, ReusePattern
 from diffc.compiler.analysis.stages import stages_of_nodes, stages_of_ports
 from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import PassError
@@ -33,7 +33,7 @@ class Partition:
     """Hold a partition as a graph, the reuse patterns that run it, and the nodes of its ports, in their order."""
 
     graph: Graph
-    patterns: frozenset[Kind]
+    patterns: frozenset[ReusePattern]
     reads: tuple[fx.Node, ...]
     writes: tuple[fx.Node, ...]
 
@@ -46,12 +46,12 @@ class Partitions:
     before the loop, such as parts of table rows, are computed in each partition that reads them.
     """
 
-    def __init__(self, graph: Graph, programs: Sequence[Program], patterns: Collection[Kind]) -> None:
+    def __init__(self, graph: Graph, programs: Sequence[Program], patterns: Collection[ReusePattern]) -> None:
         self.graph, self.body = graph, body_of(graph)
         self.nodes: dict[str, fx.Node] = {node.name: node for node in self.body.graph.nodes}
         self.ports: dict[fx.Node, Value] = dict(zip(self._placeholders(), graph.inputs, strict=True))
         self.outputs: list[fx.Node] = list(self.body.graph.output_node().args[0])  # type: ignore[arg-type]
-        self.patterns: dict[fx.Node, frozenset[Kind]] = self._patterns(patterns)
+        self.patterns: dict[fx.Node, frozenset[ReusePattern]] = self._patterns(patterns)
         self.prepared = self._prepared(stages_of_ports(graph, programs))
         self.partitions = self._partitions(
             {name for pattern in patterns for f in pattern for name in (f.node, f.base) if name}
@@ -65,9 +65,9 @@ class Partitions:
         placeholders: list[fx.Node] = self.body.graph.find_nodes(op="placeholder")
         return placeholders
 
-    def _patterns(self, patterns: Iterable[Kind]) -> dict[fx.Node, frozenset[Kind]]:
+    def _patterns(self, patterns: Iterable[ReusePattern]) -> dict[fx.Node, frozenset[ReusePattern]]:
         """Map each node to the reuse patterns whose calls compute it."""
-        computing: dict[fx.Node, set[Kind]] = {node: set() for node in self.body.graph.nodes}
+        computing: dict[fx.Node, set[ReusePattern]] = {node: set() for node in self.body.graph.nodes}
         for pattern in patterns:
             for feature in pattern:
                 self._check(feature)
@@ -99,7 +99,7 @@ class Partitions:
 
     def _partitions(self, reused: Collection[str]) -> list[Partition]:
         """Group nodes by reuse patterns and level, and export each group."""
-        levels, groups = dict[fx.Node, int](), dict[tuple[int, frozenset[Kind]], list[fx.Node]]()
+        levels, groups = dict[fx.Node, int](), dict[tuple[int, frozenset[ReusePattern]], list[fx.Node]]()
         for node in self.body.graph.nodes:
             if node in self.prepared or not self.patterns[node] or node.op == "output":
                 continue
@@ -114,7 +114,7 @@ class Partitions:
         return partitions
 
     def _partition(
-        self, name: str, patterns: frozenset[Kind], group: list[fx.Node], read: Collection[fx.Node]
+        self, name: str, patterns: frozenset[ReusePattern], group: list[fx.Node], read: Collection[fx.Node]
     ) -> Partition:
         place, copy, env = self.place[group[0]], fx.Graph(), dict[fx.Node, fx.Node]()
         outside = [node for node, there in self.place.items() if there != place]

@@ -1,7 +1,7 @@
 """State the facts about operators that analyses and passes rely on: one table, keyed by overload.
 
-Two facts come from PyTorch itself: its schemas tell views, its tags tell pointwise operators. Every other fact is a row
-of `ROWS`, and is checked against what the operator computes in ``tests/compiler/graph/test_aten.py``.
+Two facts come from PyTorch itself: its schemas mark views, its tags mark pointwise operators. Every other fact is a row
+of `ROWS`, and is checked against the operator's results in ``tests/compiler/graph/test_aten.py``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Trait(Flag):
     CONVERTS = auto()
     """Its result is its first operand in another type."""
     LAYER = auto()
-    """It is a layer of a network: what is computed from its result is a feature, not a position or a time."""
+    """It is a layer of a network: values computed from its result are features, not positions or times."""
     SQUARES = auto()
     """It computes squares, or a sum or a mean of them."""
     AVERAGES = auto()

@@ -27,7 +27,7 @@ def size(graph: Graph) -> int:
 
 
 def needed(graph: fx.Graph, nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[fx.Node]:
-    """Find all that nodes are computed from, down to what is given."""
+    """Find all nodes that some nodes are computed from, back to ``inputs``."""
     required, stop = set(nodes), set(inputs)
     for node in reversed(graph.nodes):
         if node in required and node not in stop:

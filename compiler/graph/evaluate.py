@@ -1,8 +1,8 @@
 """Run a program eagerly in PyTorch: the meaning of every operation, and the reference for every pass and back end.
 
 Tests, calibration and the searches among feature caches all run programs here. The values that a program does not
-compute are passed by name: inputs, tokens and noise, and whatever else is known already. An operation whose results are
-all given is not run.
+compute are passed by name: inputs, tokens and noise, and any other known value. An operation whose results are all
+known is not run.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Executor:
     ) -> dict[str, torch.Tensor]:
         """Run ``ops``, by default all of the program, and return ``outputs``, by default those of the program.
 
-        ``values`` holds what the operations read without computing it, by name; the tables are known. ``replace``
-        computes the outputs of some graphs in another manner. A value is freed after its last use.
+        ``values`` holds by name the values that the operations read and none computes; the tables are known.
+        ``replace`` computes the outputs of some graphs in another manner. A value is freed after its last use.
 
         Raises `BuildError` where the weights of a graph do not fit into memory.
         """
@@ -136,7 +136,7 @@ def apply(op: Op, values: Values, scalars: Mapping[str, float]) -> Tensors:
         case name if name.startswith("aten."):
             return _aten(op, values)
         case "noise" | "tokenize":
-            raise VerifyError(f"{op.operator} has no values to run with: they are given with the request")
+            raise VerifyError(f"{op.operator} has no values to run with: they come with the request")
     raise VerifyError(f"{op.operator} has no meaning outside a program")
 
 

@@ -29,7 +29,7 @@ from diffc.compiler.ir.program import Type
 
 aten = torch.ops.aten
 PRODUCTS = (aten.matmul.default, aten.mm.default, aten.addmm.default)
-"""What a linear layer is taken apart into; the last begins with the bias."""
+"""The products that a linear layer is decomposed into; the last begins with the bias."""
 
 CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 """Convolutions by the number of their strides."""
@@ -68,7 +68,7 @@ def export(
     """Capture a module with ``torch.export`` as operators that write into nothing and do not ask for strides.
 
     A module of operators is lifted, which takes half of the time. ``layers`` names the layers of the module's tensors
-    by their paths; else `layers_of` does. Raises `CaptureError` that says the name.
+    by their paths; else `layers_of` does. Raises `CaptureError` with the name.
     """
     with _named_failure(name), one_layout(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
@@ -106,7 +106,7 @@ def _recompose(graph: fx.Graph) -> None:
 
 
 def _convert_only(graph: fx.Graph) -> None:
-    """Spell conversions alike, and leave out those to the same type, and dropout, which does nothing here."""
+    """Replace conversions by one operator, and drop those to the same type, and dropout, which does nothing here."""
     for node in list(graph.nodes):
         is_conversion = has(node.target, Trait.CONVERTS)
         if is_conversion:
@@ -114,7 +114,7 @@ def _convert_only(graph: fx.Graph) -> None:
             node.kwargs = {"dtype": node.meta["val"].dtype}
         converts = node.target is aten._to_copy.default and node.args[0].meta["val"].dtype != node.meta["val"].dtype
         idle = is_conversion and not converts or node.target is aten.dropout.default and not node.args[2]
-        if node.target is aten._assert_tensor_metadata.default:  # of what a conversion was given
+        if node.target is aten._assert_tensor_metadata.default:  # the arguments of a conversion
             graph.erase_node(node)
         elif idle and all(user.op != "output" for user in node.users):  # outputs keep their names
             node.replace_all_uses_with(node.args[0])
@@ -122,7 +122,7 @@ def _convert_only(graph: fx.Graph) -> None:
 
 
 def one_layout() -> AbstractContextManager[None]:
-    """Make attention return the same layout to whoever looks at a graph, torch's exporters among them."""
+    """Make attention return one layout on every device and in every exporter."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
@@ -154,7 +154,7 @@ def _named_failure(name: str) -> Any:
 
 
 def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedProgram:
-    """Make the tensors that a module holds inputs of its graph, and say of each node what it gives.
+    """Lift the tensors that a module holds to inputs of its graph, and record the type of each node's result.
 
     Every node of the module is a port, a tensor of its own, or an operator that writes into nothing; ``example`` has
     the shapes and types of its ports. The module is not changed; its tensors are shared.
@@ -199,7 +199,7 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
 
 
 class _Typed(fx.Interpreter):
-    """Run a graph on shapes and types, and say of each node what it gives."""
+    """Run a graph on shapes and types, and record the type of each node's result."""
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)

@@ -2,7 +2,7 @@
 
 - Four-bit values are stored packed and widened to 8 bits when the engine loads: ``Cast`` (and with whole multiples as
   scales of groups, ``Mul``) of constants are folded, a ``DequantizeLinear`` of 4 bits is not.
-- A value of e2m1, doubled, is a whole number: a table of 16 entries makes 8-bit integers of it.
+- A value of e2m1, doubled, is an integer: a table of 16 entries maps it to 8 bits.
 - Activations of less than 8 bits are cut off at the ends of their number format, and stored in 8.
 """
 
@@ -24,12 +24,12 @@ MULTIPLIED = ("int2", "int3", "int4")
 
 
 class CpuDialect(Dialect):
-    """Write what an engine computes in 8-bit integers."""
+    """Write operators that an engine computes in 8-bit integers."""
 
     integers: ClassVar[frozenset[int]] = frozenset({8})
 
     def weight(self, quantized: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
-        """Write a weight that meets integers as 8-bit integers, whatever it is stored as."""
+        """Write a weight that is multiplied by integers as 8-bit integers, in whichever format it is stored."""
         shape, multiples = quantized.shape.numpy(), scale.producer()
         if zero is None and form in MULTIPLIED and _is_whole(multiples):
             integers, outer = multiples.inputs
@@ -61,7 +61,7 @@ class CpuDialect(Dialect):
         )
 
     def _widened(self, quantized: onnx_ir.Value, form: str) -> tuple[onnx_ir.Value, float]:
-        """Make 8-bit integers of quantized, and give what they are multiplied with to be the numbers of the grid."""
+        """Return quantized values as 8-bit integers, and the factor that makes them values of the number format."""
         if form == "e2m1":
             stored = self.pack(quantized, UINT4)
             doubled = (torch.cat([E2M1, -E2M1]) * 2).numpy().astype(np.int8)
@@ -72,7 +72,7 @@ class CpuDialect(Dialect):
         return stored, 1.0
 
     def _multiplied(self, quantized: Any, form: str, multiples: Any, shape: Sequence[int]) -> onnx_ir.Value:
-        """Multiply each group of quantized with a whole number, so that a row has one scale."""
+        """Multiply each group of quantized values by an integer, so that a row has one scale."""
         rows, groups = multiples.shape.numpy()
         size = math.prod(shape) // (rows * groups)
         blocks = self.op("Cast", self.stored(quantized, form, [rows, groups, size]), to=INT8)

@@ -1,4 +1,4 @@
-"""Export the operators of plugins as nodes of their own domain, and decide what computes these nodes.
+"""Export the operators of plugins as nodes of their own domain, and choose the library or function that computes them.
 
 Before:
     y = toy.Scale<factor = 2.0>(x)

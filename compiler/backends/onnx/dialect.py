@@ -1,6 +1,6 @@
 """Write the operators of quantized graphs in portable ONNX: quantized values of their own type, and Q/DQ around them.
 
-A back end whose engine wants another form brings a subclass of `Dialect` of its own.
+A back end whose engine reads another form brings a subclass of `Dialect` of its own.
 
 Specification: ONNX operators, https://onnx.ai/onnx/operators
 """
@@ -40,7 +40,7 @@ def storage_type(form: str) -> onnx_ir.DataType:
 
 
 class Dialect:
-    """Put nodes in the place of one operator of a quantized graph after the other."""
+    """Replace the operators of a quantized graph by nodes, one after the other."""
 
     domains: ClassVar[frozenset[str]] = frozenset()
     """The domains of operators that it writes, beside ONNX's own."""
@@ -83,7 +83,7 @@ class Dialect:
     def op(
         self, kind: str, *inputs: onnx_ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
     ) -> onnx_ir.Value:
-        """Insert an operator before the node that is replaced; of several outputs, give the first."""
+        """Insert an operator before the node that is replaced; of several outputs, return the first."""
         self.count += 1
         node = onnx_ir.node(kind, list(inputs), attributes=attributes, domain=domain, num_outputs=outputs)
         node.name = f"q{self.count}"
@@ -93,7 +93,7 @@ class Dialect:
         return node.outputs[0]
 
     def constant(self, array: Any, dtype: onnx_ir.DataType | None = None) -> onnx_ir.Value:
-        """Add a small initializer, one for all who want the same."""
+        """Add a small initializer, or return the one with the same values."""
         tensor = onnx_ir.tensor(np.asarray(array), dtype=dtype)
         key = tensor.dtype, tuple(tensor.shape), tensor.tobytes()
         if key not in self.constants:
@@ -103,7 +103,7 @@ class Dialect:
         return self.constants[key]
 
     def number(self, value: Any) -> onnx_ir.Value:
-        """Add a number, or several, of the type that the graph computes with here."""
+        """Add constants of the type that the graph computes with here."""
         return self.constant(np.asarray(value, self.float.numpy()), self.float)
 
     def scalar(self, value: Any) -> onnx_ir.Value:
@@ -122,7 +122,7 @@ class Dialect:
         return self.graph.initializers[tensor.name]
 
     def weight(self, quantized: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
-        """Write a quantized weight [rows, …]; return None where what reads it was replaced with it."""
+        """Write a quantized weight [rows, …]; return None where its readers were replaced with it."""
         shape = quantized.shape.numpy()
         offset = self.zero_point(zero, form)
         stored = shape if not group else [shape[0], math.prod(shape[1:])]  # four bits are not reshaped
@@ -187,7 +187,7 @@ class Dialect:
             form = "uint8" if form.startswith("u") else "int8"
         point, factor = self.point(zero, form), self.scalar(scale)
         quantized = self.op("QuantizeLinear", x, factor, point)
-        for use in list(self.at.outputs[0].uses())[1:]:  # ONNX Runtime wants one for each reader
+        for use in list(self.at.outputs[0].uses())[1:]:  # ONNX Runtime needs one for each reader
             use.node.replace_input_with(use.idx, self._float_again(quantized, factor, point))
         return self._float_again(quantized, factor, point)
 
@@ -206,7 +206,7 @@ class Dialect:
         return self.constant(np.zeros((), dtype.numpy()), dtype)
 
     def to_e2m1(self, x: onnx_ir.Value) -> onnx_ir.Value:
-        """Round to a four-bit float: the distance of its numbers is 0.5 below 2, 1 below 4, then 2."""
+        """Round to a four-bit float: its values are 0.5 apart below 2, 1 below 4, then 2."""
         half, one, two, four = map(self.number, (0.5, 1, 2, 4))
         size = self.op("Abs", x)
         coarse = self.op("Where", self.op("Less", size, four), one, two)

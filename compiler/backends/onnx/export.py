@@ -70,7 +70,7 @@ class Onnx:
     kind: ClassVar[str] = "onnx"
 
     engine: ClassVar[str] = ""
-    """The engine whose libraries of plugins its graphs may need; none where graphs are to run in any."""
+    """The engine whose plugin libraries its graphs may need; none where graphs run in any engine."""
 
     @classmethod
     def bytes_per_weight(cls, precision: str) -> float:
@@ -127,7 +127,7 @@ class Onnx:
 
 
 def attention_with_signs(scheme: Scheme) -> Scheme:
-    """Return a scheme whose integers have a sign in all that attention reads, and so no zero points."""
+    """Return a scheme in which all operands of attention are signed integers, without zero points."""
 
     def signed(spec: Spec | None) -> Spec | None:
         return spec and replace(spec, format=FORMATS[spec.format.name.removeprefix("u")])
@@ -163,7 +163,7 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
         else:
             _cast_back(model.graph, value, external)
     for node in model.graph:
-        node.name = None  # a node is known by what it gives
+        node.name = None  # a node is identified by its output
         for output in node.outputs:
             if not output.is_graph_output():  # engines infer them, and there are thousands
                 output.shape = output.type = None
@@ -202,7 +202,7 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
     model = program.model
     _tidy(model, tensors)
     for node in list(model.graph.all_nodes()):
-        _legalise(model.graph, node)
+        _legalize(model.graph, node)
     parts: list[Any] = [model, model.graph, *model.graph.all_nodes(), *_values(model.graph)]
     for part in parts:
         part.metadata_props.clear()
@@ -212,7 +212,7 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
 
 
 def code(graph: Graph) -> list[Path]:
-    """List the files of the code that decides what a graph is exported as, that of its plugins too."""
+    """List the source files that decide the export of a graph, those of its plugins too."""
     definitions = [import_module(plugin.definitions).__file__ for plugin in plugins_of(graph.body)]
     return [*Path(__file__).parent.glob("*.py"), *(Path(file) for file in definitions if file)]
 
@@ -252,10 +252,10 @@ def _is_composite_view(op: torch._ops.OpOverload) -> bool:
 
 
 def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
-    """Fold constants and drop what nothing reads, and no more.
+    """Fold constants and drop values that nothing reads, and no more.
 
     The exporter's own rewriting takes ``x + 1e-15`` for ``x``; a model that keeps a division from 0/0 so then ends in
-    NaN. What else it rewrites, engines do by themselves.
+    NaN. Engines do its other rewrites themselves.
     """
     common.InlinePass()(model)
     for value in model.graph.initializers.values():
@@ -309,8 +309,8 @@ def _fold(graph: onnx_ir.Graph, node: onnx_ir.Node, tensor: StoredTensor) -> Non
     graph.remove(node, safe=True)
 
 
-def _legalise(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-    """Write out what ATen implies: squeezing a dimension that is not 1 does nothing; masks repeat for every query."""
+def _legalize(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
+    """Write out the rules of ATen: squeezing a dimension that is not 1 does nothing; masks repeat for every query."""
     if node.op_type == "Squeeze" and node.inputs[0] is not None and node.inputs[0].shape == node.outputs[0].shape:
         node.op_type = "Identity"
         node.resize_inputs(1)
@@ -367,7 +367,7 @@ def _failure(graph: Graph, error: Exception) -> BackendError:
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Parse each function of onnxscript once: the exporter asks for the domain of all for every graph."""
+    """Parse each function of onnxscript once: the exporter reads the domain of all of them for every graph."""
     before = _TRACED.function_ir
     _TRACED.function_ir = _SIGNATURE
     try:
@@ -382,7 +382,7 @@ _SIGNATURE = property(cache(_TRACED.function_ir.fget))
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, whose log and warnings speak of its own inside."""
+    """Silence the exporter, whose log and warnings concern its own internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

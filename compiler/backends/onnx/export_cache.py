@@ -1,6 +1,6 @@
-"""Write down what became of a graph in ONNX without its weights, so that another build, of any weights, takes it over.
+"""Store the ONNX form of a graph without its weights, so that other builds, of any weights, reuse it.
 
-An exported model depends on the operators of its graph, on the types of its tensors, and on the numbers of the small
+An exported model depends on the operators of its graph, on the types of its tensors, and on the values of the small
 ones, which are folded. Large weights are named only; where folding did read one, the model is not kept.
 """
 
@@ -23,7 +23,7 @@ from diffc.compiler.ir.program import Graph
 from diffc.runtime.disk_cache import Cache
 
 MAKERS = ("diffc", "torch", "onnxscript", "onnx-ir", "onnx")
-"""What decides, by its version, what an exported model looks like."""
+"""The packages whose versions decide the exported model."""
 
 
 TYPES = {
@@ -35,7 +35,7 @@ TYPES = {
 
 
 class StoredTensor(onnx_ir.LazyTensor):
-    """Hold an initializer whose numbers are read when someone asks; ``source`` is its name in the graph's state."""
+    """Hold an initializer whose values are read on demand; ``source`` is its name in the graph's state."""
 
     def __init__(self, weight: Weight, dtype: onnx_ir.DataType, name: str | None, source: str = "") -> None:
         super().__init__(self._numbers, dtype, onnx_ir.Shape(weight.source.shape), name=name)
@@ -57,7 +57,7 @@ class StoredTensor(onnx_ir.LazyTensor):
 
 
 class StoredTensors:
-    """Make the initializers of one graph, and remember whether its weights were read meanwhile."""
+    """Build the initializers of one graph, and record whether its weights were read meanwhile."""
 
     def __init__(self, graph: Graph) -> None:
         state = {**graph.body.constants, **graph.body.state_dict}
@@ -66,17 +66,17 @@ class StoredTensors:
         self._made = list[StoredTensor]()
 
     def of(self, tensor: torch.Tensor, dtype: onnx_ir.DataType, name: str | None) -> StoredTensor:
-        """Stand for a tensor of the graph."""
+        """Return the initializer of a tensor of the graph."""
         return self._kept(StoredTensor(weight_of(tensor), dtype, name, self._names.get(id(tensor), "")))
 
     def permuted(self, tensor: StoredTensor, axes: Sequence[int], name: str | None) -> StoredTensor:
-        """Look at a tensor with its axes in another order."""
+        """Return a tensor with its axes in another order."""
         permuted = StoredTensor(tensor.weight.permuted(axes), tensor.dtype, name, tensor.source)
         permuted.axes = tuple(tensor.axes[axis] for axis in axes)
         return self._kept(permuted)
 
     def converted(self, tensor: StoredTensor, dtype: onnx_ir.DataType, name: str | None) -> StoredTensor:
-        """Look at a tensor of floating-point numbers as one of another type."""
+        """Return a floating-point tensor as one of another type."""
         weight = replace(tensor.weight, dtype=TYPES[dtype])
         stored = StoredTensor(weight, dtype, name, tensor.source)
         stored.axes = tensor.axes
@@ -96,7 +96,7 @@ Export = Callable[[Graph, StoredTensors], onnx_ir.Model]
 
 
 def exported(graph: Graph, export: Export, cache: Cache, *, by: Sequence[Path]) -> onnx_ir.Model:
-    """Return a graph's model from the cache, or export and keep it; ``by`` are the files of code that take part."""
+    """Return a graph's model from the cache, or export and keep it; ``by`` are the source files that decide it."""
     tensors = StoredTensors(graph)
     key = _key(graph, tensors.state, by)
     data = cache.get(key)
@@ -150,7 +150,7 @@ def _written(model: onnx_ir.Model) -> bytes:
 
 
 def _read(data: bytes, tensors: StoredTensors) -> onnx_ir.Model | None:
-    """Read a model; None where the entry is none, which only someone else can have written."""
+    """Read a model; None for an entry that diffc did not write."""
     try:
         model = onnx_ir.from_proto(onnx.load_from_string(data))
         for value in model.graph.initializers.values():

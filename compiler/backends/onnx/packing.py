@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def packed(quantized: NDArray[Any]) -> NDArray[np.uint8]:
-    """Put two quantized in a byte, the first in its low half."""
+    """Pack two quantized values into a byte, the first in its low half."""
     flat = np.asarray(quantized).reshape(-1).astype(np.uint8) & 0xF
     flat = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
     return (flat[::2] | flat[1::2] << 4).astype(np.uint8)

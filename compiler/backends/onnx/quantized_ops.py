@@ -1,4 +1,4 @@
-"""Describe diffc's own operators as a plugin does, and replace them by what a dialect writes for them.
+"""Describe diffc's own operators as a plugin does, and replace them by the nodes that a dialect writes.
 
 A quantized graph is exported with operators of the domain ``diffc``, once for all back ends.
 """
@@ -24,9 +24,9 @@ PLUGIN = Plugin(
 
 
 def lower_quantized_ops(model: onnx_ir.Model, dialect: type[Dialect]) -> None:
-    """Replace the operators of the domain ``diffc`` by what a dialect writes for them."""
+    """Replace the operators of the domain ``diffc`` by the nodes that a dialect writes."""
     writer = dialect(model.graph)
-    for node in reversed(list(model.graph)):  # what reads comes first: a weight is written with its scales
+    for node in reversed(list(model.graph)):  # readers come first: a weight is written with its scales
         if node.domain == DOMAIN:
             writer.write(node)
     writer.finish()

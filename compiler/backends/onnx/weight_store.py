@@ -36,7 +36,7 @@ class WeightStore:
         (folder / "weights").mkdir()
 
     def put(self, component: str, weight: Weight, dtype: torch.dtype) -> Place:
-        """Store a tensor, as another type where no number becomes infinite by that, and say where.
+        """Store a tensor, as another type where no value becomes infinite by that, and return its place.
 
         Raises `BackendError` where one does in the type that the graph computes with.
         """
@@ -46,7 +46,7 @@ class WeightStore:
             place = self._append(component, weight, dtype) or self._append(component, weight, weight.dtype)
             if place is None:
                 name = str(weight.dtype).removeprefix("torch.")
-                what = f"{weight.name or 'a weight'} has numbers that are infinite in {name}"
+                what = f"{weight.name or 'a weight'} has values that are infinite in {name}"
                 raise BackendError(what, where=f"component {component}", fix="choose a target of bf16 or fp32")
             self.by_memory[key] = place
         return self.by_memory[key]

@@ -1,4 +1,4 @@
-"""Lower graphs for TensorRT: strongly typed ONNX, and the engines that its builder makes of it, without a GPU.
+"""Lower graphs for TensorRT: strongly typed ONNX, and the engines that its builder compiles, without a GPU.
 
 The ONNX stays in the bundle: any machine runs it, and classic TensorRT builds from it where its GPU is. Arithmetic
 between components has no engine: it is small, and some of it in float64, which TensorRT has not.
@@ -37,7 +37,7 @@ def from_arch(least: str) -> Sequence[str]:
 
 
 class TensorRT(Onnx):
-    """Write what TensorRT for RTX builds engines of, and let it."""
+    """Write ONNX for TensorRT for RTX, and build its engines."""
 
     precisions: ClassVar[Mapping[str, Precision]] = {name: row for name, row in PRECISIONS.items() if row.arch}
     computes: ClassVar[Mapping[str, str]] = {name: row.gpu for name, row in precisions.items() if row.gpu != "float32"}

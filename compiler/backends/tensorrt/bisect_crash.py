@@ -1,7 +1,7 @@
-"""Find the node of an ONNX graph at which a builder crashes, by letting it build ever fewer of them.
+"""Find the node of an ONNX graph at which a builder crashes, by building ever fewer nodes.
 
-A crash leaves no message that names a node. The nodes of a graph lie in an order in which each reads only what earlier
-ones gave, so its first n nodes are a graph too; the n at which building begins to fail is found by halving.
+A crash leaves no message that names a node. The nodes of a graph lie in an order in which each reads only outputs
+of earlier ones, so its first n nodes are a graph too; the n at which building begins to fail is found by halving.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 
 def first_failing_node(path: Path, fails: Callable[[Path], bool]) -> str:
-    """Name the operator, and what it gives, at which a graph that fails begins to; empty where no part fails.
+    """Name the first operator, and its output, with which the graph fails to build; empty where no part fails.
 
-    ``fails`` is asked of files that are written beside the graph, whose weights they share.
+    ``fails`` is called with files that are written beside the graph, whose weights they share.
     """
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
@@ -40,7 +40,7 @@ def first_failing_node(path: Path, fails: Callable[[Path], bool]) -> str:
 
 
 def first_nodes(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
-    """Make a model of the first nodes, whose outputs are what the others would read, and the graph's own."""
+    """Build a model of the first nodes; its outputs are the values that the other nodes read, and the graph's own."""
     graph, nodes = model.graph, model.graph.node[:count]
     known = {value.name: value for value in (*graph.value_info, *graph.output)}
     read = {name for node in nodes for name in node.input}

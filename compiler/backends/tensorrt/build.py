@@ -1,4 +1,4 @@
-"""Build TensorRT engines, each in a process of its own: a builder that crashes or hangs takes nothing with it."""
+"""Build TensorRT engines, each in a process of its own: a builder that crashes or hangs ends alone."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FOLDER = "engines"
 BUILDER = "diffc.compiler.backends.tensorrt.build_process"
 
 PATIENCE = 1800.0
-"""Seconds without a word after which a builder hangs: 2 billion weights keep it silent for 2 minutes."""
+"""Seconds without a message after which a builder counts as hung: 2 billion weights keep it silent for 2 minutes."""
 
 MEMORY = (4, 600 << 20)
-"""What a builder holds at most: some times the graph's weights, and so many bytes more (docs/measured/engines.md)."""
+"""The peak memory of a builder: a multiple of the graph's weights, plus some bytes (docs/measured/engines.md)."""
 
 PROGRAM_MEMORY = (6, 1000 << 20)
 """The same of a builder that converts a program: 5.2 times 200 MB of weights in float16, and PyTorch for CUDA."""
@@ -44,8 +44,8 @@ FIX_PROGRAM = "build for trt-fp16, which takes ONNX instead, and report this wit
 class EngineRequest:
     """Name an ONNX file to build an engine of, the graphs that it serves, and the shapes of each input, graph by graph.
 
-    One to ``strip`` leaves its weights out, which takes a GPU to build. A ``program`` is the file of what the graph was
-    exported as, of which the engine is then built instead.
+    One to ``strip`` leaves its weights out, which takes a GPU to build. A ``program`` is the file of the exported
+    program, from which the engine is then built instead.
     """
 
     file: str
@@ -86,7 +86,7 @@ class Failure(Exception):
 
 
 FindNode = Callable[[Path, Callable[[Path], bool]], str]
-"""Finds the node of a graph that lets a builder fail, by asking of smaller graphs whether they do."""
+"""A function that finds the node at which a builder fails, by building smaller graphs."""
 
 
 def engine_requests(
@@ -102,7 +102,7 @@ def engine_requests(
 
 
 def _shapes(graphs: Sequence[Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """List what shape each input has in each graph; graphs of one file name their inputs alike."""
+    """List the shape of each input in each graph; graphs of one file name their inputs alike."""
     return {
         ports[0].name: tuple(tuple(port.type.shape) for port in ports)
         for ports in zip(*(graph.inputs for graph in graphs), strict=True)
@@ -119,11 +119,11 @@ def build_engines(
     find_node: FindNode | None = None,
     patience: float = PATIENCE,
 ) -> dict[str, Built]:
-    """Build what is wanted of files below ``root``, write it below ``root/engines``, and give each graph's engine.
+    """Build the requested engines of files below ``root`` into ``root/engines``, and return each graph's engine.
 
-    ``kind`` chooses among the libraries of `diffc.runtime.engines.tensorrt_library`. Raises `BackendError` with what
-    the builder said last, and the node at fault if it or ``find_node`` finds it; and `BuildError` at once for want of
-    memory.
+    ``kind`` chooses among the libraries of `diffc.runtime.engines.tensorrt_library`. Raises `BackendError` with the
+    builder's last message, and the node at fault if it or ``find_node`` finds it; and `BuildError` at once where memory
+    does not suffice.
     """
     weights = [weight_bytes(root / request.file) for request in requests]
     check_memory(max(weights, default=0), PROGRAM_MEMORY if any(request.program for request in requests) else MEMORY)
@@ -137,13 +137,13 @@ def build_engines(
 
 
 def weight_bytes(file: Path) -> int:
-    """Add up what an ONNX file holds, weights outside too."""
+    """Sum the bytes of an ONNX file and of its external weights."""
     model = file.read_bytes()
     return len(model) + external_bytes(model)
 
 
 def check_memory(weights: int, taken: tuple[int, int] = MEMORY) -> None:
-    """Raise `BuildError` where a builder of so many bytes of weights has not the memory that it takes."""
+    """Raise `BuildError` where memory does not suffice to build an engine of so many bytes of weights."""
     needed, free = taken[0] * weights + taken[1], free_memory()
     if free is not None and free < needed:
         what = f"TensorRT's builder needs up to {needed / 1e9:.1f} GB of memory, and there are {free / 1e9:.1f} GB"
@@ -202,7 +202,7 @@ def _child(request: Mapping[str, Any], tell: Progress, patience: float) -> dict[
                 stdin.write(json.dumps(request).encode())
             answer = _answer(process.stdout, tell, patience)
             if answer is None:
-                raise Failure(f"the builder said nothing for {patience:.0f} s and was stopped")
+                raise Failure(f"the builder sent no message for {patience:.0f} s and was stopped")
             code = process.wait()
         finally:
             process.kill()
@@ -218,7 +218,7 @@ def _child(request: Mapping[str, Any], tell: Progress, patience: float) -> dict[
 
 
 def _answer(lines: IO[bytes], tell: Progress, patience: float) -> dict[str, Any] | None:
-    """Read what the builder says until it is done: its answer, nothing where it ended without, None where it hangs."""
+    """Read the builder's messages to its answer: an empty one where it ended without, None where it hangs."""
     reported, phase, unread = time.monotonic(), "", b""
     with selectors.DefaultSelector() as selector:
         selector.register(lines, selectors.EVENT_READ)
@@ -240,7 +240,7 @@ def _answer(lines: IO[bytes], tell: Progress, patience: float) -> dict[str, Any]
 
 def _crash(code: int, words: str) -> Failure:
     """Describe how a process ended that returned no result."""
-    last = _short(next((line for line in reversed(words.splitlines()) if line.strip()), "it said nothing"))
+    last = _short(next((line for line in reversed(words.splitlines()) if line.strip()), "it sent no message"))
     if code == -signal.SIGKILL:
         return Failure(f"the builder was killed, as it is when memory runs out; its last words: {last}")
     how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"

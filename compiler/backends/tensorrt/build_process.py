@@ -1,7 +1,7 @@
-"""Build one TensorRT engine: what `engine` runs in a process of its own.
+"""Build one TensorRT engine, as the main program of a process of its own.
 
-One JSON object on stdin says what to build. The answer is lines of JSON on stdout: ``{"phase": …}`` as the work goes
-on, then ``{"built": …}`` or ``{"failed": …}``. What the library itself prints goes to stderr.
+The request is one JSON object on stdin. The answer is lines of JSON on stdout: ``{"phase": …}`` as the work proceeds,
+then ``{"built": …}`` or ``{"failed": …}``. Output of the library itself goes to stderr.
 
 Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/python-api-docs.html
 """
@@ -22,7 +22,7 @@ from diffc.runtime.engines.tensorrt_library import CLASSIC, RTX, Library, Plan, 
 from diffc.runtime.memory import peak_bytes
 
 TIMING_CACHE = "timing.cache"
-"""Where classic TensorRT keeps what it measured, beside the engines."""
+"""The file beside the engines in which classic TensorRT keeps its timings."""
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -31,7 +31,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def main() -> None:
-    """Read what to build, build it, and answer."""
+    """Read a request, build the engine, and answer."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -44,8 +44,8 @@ def main() -> None:
 def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Build the engine of ``graph``, an ONNX file, for ``archs`` and write it to ``engine``.
 
-    Sizes that the file leaves open may be what they are in ``shapes``, which lists those of each input, call by
-    call. Where it is to ``strip`` the weights, the engine is opened, and takes them back, before it counts as built.
+    Open sizes of the file have the ranges of ``shapes``, which lists those of each input, call by call. With ``strip``
+    the weights are left out, and the engine is opened and refitted with them before it counts as built.
     """
     start, library = time.monotonic(), find_library(request["kind"])
     trt = library.module
@@ -53,7 +53,7 @@ def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     tell({"phase": "parse"})
-    # what is held has the weights, and lives until the engine is built
+    # it owns the weights, and lives until the engine is built
     held, refused = (_converted if request.get("program") else _parsed)(network, logger, library, request)
     if refused:
         return refused
@@ -90,7 +90,7 @@ def build(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
 
 
 def _parsed(network: Any, logger: Any, library: Library, request: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    """Fill a network with an ONNX file; give what holds its weights and, where it is refused, why."""
+    """Fill a network from an ONNX file; return the owner of its weights and, where it is refused, the reasons."""
     parser = library.module.OnnxParser(network, logger)
     if parser.parse_from_file(request["graph"]):
         return parser, {}
@@ -111,9 +111,9 @@ def _converted(network: Any, logger: Any, library: Library, request: dict[str, A
 
 
 def ranges(shapes: Mapping[str, Sequence[Sequence[int]]]) -> list[tuple[Shapes, Shapes]]:
-    """Share calls out among ranges of shapes, and give the least and the largest shapes of each.
+    """Divide calls among ranges of shapes, and return the smallest and the largest shapes of each.
 
-    Both are those of a call: what a graph computes of sizes was seen to be right for these, and for no others.
+    Both are shapes of a call: a graph's arithmetic on sizes was checked for these, and for no others.
 
     >>> ranges({"x": [(2, 8, 8), (1, 8, 8), (1, 8, 12)]})
     [({'x': (1, 8, 8)}, {'x': (2, 8, 8)}), ({'x': (1, 8, 12)}, {'x': (1, 8, 12)})]
@@ -160,7 +160,7 @@ def _open_sizes(builder: Any, network: Any, config: Any, listed: dict[str, list[
 
 
 def strip(config: Any, trt: Any) -> None:
-    """Leave the weights out of an engine that will be given the very same: it may be optimized for what they are."""
+    """Leave the weights out of an engine that is refitted with the same values: it may be optimized for them."""
     config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
@@ -186,7 +186,7 @@ def _types(layer: Any) -> Iterator[str]:
 
 def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Print what goes wrong, and keep the last of it."""
+        """Print errors, and keep the last one."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -15,7 +15,7 @@ TENSORRT = "trt"
 
 
 class TensorRTDialect(Dialect):
-    """Write what TensorRT's parser takes, with four-bit weights laid out as its builder wants them."""
+    """Write operators that TensorRT's parser reads, with four-bit weights in the layout that its builder requires."""
 
     domains: ClassVar[frozenset[str]] = frozenset({TENSORRT})
 

@@ -1,4 +1,4 @@
-"""Lay products of four-bit weights out as TensorRT's builder takes them.
+"""Lay products of four-bit weights out as TensorRT's builder requires them.
 
 Before:
     y[..., n] = MatMul(x8[..., k], Transpose(DequantizeLinear(quantized[n, k], scales[n, k / group], axis=1)))
@@ -6,10 +6,10 @@ Before:
 After:
     y[..., n] = Reshape(MatMul(x8[:, k], DequantizeLinear(quantized[k, n], scales[k / group, n], axis=0)))
 
-where x8 is quantized after it was made a matrix.
+where x8 is quantized after it was reshaped to a matrix.
 
-TensorRT for RTX 1.7 builds no engine of the former where x8 is quantized: it wants quantized whose first axis is summed
-over, and a product of two matrices, for which it does not repeat the weight.
+TensorRT for RTX 1.7 builds no engine of the former where x8 is quantized: it requires a weight whose first axis is
+summed over, and a product of two matrices, for which it does not repeat the weight.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diffc.compiler.backends.onnx.packing import packed
 from diffc.compiler.backends.tensorrt.state_sizes import sizes_constant
 
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-"""What ONNX takes for said where a Gemm does not."""
+"""The attributes of a Gemm that ONNX has by default."""
 
 FOUR_BITS = (onnx_ir.DataType.INT4, onnx_ir.DataType.FLOAT4E2M1)
 
@@ -95,7 +95,7 @@ def _rewrite(graph: onnx_ir.Graph, product: onnx_ir.Node, weight: onnx_ir.Node) 
 
 
 def _flat(graph: onnx_ir.Graph, product: onnx_ir.Node, activation: Any, sizes: onnx_ir.Value) -> onnx_ir.Value:
-    """Quantize a matrix of what was quantized; ONNX Runtime does not take that a quantized tensor becomes one."""
+    """Quantize an activation as a matrix; ONNX Runtime refuses to reshape a quantized tensor."""
     dequantize = activation.producer()
     quantize = dequantize.inputs[0].producer()
     chain = [quantize, dequantize] if quantize is not None and quantize.op_type == "QuantizeLinear" else []
@@ -115,7 +115,7 @@ def _insert(
 
 
 def _scales(graph: onnx_ir.Graph, product: onnx_ir.Node, scales: Any) -> onnx_ir.Value:
-    """Transpose scales, which may be quantized with a scale of their own."""
+    """Transpose scales, which may be quantized values with a scale of their own."""
     producer = scales.producer()
     if producer is None:
         return _transposed(graph, scales)

@@ -1,8 +1,8 @@
-"""Make one ONNX graph of several that differ in the shapes of their inputs alone: in their batch, as a denoiser's with
-and without guidance do, or in the size of pictures.
+"""Merge ONNX graphs that differ in the shapes of their inputs alone: in the batch, as a denoiser's with and without
+guidance do, or in the size of images.
 
-An engine of it holds the weights once. Node by node the graphs are the same; what differs in a list of sizes is
-computed from those of the inputs: a product of some of them, times a constant.
+An engine of it holds the weights once. Node by node the graphs are the same; sizes that differ are computed from
+those of the inputs: a product of some of them, times a constant.
 
 Before:
     h = reshape(sample, [2, 256, 64])             h = reshape(sample, [1, 384, 64])
@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 ADDED = "open_shapes.{}"
-"""What is added is called so: names that no exported value has."""
+"""The prefix of added values, which no exported value has."""
 
 DEGREE = 3
-"""How many sizes of inputs are multiplied at most: a batch, a height and a width."""
+"""The largest number of input sizes in a product: a batch, a height and a width."""
 
 BROADCASTING = ("Add", "Sub", "Mul", "Div")
 """Operators that take one row of a constant for all of a batch, which is the first axis, or the one after the steps."""
@@ -42,13 +42,13 @@ ROUNDING: Mapping[int, float] = {
     onnx.TensorProto.FLOAT16: 2.0**-10,
     onnx.TensorProto.BFLOAT16: 2.0**-7,
 }
-"""By what part rows may differ: what was computed at build for another batch was summed up in another order, and
-rounded."""
+"""The relative tolerance between rows: a table that was computed at build for another batch was summed in another
+order."""
 
 T = TypeVar("T")
 
 Sizes = tuple[int, ...]
-"""What one size is in each of the graphs."""
+"""One size, in each of the graphs."""
 
 
 class Different(Exception):
@@ -56,7 +56,7 @@ class Different(Exception):
 
 
 def merge_files(folder: Path, files: Sequence[str]) -> dict[str, str]:
-    """Write as one file what can be one graph, and give the file that now stands for each that was given."""
+    """Merge the files that can be one graph, and map each file to the one that replaces it."""
     groups: list[dict[str, onnx.ModelProto]] = []
     for file in files:
         model = onnx.load(folder / file, load_external_data=False)
@@ -77,7 +77,7 @@ def merge_files(folder: Path, files: Sequence[str]) -> dict[str, str]:
 def merge(models: Sequence[onnx.ModelProto], folder: Path) -> onnx.ModelProto:
     """Return one graph for the shapes of all graphs, whose weights lie below ``folder``.
 
-    What differs of the sizes of inputs and outputs is left open. Raises `Different` where there is no such graph.
+    Sizes of inputs and outputs that differ are left open. Raises `Different` where there is no such graph.
     """
     first, *others = sorted(models, key=lambda model: len(model.graph.node), reverse=True)
     model = onnx.ModelProto(ir_version=first.ir_version, opset_import=first.opset_import)
@@ -87,7 +87,7 @@ def merge(models: Sequence[onnx.ModelProto], folder: Path) -> onnx.ModelProto:
 
 
 class _Merged:
-    """Walk graphs side by side, and note what each value of the first, which has the most nodes, is called in all."""
+    """Walk graphs side by side, and map each value of the first, which has the most nodes, to its names in all."""
 
     def __init__(self, models: Sequence[onnx.ModelProto], folder: Path) -> None:
         self.models, self.folder = models, folder
@@ -122,7 +122,7 @@ class _Merged:
         return merged
 
     def _products(self) -> list[tuple[Sizes, ...]]:
-        """Read the sizes of inputs that differ, and list what may be multiplied, the fewest and least first.
+        """Read the sizes of inputs that differ, and list the products of them to try, the fewest and smallest first.
 
         Sizes that are others times a constant are left out.
         """
@@ -148,7 +148,7 @@ class _Merged:
             raise Different
 
     def _counterpart(self, at: int, nodes: deque[onnx.NodeProto], first: onnx.NodeProto) -> onnx.NodeProto:
-        """Take the node that stands for one of the first graph; a reshape that changes nothing was left out."""
+        """Return the node that corresponds to one of the first graph; a reshape that changes nothing was left out."""
         read = self.names.get(first.input[0]) if first.input else None
         is_next = bool(nodes) and nodes[0].op_type == first.op_type
         if first.op_type == "Reshape" and read is not None and not (is_next and nodes[0].input[0] == read[at]):
@@ -158,7 +158,7 @@ class _Merged:
         return nodes.popleft()
 
     def _no_op(self, at: int, reshape: onnx.NodeProto) -> onnx.NodeProto:
-        """Reshape a value to what it is."""
+        """Reshape a value to its own shape."""
         name = self.names[reshape.input[0]][at]
         if name not in self.shapes[at]:
             raise Different
@@ -192,7 +192,7 @@ class _Merged:
         self.graph.node.append(merged)
 
     def _input(self, nodes: Sequence[onnx.NodeProto], names: tuple[str, ...]) -> str:
-        """Name what a node reads: a value, or a constant that is made when it is first read."""
+        """Name an operand of a node: a value, or a constant that is added when it is first read."""
         tensors = [held[name] for name, held in zip(names, self.constants, strict=True) if name in held]
         if not tensors:
             return self._known(names)
@@ -204,7 +204,7 @@ class _Merged:
         return self.read[names]
 
     def _check_rows(self, nodes: Sequence[onnx.NodeProto], names: tuple[str, ...], sizes: Sequence[Sizes]) -> None:
-        """Raise `Different` where the rows of a constant do not meet as many of another value, which repeats one."""
+        """Raise `Different` where a repeated row of a constant is not broadcast over the rows of another value."""
         if len(set(sizes)) == 1:
             return
         if nodes[0].op_type not in BROADCASTING:
@@ -223,7 +223,7 @@ class _Merged:
         return names[0]
 
     def _constant(self, tensors: Sequence[onnx.TensorProto]) -> str:
-        """Keep what is the same, compute sizes, and take one row where all rows of a batch are the same."""
+        """Keep equal constants, compute sizes, and keep one row where all rows of a batch are equal."""
         if len({_content(tensor) for tensor in tensors}) == 1:
             return self._keep(tensors[0])
         arrays = [numpy_helper.to_array(tensor, str(self.folder)) for tensor in tensors]
@@ -242,7 +242,7 @@ class _Merged:
         return name
 
     def _size(self, sizes: Sizes) -> str:
-        """Name the list of one size, which is computed when it is first asked for."""
+        """Name the list of one size, which is computed when it is first read."""
         if sizes not in self.sizes:
             self.sizes[sizes] = self._computed(sizes) if len(set(sizes)) > 1 else self._keep(_list(sizes[0]))
         return self.sizes[sizes]

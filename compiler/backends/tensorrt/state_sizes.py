@@ -7,8 +7,8 @@ After:
     k[2, 64, 5, 32] = Reshape(x[2, 64, 160], [2, 64, 5, 32])
 
 One file may serve graphs of several batches (`diffc.compiler.backends.tensorrt.merge_shapes`). Its batch is open, and
-TensorRT does not solve for a size beside it: it then refuses attention whose keys and values differ in what is known
-of their shapes.
+TensorRT does not solve for a size beside it: it then refuses attention whose keys and values differ in the known
+parts of their shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def state_sizes(graph: onnx_ir.Graph) -> None:
 
 
 def sizes_constant(graph: onnx_ir.Graph, sizes: tuple[int, ...]) -> onnx_ir.Value:
-    """Return the initializer that holds a list of sizes, which all who read the same list share."""
+    """Return the initializer that holds a list of sizes, which all readers of the same list share."""
     name = f"sizes_{'_'.join(map(str, sizes))}"
     if name not in graph.initializers:
         tensor: Any = onnx_ir.tensor(np.array(sizes, np.int64), name=name)

@@ -1,8 +1,8 @@
 """Lower graphs with torch_tensorrt: engines of TensorRT for RTX from the exported programs, rather than from ONNX.
 
 The bundle is that of `diffc.compiler.backends.tensorrt.backend`, with the same ONNX beside the engines, so that all
-else is done as there. What differs is who tells TensorRT of the network: torch_tensorrt's converters of ATen, or
-TensorRT's parser of ONNX. `lower` and `engines` run in the compiler, `convert` in the builder's process.
+else is done as there. The network is built by torch_tensorrt's converters of ATen instead of TensorRT's parser of
+ONNX. `lower` and `engines` run in the compiler, `convert` in the builder's process.
 
 Source: https://docs.pytorch.org/TensorRT (its pages on the dynamo frontend: lowering passes and converters)
 """
@@ -34,16 +34,16 @@ from diffc.runtime.precisions import Precision
 
 PACKAGE = "torch-tensorrt-rtx"
 
-version(PACKAGE)  # raises what the import of a module raises that is not installed
+version(PACKAGE)  # raises as the import of a missing module does
 if torch.version.cuda is None:
     raise ImportError(f"{PACKAGE} needs PyTorch with CUDA, and {torch.__version__} has none")
 
 PROGRAM = 4
-"""Bytes for each weight in the program that the builder reads: it computes in few bits, and is stored in float32."""
+"""Bytes for each weight in the program that the builder reads: it computes low-bit, and is stored in float32."""
 
 
 class TorchTensorRT(Onnx):
-    """Write ONNX, and let TensorRT for RTX build engines of what torch_tensorrt makes of the programs themselves."""
+    """Write ONNX, and build engines of TensorRT for RTX from the exported programs with torch_tensorrt."""
 
     precisions: ClassVar[Mapping[str, Precision]] = {
         name: row for name, row in TensorRT.precisions.items() if not row.recipe
@@ -58,7 +58,7 @@ class TorchTensorRT(Onnx):
         return TensorRT.bytes_per_weight(precision) + PROGRAM
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
-        """Write each graph, and remember what it was exported as."""
+        """Write each graph, and keep its exported program."""
         self.bodies = {graph.name: graph.body for graph in graphs}
         return super().lower(graphs, precision, folder, progress)
 
@@ -102,9 +102,9 @@ def _read(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def convert(network: Any, library: Library, file: str, arch: str) -> tuple[Any, dict[str, str]]:
-    """Fill a network with a program; give what holds its weights and, where it is refused, why.
+    """Fill a network from a program; return the owner of its weights and, where it is refused, the reasons.
 
-    torch_tensorrt would build the engine too, but for the GPU that is here, and would open it.
+    torch_tensorrt would build the engine too, but for the GPU of this machine, and would open it.
     """
     _answer(library, arch)
     from torch_tensorrt import Input
@@ -136,7 +136,8 @@ def convert(network: Any, library: Library, file: str, arch: str) -> tuple[Any, 
 def _answer(library: Library, arch: str) -> None:
     """Make torch_tensorrt importable: it looks for its library and for a GPU when it is imported.
 
-    No GPU is needed to convert. This process converts one program and ends, so nobody else hears these answers.
+    No GPU is needed to convert. This process converts one program and ends, so the replaced functions affect nothing
+    else.
     """
     sys.modules[MODULES[RTX]] = library.module
     capability = divmod(int(arch.removeprefix("sm")), 10)

@@ -269,7 +269,7 @@ def test_attention_has_static_scales(attending: Program, said: str, tmp_path: Pa
 def test_what_is_done_otherwise_than_the_precision_says_is_noted(program: Program) -> None:
     options, calibrator = asked("ort-fp8", quant="round_to_nearest"), Calibrator(prompts=("a",))
     _, notes = plan_of([program], parse_target("ort-fp8"), options, calibrator, lambda _: None)
-    assert notes == ("3 layers: ONNX Runtime computes e4m3 in float32, on rounded numbers",)
+    assert notes == ("3 layers: ONNX Runtime computes e4m3 in float32, on rounded values",)
 
 
 def test_a_layer_that_does_not_exist_is_refused(program: Program, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.features import Feature, Kind
+from diffc.compiler.analysis.features import Feature, ReusePattern
 from diffc.compiler.errors import PassError
 from diffc.compiler.feature_cache.partition import Partitions
 from diffc.compiler.graph.body import body_of
@@ -18,8 +18,8 @@ from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
 from tests.tolerances import REWRITE_SINGLE
 
-ALL: Kind = frozenset()
-DEEP: Kind = frozenset({Feature("tanh")})
+ALL: ReusePattern = frozenset()
+DEEP: ReusePattern = frozenset({Feature("tanh")})
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
 
@@ -50,7 +50,7 @@ def program() -> Program:
     return replace(program, graphs=(replace(program.graphs[0], body=export("unet", DENOISER, (X,))),))
 
 
-def run(partitions: Partitions, pattern: Kind, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def run(partitions: Partitions, pattern: ReusePattern, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Run the partitions of a reuse pattern, and return the values by the names of ports."""
     values = dict(values)
     for partition in partitions.partitions:

@@ -52,5 +52,5 @@ def test_a_tensor_is_narrowed_unless_that_makes_it_infinite(store: WeightStore) 
 
 def test_one_that_is_infinite_in_its_own_type_is_refused_by_name(store: WeightStore) -> None:
     stored = torch.tensor([1e6])
-    with pytest.raises(BackendError, match="net.weight has numbers that are infinite in float16"):
+    with pytest.raises(BackendError, match="net.weight has values that are infinite in float16"):
         store.put("net", Weight(stored, torch.float16, "net.weight"), torch.float16)

@@ -25,7 +25,7 @@ BUILDERS = {
     "os.abort()": "crashed (SIGABRT); its last words: about to end",
     "os.kill(os.getpid(), 9)": "killed, as it is when memory runs out; its last words: about to end",
     "sys.exit(3)": "ended with 3; its last words: about to end",
-    "time.sleep(60)": "said nothing for 2 s and was stopped",
+    "time.sleep(60)": "sent no message for 2 s and was stopped",
 }
 """What a builder may do, and what is then said."""
 
