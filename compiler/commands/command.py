@@ -64,7 +64,7 @@ def seed_option(help: str) -> Command:
 def command(
     group: click.Group, name: str | None = None, *, alias: str | None = None
 ) -> Callable[[Command], click.Command]:
-    """Turn a function into a command that prints its result as JSON or lines; an ``alias`` is not listed in the help."""
+    """Turn a function into a command that prints JSON or lines; an ``alias`` is not listed in the help."""
 
     def decorate(function: Command) -> click.Command:
         @wraps(function)

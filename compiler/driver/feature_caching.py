@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 from diffc.compiler.calibration.calibrate import Calibrate
 from diffc.compiler.driver.options import CACHE, CacheOptions
-from diffc.compiler.driver.pass_manager import PROGRAMS, run_recipe
+from diffc.compiler.driver.pass_manager import PROGRAMS, Times, run_recipe
 from diffc.compiler.driver.state import State
 from diffc.compiler.errors import DiffcError, Progress
 from diffc.compiler.feature_cache.search import Searched
@@ -20,9 +20,10 @@ from diffc.passes.cache import Need
 
 def cache(state: State, *, options: CacheOptions) -> State:
     """Rewrite all programs so that most steps reuse features of earlier ones."""
-    finer = next(iter(state.finer), None)
-    programs, reports = apply_cache(state.programs, options, state.calibrator, state.progress, finer)
-    return replace(state, programs=programs, floats=programs, reports={**state.reports, **reports})
+    finer, times = next(iter(state.finer), None), Times()
+    programs, reports = apply_cache(state.programs, options, state.calibrator, state.progress, finer, times)
+    reports = {**state.reports, **reports}
+    return replace(state, programs=programs, floats=programs, reports=reports, pass_seconds=times)
 
 
 def apply_cache(
@@ -31,6 +32,7 @@ def apply_cache(
     calibrate: Calibrate,
     progress: Progress,
     finer: Program | None = None,
+    seen: Callable[[str, tuple[Program, ...], float], None] = lambda *_: None,
 ) -> tuple[tuple[Program, ...], dict[str, Any]]:
     """Return the programs with a feature cache, and the report of one that searched. Raises `PassError`."""
     technique, reports = options.technique, dict[str, Any]()
@@ -46,7 +48,9 @@ def apply_cache(
 
     recipe = [optional(apply) if options.may_change_nothing else apply]
     try:
-        cached = run_recipe(tuple(programs), recipe, PROGRAMS, progress=lambda _: progress(f"cache: {technique.name}"))
+        cached = run_recipe(
+            tuple(programs), recipe, PROGRAMS, progress=lambda _: progress(f"cache: {technique.name}"), seen=seen
+        )
     except DiffcError as error:
         error.inside = f"{CACHE} {technique.name}"
         raise

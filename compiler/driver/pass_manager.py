@@ -28,6 +28,14 @@ class Subject(Generic[T]):
     reasons: Callable[[T, str], str] = lambda _, __: ""
 
 
+class Times(dict[str, float]):
+    """Sum the seconds of passes by their names: the ``seen`` of `run_recipe`."""
+
+    def __call__(self, name: str, _subject: object, seconds: float) -> None:
+        """Add the seconds of a pass."""
+        self[name] = self.get(name, 0.0) + seconds
+
+
 PROGRAM = Subject[Program](verify)
 PROGRAMS = Subject[tuple[Program, ...]](
     lambda programs: tuple(verify(program, Level.EXECUTABLE) for program in programs)

@@ -21,7 +21,7 @@ from diffc.compiler.bundle.write import Contents, tokenizer_text, write_contents
 from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.checkpoint import load as checkpoint
 from diffc.compiler.driver.options import Options
-from diffc.compiler.driver.pass_manager import run
+from diffc.compiler.driver.pass_manager import Times, run
 from diffc.compiler.driver.state import State
 from diffc.compiler.errors import BuildError
 from diffc.compiler.ir.program import Program
@@ -106,7 +106,8 @@ def normalize(state: State) -> State:
     """Bring every program into normal form: calls of graphs and built-ins only."""
     captured = (*state.programs, *state.finer)
     recipes = _recipes(captured, state.calls.parts(), state.options.guidance_interval)
-    programs = [_normalized(state, program, recipe) for program, recipe in zip(captured, recipes, strict=True)]
+    times = Times()
+    programs = [_normalized(state, program, recipe, times) for program, recipe in zip(captured, recipes, strict=True)]
     length = len(state.programs)
     tokenizers = _tokenizers(programs[:length], state.components)
     calibrator = Calibrator(
@@ -119,13 +120,14 @@ def normalize(state: State) -> State:
     )
     finer, programs = tuple(programs[length:]), programs[:length]
     state = replace(state, programs=tuple(programs), level=Level.NORMAL_FORM, finer=finer)
-    return replace(state, tokenizers=tokenizers, calibrator=calibrator)
+    return replace(state, tokenizers=tokenizers, calibrator=calibrator, pass_seconds=times)
 
 
-def _normalized(state: State, program: Program, recipe: Sequence[Pass[Program]]) -> Program:
+def _normalized(state: State, program: Program, recipe: Sequence[Pass[Program]], times: Times) -> Program:
     numbers = count(1)
 
-    def seen(name: str, rewritten: Program, _seconds: float) -> None:
+    def seen(name: str, rewritten: Program, seconds: float) -> None:
+        times(name, rewritten, seconds)
         state.seen(f"{state.place}/{next(numbers):02}-{name}", rewritten)
 
     return run(program, recipe, level=Level.NORMAL_FORM, seen=seen)

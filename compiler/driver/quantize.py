@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from diffc.compiler.analysis.stages import denoiser
@@ -13,7 +13,7 @@ from diffc.compiler.backends.target import Target
 from diffc.compiler.bundle.write import add_file, json_of
 from diffc.compiler.calibration.calibrate import Calibrate
 from diffc.compiler.driver.options import QuantizationOptions
-from diffc.compiler.driver.pass_manager import Subject, run_recipe
+from diffc.compiler.driver.pass_manager import Subject, Times, run_recipe
 from diffc.compiler.driver.state import State
 from diffc.compiler.errors import DiffcWarning, Progress, RecipeError
 from diffc.compiler.graph.lazy_weights import release
@@ -41,9 +41,10 @@ SMALLEST_GROUP = 16
 
 def quantize(state: State, *, options: QuantizationOptions) -> State:
     """Quantize all programs, calibrated on the trajectories of the first."""
-    plan, notes = plan_of(state.programs, state.options.target, options, state.calibrator, state.progress)
+    times = Times()
+    plan, notes = plan_of(state.programs, state.options.target, options, state.calibrator, state.progress, times)
     provenance = {**state.provenance, "calibration": plan.calibration.digest}
-    return replace(state, programs=applied(plan), plan=plan, notes=notes, provenance=provenance)
+    return replace(state, programs=applied(plan), plan=plan, notes=notes, provenance=provenance, pass_seconds=times)
 
 
 def plan_of(
@@ -52,13 +53,14 @@ def plan_of(
     options: QuantizationOptions,
     calibrate: Calibrate,
     progress: Progress,
+    seen: Callable[[str, Plan, float], None] = lambda *_: None,
 ) -> tuple[Plan, tuple[str, ...]]:
     """Return the plan that the techniques decide, and notes on schemes that the engine computes otherwise."""
     schemes = _Schemes(programs, target, options)
     plan = schemes.applied_to(Plan.of(programs, calibrate(programs[0]), lambda _: Scheme()))
-    plan = run_recipe(plan, options.techniques, PLAN, progress=lambda name: progress(f"quantize: {name}"))
+    plan = run_recipe(plan, options.techniques, PLAN, progress=lambda name: progress(f"quantize: {name}"), seen=seen)
     plan, notes = schemes.adapted(plan)
-    finished = run_recipe(plan, REST, PLAN, progress=lambda name: progress(f"quantize: {name}"))
+    finished = run_recipe(plan, REST, PLAN, progress=lambda name: progress(f"quantize: {name}"), seen=seen)
     plan = replace(finished, refusals=plan.refusals)  # that nothing was left to do is no refusal
     for note in notes:
         progress(note)

@@ -27,7 +27,8 @@ class State:
     ``traced`` are programs whose components are opaque calls, ``programs`` those with graphs, and ``finer`` the first
     program with twice as many steps, where a cache compares with it. ``level`` is the one at which ``programs`` are
     verified after each phase from now on. ``floats`` are the programs before quantization, with the same names.
-    ``files`` and ``engines`` map graphs to their files and engines, ``seconds`` each phase that ran to its time.
+    ``files`` and ``engines`` map graphs to their files and engines, ``seconds`` each phase that ran to its time, and
+    ``PHASE: PASS`` each of its passes; ``pass_seconds`` are those of the passes of one phase.
     ``seen`` is called with each program after a phase or pass, and the ``place`` of either.
     """
 
@@ -56,6 +57,7 @@ class State:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    pass_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 Phase = Callable[[State], State]
@@ -67,13 +69,14 @@ def run_phases(state: State, phases: Iterable[Phase]) -> State:
         name, begin, before = name_of(phase), time.perf_counter(), state.programs
         state.progress(name)
         try:
-            state = phase(replace(state, place=f"{number:02}-{name}"))
+            state = phase(replace(state, place=f"{number:02}-{name}", pass_seconds={}))
             for program in () if state.programs is before else state.programs:
                 verify(program, state.level)
         except DiffcError as error:
             error.inside = f"phase {name}" + (f": {error.inside}" if error.inside else "")
             raise
-        state = replace(state, seconds={**state.seconds, name: time.perf_counter() - begin})
+        passes = {f"{name}: {each}": seconds for each, seconds in state.pass_seconds.items()}
+        state = replace(state, seconds={**state.seconds, name: time.perf_counter() - begin, **passes})
         for program in state.programs or state.traced:
             state.seen(state.place, program)
     return state

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from enum import auto as unique
+from types import MappingProxyType
 from typing import Any
 
 from diffc.passes.cache.a_sdm import a_sdm
@@ -38,24 +39,26 @@ class FeatureCache:
         return self.apply.__name__.replace("_", "-")
 
 
-CACHES: Mapping[str, FeatureCache] = {
-    cache.name: cache
-    for cache in (
-        # The levels of a UNet inside of a skip connection
-        FeatureCache(deepcache),
-        # The encoder of a UNet
-        FeatureCache(faster_diffusion),
-        # The residuals of transformer blocks
-        FeatureCache(delta_dit),
-        FeatureCache(profiling_dit, (Need.CALIBRATOR,)),
-        # Either of them, in steps chosen by the trajectory
-        FeatureCache(cachequant, (Need.CALIBRATOR,)),
-        # The outputs of residual blocks, in any denoiser
-        FeatureCache(a_sdm),
-        # The cheapest of all features, measured
-        FeatureCache(auto, (Need.CALIBRATOR, Need.FINER_PROGRAM)),
-    )
-}
+CACHES: Mapping[str, FeatureCache] = MappingProxyType(
+    {
+        cache.name: cache
+        for cache in (
+            # The levels of a UNet inside of a skip connection
+            FeatureCache(deepcache),
+            # The encoder of a UNet
+            FeatureCache(faster_diffusion),
+            # The residuals of transformer blocks
+            FeatureCache(delta_dit),
+            FeatureCache(profiling_dit, (Need.CALIBRATOR,)),
+            # Either of them, in steps chosen by the trajectory
+            FeatureCache(cachequant, (Need.CALIBRATOR,)),
+            # The outputs of residual blocks, in any denoiser
+            FeatureCache(a_sdm),
+            # The cheapest of all features, measured
+            FeatureCache(auto, (Need.CALIBRATOR, Need.FINER_PROGRAM)),
+        )
+    }
+)
 """The caches by the names that ``--cache`` takes; they return programs, and `auto` its trials too."""
 
 __all__ = ["CACHES", "FeatureCache", "Need"]

@@ -7,6 +7,7 @@ in order. A back end replaces the specs that its engine does not compute.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.recipe import Pass, optional
@@ -26,37 +27,39 @@ from diffc.passes.quantize.svdquant import svdquant
 from diffc.passes.quantize.tfmq_dm import tfmq_dm
 from diffc.passes.quantize.vidit_q import vidit_q
 
-TECHNIQUES: Mapping[str, Callable[..., Plan]] = {
-    technique.__name__: technique
-    for technique in (
-        # Which steps are calibrated on, and which layers there are
-        ptq4dm,
-        q_diffusion,
-        # Which layers have more bits
-        keep_first_last,
-        # Where outliers go
-        smoothquant,
-        vidit_q,
-        svdquant,
-        # Which scales differ from step to step, or from token to token
-        tfmq_dm,
-        static_scales,
-        # Which number format
-        fp_quant,
-        # How wide a scale is
-        calibrate_ranges,
-        # How a weight is rounded
-        round_to_nearest,
-        gptq,
-        adaround,
-        eda_dm,
-        # The error that rounding leaves
-        decoupled_error_correction,
-    )
-}
+TECHNIQUES: Mapping[str, Callable[..., Plan]] = MappingProxyType(
+    {
+        technique.__name__: technique
+        for technique in (
+            # Which steps are calibrated on, and which layers there are
+            ptq4dm,
+            q_diffusion,
+            # Which layers have more bits
+            keep_first_last,
+            # Where outliers go
+            smoothquant,
+            vidit_q,
+            svdquant,
+            # Which scales differ from step to step, or from token to token
+            tfmq_dm,
+            static_scales,
+            # Which number format
+            fp_quant,
+            # How wide a scale is
+            calibrate_ranges,
+            # How a weight is rounded
+            round_to_nearest,
+            gptq,
+            adaround,
+            eda_dm,
+            # The error that rounding leaves
+            decoupled_error_correction,
+        )
+    }
+)
 """The techniques by their names; ``--quant`` takes them in the order in which they run."""
 
-FORMER_NAMES: Mapping[str, str] = {"keep_sensitive": keep_first_last.__name__}
+FORMER_NAMES: Mapping[str, str] = MappingProxyType({"keep_sensitive": keep_first_last.__name__})
 """Names that techniques had, which ``--quant`` and recipe files still take."""
 
 REST: tuple[Pass[Plan], ...] = (optional(calibrate_ranges), optional(round_to_nearest))
@@ -82,7 +85,7 @@ class Recipe:
 OTHER_W4 = ("int4:group=32:scale=float16", "int8:channel:scale=float16")
 """The other components where the denoiser's weights have four bits."""
 
-RECIPES: dict[str, Recipe] = {
+_OF_PRECISIONS: dict[str, Recipe] = {
     "w8a8": Recipe(
         ("int8:channel:scale=float16", "int8:token"),
         ("int8:channel:scale=float16", "uint8:tensor"),
@@ -138,27 +141,29 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
 }
-"""The recipes by name; a row of `diffc.runtime.precisions` names one, and a back end may name another for its row."""
-
 _SEVEN_BITS = replace(
-    RECIPES["w8a8"],
+    _OF_PRECISIONS["w8a8"],
     linear=("int7:channel:scale=float16", "int8:token"),
     conv=("int7:channel:scale=float16", "uint8:tensor"),
 )
 """Weights of seven bits, stored in eight: CPUs of x86 multiply them exactly, with VNNI or without (decision 13)."""
 
-RECIPES |= {
-    "w8a8_onnx_runtime": _SEVEN_BITS,
-    "w8a8_openvino": replace(
-        _SEVEN_BITS,
-        techniques=(
-            optional(partial(keep_first_last, in_float=True)),
-            optional(partial(smoothquant, samples=8)),
-            optional(static_scales),
-            partial(round_to_nearest, by="minmax"),
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        **_OF_PRECISIONS,
+        "w8a8_onnx_runtime": _SEVEN_BITS,
+        "w8a8_openvino": replace(
+            _SEVEN_BITS,
+            techniques=(
+                optional(partial(keep_first_last, in_float=True)),
+                optional(partial(smoothquant, samples=8)),
+                optional(static_scales),
+                partial(round_to_nearest, by="minmax"),
+            ),
         ),
-    ),
-}
+    }
+)
+"""The recipes by name; a row of `diffc.runtime.precisions` names one, and a back end may name another for its row."""
 
 EMBEDDING = "int8:channel"
 """How tables of embeddings are stored."""

@@ -38,7 +38,9 @@ def ptq4dm(plan: Plan, *, samples: int = 256, mean: float = 0.4, deviation: floa
         what = f"ptq4dm: {samples} samples cannot be chosen with a deviation of {deviation}"
         raise PassError(what, fix="use at least one sample, and a deviation above 0, such as 0.4")
     sampled = _sampled(plan.calibration, samples, NormalDist(mean, deviation), seed)
-    return calibrate_ranges(replace(plan.mapped(for_all_steps), calibration=sampled), by="mse")
+    ranged = calibrate_ranges(replace(plan.mapped(for_all_steps), calibration=sampled), by="mse")
+    own = (replace(refusal, technique="ptq4dm") for refusal in ranged.refusals[len(plan.refusals) :])
+    return replace(ranged, refusals=(*plan.refusals, *own))
 
 
 def _sampled(calibration: Calibration, count: int, times: NormalDist, seed: int) -> Calibration:

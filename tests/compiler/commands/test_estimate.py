@@ -13,7 +13,7 @@ from diffc.compiler.checkpoint.load import load
 from diffc.compiler.commands.cli import main
 from diffc.compiler.commands.estimate import estimate
 from diffc.compiler.errors import LoadError, TargetError
-from diffc.compiler.graph.lazy_weights import SMALL, Weight
+from diffc.compiler.graph.lazy_weights import EAGER_ELEMENTS, Weight
 from tests.conftest import UNET
 
 
@@ -22,7 +22,7 @@ def test_no_large_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Weight._slices
     monkeypatch.setattr(Weight, "_slices", lambda weight: (read.append(weight), original(weight))[1])
     estimate(UNET)
-    assert read and max(weight.source.numel() for weight in read) <= SMALL
+    assert read and max(weight.source.numel() for weight in read) <= EAGER_ELEMENTS
 
 
 def test_the_size_is_that_of_the_real_bundle(bundle: Path) -> None:
@@ -34,7 +34,7 @@ def test_the_size_is_that_of_the_real_bundle(bundle: Path) -> None:
 
 def test_half_precision_saves_two_bytes_of_each_large_weight() -> None:
     modules = [c for c in load(UNET).components.values() if isinstance(c, nn.Module)]
-    large = sum(p.numel() for module in modules for p in module.parameters() if p.numel() > SMALL)
+    large = sum(p.numel() for module in modules for p in module.parameters() if p.numel() > EAGER_ELEMENTS)
     assert estimate(UNET)["bundle_bytes"] - estimate(UNET, "ort-fp16")["bundle_bytes"] == 2 * large
 
 

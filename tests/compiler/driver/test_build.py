@@ -125,7 +125,7 @@ def test_nothing_is_written_inside_a_checkpoint(option: str, tmp_path: Path, mon
 
 def test_the_report_shows_the_time_of_every_phase(tmp_path: Path) -> None:
     report = (write_bundle([PROGRAM], tmp_path / "x.diffc") / "report.html").read_text()
-    for name in ("normalize", "stage", "lower", "write", "check"):
+    for name in ("normalize", "normalize: outline", "stage", "lower", "write", "check"):
         assert f"<td>{name}</td>" in report
     assert "report.html" not in (tmp_path / "x.diffc" / "manifest.json").read_text(), "its bytes differ"
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from diffc.compiler.driver.pass_manager import PROGRAMS, Subject, run, run_recipe
+from diffc.compiler.driver.pass_manager import PROGRAMS, Subject, Times, run, run_recipe
 from diffc.compiler.errors import PassError, VerifyError
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
@@ -121,6 +121,14 @@ def test_the_time_of_a_pass_is_shown() -> None:
 
     run(PROGRAM, [slow], seen=lambda _, __, taken: seconds.append(taken))
     assert 0.02 <= seconds[0] < 2
+
+
+def test_times_of_one_pass_add_up() -> None:
+    times = Times()
+    run_recipe((PROGRAM,), [optional(lambda programs: programs)] * 2, PROGRAMS, seen=times)
+    assert list(times) == ["<lambda>"] and times["<lambda>"] > 0
+    times("<lambda>", PROGRAM, 5.0)
+    assert times["<lambda>"] > 5
 
 
 def test_the_result_of_a_recipe_meets_the_rules_of_its_level() -> None:

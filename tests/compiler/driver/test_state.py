@@ -55,6 +55,14 @@ def stay(state: State) -> State:
     return state
 
 
+def test_passes_are_timed_beside_their_phase(tmp_path: Path) -> None:
+    def quantize(state: State) -> State:
+        return replace(state, pass_seconds={"gptq": 2.0})
+
+    after = run_phases(state(tmp_path), [quantize, stay])
+    assert list(after.seconds) == ["quantize", "quantize: gptq", "stay"] and after.seconds["quantize: gptq"] == 2.0
+
+
 def test_an_error_names_its_phase(tmp_path: Path) -> None:
     with pytest.raises(VerifyError, match="the program returns nothing") as broken:
         run_phases(state(tmp_path), [rename, forget, refuse])

@@ -68,6 +68,13 @@ def test_scales_of_steps_become_one() -> None:
     assert str(layer.scheme.activation) == "int8:tensor"
 
 
+def test_layers_without_a_range_to_choose_are_named() -> None:
+    (refusal,) = ptq4dm(plan("float"), samples=20).refusals
+    assert (refusal.technique, refusal.layer) == ("ptq4dm", "net.weight")
+    assert refusal.reason == "its inputs and output stay in float, or have scales that are computed at run time"
+    assert ptq4dm(plan(), samples=20).refusals == ()
+
+
 def test_drawing_no_samples_is_refused() -> None:
-    with pytest.raises(PassError, match="0 samples cannot be drawn"):
+    with pytest.raises(PassError, match="0 samples cannot be chosen"):
         ptq4dm(plan(), samples=0)

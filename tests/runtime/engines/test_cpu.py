@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from diffc.compiler import capture, write_bundle
+from diffc.compiler.driver import options
 from diffc.compiler.metrics import sqnr
 from diffc.passes.quantize import RECIPES
 from diffc.runtime import load
@@ -74,7 +75,8 @@ def test_sums_of_large_products_of_bytes_are_not_cut_off(
     monkeypatch: pytest.MonkeyPatch, backend: str, bits: int, tmp_path: Path
 ) -> None:
     if bits == 8:
-        monkeypatch.setitem(RECIPES, {"ort": "w8a8_onnx_runtime", "ov": "w8a8_openvino"}[backend], RECIPES["w8a8"])
+        name = {"ort": "w8a8_onnx_runtime", "ov": "w8a8_openvino"}[backend]
+        monkeypatch.setattr(options, "RECIPES", {**RECIPES, name: RECIPES["w8a8"]})
     bundle, wanted = signs(tmp_path, backend)
     manifest = open_bundle(bundle).manifest
     (graph,) = (name for name in manifest.graphs if manifest.component(name))
