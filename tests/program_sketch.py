@@ -22,11 +22,11 @@ from torch.nn import functional
 
 from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.driver.pass_manager import run
-from diffc.compiler.feature_cache.search import Searched
 from diffc.compiler.ir.program import Op, Program, Ref
 from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM
 from diffc.passes.cache import CACHES, Need
+from diffc.passes.cache.auto.search import Searched
 
 SKETCH = re.compile(
     r"^Before \(a (UNet|ResNet|transformer)\):\n((?:    .+\n)+)\nAfter(?: \((.+)\))?:\n((?:    .+\n)+)", re.M

@@ -20,8 +20,16 @@ from diffc.compiler.ir.parse import parse
 from tests import graph_sketch, program_sketch, sketch
 
 ROOT = Path(__file__).parent.parent
+
+
+def is_pass(path: Path) -> bool:
+    """Return whether a file is a pass; a technique of several files is the one with the name of its folder."""
+    whole = path.with_name(f"{path.parent.name}.py")
+    return path.name[0] != "_" and (path == whole or not whole.exists())
+
+
 PACKAGES = [ROOT / name for name in ("compiler", "passes", "runtime", "plugins") if (ROOT / name).exists()]
-PASSES = sorted(path for path in (ROOT / "passes").rglob("*.py") if path.name[0] != "_")
+PASSES = sorted(path for path in (ROOT / "passes").rglob("*.py") if is_pass(path))
 MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 COMMITTED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True

@@ -12,7 +12,7 @@ from diffc.compiler.driver.options import CACHE, CacheOptions
 from diffc.compiler.driver.pass_manager import PROGRAMS, Times, run_recipe
 from diffc.compiler.driver.state import State
 from diffc.compiler.errors import DiffcError, Progress
-from diffc.compiler.feature_cache.search import Searched
+from diffc.passes.cache.auto.search import Searched
 from diffc.compiler.ir.program import Program
 from diffc.compiler.recipe import optional
 from diffc.passes.cache import Need

@@ -1,45 +1,21 @@
-"""Measure the cost of reusing each feature in each step, on the program's own trajectory, and choose the schedule.
-
-Source: diffc, decision 0010. Errors of single reuses are measured (`diffc.compiler.feature_cache.cost`), as are
-        times; the schedules of least error for every time follow by dynamic programming
-        (`diffc.compiler.feature_cache.search`), and those near the budget are tried, beside schedules with fixed
-        intervals: the schedule built is the fastest whose images keep the budget.
-
-Before (a UNet):
-    y0 = unet(x0)
-    x1 = linear(x0, y0)
-    y1 = unet(x1)
-
-After (min_psnr=1.0):
-    h0 = outer_down(x0)
-    d0 = deep(h0)
-    y0 = outer_up(h0, d0)
-    x1 = linear(x0, y0)
-    h1 = outer_down(x1)
-    y1 = outer_up(h1, d0)
-
-With ``min_psnr=1.0`` every schedule is good enough, and the fastest is built.
-"""
+"""Try schedules that reuse features: sample the calibration's prompts with each, and compare the images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffc.compiler.analysis.skip_connections import skips
-from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.analysis.transformer_blocks import transformer
 from diffc.compiler.calibration.calibrate import Calibration, RunSampler
 from diffc.compiler.calibration.trajectory import Trajectory
-from diffc.compiler.errors import PassError
-from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule, cached
-from diffc.compiler.feature_cache.cost import Calls, Costs, Option, measure
-from diffc.compiler.feature_cache.search import Candidate, Reuses, Searched, Trial, frontier
+from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, Schedule
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.metrics import psnr
+from diffc.passes.cache.auto.cost import Calls, Costs, Option, measure
+from diffc.passes.cache.auto.search import Candidate, Reuses, Trial, frontier
 
 OPTIONS = 4
 """The number of features tried: skip connections, or spans of blocks."""
@@ -57,59 +33,7 @@ INTERVALS = (2, 3, 4, 5)
 """The intervals of the fixed schedules tried for comparison; a better one is built."""
 
 
-def auto(
-    programs: Sequence[Program],
-    calibrated: Callable[[Program], Calibration],
-    finer: Program | None,
-    *,
-    max_drop: float = 0.5,
-    min_psnr: float = 0.0,
-) -> Searched:
-    """Reuse as much as the budget allows: the first program is measured, the others follow at their own steps.
-
-    ``max_drop`` is the maximum PSNR loss, in dB, relative to the uncached images, both measured against ``finer``: the
-    same sampler with twice as many steps. ``min_psnr`` replaces it by the minimum PSNR, in dB, against the uncached
-    images. Raises `PassError` where no schedule meets the budget, with the nearest.
-    """
-    if max_drop < 0 or min_psnr < 0:
-        raise PassError(f"auto: max-drop={max_drop:g}, min-psnr={min_psnr:g}", fix="give 0 dB or more")
-    program = programs[0]
-    graph = denoiser(program)
-    options = [] if graph is None else _options(graph, programs)
-    if graph is None or not options:
-        raise PassError("auto: the denoiser has neither skip connections nor transformer blocks", where=program.name)
-    if finer is not None and _noises(finer) != _noises(program):
-        finer = None
-    if finer is None and not min_psnr:
-        what = "auto: twice as many steps read other noise, and so compute another image"
-        raise PassError(what, where=program.name, fix="set the budget with auto:min-psnr=35")
-    calibration = calibrated(program)
-    calibration = replace(calibration, trajectories=calibration.trajectories[:PROMPTS])
-    with calibration.sampling(program) as run_sampler:
-        search = _Search(program, graph, options, calibration, run_sampler, finer)
-        tried = search.tried(max_drop, min_psnr)
-    acceptable = [each for each in tried if each.keeps(max_drop, min_psnr) and any(each.reuses)]
-    if not acceptable:
-        budget = f"{min_psnr:g} dB" if min_psnr else f"a drop of at most {max_drop:g} dB"
-        raise PassError(
-            f"auto: no schedule keeps {budget}; {_nearest(tried)}", where=program.name, fix="set a lower budget"
-        )
-    fastest = min(acceptable, key=lambda each: each.time)
-    follow = search.following(fastest.reuses)
-    return Searched(cached(programs, follow), fastest, tuple(tried))
-
-
-def _nearest(tried: Sequence[Trial]) -> str:
-    best = max((each for each in tried if any(each.reuses)), key=lambda each: each.psnr)
-    drop = "" if best.drop is None else f" and drops {best.drop:.2f} dB"
-    return f"the nearest takes {best.time:.0%} of the time, has {best.psnr:.1f} dB{drop}"
-
-
-def _noises(program: Program) -> list[object]:
-    return [value.type for op in program.ops if op.operator == "noise" for value in op.results]
-
-
-def _options(graph: Graph, programs: Sequence[Program]) -> list[Option]:
+def features_to_try(graph: Graph, programs: Sequence[Program]) -> list[Option]:
     """Name the features to try: values inside of some skip connections, or the sums that some spans of blocks add."""
     connections = skips(graph, programs)
     if connections:
@@ -121,7 +45,23 @@ def _options(graph: Graph, programs: Sequence[Program]) -> list[Option]:
     return [blocks.features(span)[0] for span in dict.fromkeys(spans) if span]
 
 
-class _Search:
+def following(reuses: Reuses) -> Callable[[Program, Graph, int], Schedule]:
+    """Return the scheduler of a measured schedule; another number of evaluations follows the nearest in time."""
+
+    def follow(program: Program, graph: Graph, count: int) -> Schedule:
+        options = features_to_try(graph, [program])
+        at = np.linspace(0, len(reuses) - 1, count).round().astype(int).tolist()
+        schedule, source = list[tuple[Reuse, ...]](), 0
+        for place, there in enumerate(at):
+            reuse = reuses[there] if place else None
+            source = place if reuse is None else source
+            schedule.append(() if reuse is None else tuple(Reuse(f, source) for f in options[reuse[1]]))
+        return Schedule(schedule)
+
+    return follow
+
+
+class Trials:
     """Measure schedules of one program, each once."""
 
     def __init__(
@@ -140,21 +80,6 @@ class _Search:
         self.gains = self._gains(self.drift)
         self.finer = None if finer is None else calibration.rerun(finer, PROMPTS)
         self.known = dict[Reuses, Trial]()
-
-    def following(self, reuses: Reuses) -> Callable[[Program, Graph, int], Schedule]:
-        """Return the scheduler of a measured schedule; another number of evaluations follows the nearest in time."""
-
-        def follow(program: Program, graph: Graph, count: int) -> Schedule:
-            options = _options(graph, [program])
-            at = np.linspace(0, len(reuses) - 1, count).round().astype(int).tolist()
-            schedule, source = list[tuple[Reuse, ...]](), 0
-            for place, there in enumerate(at):
-                reuse = reuses[there] if place else None
-                source = place if reuse is None else source
-                schedule.append(() if reuse is None else tuple(Reuse(f, source) for f in options[reuse[1]]))
-            return Schedule(schedule)
-
-        return follow
 
     def tried(self, max_drop: float, min_psnr: float) -> list[Trial]:
         """Sample with the schedules of two frontiers around the budget, and with all fixed ones.

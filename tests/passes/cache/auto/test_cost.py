@@ -10,7 +10,7 @@ from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.bundle.write import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, cached
-from diffc.compiler.feature_cache.cost import LONGEST, Calls, measure
+from diffc.passes.cache.auto.cost import LONGEST, Calls, measure
 from tests.conftest import UNET
 from tests.tolerances import REWRITE_SINGLE
 from tests.traced import Traced, staged

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffc.compiler.feature_cache.search import Candidate, frontier
+from diffc.passes.cache.auto.search import Candidate, frontier
 
 WHOLE, REUSING = 1.0, (0.25, 0.5)
 

@@ -22,11 +22,11 @@ from diffc.compiler.calibration.calibrate import Calibration
 from diffc.compiler.calibration.run_program import request_of
 from diffc.compiler.calibration.trajectory import Trajectory
 from diffc.compiler.feature_cache.apply_schedule import evaluations
-from diffc.compiler.feature_cache.search import Reuses
 from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.graph.evaluate import Call, Executor, needed_for
 from diffc.compiler.graph.lazy_weights import materialize
 from diffc.compiler.ir.program import Graph, Program, Value
+from diffc.passes.cache.auto.search import Reuses
 
 aten = torch.ops.aten
 
