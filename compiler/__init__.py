@@ -14,7 +14,7 @@ __all__ = ["build", "capture", "parse", "write_bundle"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and only then: the slim installation has this package but not what it needs."""
+    """Import a name when it is first used: the slim installation has this package without its dependencies."""
     if name not in EXPORTED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(EXPORTED[name]), name)

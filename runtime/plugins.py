@@ -86,7 +86,7 @@ def library_of(domain: str, entry: Mapping[str, Any], engine: str) -> Path | Non
     """Return the installed library for a manifest's entry; None where the graph's own functions take its place.
 
     Raises `BundleError` with the package to install where it is missing, or of another version, and the graph has no
-    functions; with functions, a warning says so once.
+    functions; with functions, it warns once.
     """
     package, names = f"{entry['package']}=={entry['version']}", ", ".join(f"{domain}.{n}" for n in entry["operators"])
     what = _missing(domain, entry, engine)

@@ -73,7 +73,7 @@ def test_components_that_do_not_fit_one_another(tmp_path: Path) -> None:
     pipeline.text_encoder = type(pipeline.text_encoder)(type(pipeline.text_encoder.config)(**config))
     pipeline.save_pretrained(tmp_path / "model")
     error = refused("build", tmp_path / "model", "--size", "16x16", "--steps", "2", "-o", tmp_path / "x.diffc")
-    assert "unet does not fit what the pipeline gives it" in error
+    assert "unet does not fit its arguments in the pipeline" in error
 
 
 def test_the_output_exists(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_options_of_a_scheduler_are_followed(name: str, options: dict[str, Any])
 @pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde")
 @pytest.mark.parametrize("name", BROWNIAN)
 def test_a_brownian_tree_is_refused_with_the_line_that_seeds_it(name: str) -> None:
-    with pytest.raises(CaptureError, match="draws numbers that are not normal") as refused:
+    with pytest.raises(CaptureError, match="computes random values that are not normal") as refused:
         compiled_and_own(name, {})
     assert "randint" in str(refused.value.where)
 

@@ -20,8 +20,8 @@ from diffc.passes import NORMAL_FORM
 from tests.zoo import ZOO, Entry
 
 REFUSED = {
-    "Lumina2Pipeline": "asks a symbolic value for a number",
-    "StableAudioPipeline": "draws numbers that are not normal",
+    "Lumina2Pipeline": "reads the value of a symbolic tensor",
+    "StableAudioPipeline": "computes random values that are not normal",
 }
 """What cannot become a program, and the reason that the user is told; the README lists the kinds."""
 

@@ -206,7 +206,7 @@ class _Search:
         return [one for one in nearest if not any(self._has(self.heavy[later.node], one.node) for later in nearest)]
 
     def _products(self, each: _Sum) -> int:
-        """Find the products in a sum's branch by which tokens look at each other."""
+        """Find the products of tokens with tokens in a sum's branch."""
         inside = self.above[each.branch] & ~self.above[each.stream]
         return _bits(self.place[node] for node in self._at(inside) if self._looks(node))
 

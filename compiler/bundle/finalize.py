@@ -130,6 +130,6 @@ def _report(opened: Bundle, folder: Path, built: Iterable[Built]) -> None:
     (folder / ENGINES).write_text(json.dumps(reports["engines"]) + "\n", encoding="utf-8")
     try:
         text = page(reports)
-    except (LookupError, TypeError, ValueError, AttributeError):  # the report of another diffc has another form
+    except (LookupError, TypeError, ValueError, AttributeError):  # what another diffc reported has another form
         text = page({"engines": reports["engines"]})
     (folder / REPORT).write_text(text, encoding="utf-8")

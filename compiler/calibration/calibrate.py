@@ -149,7 +149,7 @@ class Calibrator:
             return stored
         self.progress(f"calibrate {at + 1}: {prompt}")
         with warnings.catch_warnings():
-            if not self.prompts:  # nobody wrote them for this model
+            if not self.prompts:  # they were not written for this model
                 warnings.simplefilter("ignore", DiffcWarning)
             trajectory = run.trajectory(prompt, seed, at)
         if cache:

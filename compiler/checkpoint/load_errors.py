@@ -23,7 +23,7 @@ def missing_tensors(name: str, keys: Iterable[str], where: str) -> LoadError:
 def wrong_shape(tensor: str, stored: list[int], configured: list[int], where: str) -> LoadError:
     """Return the error for a tensor whose shape differs from its component's configuration."""
     fix = "give the configuration that belongs to these weights"
-    return LoadError(f"{tensor} has shape {stored}, its configuration says {configured}", where=where, fix=fix)
+    return LoadError(f"{tensor} has shape {stored}, its configuration has {configured}", where=where, fix=fix)
 
 
 def misfit(name: str, where: str, error: Exception) -> LoadError:

@@ -106,13 +106,13 @@ def neural_components(folder: Path, index: Mapping[str, Any], named: str | None 
         try:
             component = getattr(_library(library), class_name, None) or _annotated(index, name)
         except ImportError as error:
-            fix = f"install what it asks for: {first_line(error)}"
+            fix = f"install what it requires: {first_line(error)}"
             raise LoadError(f"{name} needs a missing package", where=class_name, fix=fix) from error
         has_weights = (folder / name / "config.json").exists()
         if isinstance(component, type) and issubclass(component, nn.Module):
             classes[name] = component
         elif component is None and has_weights:
-            what = f"{library} has no class {class_name!r}, which {name} asks for"
+            what = f"{library} has no class {class_name!r}, which {name} requires"
             fix = f"install a version of {library} that has it"
             raise LoadError(what, where=f"{named or folder}, {INDEX}", fix=fix)
     return classes

@@ -41,7 +41,7 @@ from diffc.compiler.commands.request_files import (
 from diffc.runtime.errors import DiffcError
 from diffc.runtime.memory import peak_bytes
 
-INPUT = "NAME=SHAPE for each image, as image_embeds=1280; NAME=picture,picture for a list of images."
+INPUT = "NAME=SHAPE for each image, as image_embeds=1280; NAME=image,image for a list of images."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

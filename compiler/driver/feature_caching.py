@@ -12,10 +12,10 @@ from diffc.compiler.driver.options import CACHE, CacheOptions
 from diffc.compiler.driver.pass_manager import PROGRAMS, Times, run_recipe
 from diffc.compiler.driver.state import State
 from diffc.compiler.errors import DiffcError, Progress
-from diffc.passes.cache.auto.search import Searched
 from diffc.compiler.ir.program import Program
 from diffc.compiler.recipe import optional
 from diffc.passes.cache import Need
+from diffc.passes.cache.auto.search import Searched
 
 
 def cache(state: State, *, options: CacheOptions) -> State:

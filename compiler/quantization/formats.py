@@ -1,8 +1,8 @@
 """Define low-bit number formats, and how the values of a tensor share scales.
 
 A tensor is stored as values of a number format: ``x = scale * (quantized - zero)``. Integer and floating-point formats
-differ in their values and in nothing else. A `Spec` says which values share a scale, and when an activation's scale is
-known; it reads and prints as text:
+differ in their values and in nothing else. A `Spec` states which values share a scale, and when an activation's scale
+is known; it reads and prints as text:
 
     int8:channel             one scale for each output channel
     int4:group=64            one for each 64 weights of an output channel
@@ -195,7 +195,7 @@ def parse_spec(text: str) -> Spec | None:
 
 def _unknown(word: str, text: str, words: list[str]) -> RecipeError:
     guess = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(word, words, n=1))
-    return RecipeError(f"{word!r} says nothing about a format", where=text, fix=f"{guess}known: {', '.join(words)}")
+    return RecipeError(f"{word!r} has no number format", where=text, fix=f"{guess}known: {', '.join(words)}")
 
 
 def spread(scale: torch.Tensor, shape: torch.Size | tuple[int, ...], group: int) -> torch.Tensor:

@@ -58,7 +58,7 @@ def read_recipe(path: Path) -> RecipeFile:
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        fix = "give a TOML file with [quantize] and [[layer]]"
+        fix = "use a TOML file with [quantize] and [[layer]]"
         raise RecipeError(f"{path} cannot be read: {error}", fix=fix) from error
     _check_keys(entries, KEYS, str(path))
     settings, layers = entries.get("quantize", {}), entries.get("layer", [])

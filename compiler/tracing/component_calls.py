@@ -59,7 +59,7 @@ class ComponentCalls:
     def call(
         self, component: str, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Signature, list[Any]]:
-        """Look up the signature of a call, running it on fake tensors if it is new; give its tensors in port order."""
+        """Find the signature of a call, running it on fake tensors if it is new; return its tensors in port order."""
         original = getattr(type(module), method).__get__(module)
         arguments = bind(original, args, kwargs)
         leaves, structure = pytree.tree_flatten(arguments)
@@ -95,7 +95,7 @@ class ComponentCalls:
             return method(**arguments)
 
     def graphs(self, programs: Iterable[Program]) -> tuple[Program, ...]:
-        """Export every signature that the programs call, with the outputs that they read, and give them the graphs."""
+        """Export every signature that the programs call, with the outputs that they read; return them with graphs."""
         programs = tuple(program.live() for program in programs)
         by_name = {signature.name: signature for signature in self.signatures.values()}
         for program in programs:
@@ -232,7 +232,7 @@ def _misfit(component: str) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise CaptureError(
-            f"{component} does not fit what the pipeline gives it: {first_line(error)}",
+            f"{component} does not fit its arguments in the pipeline: {first_line(error)}",
             fix="check that the configurations of the checkpoint's components belong together",
         ) from error
     finally:

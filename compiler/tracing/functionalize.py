@@ -1,9 +1,9 @@
 """Keep in-place writes and views apart: a program has values only, so a write makes a new value of the whole tensor.
 
-A tensor that has views, and each view, remembers a base, which nobody else holds, and its path from there. Writing into
-a view scatters the new part back along that path; a view whose base has changed since is taken anew before it is read.
+A tensor that has views, and each view, remembers a base, which only they hold, and its path from there. Writing into a
+view scatters the new part back along that path; a view whose base has changed since is recorded anew before it is read.
 An operator that changes a tensor's shape in place makes it a view of what it was. This is what
-``torch.func.functionalize`` does, for tensors that have no numbers:
+``torch.func.functionalize`` does, for tensors without elements:
 https://docs.pytorch.org/docs/stable/generated/torch.func.functionalize.html
 """
 
@@ -29,7 +29,7 @@ MEMORY = ("aten::set_", "aten::as_strided_")
 """In-place operators whose results depend on how tensors lie in memory, of which a program knows nothing."""
 
 Record = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-"""Record an operator that returns new tensors, and give them."""
+"""Record an operator that returns new tensors, and return them."""
 
 
 @dataclass(frozen=True)

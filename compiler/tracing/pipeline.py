@@ -32,15 +32,15 @@ STRENGTH = "strength"
 GENERATOR = "generator"
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 OF_THE_RUN = (GENERATOR, "latents", *COUNTS)
-"""Arguments of a pipeline's call that the runtime decides: seeds, first noises, how many pictures."""
+"""Arguments of a pipeline's call that the runtime decides: seeds, first noises, the number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """State what is fixed at build: task, steps, size in pixels, batch, strength, default guidance.
 
-    None stands for what the pipeline does when nobody says. ``options`` are other arguments of its call, by name, and
-    ``inputs`` says what those are that the request gives. A bundle of several sizes says them in its programs' names.
+    None stands for the pipeline's default. ``options`` are other arguments of its call, by name, and ``inputs`` the
+    kinds of those that the request sets. With ``says_size`` the names of programs contain the size.
     """
 
     task: str = "text-to-image"
@@ -55,24 +55,24 @@ class Sampling:
 
 
 def asked_sizes(size: Size | Sequence[Size] | None) -> tuple[Size, ...]:
-    """List each size once; none where nobody says one. Raises `BuildError` for what is no size."""
+    """List each size once; none for None. Raises `BuildError` for an impossible size."""
     several = size is not None and not any(isinstance(each, int) for each in size)
     sizes: Any = size if several else () if size is None else (size,)
     for each in sizes:
         if len(each) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in each):
-            raise BuildError(f"{each!r} is no size", fix="give width and height in pixels, such as (512, 512)")
+            raise BuildError(f"{each!r} is no size", fix="use width and height in pixels, such as (512, 512)")
     return tuple(dict.fromkeys((width, height) for width, height in sizes))
 
 
 def default_steps(pipeline: Any) -> int:
-    """Look up how many steps the pipeline takes when nobody says."""
+    """Return the default number of steps of the pipeline."""
     return int(_parameters(pipeline)["num_inference_steps"].default)
 
 
 def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[Program]:
     """Trace the pipeline; where it drops its guidance branch at scale 1, trace it without as well.
 
-    Where it does something else for no negative prompt than for an empty one, there is a program for that too.
+    Where no negative prompt differs from an empty one, there is a program for that too.
 
     Raises `CaptureError` with the pipeline's file, line and source where it cannot be traced.
     """
@@ -123,7 +123,7 @@ def _scales(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling
     scales |= {name: options[name] for name in scales if options.get(name) is not None}
     for name, scale in scales.items():
         if scale is not None and (not isinstance(scale, int | float) or isinstance(scale, bool)):
-            raise BuildError(f"{name} is {scale!r}", where="--set", fix="give a number")
+            raise BuildError(f"{name} is {scale!r}", where="--set", fix="use a number")
     return {name: float(scale) for name, scale in scales.items() if scale is not None}
 
 
@@ -174,7 +174,7 @@ def _trace(
 def _options(
     pipeline: Any, parameters: Mapping[str, Any], taken: Collection[str], options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Check that the pipeline takes the options, and that nothing else says them."""
+    """Check that the pipeline takes the options, and that no other option sets them."""
     free = [name for name in parameters if name not in ("self", *taken)]
     if unknown := [name for name in options if name not in free]:
         what = f"{type(pipeline).__name__} takes no {unknown[0]} here"
@@ -199,7 +199,7 @@ def _call(
 
 
 def _channels_first(result: Any) -> Any:
-    """Turn pictures and films that the pipeline has laid out for NumPy back; other results stay as they are."""
+    """Move the channels of images and videos from NumPy's last place before the height; keep other results."""
     ends_with_channels = (
         isinstance(result, torch.Tensor)
         and result.dim() in (4, 5)

@@ -21,7 +21,7 @@ def pipeline_errors() -> Iterator[None]:
         if isinstance(error, CaptureError):
             what, fix = error.what, error.fix
         elif type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
-            what, fix = f"{error} asks a symbolic value for a number", None
+            what, fix = f"{error} reads the value of a symbolic tensor", None
         else:
             what, fix = f"the pipeline refuses: {error}", "ask for what the pipeline can do"
         fix = fix or "the sampler must not branch on, or read, what only the run knows"

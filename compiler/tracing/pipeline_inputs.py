@@ -1,10 +1,10 @@
 """Find which images and other tensors a pipeline's call takes from the request.
 
-A pipeline that cannot do without a picture says so in its signature, and the picture is as large as what is drawn. The
-shape of an embedding no signature says, so whoever builds does: ``--input image_embeds=1280`` asks for 1280 numbers
-for each picture, ``--input image=picture,picture`` for a list of two pictures, which the request knows as ``image_1``
-and ``image_2``, ``--input last_image=picture:224x224`` for a picture of another size, and ``--input
-ip_adapter_image=prepared`` for one that the pipeline's feature extractor prepares for an image encoder.
+An image that a pipeline requires is in its signature, and has the size of the sampled images. The shape of an embedding
+is in no signature, and is an option of the build: ``--input image_embeds=1280`` requests 1280 values for each image,
+``--input image=image,image`` a list of two images, which the request calls ``image_1`` and ``image_2``, ``--input
+last_image=image:224x224`` an image of another size, and ``--input ip_adapter_image=prepared`` one that the pipeline's
+feature extractor prepares for an image encoder. ``picture`` is the former word for ``image``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.runtime.program.facts import Facts
 
 PREPARED = "prepared"
-KIND = re.compile(r"prepared|picture(?::(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*))?|(?P<shape>[1-9]\d*(?:x[1-9]\d*)*)")
+KIND = re.compile(
+    r"prepared|(?:image|picture)(?::(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*))?|(?P<shape>[1-9]\d*(?:x[1-9]\d*)*)"
+)
 
 Parameters = Mapping[str, inspect.Parameter]
 Size = tuple[int, int]
@@ -33,17 +35,17 @@ Size = tuple[int, int]
 def requested_arrays(
     pipeline: Any, kinds: Mapping[str, str], *, batch: int, size: Size | None
 ) -> dict[str, Image | Tensor]:
-    """Describe the arrays that ``kinds`` names, and the images that the pipeline cannot do without.
+    """Describe the arrays that ``kinds`` names, and the images that the pipeline requires.
 
-    Raises `BuildError` for what the pipeline does not take, and for tensors that it needs and whose shape nobody says.
+    Raises `BuildError` for an argument that the pipeline lacks, and for required tensors of unknown shape.
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     for name in kinds:
         if name not in parameters or not _admits(parameters[name], PIL.Image.Image, torch.Tensor):
-            what = f"{type(pipeline).__name__} takes neither pictures nor tensors as {name}"
+            what = f"{type(pipeline).__name__} takes neither images nor tensors as {name}"
             takes = [n for n, p in parameters.items() if _admits(p, PIL.Image.Image, torch.Tensor)]
-            raise BuildError(what, where="--input", fix=f"ask for one of {', '.join(takes)}")
-    needed = {name: "picture" for name, parameter in parameters.items() if _is_needed_picture(name, parameter)}
+            raise BuildError(what, where="--input", fix=f"use one of {', '.join(takes)}")
+    needed = {name: "image" for name, parameter in parameters.items() if _is_needed_image(name, parameter)}
     _refuse_unknown_shapes(pipeline, parameters, kinds)
     arrays: dict[str, Image | Tensor] = {}
     for name, kind in (needed | dict(kinds)).items():
@@ -73,7 +75,7 @@ def _names(name: str, kinds: Sequence[str]) -> list[str]:
 def _array(pipeline: Any, name: str, kind: str, batch: int, size: Size | None) -> Image | Tensor:
     match = KIND.fullmatch(kind)
     if match is None:
-        fix = "use a shape for one picture, as 1280 or 16x24x24, picture, picture:WxH or prepared; commas make a list"
+        fix = "use a shape for one image, as 1280 or 16x24x24, image, image:WxH or prepared; commas make a list"
         raise BuildError(f"{kind!r} is no input", where=f"--input {name}", fix=fix)
     if match["shape"]:
         return Tensor((batch, *map(int, match["shape"].split("x"))))
@@ -88,7 +90,7 @@ def _feature_extractor(pipeline: Any, name: str) -> Any:
     extractor = getattr(pipeline, "feature_extractor", None)
     if not getattr(extractor, "do_normalize", False) or not getattr(extractor, "do_center_crop", False):
         what = f"{type(pipeline).__name__} has no feature extractor that crops and normalizes"
-        raise BuildError(what, where=f"--input {name}", fix="ask for a picture, or for numbers by their shape")
+        raise BuildError(what, where=f"--input {name}", fix="use image, or the shape of an array")
     return extractor
 
 
@@ -109,7 +111,7 @@ def _admits(parameter: inspect.Parameter, *types: type) -> bool:
     return any(type_ in (*named, *(arg for one in named for arg in get_args(one))) for type_ in types)
 
 
-def _is_needed_picture(name: str, parameter: inspect.Parameter) -> bool:
+def _is_needed_image(name: str, parameter: inspect.Parameter) -> bool:
     types = _types(parameter)
     needed = PIL.Image.Image in types and type(None) not in types
     return needed and (name == "image" or name.endswith("_image"))
@@ -122,8 +124,8 @@ def _refuse_unknown_shapes(pipeline: Any, parameters: Parameters, kinds: Mapping
     ]
     unknown = [name for name in tensors if name not in kinds]
     if unknown:
-        what = f"{type(pipeline).__name__} needs {' and '.join(unknown)}, of a shape that it does not say"
-        fix = f"say the shape for one picture: --input {unknown[0]}=1280, for example"
+        what = f"{type(pipeline).__name__} needs {' and '.join(unknown)}, of a shape that its signature lacks"
+        fix = f"set the shape for one image: --input {unknown[0]}=1280, for example"
         raise BuildError(what, where="the arguments of its call", fix=fix)
 
 
@@ -134,13 +136,11 @@ def latent_models(pipeline: Any) -> list[ModelMixin]:
 
 
 def _own_size(pipeline: Any) -> Size:
-    """Return the size in pixels that the denoiser was made for."""
+    """Return the size in pixels that the denoiser was trained for."""
     factor = getattr(pipeline, "vae_scale_factor", None)
     sizes = [size for c in latent_models(pipeline) if isinstance(size := getattr(c.config, "sample_size", None), int)]
     if not factor or not sizes:
-        raise BuildError(
-            "the size of the picture is not known", where=type(pipeline).__name__, fix="give it with --size"
-        )
+        raise BuildError("the size of the image is not known", where=type(pipeline).__name__, fix="set it with --size")
     return sizes[0] * factor, sizes[0] * factor
 
 

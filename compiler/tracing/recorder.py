@@ -22,13 +22,13 @@ from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.value_ranges import decided, range_of_results
 
 NOISE = ("aten::randn", "aten::randn_like", "aten::normal_functional")
-"""Random operators that draw from the normal distribution."""
+"""Random operators whose values are normally distributed."""
 
 GENERATOR = "generator"
-"""The attribute of a noise that was drawn from one of several generators: the generator's seed."""
+"""The attribute of a noise of one of several generators: the generator's seed."""
 
 DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "generator")
-"""Arguments of ATen operators that say where and how a tensor is stored, not what it is."""
+"""Arguments of ATen operators for the storage of a tensor, which do not change its values."""
 
 aten = torch.ops.aten
 DECOMPOSED: dict[Any, Callable[..., torch.Tensor]] = {
@@ -105,7 +105,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         returned = self._fake(func, args, kwargs)
         leaves, structure = pytree.tree_flatten(returned)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
-            raise CaptureError(f"{func} asks a symbolic value for a number")
+            raise CaptureError(f"{func} reads the value of a symbolic tensor")
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         symbolic = [operand for operand in operands if isinstance(operand, Symbolic)]
         for operand in symbolic:
@@ -154,7 +154,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if pure is None:
             raise CaptureError(f"{func} writes in place", fix="use the operation that returns a new tensor")
         if not isinstance(target, Symbolic):
-            raise CaptureError(f"{func} writes what only the run knows into a constant", fix="write into a new tensor")
+            raise CaptureError(
+                f"{func} writes a value known only at run time into a constant", fix="write into a new tensor"
+            )
         if func in RESIZES:
             new = resized(target, getattr(args[1], "shape", args[1]), self.record)
         else:
@@ -171,15 +173,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _noise(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Symbolic:
         if func._schema.name not in NOISE:
-            raise CaptureError(f"{func} draws numbers that are not normal", fix="draw noise with torch.randn")
+            raise CaptureError(
+                f"{func} computes random values that are not normal", fix="compute noise with torch.randn"
+            )
         generator = kwargs.get("generator")
         if generator is not None and generator.initial_seed() not in self.seeds:
-            raise CaptureError(
-                f"{func} draws from a generator of its own", fix="draw from the request's seed: no generator"
-            )
+            raise CaptureError(f"{func} uses a generator of its own", fix="use the request's seed: pass no generator")
         fake = self._fake(func, args, kwargs)
         if fake.dtype != torch.float32:
-            raise CaptureError(f"{func} draws {fake.dtype}", fix="draw noise in float32")
+            raise CaptureError(f"{func} computes noise in {fake.dtype}", fix="compute noise in float32")
         noise = self.value(fake, "n")
         self.append("noise", (), [] if generator is None else [(GENERATOR, generator.initial_seed())], [noise])
         return noise

@@ -37,8 +37,8 @@ SCALED = (aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, aten.mul.Scalar, a
 class Scalar(float):
     """Behave as a float that notes every comparison as a guard.
 
-    Sums with numbers and multiples are ``slope * root + shift`` of the request's number, the root, and note what a
-    comparison says of it. ``slope`` is NaN in what else is made of it: a comparison then fixes the root.
+    Sums with constants and multiples are ``slope * root + shift`` of the request's scalar, the root, and note what a
+    comparison implies for it. ``slope`` is NaN in other functions of it: a comparison then fixes the root.
     """
 
     name: str
@@ -173,7 +173,7 @@ def combine(original: Sequence[Op], first: Sequence[Op], second: Sequence[Op]) -
 
 
 def _after_linears(source: Iterator[Op], ops: list[Op]) -> Op:
-    """Move the leading ``linear`` operations, which no trace has, and give the one that follows them."""
+    """Move the leading ``linear`` operations, which no trace has, and return the one that follows them."""
     for op in source:
         if op.operator != "linear":
             return op

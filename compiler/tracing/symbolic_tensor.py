@@ -1,4 +1,4 @@
-"""Stand for the values of a program while it is traced: tensors that have a type and a name, but no numbers."""
+"""Represent the values of a program while it is traced: tensors with a type and a name, without elements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffc.compiler.tracing.variable_length import prefix
 
 
 class Symbolic(torch.Tensor):
-    """Stand for a value of the program: it has a type and a name but no numbers."""
+    """Represent a value of the program by its type and its name."""
 
     fake: torch.Tensor
     label: str
@@ -49,20 +49,20 @@ class Symbolic(torch.Tensor):
 
     @data.setter
     def data(self, replacement: Any) -> None:
-        raise CaptureError("a symbolic value's .data is replaced", fix="give the new tensor a name, or use copy_")
+        raise CaptureError("a symbolic value's .data is replaced", fix="assign the new tensor to a name, or use copy_")
 
     def numpy(self, *, force: bool = False) -> Symbolic:  # type: ignore[override]
-        """Stay symbolic: what a pipeline does to its result afterwards is for people who want pictures, not for us."""
+        """Stay symbolic: a pipeline converts its result for display only."""
         return self
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Stay symbolic when NumPy stacks results, as pipelines do that give films as arrays."""
+        """Stay symbolic when NumPy stacks results, as pipelines do that return videos as arrays."""
         if func is not np.stack:
             raise CaptureError(f"numpy.{func.__name__} reads a symbolic value", fix="use torch's operations")
         return torch.stack(list(args[0]), *args[1:], **({"dim": kwargs["axis"]} if "axis" in kwargs else {}))
 
     def __getitem__(self, index: Any) -> Any:
-        """Cut to a length that only the run knows, or take what any tensor gives."""
+        """Return a prefix of a length known only at run time, or index as any tensor does."""
         if isinstance(index, slice) and isinstance(index.stop, Symbolic) and (index.start, index.step) == (None, None):
             return prefix(self, index.stop)
         return super().__getitem__(index)

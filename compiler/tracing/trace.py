@@ -1,11 +1,11 @@
-"""Run a pipeline once with symbolic tensors and record what it does to them, as a program.
+"""Run a pipeline once with symbolic tensors and record its operations on them, as a program.
 
 The components of the pipeline are opaque calls. Whatever touches a symbolic tensor is recorded; all else (schedules,
-sigmas, Python control flow) runs as it always does and ends up as numbers. So loops unroll by themselves, and no
+sigmas, Python control flow) runs as it always does and ends up as constants. So loops unroll by themselves, and no
 sampler, scheduler or guidance rule is known to this file.
 
 The operations on tensors are recorded by ``recorder.py``, the calls of components by ``opaque_components.py`` and those
-of tokenizers by ``tokenizer_calls.py``; numbers of the request are followed by ``symbolic_scalar.py``.
+of tokenizers by ``tokenizer_calls.py``; scalars of the request are followed by ``symbolic_scalar.py``.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def capture(
     """Compile a sampling function of your own, over your own modules and tokenizers, into a program with its graphs.
 
     A parameter without default is a text, given as a list of ``batch`` strings; one with a number is a scalar of the
-    request; one called ``on_step`` is a callable to be told the latents after each step. Noise is drawn with
+    request; one called ``on_step`` is a callable that receives the latents after each step. Noise comes from
     ``torch.randn``, in float32. `diffc.compiler.write_bundle` makes a bundle of the program.
-    Raises `CaptureError` with the line of the function that asks for what only the run knows.
+    Raises `CaptureError` with the line of the function that reads a value known only at run time.
     """
     inputs: dict[str, RequestInput] = {}
     parameters = dict(inspect.signature(function).parameters)
@@ -71,7 +71,7 @@ def trace(
     on_step: str | None = None,
     seeds: Collection[int] = (),
 ) -> Program:
-    """Run ``function(**inputs)`` symbolically and give the program of what it did, its graphs not yet exported.
+    """Run ``function(**inputs)`` symbolically and return the recorded program, its graphs not yet exported.
 
     Texts arrive as lists of ``batch`` strings, numbers as floats, all else as tensors. ``on_step`` names the
     parameter of the function that takes a callable, to be told the latents after each step of the sampler. Noise is

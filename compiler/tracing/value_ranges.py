@@ -1,6 +1,6 @@
-"""Decide comparisons by the range of the numbers: a picture of the request lies in [0, 1], whatever it shows.
+"""Decide comparisons by the range of values: an image of the request lies in [0, 1], whatever it shows.
 
-Pipelines look at a picture's smallest number to guess its range. That is no question for the run: the answer is known.
+Pipelines read the smallest value of an image to guess its range; the range is known at build.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COMPARED: dict[Any, Callable[[float, float, float], bool | None]] = {
 
 
 class Ranged:
-    """Stand for a number that only the run knows, but whose range answers what is asked about it."""
+    """Represent a number known only at run time, whose range decides comparisons with it."""
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
@@ -52,7 +52,7 @@ class Ranged:
 def range_of_results(func: Any, operands: Iterable[Bounds | None], dtype: torch.dtype, terms: int) -> Bounds | None:
     """Return the range of an operator's results, if it keeps ranges and that of every tensor operand is known.
 
-    Each result is made of ``terms`` operands: that is what a sum multiplies the range by.
+    Each result has ``terms`` operands: a sum multiplies the range by their number.
     """
     known = list(operands)
     if dtype == torch.bool:

@@ -84,7 +84,7 @@ def profiling_dit(
             ratios = _Profile(graph, transformer, program, calibrated(program)).ratios()
             labels[graph.name] = _runs(ratios, share)
         if not labels[graph.name]:
-            what = "profiling-dit: all blocks look at the foreground"
+            what = "profiling-dit: all blocks attend to the foreground"
             raise PassError(what, where=graph.name, fix="give the share of the blocks that is reused, as share=0.5")
         added = [feature for each in transformer.features(*labels[graph.name]) for feature in each]
         since = [max(0, at - first) % interval for at in range(count)]
@@ -95,7 +95,7 @@ def profiling_dit(
 
 
 def _runs(ratios: Sequence[float], share: float | None) -> list[range]:
-    """List the runs of blocks that look at the background."""
+    """List the runs of blocks that attend to the background."""
     ranked = sorted(range(len(ratios)), key=ratios.__getitem__)
     count = sum(ratio < 1 for ratio in ratios) if share is None else max(1, round(share * len(ratios)))
     runs = groupby(enumerate(sorted(ranked[:count])), lambda pair: pair[1] - pair[0])

@@ -1,4 +1,4 @@
-"""Calibrate on strided steps of the trajectory, and give each half of a concatenated input its own quantizers.
+"""Calibrate on strided steps of the trajectory, and quantize each half of a concatenated input by itself.
 
 Paper: Li et al., "Q-Diffusion: Quantizing Diffusion Models", ICCV 2023,
        https://arxiv.org/abs/2302.04304 (time step-aware calibration; shortcut-splitting quantization). A layer that

@@ -78,7 +78,7 @@ def find_cuda(gpu: Gpu) -> Any:
 class Device:
     """Hold memory, a stream and at most one graph of launches, until it is closed.
 
-    ``cuda`` is the module that `find_cuda` gives. What CUDA refuses is a `RuntimeError`.
+    ``cuda`` is the module that `find_cuda` returns. Raises `RuntimeError` with CUDA's reason.
     """
 
     def __init__(self, cuda: Any) -> None:

@@ -49,7 +49,7 @@ class OpenVino:
 
 
 def open_openvino(bundle: Bundle, graph: str, threads: int) -> Session:
-    """Compute as the target says, where OpenVINO would choose; arithmetic of no component is always in float32.
+    """Compile a graph in the types of the target; arithmetic between components is always in float32.
 
     OpenVINO computes float64 in float32, so a graph that has any is left to ONNX Runtime.
     """
@@ -62,7 +62,7 @@ def open_openvino(bundle: Bundle, graph: str, threads: int) -> Session:
     component, precision = bundle.manifest.component(graph), split_target(bundle.manifest.target)[1]
     options = {"INFERENCE_PRECISION_HINT": computes(precision) if component else "f32"}
     options |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
-    options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}  # the graph says which activations have few bits
+    options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}  # the graph states which activations are low-bit
     options |= {} if computes_in_bytes(bundle, graph) else {"LP_TRANSFORMS_MODE": "NO"}
     options |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
     options |= {"SNIPPETS_MODE": "DISABLE"} if _overwrites_queries(model) else {}
@@ -108,7 +108,7 @@ def openvino_core() -> Any:
     Importing it would tell an analytics service so. It does without the package that does that where there is none.
     """
     there = sys.modules.get(TELEMETRY)
-    sys.modules[TELEMETRY] = cast(ModuleType, None)  # which is how Python is told that a module cannot be imported
+    sys.modules[TELEMETRY] = cast(ModuleType, None)  # which makes Python refuse to import a module
     try:
         import openvino
     except ImportError as error:

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 class Session:
     """Hold an opened graph: the names of each input, the count of the outputs, and the function that computes them.
 
-    Threads may share ``run``, which takes an array for each input and returns arrays that nobody else writes.
+    Threads may share ``run``, which takes an array for each input and returns arrays that no other call writes.
     ``engine`` describes in a few words who computes.
     """
 

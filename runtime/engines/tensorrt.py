@@ -62,7 +62,7 @@ def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = M
     """Run a graph's engine on the GPU, or the graph in ONNX Runtime where this machine cannot run the engine.
 
     Arithmetic between components has no engine, nor has what computes in float64. Raises `BundleError` where the engine
-    is damaged or does not get its weights, or where ONNX Runtime cannot compute on the CPU what the graph says.
+    is damaged or does not get its weights, or where ONNX Runtime cannot compute the graph on the CPU.
     """
     if not bundle.manifest.component(graph) or (bundle.manifest.engines and graph not in bundle.manifest.engines):
         return open_onnx_runtime(bundle, graph, threads)
@@ -75,7 +75,7 @@ def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = M
         except Exception as error:
             what = f"{missing.what}, and ONNX Runtime cannot compute {where} on the CPU: {reason(error)}"
             raise BundleError(what, where=where, fix=missing.fix) from error
-        _warn_once(f"{bundle.path} is drawn by ONNX Runtime, on the CPU: {missing.what}\n  fix: {missing.fix}")
+        _warn_once(f"{bundle.path} runs in ONNX Runtime, on the CPU: {missing.what}\n  fix: {missing.fix}")
         return session
     return _executed(bundle, graph, gpu, library, cuda)
 

@@ -63,7 +63,7 @@ class Library:
 
 @cache
 def find_library(kind: str | None = None) -> Library:
-    """Load TensorRT: the kind that is asked for, or else the first of the two that is installed.
+    """Load TensorRT: the requested kind, or else the first of the two that is installed.
 
     Raises `BundleError` with the command that installs it.
     """
@@ -170,7 +170,7 @@ class Execution:
     """Run an engine, one call after another, with buffers that lie on the GPU as long as it lives.
 
     The classic library's launches are recorded after the first call, and put into the stream at once from then on;
-    TensorRT for RTX records by itself when told to. What that compiles for this very GPU when it opens an engine is
+    TensorRT for RTX records by itself on request. Its code for this very GPU, compiled when it opens an engine, is
     kept in ``cache`` as ``key``, for the next time. An engine may take several ``shapes`` of its inputs; an execution
     takes these. Raises `ValueError` where the library cannot execute it.
     """

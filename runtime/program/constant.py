@@ -12,7 +12,7 @@ from diffc.runtime.program.program import Literal, Type
 
 
 def constant(literal: Literal, type_: Type) -> NDArray[Any]:
-    """Build the tensor of a number, which stands for every element, or of nested lists of numbers.
+    """Build the tensor of a number, the value of every element, or of nested lists of numbers.
 
     A port of floats takes integers as well. Raises `VerifyError` where the numbers do not have the type, or the lists
     do not have the shape.

@@ -150,7 +150,7 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class Op:
-    """Apply an operator; the grammar says which arguments it has. ``line`` is where it was read, 0 if it was not."""
+    """Apply an operator; the grammar defines its arguments. ``line`` is where it was read, 0 if it was not."""
 
     operator: str
     args: tuple[Literal, ...] = ()

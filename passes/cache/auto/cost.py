@@ -90,7 +90,7 @@ class Calls:
         return list(self.reusing[at](*feeds, *(features[feature] for feature in self.options[at])))
 
     def following(self, reuses: Reuses, program: Program) -> Call:
-        """Return a replacement of the graph that reuses features as a schedule says, run after run."""
+        """Return a replacement of the graph that reuses features by a schedule, run after run."""
         places, features = list(evaluations(program, [self.name]).values()), dict[tuple[int, int], dict[Feature, Any]]()
 
         def call(step: int, feeds: Sequence[torch.Tensor]) -> Tensors:

@@ -171,7 +171,7 @@ def test_a_finalized_bundle_is_still_drawn_without_a_gpu(bundle: Path, tmp_path:
     finalize(bundle, build=stand_in)
     result = diffc("run", bundle, "red circle", "--seed", "0", "-o", tmp_path / "x.png")
     assert result.exit_code == 0
-    assert f"warning: {bundle} is drawn by ONNX Runtime, on the CPU: " in result.stderr
+    assert f"warning: {bundle} runs in ONNX Runtime, on the CPU: " in result.stderr
     assert result.stderr.splitlines()[-1].endswith(" s, ONNX Runtime")
 
 

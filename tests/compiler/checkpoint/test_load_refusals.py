@@ -133,7 +133,7 @@ def test_rejects_an_unknown_pipeline(folder: Path, name: str) -> None:
 
 def test_rejects_an_unknown_component_class(folder: Path) -> None:
     edit_json(folder / "model_index.json", unet=["diffusers", "NoSuchModel"])
-    assert "diffusers has no class 'NoSuchModel', which unet asks for" in refusal(folder)
+    assert "diffusers has no class 'NoSuchModel', which unet requires" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])

@@ -70,5 +70,5 @@ def test_a_folder_without_an_index_may_be_one_component(tmp_path: Path) -> None:
 
 def test_names_a_class_that_a_library_does_not_have(tmp_path: Path) -> None:
     index = read_index(folder_of(INDEX, tmp_path)) | {"unet": ["diffusers", "UNet9DModel"]}
-    with pytest.raises(LoadError, match="diffusers has no class 'UNet9DModel', which unet asks for"):
+    with pytest.raises(LoadError, match="diffusers has no class 'UNet9DModel', which unet requires"):
         neural_components(tmp_path, index)

@@ -57,7 +57,8 @@ def test_asks_for_the_pictures_that_a_pipeline_cannot_do_without() -> None:
 
 def test_asks_for_what_it_is_told() -> None:
     assert asked(embeds="16x24x24")["embeds"] == Tensor((2, 16, 24, 24))
-    assert asked(last_image="picture:8x4")["last_image"] == Image((2, 3, 4, 8))
+    assert asked(last_image="image:8x4")["last_image"] == Image((2, 3, 4, 8))
+    assert asked(last_image="picture:8x4") == asked(last_image="image:8x4"), "the former word"
     listed = asked(image="picture,5")
     assert (listed["image_1"], listed["image_2"]) == (Image((2, 3, 32, 32)), Tensor((2, 5)))
     assert "image" not in listed
@@ -73,12 +74,12 @@ def test_lists_are_put_together_again() -> None:
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ({}, "Pipeline needs embeds, of a shape that it does not say"),
+        ({}, "Pipeline needs embeds, of a shape that its signature lacks"),
         ({"embeds": "0x4"}, "'0x4' is no input"),
         ({"embeds": "picture:8"}, "'picture:8' is no input"),
         ({"embeds": "7,"}, "'' is no input"),
-        ({"embeds": "7", "prompt": "4"}, "Pipeline takes neither pictures nor tensors as prompt"),
-        ({"embeds": "7", "latents": "4"}, "Pipeline takes neither pictures nor tensors as latents"),
+        ({"embeds": "7", "prompt": "4"}, "Pipeline takes neither images nor tensors as prompt"),
+        ({"embeds": "7", "latents": "4"}, "Pipeline takes neither images nor tensors as latents"),
     ],
 )
 def test_refuses(kinds: dict[str, str], message: str) -> None:
@@ -89,5 +90,5 @@ def test_refuses(kinds: dict[str, str], message: str) -> None:
 def test_the_size_of_a_picture_must_be_known() -> None:
     pipeline = Pipeline()
     pipeline.components = {"encoder": nn.Linear(1, 1), "autoencoder": Autoencoder(64)}
-    with pytest.raises(BuildError, match="the size of the picture is not known"):
+    with pytest.raises(BuildError, match="the size of the image is not known"):
         requested_arrays(pipeline, {"embeds": "7"}, batch=1, size=None)

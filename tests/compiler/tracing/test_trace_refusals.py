@@ -75,18 +75,18 @@ def raises(x: torch.Tensor) -> Any:
 
 
 REFUSALS: Mapping[Callable[..., Any], str] = {
-    reads_an_item: "asks a symbolic value for a number",
-    reads_a_float: "asks a symbolic value for a number",
-    branches: "asks a symbolic value for a number",
-    asks_for_truth: "asks a symbolic value for a number",
+    reads_an_item: "reads the value of a symbolic tensor",
+    reads_a_float: "reads the value of a symbolic tensor",
+    branches: "reads the value of a symbolic tensor",
+    asks_for_truth: "reads the value of a symbolic tensor",
     lists: "",
     leaves_torch: "",
-    finds: "asks a symbolic value for a number",
+    finds: "reads the value of a symbolic tensor",
     writes_into_a_constant: "into a constant",
-    draws_uniformly: "aten.rand.default draws numbers that are not normal",
-    drops_out: "draws numbers that are not normal",
-    draws_doubles: "aten.randn.default draws torch.float64",
-    draws_into: "draws numbers that are not normal",
+    draws_uniformly: "aten.rand.default computes random values that are not normal",
+    drops_out: "computes random values that are not normal",
+    draws_doubles: "aten.randn.default computes noise in torch.float64",
+    draws_into: "computes random values that are not normal",
     disagrees: "the pipeline refuses: ",
     raises: "the pipeline refuses: no such mode",
 }

@@ -108,7 +108,7 @@ def test_onnx_runtime_stands_in_and_says_why_once(
     with pytest.warns(DiffcWarning) as said:
         sessions = [open_tensorrt(bundle, "decoder", 1, here) for _ in range(2)]
     [text] = [str(warning.message) for warning in said]
-    assert text.startswith(f"{tmp_path} is drawn by ONNX Runtime, on the CPU: ") and what in text
+    assert text.startswith(f"{tmp_path} runs in ONNX Runtime, on the CPU: ") and what in text
     assert "\n  fix: " in text and fix.format(bundle=tmp_path) in text
     for session in sessions:
         assert session.engine == "ONNX Runtime"
@@ -122,7 +122,7 @@ def test_a_bundle_without_engines_is_drawn_by_onnx_runtime(tiny: Any, tmp_path: 
         assert open_tensorrt(open_bundle(made), "unet", 1, machine()[0]).engine == "ONNX Runtime"
     made = made.rename(tmp_path / "y.diffc")  # of which nothing was said yet
     sampler = load(made)
-    with pytest.warns(DiffcWarning, match="is drawn by ONNX Runtime"):
+    with pytest.warns(DiffcWarning, match="runs in ONNX Runtime"):
         got = sampler("red circle", seed=0, output="np")
     np.testing.assert_allclose(got, picture(tiny, 0), rtol=0, atol=PICTURE_OF_NUMPY)
     assert sampler.engines == ("ONNX Runtime",)
