@@ -122,7 +122,7 @@ class Sampler:
 
     @property
     def makes(self) -> str:
-        """Return the kind of output as earlier versions spelled it: pictures, films or numbers."""
+        """Return the kind of output of earlier versions: ``pictures``, ``films`` or ``numbers``."""
         return {"images": "pictures", "videos": "films", "arrays": "numbers"}[self.output_kind]
 
     @overload

@@ -77,8 +77,18 @@ MACHINE_PATH = re.compile(
 DIALECT = re.compile(r"(Give|Say|Let|Tell|Ask)s?\b")
 NAMELESS = re.compile(
     "made|found|given|asked|told|wanted|said|lent|drawn|chosen|kept|other|whole|way|thing"
-    "|rival|contender|culprit|room|picture|film"
+    "|rival|contender|culprit|room|picture|film|drawing|stand_in|lend|settle|settled|codes"
 )
+# Words that the glossary replaces, in docstrings and messages; old keys and grammar stand in ``backquotes``.
+REPLACED = re.compile(
+    r"\b(stand-ins?|lends?|lent|settled?|films?|pictures?|told|drawn|drawings?|lanes?|rivals?|culprits?|contenders?"
+    r"|few bits|whole thing|asked|asks|found as it runs|looked at|nobody|somebody|someone|whoever"
+    r"|on its grid|of the grid|kinds? of calls?|who (?:reads|wants|asks)|what (?:is|was) (?:asked|wanted|given))\b",
+    re.I,
+)
+QUOTED = re.compile(r"``[^`]*``|https?://\S+")
+# Sentences about something else: a prompt of calibration.
+NO_PROSE = ("compiler/calibration/prompts.py",)
 # Names that users type: an option of --quant, a key of recipe files.
 TYPED_BY_USERS = {"passes/quantize/svdquant.py": {"room"}, "passes/quantize/__init__.py": {"other"}}
 
@@ -229,6 +239,22 @@ def test_docstrings_begin_with_plain_verbs(path: Path) -> None:
     name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
     faults = [f"{name}:{line}: {text.split()[0]} …" for line, text in docstrings(tree) if DIALECT.match(text)]
     assert faults == []
+
+
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each string of several words: docstrings, messages, help."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+            for number, line in enumerate(node.value.split("\n")):
+                yield node.lineno + number, line
+
+
+@each_module
+def test_texts_use_the_words_of_the_glossary(path: Path) -> None:
+    name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+    if name not in NO_PROSE:
+        words = [(line, REPLACED.search(QUOTED.sub("", text))) for line, text in texts(tree)]
+        assert [f"{name}:{line}: {found[0]}" for line, found in words if found] == []
 
 
 @each_module
