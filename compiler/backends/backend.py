@@ -36,6 +36,18 @@ class BuiltEngine:
         return {"file": self.file, "builder": self.builder, "archs": list(self.archs)}
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """Hold lowered graphs, to build engines of: their files below a folder, a precision, and GPU architectures."""
+
+    graphs: Sequence[Graph]
+    files: Mapping[str, str]
+    precision: str
+    archs: Sequence[str]
+    folder: Path
+    progress: Progress
+
+
 class Backend(Protocol):
     """Turn graphs into files that an engine runs."""
 
@@ -65,15 +77,7 @@ class Backend(Protocol):
     def custom_operators(self, graph: str) -> Mapping[str, Mapping[str, Any]]:
         """Return the manifest's entries for the operators of plugins that a lowered graph needs, by domain."""
 
-    def engines(
-        self,
-        graphs: Sequence[Graph],
-        files: Mapping[str, str],
-        precision: str,
-        archs: Sequence[str],
-        folder: Path,
-        progress: Progress,
-    ) -> Mapping[str, BuiltEngine]:
+    def engines(self, lowered: Lowered) -> Mapping[str, BuiltEngine]:
         """Build engines of the files ahead of time, where the back end does that; return each graph's."""
 
 

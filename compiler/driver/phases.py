@@ -13,7 +13,7 @@ from torch import nn
 
 from diffc import passes
 from diffc.compiler.analysis.work import work_by_stage
-from diffc.compiler.backends.backend import Backend, find_backend
+from diffc.compiler.backends.backend import Backend, Lowered, find_backend
 from diffc.compiler.bundle.atomic_folder import check_space
 from diffc.compiler.bundle.disk_space import bytes_needed
 from diffc.compiler.bundle.provenance import provenance_of
@@ -173,7 +173,8 @@ def lower(state: State) -> State:
     graphs = {graph.name: graph for program in state.programs for graph in program.graphs}
     backend = find_backend(target.backend)()
     files = backend.lower(list(graphs.values()), target.precision, folder, progress)
-    engines = backend.engines(list(graphs.values()), files, target.precision, target.archs, folder, progress)
+    lowered = Lowered(list(graphs.values()), files, target.precision, target.archs, folder, progress)
+    engines = backend.engines(lowered)
     built = {"engines": {Path(engine.file).stem: asdict(engine) for engine in engines.values()}} if engines else {}
     extras = {name: _extra(backend, name) for name in graphs}
     return replace(state, files=files, engines=engines, extras=extras, reports={**state.reports, **built})

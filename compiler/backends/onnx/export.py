@@ -22,7 +22,7 @@ from onnxscript.values import TracedOnnxFunction
 from torch import fx
 from torch.export import ExportedProgram
 
-from diffc.compiler.backends.backend import BuiltEngine
+from diffc.compiler.backends.backend import BuiltEngine, Lowered
 from diffc.compiler.backends.onnx.custom_operators import Entries, plugins_of, resolve, translations
 from diffc.compiler.backends.onnx.dialect import Dialect
 from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
@@ -113,15 +113,7 @@ class Onnx:
         """Return the operators of plugins that a lowered graph needs, by domain."""
         return self.operators[graph]
 
-    def engines(
-        self,
-        graphs: Sequence[Graph],
-        files: Mapping[str, str],
-        precision: str,
-        archs: Sequence[str],
-        folder: Path,
-        progress: Progress,
-    ) -> Mapping[str, BuiltEngine]:
+    def engines(self, lowered: Lowered) -> Mapping[str, BuiltEngine]:
         """Build none: engines that read ONNX compile it when they open it."""
         return {}
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from diffc.compiler.backends.backend import BuiltEngine
+from diffc.compiler.backends.backend import BuiltEngine, Lowered
 from diffc.compiler.backends.onnx.export import Onnx, attention_with_signs
 from diffc.compiler.backends.tensorrt.bisect_crash import first_failing_node
 from diffc.compiler.backends.tensorrt.build import build_engines, engine_requests
@@ -78,19 +78,11 @@ class TensorRT(Onnx):
             return replace(scheme, activation=None), note
         return scheme, ""
 
-    def engines(
-        self,
-        graphs: Sequence[Graph],
-        files: Mapping[str, str],
-        precision: str,
-        archs: Sequence[str],
-        folder: Path,
-        progress: Progress,
-    ) -> Mapping[str, BuiltEngine]:
+    def engines(self, lowered: Lowered) -> Mapping[str, BuiltEngine]:
         """Build engines for the GPUs that are named, or all that have the precision."""
-        requests = engine_requests(graphs, files, component_of(graphs))
-        archs = archs or self.archs[precision]
-        return build_engines(folder, requests, archs, progress, kind=RTX, find_node=first_failing_node)
+        requests = engine_requests(lowered.graphs, lowered.files, component_of(lowered.graphs))
+        archs = lowered.archs or self.archs[lowered.precision]
+        return build_engines(lowered.folder, requests, archs, lowered.progress, kind=RTX, find_node=first_failing_node)
 
 
 def component_of(graphs: Sequence[Graph]) -> Callable[[str], str]:

@@ -22,7 +22,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from diffc.compiler.backends.backend import BuiltEngine
+from diffc.compiler.backends.backend import BuiltEngine, Lowered
 from diffc.compiler.backends.onnx.export import Onnx
 from diffc.compiler.backends.tensorrt.backend import TensorRT, component_of, from_arch
 from diffc.compiler.backends.tensorrt.build import build_engines, engine_requests
@@ -62,23 +62,16 @@ class TorchTensorRT(Onnx):
         self.bodies = {graph.name: graph.body for graph in graphs}
         return super().lower(graphs, precision, folder, progress)
 
-    def engines(
-        self,
-        graphs: Sequence[Graph],
-        files: Mapping[str, str],
-        precision: str,
-        archs: Sequence[str],
-        folder: Path,
-        progress: Progress,
-    ) -> Mapping[str, BuiltEngine]:
+    def engines(self, lowered: Lowered) -> Mapping[str, BuiltEngine]:
         """Build engines for the GPUs that are named, or for all; one program is on disk at a time."""
         engines: dict[str, BuiltEngine] = {}
-        for request in engine_requests(graphs, files, component_of(graphs)):
-            with tempfile.TemporaryDirectory(dir=folder) as place:
+        archs = lowered.archs or self.archs[lowered.precision]
+        for request in engine_requests(lowered.graphs, lowered.files, component_of(lowered.graphs)):
+            with tempfile.TemporaryDirectory(dir=lowered.folder) as place:
                 program = Path(place) / "program.pt2"
                 torch.export.save(materialized(self.bodies[request.graphs[0]]), program)
                 requests = [replace(request, program=str(program))]
-                engines |= build_engines(folder, requests, archs or self.archs[precision], progress, kind=RTX)
+                engines |= build_engines(lowered.folder, requests, archs, lowered.progress, kind=RTX)
         return engines
 
 

@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 
-from diffc.compiler.backends.backend import GROUP, Backend, find_backend
+from diffc.compiler.backends.backend import GROUP, Backend, Lowered, find_backend
 from diffc.compiler.errors import TargetError
 from diffc.compiler.graph.body import size
 from diffc.compiler.ir.program import Graph, Program
@@ -93,6 +93,6 @@ def test_a_back_end_lowers_attention(name: str, graphs: Mapping[str, Graph], tmp
     backend, files = lowered(name, graphs, tmp_path)
     assert set(files) == set(graphs) and len(graphs) == 2
     archs = backend.archs.get("fp32", ())[:1]
-    engines = backend.engines(list(graphs.values()), files, "fp32", archs, tmp_path, lambda _: None)
+    engines = backend.engines(Lowered(list(graphs.values()), files, "fp32", archs, tmp_path, lambda _: None))
     assert len({engine.file for engine in engines.values()}) <= 1, "one engine serves both batches"
     assert set(engines) == (set(graphs) if backend.archs else set())

@@ -13,7 +13,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.backend import Lowered, find_backend
 from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.errors import TargetError
 from diffc.compiler.ir.program import Graph
@@ -69,7 +69,7 @@ def built(graph: Graph, precision: str, folder: Path, archs: tuple[str, ...] = (
     """Lower a graph and build its engine; give its ONNX file and what the report says of the engine."""
     backend = find_backend("trt")()
     files = backend.lower([graph], precision, folder, lambda _: None)
-    (engine,) = backend.engines([graph], files, precision, archs, folder, lambda _: None).values()
+    (engine,) = backend.engines(Lowered([graph], files, precision, archs, folder, lambda _: None)).values()
     assert (folder / engine.file).stat().st_size == vars(engine)["bytes"]
     return folder / files[graph.name], vars(engine)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.backends.backend import Lowered, find_backend
 from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.backends.tensorrt import build
 from diffc.compiler.backends.tensorrt.build import Built
@@ -101,7 +101,7 @@ def built(graph: Graph, precision: str, folder: Path, archs: tuple[str, ...] = (
     """Lower a graph and build its engine."""
     backend = find_backend("torchtrt")()
     files = backend.lower([graph], precision, folder, lambda _: None)
-    (made,) = backend.engines([graph], files, precision, archs, folder, lambda _: None).values()
+    (made,) = backend.engines(Lowered([graph], files, precision, archs, folder, lambda _: None)).values()
     assert isinstance(made, Built)
     assert (folder / made.file).stat().st_size == made.bytes
     return made
