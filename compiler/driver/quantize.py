@@ -23,7 +23,7 @@ from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec, parse_spe
 from diffc.compiler.quantization.layer import Layer
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.recipe_file import matching
-from diffc.compiler.quantization.report import Drift, check, drift, layer_errors, report
+from diffc.compiler.quantization.report import ImageError, check, image_errors, layer_errors, report
 from diffc.compiler.quantization.verify_plan import verify_plan
 from diffc.compiler.recipe import is_unchanged
 from diffc.passes.quantize import EMBEDDING, REST
@@ -74,11 +74,11 @@ def measure(state: State, *, options: QuantizationOptions) -> State:
     for weight in (layer.weight for layer in state.plan.layers):
         if weight is not None:
             release(weight)
-    drifts, notes = list[Drift](), state.notes
+    images, notes = list[ImageError](), state.notes
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DiffcWarning)  # it does not matter here which engine runs
-            drifts = drift(state.folder, state.plan.calibration, state.progress)
+            images = image_errors(state.folder, state.plan.calibration, state.progress)
     except BundleError as error:
         runs_here = not find_backend(state.options.target.backend).archs
         if runs_here or options.min_psnr is not None:
@@ -86,8 +86,8 @@ def measure(state: State, *, options: QuantizationOptions) -> State:
         notes = (*notes, f"nothing was sampled, for this machine cannot: {error.what}")
         state.progress(notes[-1])
     if options.min_psnr is not None:
-        check(errors, drifts, options.min_psnr)
-    measured = report(errors, drifts, state.plan, notes)
+        check(errors, images, options.min_psnr)
+    measured = report(errors, images, state.plan, notes)
     add_file(state.folder, "quantization.json", json_of(measured))
     return replace(state, reports={**state.reports, "quantization": measured})
 

@@ -77,7 +77,7 @@ def _power(x: torch.Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Drift:
+class ImageError:
     """Hold, for one prompt, the SQNR in dB of the latents after each step, and the PSNR of the image."""
 
     prompt: str
@@ -85,12 +85,12 @@ class Drift:
     psnr: float
 
 
-def drift(bundle: Path, calibration: Calibration, progress: Progress) -> list[Drift]:
+def image_errors(bundle: Path, calibration: Calibration, progress: Progress) -> list[ImageError]:
     """Sample calibrated prompts with a bundle, from the same noise, and compare each step with the float program's."""
     opened = open_bundle(bundle)
     program, interpreter = opened.programs[calibration.program.name], Interpreter(opened)
     scalars = {name: default for name, default in program.scalars.items() if default is not None}
-    drifts = []
+    images = []
     for trajectory in calibration.trajectories[:PROMPTS]:
         progress(f"measure {trajectory.prompt}")
         steps = list[np.ndarray[Any, Any]]()
@@ -102,8 +102,8 @@ def drift(bundle: Path, calibration: Calibration, progress: Progress) -> list[Dr
         outputs = interpreter.run(program, texts | noises, scalars, on_step=on_step)
         image = np.asarray(outputs[program.outputs[0]])
         ratios = [sqnr(a, b.numpy()) for a, b in zip(steps, trajectory.steps, strict=True)]
-        drifts.append(Drift(trajectory.prompt, tuple(ratios), _psnr(image, trajectory)))
-    return sorted(drifts, key=lambda drift: drift.psnr)
+        images.append(ImageError(trajectory.prompt, tuple(ratios), _psnr(image, trajectory)))
+    return sorted(images, key=lambda each: each.psnr)
 
 
 def _psnr(image: Any, trajectory: Trajectory) -> float:
@@ -112,7 +112,9 @@ def _psnr(image: Any, trajectory: Trajectory) -> float:
     return psnr(image, reference, 1.0 if in_range else float(np.abs(reference).max()))
 
 
-def report(errors: Sequence[LayerError], drifts: Sequence[Drift], plan: Plan, notes: Sequence[str]) -> dict[str, Any]:
+def report(
+    errors: Sequence[LayerError], images: Sequence[ImageError], plan: Plan, notes: Sequence[str]
+) -> dict[str, Any]:
     """Return the report as the manifest records it."""
     return {
         "calibration": {
@@ -120,18 +122,18 @@ def report(errors: Sequence[LayerError], drifts: Sequence[Drift], plan: Plan, no
             "seed": plan.calibration.seed,
             "digest": plan.calibration.digest,
         },
-        "psnr": min((drift.psnr for drift in drifts), default=None),
-        "drift": [asdict(drift) for drift in drifts],
+        "psnr": min((each.psnr for each in images), default=None),
+        "drift": [asdict(each) for each in images],
         "layers": [asdict(error) for error in errors],
         "notes": list(notes),
         "refusals": [asdict(refusal) for refusal in plan.refusals],
     }
 
 
-def check(errors: Sequence[LayerError], drifts: Sequence[Drift], least: float) -> None:
+def check(errors: Sequence[LayerError], images: Sequence[ImageError], least: float) -> None:
     """Raise `BuildError` that names the worst layers where an image misses the requested PSNR."""
-    if drifts and drifts[0].psnr < least:
+    if images and images[0].psnr < least:
         worst = ", ".join(f"{error.name} ({error.sqnr:.1f} dB)" for error in errors[:WORST])
-        what = f"the image of {drifts[0].prompt!r} has {drifts[0].psnr:.1f} dB, below --min-psnr {least:g}"
+        what = f"the image of {images[0].prompt!r} has {images[0].psnr:.1f} dB, below --min-psnr {least:g}"
         fix = "choose more bits, another --quant, or more bits for these layers in a --recipe"
         raise BuildError(what, where=f"the worst layers: {worst}", fix=fix)

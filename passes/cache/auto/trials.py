@@ -75,9 +75,9 @@ class Trials:
     ) -> None:
         self.program, self.options = program, options
         self.calibration, self.run_sampler, self.calls = calibration, run_sampler, Calls(graph, options)
-        self.drift = measure(program, self.calls, self.calibration)
-        self.count = self.drift.errors.shape[1]
-        self.gains = self._gains(self.drift)
+        self.costs = measure(program, self.calls, self.calibration)
+        self.count = self.costs.errors.shape[1]
+        self.gains = self._gains(self.costs)
         self.finer = None if finer is None else calibration.rerun(finer, PROMPTS)
         self.known = dict[Reuses, Trial]()
 
@@ -88,9 +88,9 @@ class Trials:
         early errors where there are many. The second leaves errors unweighted and adds their squares, as if they were
         independent.
         """
-        measured, gained = self.drift.errors, self.drift.errors * self.gains[None, :, None]
+        measured, gained = self.costs.errors, self.costs.errors * self.gains[None, :, None]
         for errors, power in ((gained, 1), (measured, 2)):
-            candidates = frontier(self.drift.full, self.drift.reusing, errors, power=power)
+            candidates = frontier(self.costs.full, self.costs.reusing, errors, power=power)
             low, high = 0, len(candidates) - 1
             while low < high:
                 middle = (low + high) // 2
@@ -114,13 +114,13 @@ class Trials:
                 yield Candidate(reuses, self._seconds(reuses), 0.0)
 
     def _seconds(self, reuses: Reuses) -> float:
-        return sum(self.drift.full if each is None else self.drift.reusing[each[1]] for each in reuses)
+        return sum(self.costs.full if each is None else self.costs.reusing[each[1]] for each in reuses)
 
     def _judged(self, candidate: Candidate, *, fixed: bool) -> Trial:
         """Sample the calibration's prompts with a schedule."""
         if candidate.reuses not in self.known:
             trajectories = self._trajectories(candidate.reuses, PROMPTS)
-            time = candidate.seconds / (self.count * self.drift.full)
+            time = candidate.seconds / (self.count * self.costs.full)
             near = _decibels(trajectories, self.calibration.trajectories)
             drop = None
             if self.finer is not None:
@@ -131,16 +131,16 @@ class Trials:
     def _trajectories(self, reuses: Reuses, prompts: int) -> list[Trajectory]:
         return self.run_sampler(prompts, {self.calls.name: self.calls.following(reuses, self.program)})
 
-    def _gains(self, drift: Costs) -> NDArray[np.float64]:
+    def _gains(self, costs: Costs) -> NDArray[np.float64]:
         """Measure the growth of an error in later evaluations: at some evaluations, and interpolate between them."""
-        cheapest, trajectory = int(np.argmin(drift.reusing)), self.calibration.trajectories[:1]
+        cheapest, trajectory = int(np.argmin(costs.reusing)), self.calibration.trajectories[:1]
         places = np.unique(np.linspace(1, self.count - 1, PROBES).round().astype(int))
         gains = []
         for at in places.tolist():
             reuses = tuple((place - 1, cheapest) if place == at else None for place in range(self.count))
             latents, reference = self._trajectories(reuses, 1)[0].latents, trajectory[0].latents
             error = float((latents - reference).norm() / reference.norm())
-            gains.append(error / max(drift.errors[cheapest, at, at - 1], 1e-12))
+            gains.append(error / max(costs.errors[cheapest, at, at - 1], 1e-12))
         logs = np.interp(np.arange(self.count), places, np.log(np.maximum(gains, 1e-3)))
         return np.asarray(np.exp(logs))
 

@@ -22,7 +22,7 @@ from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.refusals import Refusal
-from diffc.compiler.quantization.report import Drift, LayerError, check, drift, layer_errors, report
+from diffc.compiler.quantization.report import ImageError, LayerError, check, image_errors, layer_errors, report
 from diffc.passes import NORMAL_FORM
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
@@ -134,7 +134,7 @@ def test_drift_is_what_the_bundle_and_the_float_program_differ_by(tmp_path: Path
     plan = Plan.of((program,), calibration, lambda _: Scheme(parse_spec("int4:channel")))
     quantized = applied(round_to_nearest(plan))
     bundle = write_bundle(quantized, tmp_path / "x.diffc")
-    found = drift(bundle, calibration, lambda _: None)
+    found = image_errors(bundle, calibration, lambda _: None)
     assert [each.psnr for each in found] == sorted(each.psnr for each in found)
     sampler = load(bundle)
     for each in found:
@@ -150,13 +150,13 @@ def test_drift_is_what_the_bundle_and_the_float_program_differ_by(tmp_path: Path
 
 
 ERRORS = [LayerError(f"unet.{at}", "int4:channel", "float", 10.0 + at) for at in range(8)]
-DRIFTS = [Drift("<b>a</b> & b", (30.0, 20.0, float("1e9")), 17.5), Drift("c", (31.0, 22.0, 21.0), 19.0)]
+IMAGE_ERRORS = [ImageError("<b>a</b> & b", (30.0, 20.0, float("1e9")), 17.5), ImageError("c", (31.0, 22.0, 21.0), 19.0)]
 
 
 def test_check_names_the_picture_and_the_worst_layers() -> None:
-    check(ERRORS, DRIFTS, 17.5)
+    check(ERRORS, IMAGE_ERRORS, 17.5)
     with pytest.raises(BuildError) as refused:
-        check(ERRORS, DRIFTS, 17.6)
+        check(ERRORS, IMAGE_ERRORS, 17.6)
     assert refused.value.what == "the image of '<b>a</b> & b' has 17.5 dB, below --min-psnr 17.6"
     named = ", ".join(f"unet.{at} ({10 + at:.1f} dB)" for at in range(5))
     assert refused.value.where == f"the worst layers: {named}"
@@ -170,7 +170,9 @@ def found() -> dict[str, object]:
     """Report what was made up."""
     plan = plan_of(nn.Linear(32, 48), feeds(5, 32), "int8:channel")
     calibration: Calibration = replace(plan.calibration, trajectories=(), seed=3, digest="abc")
-    return report(ERRORS, DRIFTS, replace(plan, calibration=calibration, refusals=REFUSALS), ("3 layers: <i>note</i>",))
+    return report(
+        ERRORS, IMAGE_ERRORS, replace(plan, calibration=calibration, refusals=REFUSALS), ("3 layers: <i>note</i>",)
+    )
 
 
 def test_a_report_says_it_as_data() -> None:

@@ -27,9 +27,9 @@ def test_the_last_evaluation_errs_by_what_it_reuses() -> None:
     found = skips(graph, [program])
     options = [(Feature(found[at].up),) for at in (0, 2)]
     calibration = Calibrator(tokenizers, prompts=("a red circle", "a blue square"), seed=3)(program)
-    drift = measure(program, Calls(graph, options), calibration)
-    assert drift.errors.shape == (2, STEPS, STEPS)
-    possible = np.isfinite(drift.errors[0])
+    costs = measure(program, Calls(graph, options), calibration)
+    assert costs.errors.shape == (2, STEPS, STEPS)
+    possible = np.isfinite(costs.errors[0])
     distance = np.arange(STEPS)[:, None] - np.arange(STEPS)
     assert np.array_equal(possible, (distance > 0) & (distance < LONGEST))
     for option, source in ((0, STEPS - 2), (1, 0)):
@@ -39,5 +39,5 @@ def test_the_last_evaluation_errs_by_what_it_reuses() -> None:
             float((a.steps[-1] - b.steps[-1]).norm() / b.steps[-1].norm())
             for a, b in zip(calibration.rerun(once, 2), calibration.trajectories, strict=True)
         ]
-        assert drift.errors[option, -1, source] == pytest.approx(np.mean(changes), rel=1e3 * REWRITE_SINGLE)
-    assert 0 < drift.reusing[0] < drift.full
+        assert costs.errors[option, -1, source] == pytest.approx(np.mean(changes), rel=1e3 * REWRITE_SINGLE)
+    assert 0 < costs.reusing[0] < costs.full
