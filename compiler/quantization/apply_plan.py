@@ -39,7 +39,7 @@ aten, ops = torch.ops.aten, torch.ops.diffc
 def applied(plan: Plan) -> tuple[Program, ...]:
     """Write the plan into the programs. Calls of graphs with step-indexed scales read one more row of a table.
 
-    Raises `PassError` that names a layer whose weight is still to be rounded.
+    Raises `PassError` that names a layer which is smoothed, or has a low-rank branch, and whose weight is not rounded.
     """
     for layer in plan.layers:
         _check_rounded(layer)
@@ -49,11 +49,9 @@ def applied(plan: Plan) -> tuple[Program, ...]:
 
 
 def _check_rounded(layer: Layer) -> None:
-    """Refuse a weight that would be written as the checkpoint has it: in float, or without smoothing and branch."""
+    """Refuse a weight that would be written as the checkpoint has it, without its smoothing and beside its branch."""
     decided = {"smoothed": layer.smoothing is not None, "beside a low-rank branch": layer.branch is not None}
     reasons = [word for word, is_decided in decided.items() if is_decided]
-    if layer.scheme.weight is not None:
-        reasons.append(f"planned as {layer.scheme.weight}")
     if layer.rounded is None and layer.scheme != Scheme() and reasons:
         what = f"the weight of {layer.name} is {', '.join(reasons)}, and not rounded"
         raise PassError(

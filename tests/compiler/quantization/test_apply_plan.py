@@ -368,7 +368,7 @@ def test_no_float_copy_of_a_rounded_weight_remains() -> None:
     [
         ("float", {"smoothing": torch.ones(32)}, "the weight of net.weight is smoothed, and not rounded"),
         ("float", {"branch": (torch.ones(2, 32), torch.ones(24, 2))}, "is beside a low-rank branch, and not rounded"),
-        ("int4:channel", {}, "is planned as int4:channel, and not rounded"),
+        ("int4:channel", {"smoothing": torch.ones(32)}, "is smoothed, and not rounded"),
     ],
 )
 def test_a_weight_that_is_not_rounded_is_not_written_as_the_checkpoint_has_it(
