@@ -89,7 +89,7 @@ def follow_markers(scheduler: Any, options: Mapping[str, object], where: str) ->
     """Return a scheduler with the options that a file states.
 
     What the file does not state stays as configured. Raises `LoadError` where the class cannot follow them, and where
-    the configuration asks for another prediction than a file that states the usual one.
+    the configuration has another prediction than a file that states the usual one.
     """
     class_ = type(scheduler)
     kind = kind_of(class_, scheduler.config)

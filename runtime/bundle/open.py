@@ -86,7 +86,7 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def link_or_copy(file: Path, name: Path) -> None:
-    """Link a file, which nobody writes to, under one more name; copy it where that is not possible."""
+    """Link a file that is never written again under one more name; copy it where that is not possible."""
     try:
         os.link(file, name)
     except OSError:

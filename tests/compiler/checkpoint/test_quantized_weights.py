@@ -130,7 +130,7 @@ def test_quantized_weights_stay_in_the_file_until_they_are_read(folder: Path) ->
     }
     assert lazy, "no weight is large enough to be lazy"
     for name, weight in lazy.items():
-        assert torch.equal(torch.cat([*weight.stored.pieces()]).view(weight.shape), values[name])
+        assert torch.equal(torch.cat([*weight.stored.slices()]).view(weight.shape), values[name])
 
 
 def test_a_slice_and_a_transpose_of_a_quantized_weight_have_its_values() -> None:
