@@ -209,13 +209,13 @@ def _noises(
         if 1 < rows < count:
             what = f"{count} images of {rows} rows of {' and '.join(op.operands())}, with noise for each row"
             raise RequestError(what, fix="repeat each row in the lists that you pass, with num_images=1")
-        drawing = generators if op.attr("each", False) else generators[:rows]
+        used = generators if op.attr("each", False) else generators[:rows]
         at_once = 1 if is_list else rows
         if times > 1 and at_once != program.batch:
             what = f"{program.name} has several rows of noise per image, and in which order for {at_once} is not known"
             raise RequestError(what, fix=f"request {program.batch} with one seed, or build with --batch {at_once}")
         if op.results[0].name not in noises:
-            parts = [_by_image(generator.randn((times * at_once, *shape)), at_once) for generator in drawing]
+            parts = [_by_image(generator.randn((times * at_once, *shape)), at_once) for generator in used]
             noises[op.results[0].name] = np.broadcast_to(np.concatenate(parts), (count, times, *shape))
     return noises
 

@@ -81,7 +81,7 @@ NAMELESS = re.compile(
 )
 # Words that the glossary replaces, in docstrings and messages; old keys and grammar stand in ``backquotes``.
 REPLACED = re.compile(
-    r"\b(stand-ins?|lends?|lent|settled?|films?|pictures?|told|drawn|drawings?|lanes?|rivals?|culprits?|contenders?"
+    r"\b(stand-ins?|lends?|lent|settled?|films?|pictures?|told|drawings?|lanes?|rivals?|culprits?|contenders?"
     r"|few bits|whole thing|asked|asks|found as it runs|looked at|nobody|somebody|someone|whoever"
     r"|on its grid|of the grid|kinds? of calls?|who (?:reads|wants|asks)|what (?:is|was) (?:asked|wanted|given))\b",
     re.I,

@@ -73,10 +73,10 @@ def trace(
 ) -> Program:
     """Run ``function(**inputs)`` symbolically and return the recorded program, its graphs not yet exported.
 
-    Texts arrive as lists of ``batch`` strings, numbers as floats, all else as tensors. ``on_step`` names the
-    parameter of the function that takes a callable, to be told the latents after each step of the sampler. Noise is
-    drawn without a generator, or from one of the ``seeds``, which the operation names.
-    Raises `CaptureError` with the line that asks for what a symbolic value cannot give.
+    Texts arrive as lists of ``batch`` strings, scalars as floats, all else as tensors. ``on_step`` names the
+    parameter of the function that takes a callable, which receives the latents after each step of the sampler. Noise
+    is drawn without a generator, or from one of the ``seeds``, which the operation names.
+    Raises `CaptureError` with the line that reads a symbolic value.
     """
     defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
 
