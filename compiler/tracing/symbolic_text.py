@@ -1,6 +1,6 @@
 """Follow a text of the request through a trace: what is done to it is recorded, and everything else is refused.
 
-A `SymbolicText` passes for a string with whoever asks for its class, and is none: functions that are written in C
+A `SymbolicText` has the class of a string, and is none: functions that are written in C
 refuse it, so nothing changes a text unseen. Where it is formatted into a string, a marker stands for it, which
 `Texts.derivation` finds again.
 

@@ -170,7 +170,7 @@ def test_no_negative_prompt_has_a_program_where_it_differs_from_an_empty_one(lea
         ({"options": {"clip_skip": 2}}, "Pipeline takes no clip_skip here\n.*--set\n  fix: set one of .*eta"),
         ({"guidance": True}, "guidance_scale is True"),
         ({"options": {"generator": 1}}, "Pipeline takes no generator here"),
-        ({"inputs": {"image": "picture"}}, "Pipeline takes neither pictures nor tensors as image"),
+        ({"inputs": {"image": "picture"}}, "Pipeline takes neither images nor tensors as image"),
     ],
 )
 def test_a_request_that_the_pipeline_cannot_serve_is_refused(options: dict[str, Any], reason: str) -> None:
