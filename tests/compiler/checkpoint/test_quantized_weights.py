@@ -275,3 +275,5 @@ def test_rejects_an_unknown_tensor_beside_a_weight_of_float8(folder: Path) -> No
 def test_an_unknown_tensor_beside_an_unused_weight_is_harmless() -> None:
     stored = {"x.weight": EIGHT, "x.gain": ONE, "y.weight": torch.ones(4, 4), "y.gain": ONE}
     refuse_leftovers(["x.weight", "x.gain", "y.gain"], stored, "x")
+    with pytest.raises(LoadError, match=r"x\.gain may give x\.weight its scale"):
+        refuse_leftovers(["x.gain", "y.gain"], stored, "x")

@@ -207,8 +207,10 @@ def test_rejects_one_component_of_a_folder(tmp_path: Path) -> None:
         refuse_partial_models(header_of("conv_in.weight", path=tmp_path / "x.safetensors"))
 
 
-def test_accepts_a_model_with_an_adapter_in_it() -> None:
+def test_accepts_a_model_with_an_adapter_in_it_and_no_adapter_alone() -> None:
     refuse_partial_models(header_of("model.diffusion_model.a", "model.diffusion_model.b", "x.lora_down.weight"))
+    with pytest.raises(LoadError, match="is a LoRA"):
+        refuse_partial_models(header_of("x.lora_down.weight"))
 
 
 @pytest.mark.parametrize(

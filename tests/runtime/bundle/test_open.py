@@ -6,26 +6,18 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import TensorProto, helper
-from safetensors.numpy import save
 
 from diffc.runtime import BundleError, load
 from diffc.runtime.bundle.manifest import read_manifest
-from diffc.runtime.bundle.onnx_external_data import external_files, output_names
-from diffc.runtime.bundle.safetensors import read_tables
 
 ENGINE = {"file": "graphs/unet.onnx", "builder": "tensorrt-rtx 1.7.1.116", "archs": ["sm86", "sm89"]}
 
@@ -273,53 +265,7 @@ def test_refuses_a_tar_that_is_cut_off(bundle: Path, tmp_path: Path) -> None:
             load(path)
 
 
-# Graphs and the files that they read
-
-
-def model(location: str, place: str) -> bytes:
-    """Hide an external tensor in a place of a model."""
-    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
-    for key, value in (("offset", "0"), ("location", location), ("length", "16")):
-        weight.external_data.add(key=key, value=value)
-    constant = helper.make_node("Constant", [], ["y"])
-    constant.attribute.add(name="value", type=4).t.CopyFrom(weight)
-    graph = helper.make_graph([], "g", [], [])
-    function = helper.make_function("d", "f", [], ["y"], [constant], [helper.make_opsetid("", 20)])
-    if place == "initializer":
-        graph.initializer.append(weight)
-    elif place == "constant":
-        graph.node.append(constant)
-    elif place == "branch":
-        inner = helper.make_graph([constant], "inner", [], [])
-        graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner))
-    elif place == "sparse":
-        graph.sparse_initializer.add().values.CopyFrom(weight)
-    elif place == "list":
-        graph.node.append(helper.make_node("Custom", [], ["y"]))
-        graph.node[0].attribute.add(name="values", type=9).tensors.append(weight)
-    elif place == "sparse list":
-        graph.node.append(helper.make_node("Custom", [], ["y"]))
-        graph.node[0].attribute.add(name="value", type=11).sparse_tensor.indices.CopyFrom(weight)
-        graph.node[0].attribute.add(name="values", type=12).sparse_tensors.add()
-    made = helper.make_model(graph, functions=[function] if place == "function" else [])
-    return made.SerializeToString()
-
-
-@pytest.mark.parametrize("place", ["initializer", "constant", "branch", "sparse", "list", "sparse list", "function"])
-@pytest.mark.parametrize("location", ["weights/unet.bin", "../../etc/passwd", "*/_ORT_MEM_ADDR_/*"])
-def test_finds_every_file_that_a_graph_reads(place: str, location: str) -> None:
-    assert external_files(model(location, place)) == {location}
-
-
-def test_names_the_outputs_of_a_graph_in_order(tiny: Any) -> None:
-    assert [output_names(content) for content in tiny.graphs(1).values()] == [["hidden"], ["out"], ["image"]]
-    nodes = [helper.make_node("Split", ["x"], ["z", "a", "m"], axis=0, num_outputs=3)]
-    outputs = {name: ("float32", [1]) for name in ("z", "a", "m")}
-    assert output_names(tiny.graph(nodes, {"x": ("float32", [3])}, outputs, [])) == ["z", "a", "m"]
-
-
-def test_finds_nothing_in_a_graph_that_reads_nothing(tiny: Any) -> None:
-    assert [external_files(content) for content in tiny.graphs(1, "w.bin").values()] == [{"w.bin"}, set(), set()]
+# Graphs
 
 
 @pytest.mark.parametrize(
@@ -345,115 +291,3 @@ def test_refuses_a_graph_that_is_no_onnx(tiny: Any, tmp_path: Path) -> None:
         edit(made, lambda m, entry=entry: m["files"].update({"graphs/decoder.onnx": entry}))  # type: ignore[misc]
         with pytest.raises(BundleError, match="an ONNX graph is damaged" if at == 2 else "cannot be loaded"):
             load(made)("red circle")
-
-
-@pytest.mark.parametrize(
-    "content", [b"\x3a\x05abc", b"\x3a", b"\x3a\xff", b"\x0d\0\0\0", b"\x09\0", b"\x0b", b"\xff" * 11]
-)
-def test_refuses_a_graph_that_is_cut_off(content: bytes) -> None:
-    with pytest.raises(BundleError, match="an ONNX graph is damaged"):
-        external_files(content)
-
-
-def test_refuses_a_graph_nested_too_deep() -> None:
-    content = b""
-    for field in (6, 5, 1) * 60 + (7,):  # graph in attribute in node in graph, and all that in a model
-        content = bytes([field << 3 | 2]) + _size(len(content)) + content
-    with pytest.raises(BundleError, match="nested too deep"):
-        external_files(content)
-
-
-def _size(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])
-
-
-# Tables
-
-
-def test_reads_tables_of_every_type() -> None:
-    import ml_dtypes
-
-    kinds = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]
-    tables = {np.dtype(kind).name: np.arange(6).reshape(2, 3).astype(kind) for kind in kinds}
-    tables |= {"empty": np.zeros((0, 3), np.float32), "scalar": np.array(2.0)}
-    found = read_tables(save(tables, metadata={"a": "b"}))
-    assert found.keys() == tables.keys()
-    for name, table in tables.items():
-        assert found[name].dtype == table.dtype and not found[name].flags.writeable
-        np.testing.assert_array_equal(found[name], table)
-    widened = read_tables(save({"x": np.array([1.5, -2, 1e30]).astype(ml_dtypes.bfloat16)}))["x"]
-    np.testing.assert_array_equal(widened, np.array([1.5, -2, 1e30]).astype(ml_dtypes.bfloat16).astype(np.float32))
-
-
-def tables_file(header: object, content: bytes = bytes(8)) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + content
-
-
-def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "its header is cut off"),
-        (bytes(7), "its header is cut off"),
-        (struct.pack("<Q", 2**63) + b"{}", "its header is cut off"),
-        (tables_file(b"{"), "is no JSON"),
-        (tables_file([]), "is not an object"),
-        (tables_file({"a": 5}), "data_offsets is None"),
-        (tables_file({"a": entry(offsets=(0,))}), "data_offsets is"),
-        (tables_file({"a": entry(offsets=(0, 8, 8))}), "data_offsets is"),
-        (tables_file({"a": entry(offsets=(0, 8.0))}), "data_offsets is"),
-        (tables_file({"a": entry(offsets=(0, True))}), "data_offsets is"),
-        (tables_file({"a": entry(offsets=(-1, 8))}), "data_offsets is"),
-        (tables_file({"a": entry(offsets=(8, 0))}), "the bytes of a are not where they should be"),
-        (tables_file({"a": entry(offsets=(0, 9))}), "the bytes of a are not where they should be"),
-        (tables_file({"a": entry(offsets=(4, 8), shape=(1,))}), "the bytes of a are not where they should be"),
-        (tables_file({"a": entry(), "b": entry()}), "the bytes of b are not where they should be"),
-        (tables_file({"a": entry(shape=(1,), offsets=(0, 4))}), "4 bytes belong to no tensor"),
-        (tables_file({}), "8 bytes belong to no tensor"),
-        (tables_file({"a": entry(dtype="C64")}), "a has the type C64"),
-        (tables_file({"a": entry(dtype=None)}), "a has the type None"),
-        (tables_file({"a": entry(shape=(3,))}), "a has 8 bytes, not those of F32"),
-        (tables_file({"a": entry(shape=(-2,))}), "shape is"),
-        (tables_file({"a": entry(shape=(2**60,))}), "shape is"),
-        (tables_file({"a": entry(shape=(1,) * 8 + (2,))}), "shape is"),
-        (tables_file({"a": entry(shape=None)}), "shape is"),
-    ],
-)
-def test_refuses_tables(content: bytes, message: str) -> None:
-    with pytest.raises(BundleError, match=message):
-        read_tables(content)
-
-
-# Whatever the bytes, the only error is ours.
-
-EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 4), st.binary(max_size=4)), min_size=1, max_size=4)
-
-
-def edited(content: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
-    for where, drop, put in edits:
-        at = int(where * len(content))
-        content = content[:at] + put + content[at + drop :]
-    return content
-
-
-@settings(max_examples=200, deadline=None)
-@given(EDITS)
-def test_mutated_tables_are_read_or_refused(edits: list[tuple[float, int, bytes]]) -> None:
-    good = save({"a": np.arange(3, dtype=np.float32), "b": np.ones((2, 2), np.int64)}, metadata={"k": "v"})
-    with suppress(BundleError):
-        read_tables(edited(good, edits))
-
-
-@settings(max_examples=200, deadline=None)
-@given(EDITS)
-def test_mutated_graphs_are_searched_or_refused(edits: list[tuple[float, int, bytes]]) -> None:
-    for search in (external_files, output_names):
-        with suppress(BundleError):
-            search(edited(model("weights/unet.bin", "branch"), edits))

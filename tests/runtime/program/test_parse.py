@@ -13,21 +13,7 @@ from diffc.runtime.errors import ParseError, VerifyError
 from diffc.runtime.program.parse import read_program
 from diffc.runtime.program.program import Guard, Polynomial, Program, Ref, Type
 from diffc.runtime.program.verify import Level, verify
-
-GOOD = """program p(prompt: text[2], g: scalar = 5.0, h: scalar) {
-    guard g > 1.0
-    graph f(ids: int64[2, 8], t: float32[], flags: bool[2], rows: int64[2, 2]) -> (a: float32[4, 3, 2, 2])
-    table w: float32[3, 1, 1]
-    ids: int64[2, 8], mask: int32[2, 8] = tokenize(prompt, tokenizer="words", length=8, pad=1, template="a \\"{}\\"")
-    n: float32[2, 3, 2, 2] = noise()
-    y: float32[4, 3, 2, 2] = f(ids=ids, t=-1, flags=[true, false], rows=[[1, 2], [3, 4]])
-    u: float32[2, 3, 2, 2], v: float32[2, 3, 2, 2] = split(y, axis=0)
-    x: float32[2, 3, 2, 2] = linear(n, u, w; 1.5, 0.2 + -0.2*g - g*h, g, 1e-05)
-    step(x; 2.0)
-    c: float32[2, 3, 4, 2] = concat(x, v, axis=2)
-    return c, mask
-}
-"""
+from tests.format.program_cases import PROGRAM
 
 
 def read(text: str) -> Program:
@@ -35,7 +21,7 @@ def read(text: str) -> Program:
 
 
 def test_reads_every_rule_of_the_grammar() -> None:
-    program = read(GOOD)
+    program = read(PROGRAM)
     assert program.name == "p" and program.outputs == ("c", "mask") and program.batch == 2
     assert program.scalars == {"g": 5.0, "h": None} and [text.name for text in program.texts] == ["prompt"]
     assert program.guards == (Guard("g", ">", 1.0),) and str(program.guards[0]) == "g > 1.0"
@@ -52,7 +38,7 @@ def test_reads_every_rule_of_the_grammar() -> None:
 
 
 def test_reads_what_it_prints(tiny: Any) -> None:
-    for text in (GOOD, tiny.program(2)):
+    for text in (PROGRAM, tiny.program(2)):
         program = read(text)
         assert read(str(program)) == program and str(read(str(program))) == str(program)
 
@@ -80,14 +66,16 @@ def test_reads_what_it_prints(tiny: Any) -> None:
     ],
 )
 def test_refuses(old: str, new: str, message: str) -> None:
-    assert old in GOOD
+    assert old in PROGRAM
     with pytest.raises(ParseError, match=message) as refused:
-        read(GOOD.replace(old, new))
+        read(PROGRAM.replace(old, new))
     assert str(refused.value.where).startswith("line ")
 
 
 def test_lists_may_be_many_if_they_are_not_deep() -> None:
-    rows = GOOD.replace("rows: int64[2, 2]", "rows: int64[20, 1]").replace("[[1, 2], [3, 4]]", f"[{'[1], ' * 19}[1]]")
+    rows = PROGRAM.replace("rows: int64[2, 2]", "rows: int64[20, 1]").replace(
+        "[[1, 2], [3, 4]]", f"[{'[1], ' * 19}[1]]"
+    )
     assert read(rows).ops[2].attr("rows") == ((1,),) * 20
 
 
@@ -102,18 +90,19 @@ PIECES = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 12), st.lists(PIECES, max_size=3)), max_size=3))
+@given(st.lists(st.tuples(st.integers(0, len(PROGRAM)), st.integers(0, 12), st.lists(PIECES, max_size=3)), max_size=3))
 def test_mutations_are_read_or_refused(edits: list[tuple[int, int, list[str]]]) -> None:
-    text = GOOD
+    text = PROGRAM
     for at, drop, pieces in edits:
         text = text[:at] + "".join(pieces) + text[at + drop :]
     with suppress(ParseError, VerifyError):
-        read(text)
+        program = read(text)
+        assert str(read(str(program))) == str(program)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    for each in (text, GOOD[:200] + text):
+    for each in (text, PROGRAM[:200] + text):
         with pytest.raises(ParseError):
             read(each)
