@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx.parser
+import torch
 from PIL import Image
 from safetensors.numpy import save
 
@@ -146,3 +147,14 @@ def _input(value: Any, folder: Path, stem: str) -> Any:
 def _array(array: Array, folder: Path, stem: str) -> str:
     np.save(folder / f"{stem}.npy", array, allow_pickle=False)
     return f"{stem}.npy"
+
+
+def noise(seed: int, *shapes: tuple[int, ...]) -> list[Array]:
+    """Draw arrays of normal numbers from one generator of PyTorch."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return [torch.randn(shape, generator=generator).numpy() for shape in shapes]
+
+
+def last(channels_first: Array) -> Array:
+    """Move the channels of images or videos to the end."""
+    return np.moveaxis(channels_first, -3, -1)

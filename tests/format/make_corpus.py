@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.format.array_cases import array_cases
 from tests.format.authoring import FOLDER, write_case
 from tests.format.opening_cases import opening_cases
 from tests.format.operation_cases import operation_cases
@@ -124,7 +125,7 @@ def write_images() -> None:
 def write_bundles() -> None:
     """Write every bundle and its requests."""
     fresh("bundles")
-    for case in (*request_cases(), *operation_cases()):
+    for case in (*request_cases(), *array_cases(), *operation_cases()):
         write_case(case, FOLDER / "bundles")
 
 
