@@ -54,9 +54,16 @@ class RecipeError(DiffcError):
     """Refuse a recipe or a scheme that names unknown layers, techniques or formats, or cannot be computed."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of a library's error, or the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that a library's error arose from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 Progress = Callable[[str], None]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b.|[\x00-\x08\x0b-\x1f\x7f]")
+"""What a library writes for terminals alone: colours, and other characters that control them."""
+
 
 class DiffcError(Exception):
     """Describe an error in up to four lines: what, where (``at:``), what to change (``fix:``), and a phase (``in:``).
@@ -15,10 +20,10 @@ class DiffcError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.fix = fix
+        self.what = TERMINAL_CODES.sub("", what)
+        self.where = where and TERMINAL_CODES.sub("", where)
+        self.fix = fix and TERMINAL_CODES.sub("", fix)
+        super().__init__(self.what)
         self.inside: str | None = None
 
     def __str__(self) -> str:

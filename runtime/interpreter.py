@@ -111,12 +111,15 @@ class Interpreter:
         return self.cache.get(graph.name, feeds, lambda: self._compute(graph, op, feeds))
 
     def _compute(self, graph: Graph, op: Op, feeds: Mapping[str, Array]) -> list[Array]:
+        session = self.session(graph)
         try:
-            results = self.session(graph).run(feeds)
+            results = session.run(feeds)
         except BundleError:
             raise
         except Exception as error:  # the errors of engines have no class in common
-            raise BundleError(f"graph {graph.name} failed: {reason(error)}", where=op.where) from error
+            what = f"graph {graph.name} failed in {session.engine}: {reason(error)}"
+            fix = "free memory, and run `diffc doctor` on the bundle; if it fails again, build it for another target"
+            raise BundleError(what, where=op.where, fix=fix) from error
         for port, array in zip(graph.outputs, results, strict=True):
             if (str(array.dtype), array.shape) != (port.type.dtype, port.type.shape):
                 what = f"graph {graph.name} returned {array.dtype}{list(array.shape)} for {port.name}: {port.type}"

@@ -14,12 +14,11 @@ import onnxruntime
 
 from diffc.compiler.backends.backend import GROUP, find_backend
 from diffc.compiler.errors import TargetError
-from diffc.runtime import load
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.engines.cpu import multiplies_bytes
 from diffc.runtime.engines.cuda import find_cuda, find_gpu
 from diffc.runtime.engines.openvino import INSTALL, openvino_version, recommended
-from diffc.runtime.engines.ort import ENGINE
+from diffc.runtime.engines.ort import ENGINE, OnnxRuntime, check_version
 from diffc.runtime.engines.registry import check_engine
 from diffc.runtime.engines.tensorrt_library import INSTALL as INSTALL_TENSORRT
 from diffc.runtime.engines.tensorrt_library import RTX, architectures, find_library, installed
@@ -102,12 +101,15 @@ def _tensorrt() -> dict[str, Any]:
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    sampler = load(path)
+    bundle = open_bundle(path)
+    target = bundle.manifest.target
     try:
-        check_engine(sampler.target)
+        if check_engine(target) is OnnxRuntime:
+            for graph, file in bundle.manifest.graphs.items():
+                check_version(bundle.graph(graph), file)
     except BundleError as error:
         return _check(False, f"{path} is whole and does not run here: {error.what}: {error.fix}")
-    return _check(True, f"{path} is whole and runs here: {sampler.target}, {', '.join(sampler.programs)}")
+    return _check(True, f"{path} is whole and runs here: {target}, {', '.join(bundle.programs)}")
 
 
 def _plugin(domain: str) -> dict[str, Any]:

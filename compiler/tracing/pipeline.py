@@ -19,6 +19,7 @@ from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
 from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
+from diffc.compiler.tracing.schedule_faults import check_finite, explained
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
 from diffc.compiler.tracing.trace import trace
 from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
@@ -74,14 +75,15 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
 
     Where no negative prompt differs from an empty one, there is a program for that too.
 
-    Raises `CaptureError` with the pipeline's file, line and source where it cannot be traced.
+    Raises `CaptureError` with the pipeline's file, line and source where it cannot be traced, and `BuildError` with
+    what would work where that is the schedule's fault.
     """
     steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
     if steps < 1:
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
     facts = Facts(sampling.task, steps, sampling.size)
     scales = _scales(pipeline, _parameters(pipeline), sampling)
-    first = _trace(pipeline, sampling, scales, facts, calls)
+    first = _first(pipeline, sampling, scales, facts, calls)
     ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
     off = {guard.scalar: 1.0 for guard in ranges if not COMPARISONS[guard.comparison](1.0, guard.bound)}
     programs = [first]
@@ -98,6 +100,32 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
         return _trace(pipeline, replace(sampling, batch=1), {}, facts, rows, {**several, **seeded})
 
     return with_rows_of_noise(programs, retrace) if counts else programs
+
+
+def _first(
+    pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts, calls: ComponentCalls
+) -> Program:
+    """Trace the program that the request gets by default; where that fails, find out whether the schedule is why."""
+
+    def trial(
+        scheduler: Any = None, steps: int = facts.steps, strength: float | None = sampling.strength
+    ) -> Callable[[], Program]:
+        def run() -> Program:
+            with _own_scheduler(pipeline, scheduler):
+                changed = replace(sampling, strength=strength)
+                return _trace(pipeline, changed, scales, replace(facts, steps=steps), calls)
+
+        return run
+
+    try:
+        return trial()()
+    except CaptureError as error:
+        default = _parameters(pipeline).get(STRENGTH)
+        strength = sampling.strength if sampling.strength is not None or default is None else default.default
+        explanation = explained(error, pipeline, facts.steps, strength, trial)
+        if explanation is error:
+            raise
+        raise explanation from error
 
 
 def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> bool:
@@ -168,6 +196,9 @@ def _trace(
             on_step="on_step" if takes_callback else None,
             seeds=SEEDS if GENERATOR in overrides else (),
         )
+        check_finite(program)
+        if fixed.get(STRENGTH) is not None and takes_callback and all(op.operator != "step" for op in program.ops):
+            raise CaptureError(f"a strength of {fixed[STRENGTH]:g} leaves no step", fix="use a larger --strength")
         return replace(program, facts=facts)
 
 
@@ -219,10 +250,10 @@ def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
 
 
 @contextmanager
-def _own_scheduler(pipeline: Any) -> Iterator[None]:
-    """Hand every run of the pipeline a scheduler without memory of earlier runs."""
+def _own_scheduler(pipeline: Any, replacement: Any = None) -> Iterator[None]:
+    """Hand a run of the pipeline a scheduler without memory of earlier runs, or another."""
     scheduler = pipeline.scheduler
-    pipeline.scheduler = copy.deepcopy(scheduler)
+    pipeline.scheduler = copy.deepcopy(replacement or scheduler)
     try:
         yield
     finally:

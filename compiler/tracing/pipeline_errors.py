@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from pathlib import Path
 import torch
 
 from diffc.compiler.errors import CaptureError
+
+OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+STDLIB = sysconfig.get_path("stdlib")
 
 
 @contextmanager
@@ -29,8 +33,11 @@ def pipeline_errors() -> Iterator[None]:
 
 
 def pipeline_line(frames: Sequence[traceback.FrameSummary]) -> str:
-    """Return the innermost line that is neither PyTorch's nor ours."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+    """Return the innermost line that is neither PyTorch's nor ours nor of Python's own library."""
+    theirs = [frame for frame in frames if not frame.filename.startswith(OURS) and not _is_python(frame.filename)]
     last = theirs[-1] if theirs else frames[-1]
     return f"{last.filename}:{last.lineno}: {last.line}"
+
+
+def _is_python(file: str) -> bool:
+    return file.startswith(STDLIB) and not {"site-packages", "dist-packages"} & set(Path(file).parts)

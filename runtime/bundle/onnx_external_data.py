@@ -15,6 +15,7 @@ from diffc.runtime.errors import BundleError
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 DEPTH = 100
 GRAPH, OUTPUT, NAME = 7, 12, 1  # of a model, of a graph, of an output
+OPSETS, DOMAIN, VERSION = 8, 1, 2  # of a model, of an opset
 NODE, INITIALIZER, INPUT, OPERATOR, TYPE, TENSOR_NAME = 1, 5, 1, 4, 2, 8  # of a graph, of a node, of a tensor
 FLOAT8 = (17, 18, 19, 20)
 """The types of 8-bit floats, as tensors number them."""
@@ -52,6 +53,13 @@ def output_names(model: bytes) -> list[str]:
     return [
         bytes(name).decode("utf-8", "replace") for out in outputs for number, name in _fields(out) if number == NAME
     ]
+
+
+def opset(model: bytes) -> int:
+    """Return the version of ONNX's own operators that a serialized model is of. Raises `BundleError`."""
+    opsets = [dict(_every(content)) for number, content in _fields(memoryview(model)) if number == OPSETS]
+    versions = [entry.get(VERSION, 0) for entry in opsets if bytes(entry.get(DOMAIN, b"")) in (b"", b"ai.onnx")]
+    return max((version for version in versions if isinstance(version, int)), default=0)
 
 
 def quantizes_to_floats(model: bytes) -> bool:

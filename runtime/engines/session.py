@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -45,7 +46,18 @@ class Engine(Protocol):
         """Open a graph by its name, for so many threads; 0 takes all cores."""
 
 
+PLACE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |\S*\w\.(cc|cpp|cu|h|hpp):\d+(:\d+)?:? ?")
+"""Places in the code of an engine, which mean nothing to a user."""
+
+
 def reason(error: Exception) -> str:
-    """Return the telling line of an engine's error: the first, or the last where the first is a place in code."""
+    """Return the telling line of an engine's error, without places in the engine's code.
+
+    That is the first line, or the last where the first is nothing but such a place.
+
+    >>> reason(RuntimeError("Exception from src/core.cpp:110:\\nCheck failed at src/node.cpp:94:\\nno such port"))
+    'no such port'
+    """
     lines = [line.strip("- ") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1 if lines[0].startswith("Exception from") else 0][:300]
+    line = lines[-1 if lines[0].startswith("Exception from") else 0]
+    return (PLACE.sub("", line).strip() or type(error).__name__)[:300]

@@ -23,3 +23,9 @@ def test_one_except_clause_catches_all(kind: type[DiffcError]) -> None:
     with pytest.raises(DiffcError):
         raise kind("what")
     assert issubclass(Cancelled, RequestError)
+
+
+def test_no_terminal_codes_are_shown() -> None:
+    error = DiffcError("\x1b[96mstep 2/3\x1b[0m failed", where="\x1b[1mhere", fix="do \x07that\tnow")
+    assert str(error) == "step 2/3 failed\n  at:  here\n  fix: do that\tnow"
+    assert error.what == "step 2/3 failed"

@@ -19,17 +19,15 @@ import torch
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from onnxscript.values import TracedOnnxFunction
-from torch import fx
-from torch.export import ExportedProgram
 
 from diffc.compiler.backends.backend import BuiltEngine, Lowered
 from diffc.compiler.backends.onnx.custom_operators import Entries, plugins_of, resolve, translations
 from diffc.compiler.backends.onnx.dialect import Dialect
 from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
+from diffc.compiler.backends.onnx.exporter_input import ExporterInput
 from diffc.compiler.backends.onnx.quantized_ops import lower_quantized_ops
 from diffc.compiler.backends.onnx.weight_store import WeightStore
-from diffc.compiler.errors import BackendError, Progress
-from diffc.compiler.graph.aten import Trait, has
+from diffc.compiler.errors import BackendError, Progress, first_line, root_cause
 from diffc.compiler.graph.export import one_layout
 from diffc.compiler.graph.lazy_weights import Weight
 from diffc.compiler.ir.program import Graph
@@ -39,16 +37,6 @@ from diffc.runtime.precisions import PRECISIONS, Precision
 
 OPSET = 23
 """The first opset in which attention is one node; engines fuse it best when they see it whole."""
-
-aten = torch.ops.aten
-VIEWS = (
-    aten.reshape.default,
-    aten.contiguous.default,
-    aten.chunk.default,
-    aten.flatten.using_ints,
-    aten.narrow.default,
-)
-"""Composite views that the exporter knows as they are."""
 
 INLINE = 128
 """Tensors of fewer bytes than this stay in the ONNX file, and lists of sizes."""
@@ -178,7 +166,7 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
     try:
         with _quiet(), _parsed_once(), one_layout():
             program = torch.onnx.export(
-                _Whole.of(graph.body),
+                ExporterInput.of(graph.body),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[port.name for port in graph.inputs],
@@ -207,40 +195,6 @@ def code(graph: Graph) -> list[Path]:
     """List the source files that decide the export of a graph, those of its plugins too."""
     definitions = [import_module(plugin.definitions).__file__ for plugin in plugins_of(graph.body)]
     return [*Path(__file__).parent.glob("*.py"), *(Path(file) for file in definitions if file)]
-
-
-class _Whole(ExportedProgram):
-    """A copy of a captured graph for the exporter, traced anew only where an operator is known by its parts."""
-
-    @staticmethod
-    def of(body: ExportedProgram) -> _Whole:
-        """Copy a captured graph; weights are shared."""
-        graph = fx.Graph()
-        graph.output(graph.graph_copy(body.graph, {}))
-        return _Whole(
-            root=body.graph_module,
-            graph=graph,
-            graph_signature=body.graph_signature,
-            state_dict=body.state_dict,
-            range_constraints=body.range_constraints,
-            module_call_graph=body.module_call_graph,
-            constants=body.constants,
-        )
-
-    def run_decompositions(
-        self, decomp_table: Any = None, decompose_custom_triton_ops: bool = False
-    ) -> ExportedProgram:
-        """Take apart the operators of a table and composite ones; `graphs.export` left nothing else to do."""
-        operators = {node.target for node in self.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
-        known = all(op not in decomp_table and (op in VIEWS or not _is_composite_view(op)) for op in operators)
-        return self if known else super().run_decompositions(decomp_table, decompose_custom_triton_ops)
-
-
-def _is_composite_view(op: torch._ops.OpOverload) -> bool:
-    """Return whether PyTorch decomposes an operator without a table, as it does composite views."""
-    key = "CompositeImplicitAutograd"
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)  # type: ignore[no-untyped-call]
-    return composite and has(op, Trait.VIEW)
 
 
 def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
@@ -352,7 +306,7 @@ def _cast_back(graph: onnx_ir.Graph, value: onnx_ir.Value, stored: onnx_ir.Exter
 
 
 def _failure(graph: Graph, error: Exception) -> BackendError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = first_line(root_cause(error))
     fix = "report it with the model's configuration; no other target can compile it either"
     return BackendError(f"{graph.name} has no ONNX form: {first}", where=f"component {graph.component}", fix=fix)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.errors import TargetError
-from diffc.runtime import BundleError
+from diffc.runtime import BundleError, load
 from diffc.runtime.engines.cuda import find_gpu
 from diffc.runtime.engines.tensorrt_library import installed
 from tests.command_line import succeeded
@@ -44,3 +45,14 @@ def test_doctor_names_a_backend_that_cannot_be_imported(monkeypatch: pytest.Monk
     found = succeeded("doctor")
     assert found["checks"]["backend onnx"] == {"ok": False, "detail": "backend 'onnx' cannot be imported: install it"}
     assert not any(target.startswith("onnx-") for target in found["targets"]) and "ort-fp32" in found["targets"]
+
+
+def test_an_onnx_runtime_older_than_the_graphs_is_named_with_both_versions(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
+    check = succeeded("doctor", bundle)["checks"]["bundle"]
+    assert not check["ok"] and "ONNX opset 23" in check["detail"] and "here is 1.20.1" in check["detail"]
+    with pytest.raises(BundleError, match="opset 23, which ONNX Runtime reads from 1.23 on: here is 1.20.1") as refused:
+        load(bundle)("a red circle", seed=0)
+    assert refused.value.fix == "pip install --upgrade 'onnxruntime>=1.23'"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -25,3 +29,18 @@ def test_a_refusal_keeps_its_words_and_its_fix() -> None:
 def test_an_interruption_is_no_failure_of_the_pipeline() -> None:
     with pytest.raises(KeyboardInterrupt), pipeline_errors():
         raise KeyboardInterrupt
+
+
+def test_a_failure_inside_pythons_library_names_the_line_that_called_it() -> None:
+    @contextmanager
+    def fails() -> Iterator[None]:
+        yield
+        raise ValueError("at the end")
+
+    with pytest.raises(CaptureError) as caught, pipeline_errors(), fails():  # the line
+        json.loads("1")
+    assert str(caught.value.where).startswith(__file__)
+
+    with pytest.raises(CaptureError) as caught, pipeline_errors():
+        json.loads("no")  # this line
+    assert str(caught.value.where).endswith("# this line")

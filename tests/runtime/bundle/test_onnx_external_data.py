@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from onnx import TensorProto, helper
 
 from diffc.runtime import BundleError
-from diffc.runtime.bundle.onnx_external_data import external_bytes, external_files, output_names, quantizes_to_floats
+from diffc.runtime.bundle.onnx_external_data import (
+    external_bytes,
+    external_files,
+    opset,
+    output_names,
+    quantizes_to_floats,
+)
 from tests.mutations import EDITS, edited
 
 
@@ -131,3 +137,9 @@ def test_mutated_graphs_are_searched_or_refused(edits: list[tuple[float, int, by
     for search in (external_files, output_names):
         with suppress(BundleError):
             assert all(len(name) <= len(content) for name in search(content))
+
+
+def test_reads_the_version_of_onnxs_own_operators() -> None:
+    opsets = [helper.make_opsetid("plugin", 40), helper.make_opsetid("", 23)]
+    assert opset(helper.make_model(graph("main", []), opset_imports=opsets).SerializeToString()) == 23
+    assert opset(b"") == 0

@@ -66,6 +66,14 @@ class Splits(nn.Module):
         return torch.cat(x.repeat(1, 1, 38)[..., :300].split_with_sizes(sizes, 2)[::-1], 2)
 
 
+class Thresholds(nn.Module):
+    """Clamp each row at its own quantile, as dynamic thresholding does, with bounds of two kinds of number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bound = torch.quantile(x.flatten(1).abs(), 0.7, dim=1).clamp(1, 1.5)[:, None, None]
+        return torch.clamp(x, -bound, bound) / bound
+
+
 class Moves(nn.Module):
     """Use operators that the exporter knows by their parts only: a composite view, and one that has a decomposition."""
 
@@ -81,7 +89,7 @@ class Halves(nn.Module):
         return (one.type_as(two) + two.half().float().contiguous()).narrow(1, 3, 6)
 
 
-@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes, Splits, Moves, Halves])
+@pytest.mark.parametrize("kind", [Divides, Squeezes, Masks, Rearranges, Writes, Splits, Thresholds, Moves, Halves])
 def test_a_graph_computes_what_torch_computes(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = kind()
 
