@@ -14,10 +14,10 @@ from typing import Any, get_args
 import diffusers
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import nn
 
 from diffc.compiler.checkpoint.component_folder import module_of_folder
+from diffc.compiler.checkpoint.file_kinds import kind_by_tensors
 from diffc.compiler.checkpoint.load_errors import LIBRARY_ERRORS, listed
 from diffc.compiler.checkpoint.model_index import (
     INDEX,
@@ -38,6 +38,7 @@ from diffc.compiler.checkpoint.sampling_markers import MARKERS, follow_markers, 
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, unused_tensors
 from diffc.compiler.checkpoint.tasks import TASKS
+from diffc.compiler.checkpoint.unread_files import refuse_other_folders, unread_files
 from diffc.compiler.errors import DiffcWarning, LoadError, first_line
 from diffc.compiler.graph.lazy_weights import LazyWeight, Weight, lazy_weight, materialize, postponed
 
@@ -84,9 +85,18 @@ def load(
             pipeline.scheduler = new_scheduler(sampler, _scheduler_of(pipeline, path))
         if marked:
             pipeline.scheduler = follow_markers(_scheduler_of(pipeline, path), marked, str(path))
-    if unused:
-        warnings.warn(f"{path.name}: no component uses {listed(unused)}", DiffcWarning, stacklevel=2)
+    for sentence in _left_out(path, pipeline, unused):
+        warnings.warn(f"{path.name}: {sentence}", DiffcWarning, stacklevel=2)
     return pipeline
+
+
+def _left_out(path: Path, pipeline: Any, unused: list[str]) -> Iterator[str]:
+    """Name the tensors that no component uses, and the files of a folder that none reads."""
+    modules = [name for name, component in pipeline.components.items() if isinstance(component, nn.Module)]
+    if path.is_dir() and (unread := unread_files(path, modules)):
+        yield f"not read: {listed(unread, 'file')}"
+    if unused:
+        yield f"no component uses {listed(unused)}"
 
 
 @contextmanager
@@ -114,6 +124,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _load_folder(folder: Path) -> tuple[Any, list[str], Mapping[str, object]]:
+    refuse_other_folders(folder)
     index = read_index(folder)
     modules: Modules = {}
     unused: list[str] = []
@@ -161,8 +172,10 @@ def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
     if not hasattr(pipeline, "load_ip_adapter"):
         fix = "leave --ip-adapter out, or give another checkpoint"
         raise LoadError(f"{type(pipeline).__name__} takes no IP-Adapter", where=str(path), fix=fix)
-    read_header(path)
-    tensors, unused = load_file(path), list[str]()
+    kind = kind_by_tensors(read_header(path).shapes)
+    if kind is not None and "IP-Adapter" not in kind.name:
+        raise LoadError(f"{path.name} is {kind.name}, not an IP-Adapter", where=str(path), fix=kind.fix)
+    tensors, unused = read_tensors(path), list[str]()
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise LoadError(f"{listed(bad)} holds NaN or infinity", where=str(path), fix="get the file again")
     if pipeline.image_encoder is None:

@@ -35,8 +35,8 @@ def misfit(name: str, where: str, error: Exception) -> LoadError:
     return LoadError(f"{name} cannot be loaded: {first_line(error)}", where=where, fix=fix)
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], kind: str = "tensor") -> str:
     """Format names for a message: their number and the first few."""
     ordered = sorted(names)
     more = f", … ({len(ordered) - NAMES_SHOWN} more)" if len(ordered) > NAMES_SHOWN else ""
-    return f"{len(ordered)} tensor{'s' * (len(ordered) != 1)}: {', '.join(ordered[:NAMES_SHOWN])}{more}"
+    return f"{len(ordered)} {kind}{'s' * (len(ordered) != 1)}: {', '.join(ordered[:NAMES_SHOWN])}{more}"

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from diffc.compiler.checkpoint.file_kinds import START_BYTES, kind_by_start, kind_by_tensors
 from diffc.compiler.errors import LoadError
 
 CONFIG_KEY = "diffusers_config"
@@ -23,23 +24,7 @@ MAX_CONFIG_FILES = 512
 MAX_CONFIG_BYTES = 256 << 20
 
 PICKLE_SUFFIXES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
-# The type of a file by its first bytes, whatever its name.
-STARTS = {
-    b"PK\x03\x04": "a pickle in a zip, as torch.save writes it",
-    **{b"\x80" + bytes([protocol]): "a pickle" for protocol in range(2, 6)},
-    b"GGUF": "a GGUF file",
-    b"version https://git-lfs": "a Git LFS pointer: the weights themselves were never fetched",
-    b"<": "a web page, not the file that it was downloaded for",
-}
-FIXES = {
-    "pickle": "a pickle can run code when it is read: get the model as .safetensors, or convert it where you trust it",
-    "GGUF": "give the model as .safetensors; diffc quantizes by itself (--quant)",
-    "LFS": "run 'git lfs pull' in the folder that it came from",
-}
 GET_AGAIN = "get the file again; its digest should be the publisher's"
-
-ADAPTER = re.compile(r"(^|[._])(lora|lokr|loha|hada|dora)([._]|$)|\.lora_|lora_[AB]|\.alpha$")
-AUTOENCODER_PARTS = {"encoder", "decoder", "quant_conv", "post_quant_conv", "first_stage_model", "vae", "loss"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +77,7 @@ def refuse_by_start(path: Path) -> None:
     """Raise `LoadError` where the first bytes of a file are those of another type, which the error names."""
     try:
         with path.open("rb") as file:
-            start = file.read(32)
+            start = file.read(START_BYTES)
     except OSError as error:
         fix = "check the path and its permissions"
         raise LoadError(f"{path.name} cannot be read: {error.strerror}", where=str(path), fix=fix) from error
@@ -104,31 +89,21 @@ def refuse_by_start(path: Path) -> None:
             where=str(path),
             fix=GET_AGAIN,
         )
-    kind = next((kind for magic, kind in STARTS.items() if start.startswith(magic) and not _may_be_header(start)), None)
-    if kind is None and path.suffix in PICKLE_SUFFIXES:
-        kind = "a pickle"
-    if kind is not None:
-        fix = next((fix for word, fix in FIXES.items() if word in kind), GET_AGAIN)
-        raise LoadError(f"{path.name} is {kind}", where=str(path), fix=fix)
+    if kind := kind_by_start(path, start):
+        raise LoadError(f"{path.name} is {kind.name}", where=str(path), fix=kind.fix)
 
 
 def refuse_partial_models(header: Header) -> None:
-    """Raise `LoadError` where a file holds an adapter, an autoencoder or one component instead of a model."""
-    names = list(header.shapes)
-    adapters = sum(bool(ADAPTER.search(name)) for name in names)
-    if adapters > len(names) / 2:
-        what = f"{header.path.name} is a LoRA ({adapters} adapter tensors), not a model"
-        fix = "give the base checkpoint as SOURCE, with the LoRA fused into it"
-        raise LoadError(what, where=str(header.path), fix=fix)
-    if {name.split(".")[0] for name in names} <= AUTOENCODER_PARTS:
-        what = f"{header.path.name} holds an autoencoder (VAE) only: there is no denoiser to compile"
-        fix = "give the whole checkpoint as SOURCE"
-        raise LoadError(what, where=str(header.path), fix=fix)
+    """Raise `LoadError` where a file holds an adapter, one component or anything else than a whole model."""
     parent = header.path.parent
-    if (parent / "config.json").exists() and not (parent / "model_index.json").exists():
+    is_component = (parent / "config.json").exists() and not (parent / "model_index.json").exists()
+    kind = kind_by_tensors(header.shapes)
+    if is_component and (kind is None or (parent.parent / "model_index.json").exists()):
         what = f"{header.path.name} is one component of a diffusers folder, not a model"
         fix = f"give the folder that holds model_index.json, likely {parent.parent}"
         raise LoadError(what, where=str(header.path), fix=fix)
+    if kind is not None:
+        raise LoadError(f"{header.path.name} is {kind.name}, not a model", where=str(header.path), fix=kind.fix)
 
 
 def config_of_metadata(header: Header) -> dict[str, bytes]:
@@ -193,10 +168,6 @@ def _refuse_conflicts(names: Iterable[str], where: str) -> None:
 def _is_safe(name: str) -> bool:
     plain = re.fullmatch(r"[A-Za-z0-9_+@-][\w.+@ -]*(/[A-Za-z0-9_+@-][\w.+@ -]*)*", name, re.ASCII)
     return bool(plain) and len(name) < 240 and PurePosixPath(name).suffix in CONFIG_SUFFIXES
-
-
-def _may_be_header(start: bytes) -> bool:
-    return start[8:9] == b"{"
 
 
 def _reason(error: Exception) -> str:

@@ -59,13 +59,13 @@ def test_rejects_a_folder_of_pickles(folder: Path) -> None:
 def test_rejects_a_lora(tmp_path: Path) -> None:
     names = ("unet.down_blocks.0.attn.lora_A.weight", "unet.down_blocks.0.attn.lora_B.weight")
     save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "x.safetensors")
-    assert "x.safetensors is a LoRA (2 adapter tensors), not a model" in refusal(tmp_path / "x.safetensors")
+    assert "x.safetensors is a LoRA (diffusers' or PEFT's names), not a model" in refusal(tmp_path / "x.safetensors")
 
 
 def test_rejects_an_autoencoder_alone(original_weights: Tensors, tmp_path: Path) -> None:
     tensors = {name: t for name, t in original_weights.items() if name.startswith("first_stage_model.")}
     save_file(tensors, tmp_path / "x.safetensors")
-    assert "x.safetensors holds an autoencoder (VAE) only" in refusal(tmp_path / "x.safetensors")
+    assert "x.safetensors is an autoencoder (VAE) only" in refusal(tmp_path / "x.safetensors")
 
 
 def test_rejects_one_component_of_a_folder(saved_pipeline: Path) -> None:
