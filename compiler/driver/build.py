@@ -15,6 +15,7 @@ from diffc.compiler.bundle.provenance import provenance_of
 from diffc.compiler.bundle.report_html import REPORT, page
 from diffc.compiler.driver.feature_caching import cache
 from diffc.compiler.driver.half_precision import legalize
+from diffc.compiler.driver.option_values import read_path
 from diffc.compiler.driver.options import Options, read_options
 from diffc.compiler.driver.phases import capture, check, load, lower, normalize, stage, trace, trace_finer, write
 from diffc.compiler.driver.quantize import measure, quantize
@@ -34,11 +35,12 @@ def build(
     """Compile a checkpoint and return the bundle's path, by default as `default_output` names it.
 
     The ``options`` are those of the command line, as `diffc.compiler.driver.options.read_options` takes them:
-    ``build("sd.safetensors", "ort-w8a8", steps=(20,), cache="deepcache:interval=3")``. A build that fails leaves no
+    ``build("sd.safetensors", "ort-w8a8", steps=20, cache="deepcache:interval=3")``. A build that fails leaves no
     bundle, and raises the `DiffcError` of the phase that failed.
     """
-    source, settings = Path(source), read_options(target, **options)
-    output = Path(output) if output is not None else default_output(source)
+    source, output = read_path("source", source) or Path(), read_path("output", output)
+    settings = read_options(target, **options)
+    output = output or default_output(source)
     _check_outside(source, {"-o": output, "--dump": settings.dump})
     phases = [*phases_to_programs(settings), *phases_to_bundle(settings)]
     with new_folder(output) as folder:
@@ -65,7 +67,7 @@ def _check_outside(source: Path, outputs: Mapping[str, Path | None]) -> None:
 
 
 def write_bundle(
-    programs: Sequence[Program],
+    programs: Program | Sequence[Program],
     output: Path | str,
     target: str = "ort-fp32",
     *,
@@ -75,8 +77,9 @@ def write_bundle(
 ) -> Path:
     """Compile programs of your own, such as `diffc.compiler.capture` returns, into a bundle; return its path."""
     settings, output = read_options(target, cache=cache), Path(output)
+    programs = (programs,) if isinstance(programs, Program) else tuple(programs)
     with new_folder(output) as folder:
-        state = State(settings, folder, progress=progress, components=tokenizers or {}, programs=tuple(programs))
+        state = State(settings, folder, progress=progress, components=tokenizers or {}, programs=programs)
         _run(replace(state, provenance=provenance_of(None, {})), phases_to_bundle(settings))
     return output
 

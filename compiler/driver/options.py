@@ -13,12 +13,23 @@ import torch
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.calibration.prompts import read_prompts
+from diffc.compiler.driver.option_values import (
+    read_counts,
+    read_flag,
+    read_fractions,
+    read_integer,
+    read_mapping,
+    read_number,
+    read_path,
+    read_task,
+    read_text,
+)
 from diffc.compiler.errors import RecipeError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.recipe_file import RecipeFile, parse_passes, read_recipe
 from diffc.compiler.recipe import Optional, Pass, name_of, options_of
-from diffc.compiler.tracing.pipeline import asked_sizes
+from diffc.compiler.tracing.pipeline import requested_sizes
 from diffc.compiler.tracing.pipeline_inputs import PREPARED, Size
 from diffc.passes.cache import CACHES, FeatureCache, Need
 from diffc.passes.quantize import FORMER_NAMES, RECIPES, TECHNIQUES, Recipe
@@ -145,11 +156,18 @@ class Options:
 def read_options(
     target: str,
     *,
-    steps: Sequence[int] = (),
-    size: Size | Sequence[Size] | None = None,
+    task: str = "text-to-image",
+    sampler: str | None = None,
+    steps: int | Sequence[int] | None = None,
+    guidance: float | None = None,
+    guidance_interval: Sequence[float] | None = None,
+    size: int | Sequence[int] | Sequence[Size] | None = None,
+    batch: int = 1,
+    strength: float | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     inputs: Mapping[str, str] = MappingProxyType({}),
     ip_adapter: Path | str | None = None,
+    online: bool = False,
     cache: str | None = None,
     quant: str | None = None,
     recipe: Path | str | None = None,
@@ -157,32 +175,47 @@ def read_options(
     seed: int = 0,
     min_psnr: float | None = None,
     dump: Path | str | None = None,
-    **others: Any,
 ) -> Options:
-    """Read the options of `diffc.compiler.build`, of which ``others`` are fields of `Options` as they are.
+    """Read the options of `diffc.compiler.build`: those of the command line, as Python's callers write them.
 
-    Raises `TargetError`, `RecipeError`, and `BuildError` for a size or a file of prompts.
+    ``steps`` is a count or several, ``size`` an edge of a square, a width and a height, or several of these.
+    Raises `TargetError`, `RecipeError`, and `BuildError` for a value that the command line would refuse.
     """
-    parsed = parse_target(target)
+    parsed, seed = parse_target(target), read_integer("seed", seed)
+    cache, quant = read_text("cache", cache), read_text("quant", quant)
+    recipe, calibration = read_path("recipe", recipe), read_path("calibration", calibration)
     features, precision = read_cache(cache), precision_of(parsed)
     is_calibrated = any(part is not None and part.is_calibrated for part in (features, precision))
     quantization = read_quantization(
-        parsed, quant, recipe, calibration, seed, min_psnr, is_calibrated_anyway=is_calibrated
+        parsed,
+        quant,
+        recipe,
+        calibration,
+        seed,
+        read_number("min_psnr", min_psnr),
+        is_calibrated_anyway=is_calibrated,
     )
+    adapter = read_path("ip_adapter", ip_adapter)
     return Options(
         target=parsed,
-        steps=tuple(steps),
-        settings=dict(options),
-        inputs=({IP_ADAPTER_IMAGE: PREPARED} if ip_adapter else {}) | dict(inputs),
-        ip_adapter=Path(ip_adapter) if ip_adapter else None,
+        task=read_task(task),
+        sampler=read_text("sampler", sampler),
+        steps=read_counts("steps", steps),
+        guidance=read_number("guidance", guidance),
+        guidance_interval=read_fractions("guidance_interval", guidance_interval),
+        sizes=requested_sizes(size),
+        batch=read_integer("batch", batch, 1),
+        strength=read_number("strength", strength, 0.0, 1.0),
+        settings=read_mapping("options", options),
+        inputs=({IP_ADAPTER_IMAGE: PREPARED} if adapter else {}) | read_mapping("inputs", inputs),
+        ip_adapter=adapter,
+        online=read_flag("online", online),
         cache=features,
         quantization=quantization,
         precision=precision,
-        prompts=read_prompts(Path(calibration)) if calibration is not None else (),
-        sizes=asked_sizes(size),
+        prompts=read_prompts(calibration) if calibration is not None else (),
         seed=seed,
-        dump=Path(dump) if dump is not None else None,
-        **others,
+        dump=read_path("dump", dump),
     )
 
 

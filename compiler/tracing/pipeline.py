@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 import transformers
@@ -55,14 +56,22 @@ class Sampling:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
-def asked_sizes(size: Size | Sequence[Size] | None) -> tuple[Size, ...]:
-    """List each size once; none for None. Raises `BuildError` for an impossible size."""
-    several = size is not None and not any(isinstance(each, int) for each in size)
-    sizes: Any = size if several else () if size is None else (size,)
-    for each in sizes:
-        if len(each) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in each):
-            raise BuildError(f"{each!r} is no size", fix="use width and height in pixels, such as (512, 512)")
-    return tuple(dict.fromkeys((width, height) for width, height in sizes))
+def requested_sizes(size: Any) -> tuple[Size, ...]:
+    """List each size once, from an edge of a square, a width and a height, or several of these; none for None.
+
+    Raises `BuildError` for what is no size.
+    """
+    several = isinstance(size, Sequence) and not any(isinstance(edge, Integral) for edge in size)
+    sizes = size if several else () if size is None else (size,)
+    return tuple(dict.fromkeys(_size(item) for item in sizes))
+
+
+def _size(item: Any) -> Size:
+    edges = (item, item) if isinstance(item, Integral) else item
+    are_edges = isinstance(edges, Sequence) and len(edges) == 2 and all(isinstance(edge, Integral) for edge in edges)
+    if not are_edges or any(isinstance(edge, bool) or edge < 1 for edge in edges):
+        raise BuildError(f"{item!r} is no size", fix="pass width and height in pixels, such as (512, 512)")
+    return int(edges[0]), int(edges[1])
 
 
 def default_steps(pipeline: Any) -> int:
@@ -210,7 +219,16 @@ def _options(
     if unknown := [name for name in options if name not in free]:
         what = f"{type(pipeline).__name__} takes no {unknown[0]} here"
         raise BuildError(what, where="--set", fix=f"set one of {', '.join(free)}")
-    return options
+    return {
+        name: tuple(value) if isinstance(value, list) and takes_tuples(parameters[name]) else value
+        for name, value in options.items()
+    }
+
+
+def takes_tuples(parameter: inspect.Parameter) -> bool:
+    """Return whether an argument is a tuple, by its annotation or its default, and never a list."""
+    types = {get_origin(type_) or type_ for type_ in (*get_args(parameter.annotation), parameter.annotation)}
+    return (tuple in types or isinstance(parameter.default, tuple)) and list not in types
 
 
 def _call(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.ir.program import Guard, Input, Program, Type
 from diffc.compiler.tracing.component_calls import ComponentCalls
-from diffc.compiler.tracing.pipeline import Sampling, asked_sizes, default_steps, trace_pipeline
+from diffc.compiler.tracing.pipeline import Sampling, default_steps, requested_sizes, takes_tuples, trace_pipeline
 from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
 from diffc.runtime.program.verify import verify
 from tests.compiler.conftest import tiny_tokenizer
@@ -189,12 +190,21 @@ def test_a_pipeline_without_steps_is_refused() -> None:
 
 
 def test_a_size_is_one_or_a_list() -> None:
-    assert asked_sizes(None) == ()
-    assert asked_sizes((64, 32)) == ((64, 32),)
-    assert asked_sizes([(64, 32), (32, 64), (64, 32)]) == ((64, 32), (32, 64))
+    assert requested_sizes(None) == () and requested_sizes(64) == ((64, 64),)
+    assert requested_sizes((64, 32)) == ((64, 32),)
+    assert requested_sizes([(64, 32), (32, 64), (64, 32)]) == ((64, 32), (32, 64))
 
 
 @pytest.mark.parametrize("size", [(64,), (64, 0), [(64, 64), 32], [(64, 64), (32,)], "64x64", ((64, 64.0),)])
 def test_what_is_no_size_is_refused(size: Any) -> None:
     with pytest.raises(BuildError, match="is no size"):
-        asked_sizes(size)
+        requested_sizes(size)
+
+
+def test_lists_become_tuples_where_an_argument_is_one() -> None:
+    def call(
+        a: tuple[int, int], b: list[int], c: Any = (0, 0), d: tuple[int, ...] | list[int] | None = None
+    ) -> None: ...
+
+    parameters = inspect.signature(call, eval_str=True).parameters
+    assert [name for name, parameter in parameters.items() if takes_tuples(parameter)] == ["a", "c"]
