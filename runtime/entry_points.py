@@ -1,4 +1,4 @@
-"""Find the objects that installed packages registered, by group and name; only what is named is imported."""
+"""Find the objects that installed packages registered, by group and name; an object is imported when it is named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def registered(group: str) -> list[str]:
 
 
 def find_entry_point(group: str, name: str, noun: str, error: type[DiffcError]) -> EntryPoint:
-    """Return the one entry point of this name; ``noun`` is what the error calls it.
+    """Return the one entry point of this name; ``noun`` names it in the error.
 
     Raises an ``error`` that lists the known names, or the two packages that claim the same one.
     """

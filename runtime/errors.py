@@ -1,4 +1,4 @@
-"""Define the errors that a user can meet: what is wrong, where, and what to change."""
+"""Define the errors that a user can meet: the fault, its place, and the change that mends it."""
 
 from __future__ import annotations
 

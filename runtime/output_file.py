@@ -52,7 +52,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _obstacle(path: Path) -> str | None:
-    """Return what at a path or above it forbids to write a file there, if anything does."""
+    """Return the file or folder, at a path or above it, that forbids to write there; None where none does."""
     if path.is_dir():
         return "it is a folder"
     if path.exists() and not path.is_file():

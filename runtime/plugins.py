@@ -1,4 +1,4 @@
-"""Define what a plugin is: operators of a package's own, and the libraries that compute them.
+"""Define plugins: operators of a package's own, and the libraries that compute them.
 
 A package registers its `Plugin` in the entry-point group ``diffc.plugins``, under the name that is its namespace in
 ``torch.ops`` and its domain in ONNX. It is imported only where a graph uses its operators. Bundles never bring code: a
@@ -99,7 +99,7 @@ def library_of(domain: str, entry: Mapping[str, Any], engine: str) -> Path | Non
 
 
 def _missing(domain: str, entry: Mapping[str, Any], engine: str) -> str | None:
-    """Return what keeps a library from being used; None where it is there."""
+    """Return why a library cannot be used; None where it can."""
     try:
         installed = version(entry["package"])
         library = find_plugin(domain).libraries.get(engine)
@@ -115,7 +115,7 @@ def _missing(domain: str, entry: Mapping[str, Any], engine: str) -> str | None:
 
 
 def state_of(domain: str, entry: Mapping[str, Any], engine: str) -> tuple[bool, str]:
-    """Return whether an entry's operators run here, and what computes them."""
+    """Return whether an entry's operators run here, and the kernel or function that computes them."""
     what = _missing(domain, entry, engine)
     if what is not None:
         runs = bool(entry["has_functions"])

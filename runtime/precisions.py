@@ -1,4 +1,4 @@
-"""The precisions of targets, one row each: what stores their weights, what computes them, and where."""
+"""The precisions of targets, one row each: the types of weights and arithmetic, and the GPUs that compute them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Precision:
 
     ``bytes_per_weight`` are those of a large weight in a bundle's graphs, stored as ``storage`` where it is not
     quantized, and ``engine_bytes_per_weight`` those in an engine that is built ahead. ``gpu`` and ``cpu`` are the types
-    in which engines that follow the target compute what is not quantized. ``arch`` is the least architecture of a GPU
-    that computes it (none: no GPU of ours does), ``recipe`` the name of its recipe in `diffc.passes.quantize` (none: it
-    is not quantized).
+    in which engines that follow the target compute all that is not quantized. ``arch`` is the least architecture of a
+    GPU that computes it (none: no GPU of ours does), ``recipe`` the name of its recipe in `diffc.passes.quantize`
+    (none: it is not quantized).
     """
 
     name: str

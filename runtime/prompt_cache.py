@@ -30,7 +30,7 @@ class PromptCache:
         self._lock = threading.Lock()
 
     def get(self, graph: str, feeds: Mapping[str, Array], compute: Callable[[], Sequence[Array]]) -> Sequence[Array]:
-        """Return the cached results of a graph for these feeds, or compute them and cache what is not too large."""
+        """Return the cached results of a graph for these feeds, or compute them and cache small ones."""
         key = _digest(graph, feeds)
         with self._lock:
             if key in self._entries:

@@ -69,7 +69,7 @@ class Backend(Protocol):
 
     @classmethod
     def adapted(cls, kind: str, scheme: Scheme) -> tuple[Scheme, str]:
-        """Return the scheme that the engine computes for a kind of layer, and a note on what differs, if anything."""
+        """Return the scheme that the engine computes for a kind of layer, and a note on the differences, if any."""
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write the graphs' files below the folder and return the file of each graph."""

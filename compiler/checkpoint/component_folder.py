@@ -93,7 +93,7 @@ def from_tensors(
 
 
 def _quantization_config(folder: Path) -> dict[str, Any] | None:
-    """Return what a component's configuration says of its quantization."""
+    """Return the entry for quantization in a component's configuration."""
     try:
         method = loads((folder / "config.json").read_bytes()).get(QUANTIZATION)
     except (ValueError, AttributeError, OSError):  # the library says what is wrong with it

@@ -138,7 +138,7 @@ def _load_folder(folder: Path) -> tuple[Any, list[str], Mapping[str, object]]:
 
 
 def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str], Mapping[str, object]]:
-    """Load a pipeline, list the tensors that it does not use, and return what the file says of its scheduler."""
+    """Load a pipeline, list the tensors that it does not use, and return its facts of the scheduler."""
     header = read_header(path)
     refuse_partial_models(header)
     stored = read_tensors(path)

@@ -1,4 +1,4 @@
-"""Read what a single file says of its sampling, in tensors that carry no weights and in its metadata.
+"""Read the facts of sampling that a single file states, in tensors that carry no weights and in its metadata.
 
 Trainers mark a model that predicts velocity with a tensor named ``v_pred``, and one trained with zero terminal SNR with
 ``ztsnr``; SAI's model metadata has ``modelspec.prediction_type``. In all else such a file looks like any other, and the
@@ -33,7 +33,7 @@ MARKERS: dict[str, Options] = {
     "edm_vpred.sigma_max": V_PREDICTION | {"kind": EDM, "sigma_max": float},
     "edm_vpred.sigma_min": V_PREDICTION | {"kind": EDM, "sigma_min": float},
 }
-"""What a tensor's presence says: options of the scheduler, and the kind of its class; ``float``: the tensor's value."""
+"""Facts of a tensor's presence: options of the scheduler, and the kind of its class; ``float``: the tensor's value."""
 
 METADATA: dict[str, dict[str, Options]] = {
     "modelspec.prediction_type": {
@@ -46,7 +46,7 @@ METADATA: dict[str, dict[str, Options]] = {
     "ss_v_parameterization": {"True": V_PREDICTION},
     "ss_zero_terminal_snr": {"True": ZERO_SNR},
 }
-"""What a value of the metadata says."""
+"""The facts that a value of the metadata states."""
 
 FIX = "ask the publisher which is true; a diffusers folder has one scheduler configuration"
 
@@ -68,7 +68,7 @@ def marked_options(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
 
 
 def _statements(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], where: str) -> dict[str, Options]:
-    """Return what each marker of a file says."""
+    """Return the facts that each marker of a file states."""
     statements: dict[str, Options] = {}
     for name, options in MARKERS.items():
         if name in tensors:
@@ -88,8 +88,8 @@ def _statements(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 def follow_markers(scheduler: Any, options: Mapping[str, object], where: str) -> Any:
     """Return a scheduler with the options that a file states.
 
-    What the file does not state stays as configured. Raises `LoadError` where the class cannot follow them, and where
-    the configuration has another prediction than a file that states the usual one.
+    Options that the file does not state stay as configured. Raises `LoadError` where the class cannot follow them, and
+    where the configuration has another prediction than a file that states the usual one.
     """
     class_ = type(scheduler)
     kind = kind_of(class_, scheduler.config)

@@ -46,7 +46,7 @@ def samplers() -> Mapping[str, Sampler]:
 def new_scheduler(name: str, current: Any) -> Any:
     """Return a scheduler of the named class with the configuration of the checkpoint's own scheduler.
 
-    Raises `LoadError` where the name is unknown or the sampler cannot use what the checkpoint was trained to predict.
+    Raises `LoadError` where the name is unknown or the sampler does not use the checkpoint's kind of prediction.
     """
     sampler = samplers().get(name, Sampler(name))
     class_ = _class_of(name, sampler)

@@ -323,7 +323,7 @@ def estimate(**options: Any) -> dict[str, Any]:
 @command(main)
 @path_argument("bundle", required=False)
 def doctor(bundle: Path | None) -> dict[str, Any]:
-    """Show what this machine can build and run, and what is missing; with BUNDLE, whether it can run that.
+    """Show the targets that this machine can build and run, and missing packages; with BUNDLE, whether it can run that.
 
     \b
     diffc doctor

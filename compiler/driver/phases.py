@@ -181,7 +181,7 @@ def lower(state: State) -> State:
 
 
 def _extra(backend: Backend, graph: str) -> dict[str, Any]:
-    """Return what a graph's entry in the manifest states where its file is not ONNX, or needs a plugin."""
+    """Return more fields of a graph's manifest entry: the kind of a file that is not ONNX, and plugins' operators."""
     kind = {} if backend.kind == "onnx" else {"kind": backend.kind}
     operators = backend.custom_operators(graph)
     return kind | ({"operators": operators} if operators else {})

@@ -1,1 +1,1 @@
-"""Hold what the feature caches share: partitions, schedules, costs."""
+"""Partition graphs, and write schedules of reuse into programs: the shared parts of the feature caches."""

@@ -1,1 +1,1 @@
-"""Hold programs: what they are, their text, their rules and their meaning."""
+"""Define programs as the compiler sees them: their data, text, rules and meaning."""

@@ -90,7 +90,7 @@ class Program(executable.Program):
         return next((g for g in self.graphs if g.name == name), None)
 
     def live(self) -> Program:
-        """Drop what neither an output nor a step needs: operations, graphs, tables and inputs."""
+        """Drop operations, graphs, tables and inputs that neither an output nor a step needs."""
         needed, live = set(self.outputs), list[Op]()
         for op in reversed(self.ops):
             if op.operator in ("step", "noise") or any(value.name in needed for value in op.results):

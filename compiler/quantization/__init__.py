@@ -1,1 +1,1 @@
-"""Hold what the techniques of quantization share: formats, plans, scales, errors."""
+"""Plan quantization, and write plans into graphs: the shared parts of the techniques."""

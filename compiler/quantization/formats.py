@@ -65,7 +65,7 @@ class Format:
         return values.to(self.storage)
 
     def decode(self, stored: torch.Tensor) -> torch.Tensor:
-        """Read what `encode` stored, as float32."""
+        """Return stored values as float32: the inverse of `encode`."""
         if self.name == "e2m1":
             return torch.cat([E2M1, -E2M1])[stored.int()]
         if self.name == "e8m0":
@@ -142,7 +142,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Hold the specs of a layer; what has none stays in float.
+    """Hold the specs of a layer; a tensor without one stays in float.
 
     ``output`` is the output of an integer convolution. Of attention, ``activation`` is for queries and keys, which its
     first product reads; the second reads ``probabilities``, the softmax in [0, 1], and ``values``.

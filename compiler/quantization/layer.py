@@ -81,7 +81,7 @@ class Layer:
 
     @property
     def decided(self) -> str:
-        """Describe what passes have decided about the layer, in the order in which it acts."""
+        """Describe the decisions of passes about the layer, in the order in which they act."""
         steps = 0 if self.low is None else self.low.shape[1]
         words = {
             "smoothing": self.smoothing is not None,

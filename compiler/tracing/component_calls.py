@@ -27,12 +27,12 @@ ENTRY_POINTS = ("forward", "encode", "decode")
 
 
 Key = tuple[str, str, str, tuple[Type | str, ...]]
-"""A component, its method, the structure of its arguments, and for each the tensor's type or what it prints."""
+"""A component, its method, the structure of its arguments, and for each the tensor's type or its text."""
 
 
 @dataclass
 class Signature:
-    """One way in which a component is called: which method, its ports, its static arguments and what it returns."""
+    """Hold one signature of a component: its method, ports, static arguments and outputs."""
 
     name: str
     component: str

@@ -2,7 +2,7 @@
 
 A tensor that has views, and each view, remembers a base, which only they hold, and its path from there. Writing into a
 view scatters the new part back along that path; a view whose base has changed since is recorded anew before it is read.
-An operator that changes a tensor's shape in place makes it a view of what it was. This is what
+An operator that changes a tensor's shape in place makes it a view of its former self. This is what
 ``torch.func.functionalize`` does, for tensors without elements:
 https://docs.pytorch.org/docs/stable/generated/torch.func.functionalize.html
 """

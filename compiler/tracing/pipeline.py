@@ -39,7 +39,7 @@ OF_THE_RUN = (GENERATOR, "latents", *COUNTS)
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """State what is fixed at build: task, steps, size in pixels, batch, strength, default guidance.
+    """Hold the values that are fixed at build: task, steps, size in pixels, batch, strength, default guidance.
 
     None stands for the pipeline's default. ``options`` are other arguments of its call, by name, and ``inputs`` the
     kinds of those that the request sets. With ``says_size`` the names of programs contain the size.

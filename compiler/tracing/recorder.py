@@ -1,4 +1,4 @@
-"""Record what a function does to symbolic tensors, as the operations of a program."""
+"""Record the operations of a function on symbolic tensors, as those of a program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describe what a traced function takes from the request."""
+"""Describe the arguments that a traced function takes from the request."""
 
 from __future__ import annotations
 

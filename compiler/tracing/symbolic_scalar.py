@@ -183,7 +183,7 @@ def _after_linears(source: Iterator[Op], ops: list[Op]) -> Op:
 
 
 class _Merger:
-    """Walk the same operation of several traces, and write what differs as ``linear`` of the scalar's powers."""
+    """Walk one operation of several traces, and write constants that differ as ``linear`` of the scalar's powers."""
 
     def __init__(self, scalar: str, points: Sequence[float], tables: Sequence[Mapping[str, Table]]) -> None:
         self.scalar, self.points, self.inputs = scalar, np.array(points), tables

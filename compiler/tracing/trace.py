@@ -110,7 +110,7 @@ def trace(
 
 @dataclass(frozen=True)
 class _Run:
-    """Hold what one run recorded; ``unpadded`` refuses values that have no fixed shape, should they be needed."""
+    """Hold the recording of one run; ``unpadded`` refuses values that have no fixed shape, should they be needed."""
 
     ops: list[Op]
     tables: dict[str, Table]
@@ -158,7 +158,7 @@ def _run(
     tokenizers: Mapping[str, Any],
     on_step: str | None,
 ) -> _Run:
-    """Run the function once, with these numbers of the request, and record what it does."""
+    """Run the function once, with these scalars of the request, and record its operations."""
     recorder, guards = texts.recorder, list[Guard]()
     opaque = OpaqueComponents(recorder, calls, components)
     request: dict[str, Any] = {key: Scalar(value, key, guards) for key, value in numbers.items()}

@@ -20,7 +20,7 @@ from diffc.compiler.errors import CaptureError
 
 
 class _OfUnknownLength:
-    """Refuse whatever a subclass does not offer."""
+    """Refuse every operation that a subclass does not define."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise CaptureError(
@@ -57,7 +57,7 @@ class Rest:
 
 @dataclass(frozen=True, eq=False)
 class Zeros(_OfUnknownLength):
-    """Hold what pads a prefix: as many rows of zeros as it lacks."""
+    """Hold the padding of a prefix: as many rows of zeros as it lacks."""
 
     rest: Rest
     row: tuple[int, ...]

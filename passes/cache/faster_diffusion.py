@@ -1,4 +1,4 @@
-"""Compute the UNet's encoder in key steps only; the steps between decode what the last key step encoded.
+"""Compute the UNet's encoder in key steps only; the steps between decode the features of the last key step.
 
 Paper: Li et al., "Faster Diffusion: Rethinking the Role of UNet Encoder in Diffusion Models", NeurIPS 2024,
        https://arxiv.org/abs/2312.09608 (encoder propagation, and as in its code noise that is added back)

@@ -71,7 +71,7 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open ``path``, a folder or a tar file of one. Raises `BundleError` that names the file and says what to do."""
+    """Open ``path``, a folder or a tar file of one. Raises `BundleError` with the file and a fix."""
     try:
         if path.is_file():
             return _in_own_folder(lambda folder: _open(path, _unpack(path, folder)))
@@ -186,7 +186,7 @@ def _check_nothing_more(root: Path, name: str, manifest: Manifest) -> None:
 
 
 CHECKS: Mapping[str, Callable[[Path, str, Manifest], None]] = {ONNX: _check_onnx}
-"""What is checked of a graph's file beside its digest, by its kind."""
+"""Checks of a graph's file beside its digest, by its kind."""
 
 
 def _program(name: str, text: str, manifest: Manifest, tables: Mapping[str, NDArray[Any]]) -> Program:

@@ -14,7 +14,7 @@ from diffc.runtime.errors import BundleError, DiffcError, DiffcWarning, RequestE
 
 
 class Tokenizer:
-    """Hold one tokenizer of a bundle. Raises `BundleError` for what the tokenizers library cannot read."""
+    """Hold one tokenizer of a bundle. Raises `BundleError` for a file that the tokenizers library cannot read."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class Tokenizer:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Encode texts as ids and attention mask, both int64[len(texts), length], padded on one side with ``pad``.
 
-        What does not fit is cut with a `DiffcWarning`. Raises `RequestError` for a text that cannot be encoded.
+        A text that is too long is cut with a `DiffcWarning`. Raises `RequestError` for a text that cannot be encoded.
         """
         for text in texts:
             check_text(text)
@@ -84,7 +84,7 @@ def _blamed(what: str) -> Iterator[None]:
 
 
 def check_text(text: object) -> None:
-    """Refuse what is no text that a tokenizer takes. Raises `RequestError`."""
+    """Raise `RequestError` for a value that is no text, or no text that can be encoded."""
     if not isinstance(text, str):
         raise RequestError(f"the prompt is a {type(text).__name__}", fix="pass a text, or a list of texts")
     if "\0" in text:

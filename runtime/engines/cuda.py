@@ -99,12 +99,12 @@ class Device:
         return address
 
     def write(self, address: int, array: NDArray[Any]) -> None:
-        """Copy an array in C order to the GPU, after what the stream holds."""
+        """Copy an array in C order to the GPU, after the stream's earlier work."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self._stream)
 
     def read(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Copy an array from the GPU, after what the stream holds; it is there once the stream is done."""
+        """Copy an array from the GPU, after the stream's earlier work; it is complete once the stream is."""
         array = np.empty(shape, dtype)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
@@ -115,7 +115,7 @@ class Device:
         self._call("cudaStreamSynchronize", self._stream)
 
     def capture(self, launch: Callable[[], None]) -> None:
-        """Record what ``launch`` puts into the stream, which does not run it, to be put there at once by `replay`."""
+        """Record the work that ``launch`` puts into the stream, without running it, for `replay`."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
@@ -126,7 +126,7 @@ class Device:
         self._call("cudaGraphDestroy", recorded)
 
     def replay(self) -> bool:
-        """Put what was recorded into the stream; False where nothing was."""
+        """Put the recorded work into the stream; return False where there is none."""
         if self._graph is not None:
             self._call("cudaGraphLaunch", self._graph, self._stream)
         return self._graph is not None

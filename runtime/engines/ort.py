@@ -33,7 +33,7 @@ class OnnxRuntime:
 
     @classmethod
     def check(cls, precision: str) -> None:
-        """Accept every precision: the graph states what is computed."""
+        """Accept every precision: the graph states its own types."""
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, threads: int) -> Session:

@@ -1,4 +1,4 @@
-"""Define what an engine is, and what it returns for a graph that it opened."""
+"""Define the interface of engines, and of the sessions that they open for graphs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Engine(Protocol):
 
     @classmethod
     def check(cls, precision: str) -> None:
-        """Raise `BundleError` where it does not run a precision, or what it needs is not installed."""
+        """Raise `BundleError` where it does not run a precision, or its packages are not installed."""
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, threads: int) -> Session:

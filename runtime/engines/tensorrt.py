@@ -47,7 +47,7 @@ class TensorRT:
 
 @dataclass(frozen=True)
 class Machine:
-    """Find what an engine of TensorRT needs. Each function raises `BundleError` where it is missing."""
+    """Hold the functions that find GPU, library and CUDA. Each raises `BundleError` where it finds none."""
 
     gpu: Callable[[], Gpu] = find_gpu
     library: Callable[[str], Library] = find_library
@@ -61,7 +61,7 @@ PLANS: weakref.WeakValueDictionary[tuple[object, ...], Plan] = weakref.WeakValue
 def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = Machine()) -> Session:
     """Run a graph's engine on the GPU, or the graph in ONNX Runtime where this machine cannot run the engine.
 
-    Arithmetic between components has no engine, nor has what computes in float64. Raises `BundleError` where the engine
+    Arithmetic between components has no engine, nor has a graph in float64. Raises `BundleError` where the engine
     is damaged or does not get its weights, or where ONNX Runtime cannot compute the graph on the CPU.
     """
     if not bundle.manifest.component(graph) or (bundle.manifest.engines and graph not in bundle.manifest.engines):
@@ -81,7 +81,7 @@ def open_tensorrt(bundle: Bundle, graph: str, threads: int, machine: Machine = M
 
 
 def _needed(bundle: Bundle, graph: str, machine: Machine) -> tuple[Gpu, Library, Any]:
-    """Return the GPU, the library and CUDA. Raises `BundleError` that names what is missing, and how to install it."""
+    """Return the GPU, the library and CUDA. Raises `BundleError` that names the missing one, and how to install it."""
     finalize, engine = f"diffc finalize {bundle.path}", bundle.manifest.engines.get(graph)
     try:
         gpu = machine.gpu()

@@ -1,4 +1,4 @@
-"""Find and load TensorRT, and run what it built: the one place that knows where its libraries lie.
+"""Find and load TensorRT, and run its engines: the one place that knows where its libraries lie.
 
 There are two with one API. TensorRT for RTX builds engines without a GPU, for several architectures, and finishes them
 on the machine that runs them; the classic TensorRT builds for the GPU that is there. A package of bindings and one of
@@ -37,7 +37,7 @@ Array = NDArray[Any]
 RTX, CLASSIC = "tensorrt-rtx", "tensorrt"
 
 INSTALL = {RTX: "pip install 'diffc[tensorrt]'", CLASSIC: "pip install tensorrt cuda-bindings"}
-"""What brings each kind to a machine, and with it what runs its engines."""
+"""The packages that install each kind, its builder and its runtime."""
 
 MODULES = {RTX: "tensorrt_rtx", CLASSIC: "tensorrt"}
 
@@ -109,7 +109,7 @@ def _import(kind: str) -> Any:
 
 
 def _libraries() -> list[Path]:
-    """Find the library in the package that holds it, and then what reads ONNX for it."""
+    """Find the library in its package, and then its parser of ONNX."""
     try:
         held = {file.name.partition(".so.")[0]: Path(str(file.locate())) for file in files(LIBRARIES) or ()}
         return [held[name] for name in SHARED]
@@ -268,7 +268,7 @@ def _keep_compiled(config: Any, cache: Cache, key: str) -> Callable[[], None] | 
 
 @cache
 def _log(trt: Any) -> tuple[Any, deque[str]]:
-    """Make the logger that a library has in a process, and what it collects: errors, the oldest first."""
+    """Return the logger of a library in this process, and the errors that it collects, the oldest first."""
     complaints = deque[str](maxlen=16)
 
     def log(self: Any, severity: Any, message: str) -> None:

@@ -1,1 +1,1 @@
-"""Define programs: what they are, their text and their rules."""
+"""Define programs: their data, their text and their rules."""
