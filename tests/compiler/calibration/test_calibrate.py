@@ -233,7 +233,7 @@ def test_infinity_is_reported_with_its_graph_and_call() -> None:
 
 
 def test_what_draws_gives_its_weights_back(tokenizers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lazy_weights, "SMALL", 0)
+    monkeypatch.setattr(lazy_weights, "EAGER_ELEMENTS", 0)
     sampler, bodies = Sampler(), list[nn.Module]()
     lazy_weights.make_lazy("denoiser", sampler.denoiser, "here")
     calibration = Calibrator(tokenizers, prompts=("a red circle",))(sampler.program())
