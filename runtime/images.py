@@ -19,6 +19,15 @@ from diffc.runtime.program.program import is_image
 FRAME_MS = 125
 """Milliseconds for which a video shows a frame."""
 
+FOR_GREY = ("1", "L", "LA", "La")
+FOR_COLOUR = ("RGB", "RGBX", "RGBA", "RGBa", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
+"""Pillow's modes of 8 bits and fewer, as grey and as colour."""
+
+STRAIGHT = {"La": "LA", "RGBa": "RGBA", "P": "RGBA"}
+"""Modes that lose their alpha in two steps: premultiplied alpha, and palettes, whose entries may have one."""
+
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
 
 def images_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
     """Round [N, H, W, 1 or 3] in [0, 1] to 8 bits, as diffusers does. Raises `DiffcError` for NaN and infinity."""
@@ -37,12 +46,41 @@ def channels_last(arrays: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def arrays_from_images(images: Sequence[Image.Image], size: tuple[int, int], channels: int) -> NDArray[np.float32]:
-    """Scale images to a width and height and convert them to RGB or grey, as diffusers does: [N, C, H, W] in [0, 1]."""
+    """Scale images to a width and height and convert them to RGB or grey, as diffusers does: [N, C, H, W] in [0, 1].
+
+    Raises `RequestError` for an image whose mode does not tell the range of its values.
+    """
     mode = {1: "L", 3: "RGB"}[channels]
-    scaled = [image.resize(size, Image.Resampling.LANCZOS).convert(mode) for image in images]
+    scaled = [eight_bits(image).resize(size, Image.Resampling.LANCZOS).convert(mode) for image in images]
     arrays = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in scaled])
     arrays = arrays[..., None] if channels == 1 else arrays
     return np.ascontiguousarray(np.moveaxis(arrays, -1, 1), dtype=np.float32)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return the image in 8-bit grey or RGB, without alpha: what may be scaled. 16 bits are divided by 65535.
+
+    Raises `RequestError` for 32-bit integers, for floating-point values outside [0, 1], and for unknown modes.
+    """
+    fix = "convert it to 8 or 16 bits, or pass an array in [0, 1]"
+    if image.mode in FOR_GREY or image.mode in FOR_COLOUR:
+        to = "L" if image.mode in FOR_GREY else "RGB"
+        straight = image.convert(STRAIGHT[image.mode]) if image.mode in STRAIGHT else image
+        return straight if straight.mode == to else straight.convert(to)
+    if image.mode in SIXTEEN_BITS:
+        return _grey(np.asarray(image).astype(np.float32) / np.float32(65535))
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 1):
+            what = f"an image of floating-point values from {values.min()} to {values.max()}, not from 0 to 1"
+            raise RequestError(what, fix=fix)
+        return _grey(values)
+    what = "32-bit integers" if image.mode == "I" else f"the mode {image.mode}"
+    raise RequestError(f"an image of {what}, whose range is not known", fix=fix)
+
+
+def _grey(values: NDArray[np.float32]) -> Image.Image:
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -50,7 +88,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # a broken PNG is a SyntaxError
         raise RequestError(f"{path} is not an image: {error}", fix="give a PNG, JPEG or WebP file") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from PIL.Image import Image
 
 from diffc.runtime.bundle.tokenizer import check_text
 from diffc.runtime.errors import RequestError
-from diffc.runtime.images import arrays_from_images
+from diffc.runtime.images import arrays_from_images, open_image
 from diffc.runtime.program.program import Input, Op, Program
 from diffc.runtime.rng import Generator
 
@@ -170,14 +171,16 @@ def _image(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]
     _, channels, height, width = shape
     if value is None:
         raise RequestError(f"this program needs the image {name}", fix=f"use one of {width}x{height} pixels")
-    if isinstance(value, Image) or (isinstance(value, list) and all(isinstance(each, Image) for each in value)):
-        images = value if isinstance(value, list) else [value]
-        return arrays_from_images(images, (width, height), channels)
+    images = value if isinstance(value, list | tuple) else [value]
+    if images and all(isinstance(each, Image | str | os.PathLike) for each in images):
+        opened = [each if isinstance(each, Image) else open_image(each) for each in images]
+        return arrays_from_images(opened, (width, height), channels)
     array = np.asarray(value)
     array = array[None] if array.ndim == 3 else array
     if array.dtype.kind != "f" or array.shape[1:] != (height, width, channels) or not len(array):
         what = f"the image {name} is {array.dtype}{list(array.shape)}"
-        raise RequestError(what, fix=f"use a PIL image, or an array in [0, 1] of shape {[height, width, channels]}")
+        fix = f"use an image, a path, or an array in [0, 1] of shape {[height, width, channels]}"
+        raise RequestError(what, fix=fix)
     if not (array.min() >= 0 and array.max() <= 1):
         raise RequestError(f"the image {name} leaves [0, 1]", fix="divide values up to 255 by 255")
     rows: NDArray[np.float32] = np.ascontiguousarray(np.moveaxis(array, -1, 1), dtype=np.float32)

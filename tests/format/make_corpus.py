@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,28 @@ def write_images() -> None:
             np.save(folder / f"{stem}.npy", (pixels.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)[None])
             size = {"width": width, "height": height, "channels": channels}
             entries["decode"][stem] = {"image": "source.png", **size, "array": f"{stem}.npy"}
+    for name, image, shades in modes(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)):
+        image.save(folder / f"{name}.png")
+        pixels = lanczos(shades, 6, 4)
+        np.save(folder / f"{name}-3.npy", (pixels.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)[None])
+        size = {"width": 6, "height": 4, "channels": 3}
+        entries["decode"][name] = {"image": f"{name}.png", **size, "array": f"{name}-3.npy", "optional": True}
     write_json("images/images.json", entries)
+
+
+def modes(colours: np.ndarray) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
+    """Yield images of other modes than 8-bit grey and RGB, and the colours [H, W, 3] that they stand for."""
+    shade, alpha = colours[..., 0], colours[..., 1]
+    greys = np.repeat(shade[..., None], 3, axis=2)
+    yield "rgba", Image.fromarray(np.dstack([colours, alpha])), colours
+    yield "grey-with-alpha", Image.fromarray(np.dstack([shade, alpha]), "LA"), greys
+    yield "two-levels", Image.fromarray(shade > 127), np.where(greys > 127, 255, 0).astype(np.uint8)
+    indices = Image.fromarray(shade % 4, "P")
+    indices.putpalette(colours[0, :4].tobytes())
+    yield "palette", indices, colours[0, shade % 4]
+    sixteen = shade.astype(np.uint16) * 256 + alpha
+    exact = np.rint(sixteen / np.float32(65535) * np.float32(255)).astype(np.uint8)
+    yield "grey-of-16-bits", Image.fromarray(sixteen), np.repeat(exact[..., None], 3, axis=2)
 
 
 def write_bundles() -> None:

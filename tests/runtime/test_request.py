@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffc.runtime import RequestError, Sampler, load
 
@@ -179,3 +180,17 @@ def test_refuses_latents_without_noise(tiny: Any, tmp_path: Path) -> None:
         sampler("", latents=np.zeros((1, 3, 1, 1)))
     with pytest.raises(RequestError, match="takes prompt"):
         sampler("a red circle")
+
+
+def test_images_are_read_from_paths(tiny: Any, tmp_path: Path) -> None:
+    sampler = load(tiny.write(tmp_path / "e.diffc", programs={"p": EMBEDDED}))
+    images = [Image.new("RGB", (3, 2), (255 * at, 0, 51)) for at in range(2)]
+    paths = [tmp_path / f"{at}.png" for at in range(2)]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    e = np.zeros((3, 1, 1))
+    expected = sampler(e=e, image=images, output="np")
+    tiny.close(sampler(e=e, image=paths, output="np"), expected)
+    tiny.close(sampler(e=e, image=(str(paths[0]), images[1]), output="np"), expected)
+    with pytest.raises(RequestError, match=r"missing\.png is not an image"):
+        sampler(e=e, image=tmp_path / "missing.png")
