@@ -38,6 +38,7 @@ from diffc.compiler.checkpoint.sampling_markers import MARKERS, follow_markers, 
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, unused_tensors
 from diffc.compiler.checkpoint.tasks import TASKS
+from diffc.compiler.checkpoint.tokenizer_check import check_tokenizer
 from diffc.compiler.checkpoint.unread_files import refuse_other_folders, unread_files
 from diffc.compiler.errors import DiffcWarning, LoadError, first_line
 from diffc.compiler.graph.lazy_weights import LazyWeight, Weight, lazy_weight, materialize, postponed
@@ -227,14 +228,14 @@ def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Mod
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 str(rest), local_files_only=True, dtype=torch.float32, **absent, **modules
             )
-    except LIBRARY_ERRORS as error:
+    except Exception as error:  # of both libraries, and of tokenizers, which raises no class of its own
         fix = "restore the folder as diffusers saved it"
         what = f"the pipeline cannot be put together: {first_line(error)}"
         damaged = (path for path in sorted(source.glob("*/*.json")) if not _is_json(path))
         raise LoadError(what, where=str(next(damaged, source)), fix=fix) from error
     for name, component in pipeline.components.items():
         if isinstance(component, transformers.PreTrainedTokenizerBase):
-            _check_vocabulary(name, component, folder, str(source))
+            check_tokenizer(name, component, folder, str(source))
     for module in modules.values():
         module.eval().requires_grad_(False)
     return pipeline
@@ -249,16 +250,6 @@ def _without_weights(folder: Path, index: Mapping[str, Any], modules: Modules) -
         for name in components_of(rest):
             (Path(temporary) / name).symlink_to((folder / name).absolute())
         yield Path(temporary)
-
-
-def _check_vocabulary(name: str, tokenizer: Any, folder: Path, where: str) -> None:
-    """Raise `LoadError` for a tokenizer without a vocabulary, which transformers loads with an empty one."""
-    files = dict(tokenizer.vocab_files_names)
-    single = files.pop("tokenizer_file", "tokenizer.json")
-    absent = [file for file in sorted(files.values()) if not (folder / name / file).exists()]
-    if absent and not (folder / name / single).exists():
-        what = f"{name} has no vocabulary: neither {single} nor {', '.join(absent)}"
-        raise LoadError(what, where=where, fix="restore the tokenizer's files as they were saved")
 
 
 def _for_task(pipeline: Any, task: str, path: Path) -> Any:
