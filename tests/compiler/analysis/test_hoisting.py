@@ -58,7 +58,7 @@ def test_a_timestep_that_never_changes_is_known_at_build() -> None:
 
 def test_a_table_larger_than_the_weights_that_it_replaces_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row has 3 values, the layer 9: four rows are too many once there is no allowance."""
-    monkeypatch.setattr(hoisting, "SMALL", 0)
+    monkeypatch.setattr(hoisting, "FREE_BYTES", 0)
     assert hoisted(program_of(3))["step"] == ["linear"]
     with pytest.warns(DiffcWarning, match="^unet computes linear in each of 4 steps: a table of it would take 0 MB$"):
         assert hoisted(program_of(4))["step"] == []
