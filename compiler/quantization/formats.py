@@ -195,7 +195,7 @@ def parse_spec(text: str) -> Spec | None:
 
 def _unknown(word: str, text: str, words: list[str]) -> RecipeError:
     guess = "".join(f"did you mean {close}? " for close in difflib.get_close_matches(word, words, n=1))
-    return RecipeError(f"{word!r} has no number format", where=text, fix=f"{guess}known: {', '.join(words)}")
+    return RecipeError(f"{word!r} is no word of a spec", where=text, fix=f"{guess}known: {', '.join(words)}")
 
 
 def spread(scale: torch.Tensor, shape: torch.Size | tuple[int, ...], group: int) -> torch.Tensor:

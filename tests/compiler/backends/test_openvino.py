@@ -137,7 +137,10 @@ def test_a_machine_without_openvino_says_how_to_get_it(
 
 
 def test_doctor_says_which_engine_to_use(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for backend, said in (("ov", "on this CPU the targets ov-"), ("ort", "the target ort-fp32 is what this CPU")):
+    for backend, said in (
+        ("ov", "on this CPU the targets ov-"),
+        ("ort", "the target ort-fp32 is the best for this CPU"),
+    ):
         monkeypatch.setattr("diffc.compiler.commands.doctor.recommended", lambda backend=backend: backend)
         found = succeeded("doctor", made)
         assert found["engine"] == backend and said in found["checks"]["engine"]["detail"]

@@ -14,14 +14,12 @@ def test_long_lists_end_with_a_count() -> None:
 def test_names_the_component_the_tensor_and_the_file() -> None:
     error = missing_tensors("vae", ["conv.weight"], "x.safetensors")
     assert str(error).startswith("vae lacks 1 tensor: conv.weight\n  at:  x.safetensors\n  fix: ")
-    assert str(wrong_shape("vae.w", [1, 2], [3], "x")).startswith(
-        "vae.w has shape [1, 2], its configuration says [3]\n"
-    )
+    assert str(wrong_shape("vae.w", [1, 2], [3], "x")).startswith("vae.w has shape [1, 2], its configuration has [3]\n")
 
 
 def test_finds_the_shapes_in_the_error_of_diffusers() -> None:
     text = "Cannot load x because conv.weight expected shape torch.Size([4, 3]), but got torch.Size([4, 9]). If you"
     assert (
-        misfit("unet", "f", ValueError(text)).what == "unet.conv.weight has shape [4, 9], its configuration says [4, 3]"
+        misfit("unet", "f", ValueError(text)).what == "unet.conv.weight has shape [4, 9], its configuration has [4, 3]"
     )
     assert misfit("unet", "f", KeyError("sigma\nmore")).what.startswith("unet cannot be loaded: 'sigma")

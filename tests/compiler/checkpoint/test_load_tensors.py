@@ -105,9 +105,9 @@ def test_counts_the_tensors_that_a_file_lacks(single_file: Path, config_metadata
 @pytest.mark.parametrize(
     ("name", "key", "shapes"),
     [
-        ("unet", "conv_in.weight", "[2, 3], its configuration says [16, 4, 3, 3]"),
-        ("vae", "decoder.conv_in.weight", "[2, 3], its configuration says [32, 4, 3, 3]"),
-        ("text_encoder", "embeddings.position_embedding.weight", "[2, 3], its configuration says [8, 32]"),
+        ("unet", "conv_in.weight", "[2, 3], its configuration has [16, 4, 3, 3]"),
+        ("vae", "decoder.conv_in.weight", "[2, 3], its configuration has [32, 4, 3, 3]"),
+        ("text_encoder", "embeddings.position_embedding.weight", "[2, 3], its configuration has [8, 32]"),
     ],
 )
 def test_rejects_shapes_that_disagree_with_the_configuration(folder: Path, name: str, key: str, shapes: str) -> None:
@@ -126,7 +126,7 @@ def test_rejects_shapes_that_disagree_with_the_configuration(folder: Path, name:
         ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight has shape [2, 3], "),
         (
             "cond_stage_model.transformer.text_model.final_layer_norm.weight",
-            "text_encoder.final_layer_norm.weight has shape [2, 3], its configuration says [32]",
+            "text_encoder.final_layer_norm.weight has shape [2, 3], its configuration has [32]",
         ),
     ],
     ids=lambda name: name[:30],

@@ -144,7 +144,7 @@ def test_float_is_no_spec() -> None:
 def test_an_unknown_word_is_named_with_one_that_is_near(text: str, word: str, guess: str | None) -> None:
     with pytest.raises(RecipeError) as refused:
         parse_spec(text)
-    assert refused.value.what == f"{word!r} says nothing about a format" and refused.value.where == text
+    assert refused.value.what == f"{word!r} is no word of a spec" and refused.value.where == text
     if guess is not None:
         assert f"did you mean {guess}? " in str(refused.value.fix)
 
