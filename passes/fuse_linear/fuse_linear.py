@@ -31,15 +31,15 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
 import torch
 
-from diffc.compiler.analysis.linear_form import ONE, LinearForms, Sum, combined, substituted
+from diffc.compiler.analysis.linear_form import ONE, Sum, combined, substituted
 from diffc.compiler.graph.aten import overload
-from diffc.compiler.ir.program import UNTYPED, Op, Polynomial, Program, Ref, Value
+from diffc.compiler.ir.program import Op, Polynomial, Program, Ref, Value
+from diffc.passes.fuse_linear.concatenations import Concatenations
 
 aten = torch.ops.aten
 
@@ -48,9 +48,6 @@ LONGEST = 8
 
 NEW = "%"
 """Starts the names of new values until all are known; no name in a program's text does."""
-
-SCALING = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
-"""Operators that scale each part of a concatenation alike."""
 
 
 def fuse_linear(program: Program) -> Program:
@@ -63,13 +60,13 @@ class _Fusion:
 
     def __init__(self, program: Program) -> None:
         self.program, self.graphs = program, {graph.name for graph in program.graphs}
-        self.concats: dict[str, tuple[tuple[str, ...], int]] = {}  # parts and axis of concatenations, by name
-        self.forms = LinearForms(program, opaque=self.concats)
         self.states = dict[str, None]()  # noise and sums that are computed, the oldest first
         self.steps = list[Op]()  # reports of latents that wait for the next operation that is computed
         self.ops = list[Op]()
         self.last_use = {name: i for i, op in enumerate(program.ops) for name in op.reads()}
         self.last_use |= dict.fromkeys(program.outputs, len(program.ops))
+        self.concats = Concatenations(program, self.last_use, self._computed)
+        self.forms = self.concats.forms
         self.at = 0
 
     def run(self) -> Program:
@@ -87,58 +84,12 @@ class _Fusion:
         form = self.forms.of_operation(op)
         if form is not None:
             self.forms.sums[op.results[0].name] = form
-        elif not (self._concatenates(op) or self._scales_concat(op)):
+        elif not self.concats.follow(op):
             self._emit(_as_split(op) or op)
 
     def _is_read_after(self, name: str, at: int) -> bool:
         waiting = any(name in _operands(op) for op in self.steps)
         return waiting or self.last_use.get(name, -1) > at
-
-    # Concatenations, which linear arithmetic passes through
-
-    def _concatenates(self, op: Op) -> bool:
-        """Remember a concatenation of values of its own type; return False for every other operation."""
-        if op.operator == "concat":
-            operands, axis = op.args, op.attr("axis", 0)
-        elif op.operator == "aten.cat.default" and isinstance(op.args[0], tuple):
-            operands, axis = op.args[0], op.args[1] if len(op.args) > 1 else op.attr("axis", 0)
-        else:
-            return False
-        names = [operand.name for operand in operands if isinstance(operand, Ref)]
-        if not isinstance(axis, int) or len(names) < len(operands):
-            return False
-        name, type_ = op.results[0].name, op.results[0].type
-        if len({type_.dtype, *(self.forms.types[part].dtype for part in names)} - {UNTYPED.dtype}) > 1:
-            return False
-        parts = tuple(self._computed(part) if part in self.concats else part for part in names)
-        self._remember(name, parts, axis % len(type_.shape) if type_.shape else axis)
-        return True
-
-    def _scales_concat(self, op: Op) -> bool:
-        """Scale the parts of a concatenation instead of it; return False for every other operation."""
-        concats = [a.name for a in op.args if isinstance(a, Ref) and a.name in self.concats]
-        if overload(op.operator) not in SCALING or len(concats) != 1:
-            return False
-        name, types = op.results[0].name, self.forms.types
-        if types.get(concats[0]) != types.get(name):
-            return False
-        parts, axis = self.concats[concats[0]]
-        scaled: dict[str, str] = {}
-        for part in dict.fromkeys(parts):
-            on_part = replace(op.renamed({concats[0]: part}), results=(Value(name, types[part]),))
-            form = self.forms.of_operation(on_part)
-            if form is None:
-                return False
-            scaled[part] = f"{name}.{part}"
-            self.forms.sums[scaled[part]], types[scaled[part]] = form, types[part]
-        self._remember(name, tuple(scaled[part] for part in parts), axis)
-        return True
-
-    def _remember(self, name: str, parts: Sequence[str], axis: int) -> None:
-        """Note a concatenation; its parts live as long as it does."""
-        self.concats[name] = tuple(parts), axis
-        for part in parts:
-            self.last_use[part] = max(self.last_use.get(part, -1), self.last_use.get(name, -1))
 
     # Operations that are computed
 
@@ -170,7 +121,7 @@ class _Fusion:
 
     def _computed(self, name: str) -> str:
         """Make sure that a value is computed, and return the name under which it stands."""
-        if name in self.concats:
+        if name in self.concats.parts:
             return self._joined(name)
         form = self.forms.sums.get(name)
         if form is None:
@@ -199,7 +150,7 @@ class _Fusion:
 
     def _joined(self, name: str) -> str:
         if name not in self.forms.sums:
-            parts, axis = self.concats[name]
+            parts, axis = self.concats.parts[name]
             operands = tuple(Ref(self._computed(part)) for part in parts)
             result = Value(name, self.forms.types[name])
             self.ops.append(Op("concat", operands, (("axis", axis),), (), (result,)))
