@@ -62,7 +62,7 @@ def test_an_empty_recipe_changes_nothing(tmp_path: Path) -> None:
         ("[quantize]\nmethod = 'gptq'", "'method' says nothing", "did you mean methods? "),
         ("[[layer]]\nname = 'a'\nwieght = 'int8'", "'wieght' says nothing", "did you mean weight? "),
         ("[[layer]]\nname = 'a'\nweight = 'int9'", "'int9' is no word of a spec", "did you mean"),
-        ("[quantize]\nlinear = ['int8:chanel', 'float']", "'chanel' says nothing", "did you mean channel? "),
+        ("[quantize]\nlinear = ['int8:chanel', 'float']", "'chanel' is no word of a spec", "did you mean channel? "),
         ("[quantize]\nlinear = 'int8'", "linear is 'int8'", 'linear = ["WEIGHT", "ACTIVATION"]'),
         ("[quantize]\nlinear = ['int8']", "linear is ['int8']", 'linear = ["WEIGHT", "ACTIVATION"]'),
         ("[quantize]\nlinear = [8, 8]", "linear is [8, 8]", 'linear = ["WEIGHT", "ACTIVATION"]'),
