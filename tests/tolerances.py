@@ -15,6 +15,9 @@ REWRITE_SINGLE = 5e-7
 PICTURE = 1e-3
 """A picture on [0, 1] against diffusers', at the same seed, 20 steps. test_parity.py: at worst 7e-5 before training."""
 
+PICTURE_OF_PROMPT = 1e-5
+"""A tiny picture on [0, 1] against diffusers', whatever the prompt, 3 steps. test_prompts.py: at worst 8.4e-7."""
+
 PICTURE_OF_NUMPY = 2e-6
 """A tiny program on [0, 1] against NumPy, sums in another order. runtime/engines/test_registry.py: at worst 2e-7."""
 

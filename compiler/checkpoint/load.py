@@ -72,7 +72,7 @@ def load(
     if not path.exists():
         fix = "give a file or folder on this machine; diffc downloads no models"
         raise LoadError(f"there is no {path}", where=str(path.absolute()), fix=fix)
-    with _quiet():
+    with quiet():
         with postponed():
             pipeline, unused, marked = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
             if ip_adapter is not None:
@@ -101,7 +101,7 @@ def _left_out(path: Path, pipeline: Any, unused: list[str]) -> Iterator[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the logs and progress bars of both libraries: faults that they log are checked here and raised."""
     libraries = [
         (library.utils.logging, library.utils.logging.get_verbosity()) for library in (diffusers, transformers)

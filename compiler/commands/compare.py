@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,37 @@ import numpy as np
 import torch
 
 from diffc.compiler.bundle.provenance import arguments_of, facts_of
-from diffc.compiler.checkpoint.load import load
+from diffc.compiler.checkpoint.load import load, quiet
 from diffc.compiler.commands.compare_components import ComponentCall, compare_components, recorded
 from diffc.compiler.commands.limit_guidance import limit_guidance
 from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.metrics import Array, psnr, ssim
-from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS
+from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS, text_inputs
 from diffc.compiler.tracing.pipeline_inputs import as_arguments, requested_arrays
 from diffc.compiler.tracing.request_inputs import Image, RequestInput, Tensor
 from diffc.runtime import Sampler
+from diffc.runtime.errors import DiffcWarning
 from diffc.runtime.program.facts import Facts
 
-VERIFICATION_PROMPTS = ("a red circle left of a blue square", "a small green triangle", "")
-"""The default prompts; the last one is that of the unconditional image."""
+TOO_LONG = ", ".join(f"a small green triangle above large yellow star number {at}" for at in range(60))
+
+CHANGED = "  A RED Circle,\u00e0 la \u201cCaf\u00e9\u201d &amp; cafe\u0301:\u3000no\tGREEN  star! \U0001f534 "
+
+VERIFICATION_PROMPTS: Mapping[str, str | None] = {
+    "a red circle left of a blue square": None,
+    CHANGED: " BLURRY &lt;b&gt;  Lines\n",
+    TOO_LONG: None,
+    "": None,
+}
+"""The default prompts, and the negative prompt of one: plain, with all that a pipeline may change, too long, empty."""
 
 
 def compare(
     bundle: Path | str,
     source: Path | str,
     *,
-    prompts: Sequence[str] = VERIFICATION_PROMPTS,
+    prompts: Collection[str] = VERIFICATION_PROMPTS,
     seed: int = 0,
     guidance: float | None = None,
     program: str | None = None,
@@ -56,8 +67,7 @@ def compare(
     pipeline.set_progress_bar_config(disable=True)
     reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)
     prompts = prompts if reads_prompt else ("",)
-    reads_negative = program is not None and any(item.name == NEGATIVE for item in parse(text).inputs)
-    negative = {NEGATIVE: ""} if reads_negative else {}
+    reads_negative = any(item.name == NEGATIVE for item in parse(text).inputs)
     scale = guidance if guidance is not None else _default(text)
     inputs = requested_arrays(pipeline, recipe["inputs"], batch=recipe["batch"], size=facts.size)
     arrays = _test_arrays(inputs, seed)
@@ -66,19 +76,28 @@ def compare(
     images = list[dict[str, Any]]()
     for at, prompt in enumerate(prompts):
         progress(f"sample {at + 1}/{len(prompts)}: {prompt}")
+        negative = _negative(prompt, is_required=program is not None) if reads_negative else {}
         texts = {TEXTS[0]: prompt, **negative}
-        with recorded(pipeline, calls), limit_guidance(pipeline, recipe, steps) as limited:
+        with quiet(), recorded(pipeline, calls), limit_guidance(pipeline, recipe, steps) as limited:
             reference = _reference(pipeline, texts, limited, facts, scale, seed + at, arrays)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
         options |= negative | _for_the_bundle(sampler, inputs, arrays)
-        output = sampler(
-            [prompt] * recipe["batch"] if reads_prompt else "", seed=seed + at, program=program, output="np", **options
-        )
+        positive = [prompt] * recipe["batch"] if reads_prompt else ""
+        with warnings.catch_warnings():
+            if prompt == TOO_LONG:
+                warnings.simplefilter("ignore", DiffcWarning)
+            output = sampler(positive, seed=seed + at, program=program, output="np", **options)
         _check_finite(prompt, {"the bundle": output, "the pipeline": reference})
         images += [{"prompt": prompt, **_compared(a, b)} for a, b in zip(output, reference, strict=True)]
     progress("compare components")
     components = compare_components(Path(bundle), name, calls)
     return {**_worst(images), "images": images, "pictures": images, "components": components}
+
+
+def _negative(prompt: str, *, is_required: bool) -> dict[str, str]:
+    """Return the negative prompt of a prompt, by the name of the input; none where an absent one is what to verify."""
+    negative = VERIFICATION_PROMPTS.get(prompt)
+    return {NEGATIVE: negative or ""} if negative is not None or is_required else {}
 
 
 def _check_finite(prompt: str, outputs: Mapping[str, Array]) -> None:
@@ -148,6 +167,7 @@ def _reference(
     takes = inspect.signature(type(pipeline).__call__).parameters
     options |= {key: value for key, value in arguments_of(facts, recipe).items() if key in takes}
     generator = torch.Generator("cpu").manual_seed(seed)
-    texts = {name: [text] * recipe["batch"] for name, text in texts.items() if name in takes}
+    read = text_inputs(takes, recipe["inputs"])
+    texts = {name: [text] * recipe["batch"] for name, text in texts.items() if name in read}
     outputs = pipeline(**texts, **options, generator=generator, output_type="np")
     return np.asarray(outputs[0])

@@ -137,6 +137,11 @@ def _first(
         raise explanation from error
 
 
+def text_inputs(parameters: Collection[str], inputs: Collection[str]) -> list[str]:
+    """List the texts that a pipeline takes of a request, but for those whose embeddings are among the inputs."""
+    return [text for text in TEXTS if text in parameters and f"{text}_embeds" not in inputs]
+
+
 def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> bool:
     """Return whether the pipeline does something else without a negative prompt than with an empty one."""
     absent, calls = _parameters(pipeline)[NEGATIVE].default, ComponentCalls()
@@ -173,7 +178,7 @@ def _trace(
     overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> Program:
     parameters = _parameters(pipeline)
-    texts = [text for text in TEXTS if text in parameters and text not in overrides]
+    texts = [text for text in text_inputs(parameters, sampling.inputs) if text not in overrides]
     inputs: dict[str, RequestInput] = {text: Text(sampling.batch) for text in texts}
     fixed: dict[str, Any] = {"num_inference_steps": facts.steps, "output_type": "np", "return_dict": False}
     inputs |= requested_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)

@@ -24,7 +24,7 @@ from diffc.compiler.tracing.symbolic_text import FIX, Derivation, Step
 from diffc.compiler.tracing.tokenizer_calls import Receive, TextCall
 from diffc.runtime.program.texts import Tokens
 
-EMPTY, LONG = "", "Very LONG, and " * 90 + "the End."
+EMPTY, LONG = "", "Very LONG, and " * 600 + "the End."
 
 PROBES = (
     "a small red circle",
@@ -36,9 +36,10 @@ PROBES = (
     "\U0001f534\U0001f469\u200d\U0001f469\u200d\U0001f467 \u200b\ufeff\u00ad",
     "_u_ -d- (round:1.3) [sq] {b} a|b a/b a\\b *c* ~t~ $5 ^2 `k` x=y;z\x1c\x85\u2028.",
     LONG,
+    "((((a)))) [[[[b]]]] {{{{c}}}} <<<<d>>>> !!!!!! ?????? ...... ------ ______ 12345678901234567890 aaaaaaaaaaaa",
     "https://www.example.com/A?b=C&d=%41 photo_of-CAT.JPG 1920x1080 12.5 1234567 10.0.0.1 @name #123456",
 )
-"""Capitals, white space of every kind, entities, accents, ligatures, other scripts, emoji, punctuation, addresses."""
+"""Capitals, white space, entities, accents, ligatures, other scripts, emoji, punctuation, addresses, repetition."""
 
 VOCABULARY: tuple[Step, ...] = (
     ("lower", ()),
@@ -86,7 +87,8 @@ def prove(recorded: Recorded, run: Run, tokens: Tokens) -> dict[Derivation, Deri
         _observe(recorded, run, PROBES[0], examples)
     words = [word for derivation in examples for word in _words(derivation)]
     about_words = [f"{word} a {word}, {word.upper()}{word}_1" for word in words]
-    for probe in (*PROBES[1:], " ".join(sorted(literals)), *about_words):
+    probes = (*PROBES[1:], " ".join(sorted(literals)), *about_words)
+    for probe in probes if recorded.calls else TO_THE_END:
         _observe(recorded, run, probe, examples)
     proved = dict[Derivation, Derivation]()
     for call in recorded.calls:

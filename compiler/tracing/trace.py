@@ -136,7 +136,7 @@ def _first_run(
             raise
         texts = RequestTexts(Texts(as_strings=True))
         first = run(texts)
-    if texts.symbols.are_exact or not first.text_calls:
+    if texts.symbols.are_exact:
         return first, texts
 
     def probe(strings: Mapping[str, str], receive: Receive) -> Sequence[Op]:

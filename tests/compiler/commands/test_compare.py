@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import re
+import unicodedata
 from pathlib import Path
 
 import torch
 
 from diffc.compiler import capture, write_bundle
+from diffc.compiler.commands.compare import VERIFICATION_PROMPTS
 from tests.command_line import diffc, refused, succeeded
 from tests.conftest import PROMPT, UNET
 from tests.tolerances import VERIFIED_PSNR
@@ -41,3 +45,21 @@ def test_verify_notices_another_checkpoint(bundle: Path, tmp_path: Path) -> None
     found = succeeded("verify", bundle, "--against", tmp_path / "other.safetensors")
     assert found["psnr"] < VERIFIED_PSNR
     assert found["components"]["unet"]["sqnr"] < found["components"]["text_encoder"]["sqnr"]
+
+
+def test_default_prompts_show_what_a_pipeline_does_to_them() -> None:
+    lengths = {len(prompt.split()) for prompt in VERIFICATION_PROMPTS}
+    assert 0 in lengths
+    assert max(lengths) > 512, "one is too long for every text encoder"
+    changes = (
+        str.lower,
+        str.strip,
+        html.unescape,
+        lambda text: re.sub(r"\s+", " ", text),
+        lambda text: unicodedata.normalize("NFC", text),
+        lambda text: text.encode("latin-1", "ignore").decode("latin-1"),
+    )
+    [changed] = (prompt for prompt, negative in VERIFICATION_PROMPTS.items() if negative is not None)
+    assert all(change(changed) != changed for change in changes)
+    negative = VERIFICATION_PROMPTS[changed] or ""
+    assert all(change(negative) != negative for change in changes[:4])

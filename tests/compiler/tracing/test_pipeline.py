@@ -14,7 +14,14 @@ from torch import nn
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.ir.program import Guard, Input, Program, Type
 from diffc.compiler.tracing.component_calls import ComponentCalls
-from diffc.compiler.tracing.pipeline import Sampling, default_steps, requested_sizes, takes_tuples, trace_pipeline
+from diffc.compiler.tracing.pipeline import (
+    Sampling,
+    default_steps,
+    requested_sizes,
+    takes_tuples,
+    text_inputs,
+    trace_pipeline,
+)
 from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
 from diffc.runtime.program.verify import verify
 from tests.compiler.conftest import tiny_tokenizer
@@ -208,3 +215,11 @@ def test_lists_become_tuples_where_an_argument_is_one() -> None:
 
     parameters = inspect.signature(call, eval_str=True).parameters
     assert [name for name, parameter in parameters.items() if takes_tuples(parameter)] == ["a", "c"]
+
+
+def test_embeddings_take_the_place_of_their_text() -> None:
+    parameters = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "guidance_scale")
+    assert text_inputs(parameters, ()) == ["prompt", "negative_prompt"]
+    assert text_inputs(parameters, ("prompt_embeds", "image")) == ["negative_prompt"]
+    assert text_inputs(parameters, ("negative_prompt_embeds",)) == ["prompt"]
+    assert text_inputs(("prompt",), ()) == ["prompt"]
