@@ -21,6 +21,7 @@ from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import bytes_to_materialize, materialized
 from diffc.compiler.ir.program import UNTYPED, Graph, Literal, Op, Program, Ref, Type
 from diffc.runtime.memory import free_memory
+from diffc.runtime.program.texts import TEXT_OPERATORS
 
 Tensors = Sequence[torch.Tensor]
 Values = Mapping[str, torch.Tensor]
@@ -74,7 +75,8 @@ class Executor:
     ) -> dict[str, torch.Tensor]:
         """Run ``ops``, by default all of the program, and return ``outputs``, by default those of the program.
 
-        ``values`` holds by name the values that the operations read and none computes; the tables are known.
+        ``values`` holds by name the values that the operations read and none computes, such as the tokens of texts,
+        whose operations are not run; the tables are known.
         ``replace`` computes the outputs of some graphs in another manner. A value is freed after its last use.
 
         Raises `BuildError` where the weights of a graph do not fit into memory.
@@ -82,6 +84,7 @@ class Executor:
         outputs = self.program.outputs if outputs is None else outputs
         values = self._tables | dict(values)
         ops = self.program.ops if ops is None else ops
+        ops = [op for op in ops if op.operator not in TEXT_OPERATORS]
         ops = [op for op in ops if not op.results or any(result.name not in values for result in op.results)]
         calls, last_uses = Counter[str](), _last_uses(ops, keep=outputs)
         with torch.no_grad():

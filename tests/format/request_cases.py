@@ -28,7 +28,7 @@ def request_cases() -> Iterator[Case]:
     """Yield the bundles whose requests differ."""
     yield sampler("sampler", 1)
     yield sampler("pairs", 2)
-    yield from (guards(), texts(), sizes(), small_noise(), both_branches(), steps(), stages())
+    yield from (guards(), texts(), text_operations(), sizes(), small_noise(), both_branches(), steps(), stages())
 
 
 def sampler(name: str, batch: int) -> Case:
@@ -225,6 +225,32 @@ def texts() -> Case:
         ),
     ]
     return Case("texts", {"both": both, "one": one}, requests, tokenizers={"words": word_tokenizer()})
+
+
+def text_operations() -> Case:
+    """Change a text, one operation after the other, before it is tokenized."""
+    text = """program p(prompt: text[1]) {
+    a: text[1] = replace(prompt, old="_", new="  ")
+    b: text[1] = collapse(a)
+    c: text[1] = expand(b, tokenizer="words", words=[["red", "blue red"], ["blue", "small"]])
+    d: text[1] = fill(c, template="{} square")
+    i: int64[1, 7], m: int64[1, 7] = tokenize(d, tokenizer="words", length=7, pad=1)
+    y: float32[1, 7] = linear(i, m; 1.0, 100.0)
+    return y
+}
+"""
+
+    def result(*ids: int) -> Array:
+        return np.array([[*(100 + token for token in ids), *[1] * (7 - len(ids))]], np.float32)
+
+    requests = [
+        Request("a word that is expanded", {"prompt": "red_circle"}, result(0, 4, 3, 5, 6, 1)),
+        Request("an expansion that is not expanded again", {"prompt": "red"}, result(0, 4, 3, 6, 1)),
+        Request("both words", {"prompt": "blue red"}, result(0, 7, 7, 3, 6, 1)),
+        Request("a token that is written otherwise", {"prompt": "RED_CIRCLE"}, result(0, 3, 5, 6, 1)),
+        Request("an empty text", {"prompt": ""}, result(0, 6, 1)),
+    ]
+    return Case("text_operations", {"p": text}, requests, tokenizers={"words": word_tokenizer()})
 
 
 def sizes() -> Case:

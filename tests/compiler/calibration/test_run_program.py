@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from diffc.compiler.calibration.run_program import request_of
+from diffc.compiler.calibration.run_program import ProgramRun, request_of
+from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Input, Op, Program, Type, Value
+from tests.runtime.conftest import word_tokenizer
+
+TEXTS = """program p(prompt: text[1]) {
+    a: text[1] = replace(prompt, old="_", new=" ")
+    b: text[1] = expand(a, tokenizer="words", words=[["red", "small red"]])
+    i: int64[1, 5] = tokenize(b, tokenizer="words", length=5, pad=1)
+    y: float32[1, 5] = linear(i; 1.0)
+    return y
+}
+"""
+
+
+def test_texts_are_changed_before_they_are_tokenized() -> None:
+    run = ProgramRun(parse(TEXTS), {"words": word_tokenizer().encode()})
+    assert torch.equal(run.trajectory("red_circle", 0, 0).output, torch.tensor([[0.0, 7, 3, 5, 1]]))
+    assert torch.equal(run.trajectory("blue_circle", 0, 0).output, torch.tensor([[0.0, 4, 5, 1, 1]]))
 
 
 def test_other_inputs_are_smooth_pictures_and_normal_numbers() -> None:
