@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -16,19 +17,18 @@ from PIL import Image
 
 from diffc.compiler.checkpoint.load import load
 from tests.command_line import DIFFC, digests, refused, succeeded
-from tests.conftest import PROMPT, UNET
+from tests.conftest import PROMPT, TINY, UNET
 from tests.tolerances import VERIFIED_PSNR
-from tests.zoo import ZOO
 
 
-def test_two_builds_are_identical(tmp_path: Path) -> None:
-    ZOO["StableDiffusionPipeline"]().pipeline.save_pretrained(tmp_path / "model")
-    for name, seed in (("a.diffc", "1"), ("b.diffc", "2")):
-        command = (*DIFFC, "build", tmp_path / "model", "--steps", "2", "--size", "16x16", "-o", tmp_path / name)
-        own = os.environ | {"PYTHONHASHSEED": seed, "DIFFC_CACHE": str(tmp_path / f"cache{seed}")}
-        subprocess.run(command, check=True, capture_output=True, env=own)
-    assert digests(tmp_path / "a.diffc") == digests(tmp_path / "b.diffc")
-    assert all("<td>capture</td>" in (tmp_path / name / "report.html").read_text() for name in ("a.diffc", "b.diffc"))
+def test_two_builds_are_identical(tiny_model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """In a process with another order of sets and an empty cache, the same bytes come out."""
+    command = (*DIFFC, "build", tiny_model, *TINY, "-o", tmp_path / "x.diffc")
+    own = os.environ | {"PYTHONHASHSEED": "1", "DIFFC_CACHE": str(tmp_path / "cache")}
+    subprocess.run(command, check=True, capture_output=True, env=own)
+    assert digests(tmp_path / "x.diffc") == digests(tiny_bundle)
+    reports = [(bundle / "report.html").read_text() for bundle in (tmp_path / "x.diffc", tiny_bundle)]
+    assert all("<td>capture</td>" in report for report in reports)
 
 
 def edited(folder: Path, file: str, **changes: Any) -> None:
@@ -58,17 +58,17 @@ SCHEDULE = "scheduler/scheduler_config.json"
     ],
 )
 def test_what_contradicts_itself_or_asks_too_much(
-    changes: dict[str, Any], options: tuple[str, ...], what: str, tmp_path: Path
+    changes: dict[str, Any], options: tuple[str, ...], what: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    ZOO["StableDiffusionPipeline"]().pipeline.save_pretrained(tmp_path / "model")
+    shutil.copytree(tiny_model, tmp_path / "model")
     edited(tmp_path / "model", SCHEDULE, **changes)
     common = ("--size", "16x16", "--steps", "2", "-o", tmp_path / "x.diffc")
     assert what in refused("build", tmp_path / "model", *common, *options)
     assert not (tmp_path / "x.diffc").exists()
 
 
-def test_components_that_do_not_fit_one_another(tmp_path: Path) -> None:
-    pipeline = ZOO["StableDiffusionPipeline"]().pipeline
+def test_components_that_do_not_fit_one_another(tiny_model: Path, tmp_path: Path) -> None:
+    pipeline = load(tiny_model)
     config = pipeline.text_encoder.config.to_dict() | {"hidden_size": 48}
     pipeline.text_encoder = type(pipeline.text_encoder)(type(pipeline.text_encoder.config)(**config))
     pipeline.save_pretrained(tmp_path / "model")
@@ -111,22 +111,26 @@ def test_half_precision_storage_computes_in_float32(tmp_path: Path, bundle: Path
 
 
 @pytest.mark.parametrize(
-    ("task", "given"),
+    ("model", "size", "task", "given"),
     [
-        pytest.param("image-to-image", ("--image",), marks=pytest.mark.slow, id="image"),
-        pytest.param("inpaint", ("--image", "--mask"), id="inpaint"),
+        pytest.param(UNET, 64, "image-to-image", ("--image",), marks=pytest.mark.slow, id="image"),
+        pytest.param(UNET, 64, "inpaint", ("--image", "--mask"), marks=pytest.mark.slow, id="inpaint"),
+        pytest.param(None, 16, "inpaint", ("--image", "--mask"), id="inpaint-tiny"),
     ],
 )
-def test_pictures_are_inputs_too(tmp_path: Path, task: str, given: tuple[str, ...]) -> None:
-    options = ("--task", task, "--steps", "4", "--strength", "0.75", "-o", tmp_path / "x.diffc")
-    succeeded("build", UNET, *options)
-    assert succeeded("verify", tmp_path / "x.diffc", "--against", UNET)["psnr"] >= VERIFIED_PSNR
+def test_pictures_are_inputs_too(
+    tmp_path: Path, tiny_model: Path, model: Path | None, size: int, task: str, given: tuple[str, ...]
+) -> None:
+    source = model or tiny_model
+    options = ("--task", task, "--size", f"{size}x{size}", "--steps", "4", "--strength", "0.75")
+    succeeded("build", source, *options, "-o", tmp_path / "x.diffc")
+    assert succeeded("verify", tmp_path / "x.diffc", "--against", source)["psnr"] >= VERIFIED_PSNR
     assert "needs the image" in refused("run", tmp_path / "x.diffc", PROMPT, "-o", tmp_path / "none.png")
     Image.new("RGBA", (100, 80), (200, 30, 30, 255)).save(tmp_path / "in.png")
     pictures = [part for option in given for part in (option, tmp_path / "in.png")]
     succeeded("run", tmp_path / "x.diffc", PROMPT, *pictures, "--seed", "1", "-o", tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as drawn:
-        assert drawn.size == (64, 64)
+        assert drawn.size == (size, size)
 
 
 @pytest.mark.parametrize("name", ["num_images_per_prompt", "latents", "generator"])
@@ -142,10 +146,14 @@ def test_programs_of_two_step_counts_share_weights(bundle: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_build_leaves_nothing_and_is_resumed(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+    tiny_model: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    how: signal.Signals,
 ) -> None:
     monkeypatch.setenv("DIFFC_CACHE", str(tmp_path_factory.mktemp("cache")))
-    command = (*DIFFC, "build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
+    command = (*DIFFC, "build", tiny_model, *TINY, "-o", tmp_path / "x.diffc")
 
     def heed() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests in the background ignores it
@@ -154,23 +162,25 @@ def test_an_interrupted_build_leaves_nothing_and_is_resumed(
         assert process.stderr is not None
         while "lower unet" not in process.stderr.readline():
             assert process.poll() is None, "the build ended before it could be interrupted"
-        time.sleep(0.2)
+        time.sleep(0.1)
         process.send_signal(how)
         assert process.wait(60) == 1
         assert "interrupted" in process.stderr.read()
     assert list(tmp_path.iterdir()) == []
     kept = succeeded("build-cache")
     assert kept["entries"] == 1, "the text encoder, which was lowered before the UNet"
-    succeeded("build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
+    succeeded("build", tiny_model, *TINY, "-o", tmp_path / "x.diffc")
     assert succeeded("build-cache", "--clear")["removed"] > kept["bytes"]
     assert succeeded("build-cache")["entries"] == 0
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))
+def test_a_full_disk_leaves_nothing(tiny_model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    largest = max(path.stat().st_size for path in (tiny_bundle / "weights").iterdir())
 
-    command = (*DIFFC, "build", UNET, "--steps", "2", "-o", tmp_path / "x.diffc")
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
+
+    command = (*DIFFC, "build", tiny_model, *TINY, "-o", tmp_path / "x.diffc")
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1
     assert "the bundle cannot be written" in done.stderr

@@ -108,19 +108,21 @@ def test_no_negative_prompt_is_what_the_pipeline_takes_it_for(tmp_path: Path) ->
 # Intervals
 
 
-LONG = [pytest.param(model, sampler, marks=pytest.mark.slow) for model, sampler in ((UNET, "heun"), (DIT, "flow-heun"))]
+TRAINED = ((UNET, "dpmpp-2m"), (UNET, "heun"), (DIT, "flow-heun"))
+LONG = [pytest.param(model, sampler, marks=pytest.mark.slow) for model, sampler in TRAINED]
 
 
-@pytest.mark.parametrize(("model", "sampler"), [(UNET, "dpmpp-2m"), *LONG])
+@pytest.mark.parametrize(("trained", "sampler"), [(None, "dpmpp-2m"), *LONG])
 def test_guidance_inside_an_interval_draws_what_the_pipeline_draws_with_equal_branches(
-    model: Path, sampler: str, tmp_path: Path
+    trained: Path | None, sampler: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    options = ("--steps", "6", "--sampler", sampler, "--guidance-interval", "0.3,0.7")
-    assert verified(model, tmp_path, *options)["psnr"] >= VERIFIED_PSNR
+    model, size = (trained, ()) if trained else (tiny_model, ("--size", "16x16"))
+    options = ("--steps", "6", "--sampler", sampler, *size)
+    assert verified(model, tmp_path, *options, "--guidance-interval", "0.3,0.7")["psnr"] >= VERIFIED_PSNR
     limited = load(tmp_path / "x.diffc")(PROMPT, seed=0, output="np")
-    succeeded("build", model, "-o", tmp_path / "whole.diffc", *options[:4])
+    succeeded("build", model, "-o", tmp_path / "whole.diffc", *options)
     assert np.abs(load(tmp_path / "whole.diffc")(PROMPT, seed=0, output="np") - limited).max() > PICTURE
-    denoiser = "unet" if model == UNET else "transformer"
+    denoiser = "transformer" if trained == DIT else "unet"
     whole = calls(tmp_path / "whole.diffc", denoiser)
     inside = int(0.7 * whole) - int(0.3 * whole)
     assert (calls(tmp_path / "x.diffc", denoiser), calls(tmp_path / "x.diffc", f"{denoiser}_2")) == (

@@ -25,7 +25,6 @@ from diffc.compiler.metrics import psnr
 from diffc.runtime import load
 from tests.tolerances import HALF_PSNR
 from tests.typed import computed
-from tests.zoo import ZOO
 
 OPTIONS: Any = {"size": (16, 16), "steps": (2,)}
 
@@ -57,18 +56,10 @@ def drawn(bundle: Path) -> NDArray[np.float32]:
     return np.asarray(load(bundle)("a cat", seed=0, output="np"))
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a tiny pipeline."""
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    ZOO["StableDiffusionPipeline"]().pipeline.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def large(source: Path, tmp_path: Path) -> Path:
+def large(tiny_model: Path, tmp_path: Path) -> Path:
     """Copy the pipeline with a decoder whose features grow to more than float16 holds."""
-    folder = Path(shutil.copytree(source, tmp_path / "large"))
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "large"))
     (file,) = (folder / "vae").glob("*.safetensors")
     weights = load_file(file)
     weights["decoder.mid_block.resnets.1.conv2.weight"] *= 1e6
@@ -94,21 +85,21 @@ def test_what_a_decoder_cannot_hold_is_kept_and_reported(large: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_quantized_target_is_looked_at_once(source: Path, tmp_path: Path) -> None:
+def test_a_quantized_target_is_looked_at_once(tiny_model: Path, tmp_path: Path) -> None:
     said = list[str]()
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
-    made = build(source, "onnx-w8a8", tmp_path / "half.diffc", calibration=prompts, progress=said.append, **OPTIONS)
+    made = build(tiny_model, "onnx-w8a8", tmp_path / "half.diffc", calibration=prompts, progress=said.append, **OPTIONS)
     assert sum(line.startswith("calibrate") for line in said) == 1
     assert json.loads((made / "precision.json").read_text())["wide"] == []
     kinds = computed(made / "graphs" / "unet.onnx")
     assert kinds["FLOAT16", "QuantizeLinear"] and not kinds["FLOAT", "QuantizeLinear"]
 
 
-def test_prompts_are_taken_where_a_range_is_looked_at_and_refused_elsewhere(source: Path, tmp_path: Path) -> None:
+def test_prompts_are_taken_where_a_range_is_looked_at_and_refused_elsewhere(tiny_model: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\na dog\n")
-    made = build(source, "onnx-fp32", tmp_path / "half.diffc", calibration=prompts, **OPTIONS)
+    made = build(tiny_model, "onnx-fp32", tmp_path / "half.diffc", calibration=prompts, **OPTIONS)
     assert json.loads((made / "precision.json").read_text())["prompts"] == ["a cat", "a dog"]
     with pytest.raises(RecipeError, match="not quantized"):
-        build(source, "ort-fp32", tmp_path / "float.diffc", calibration=prompts, **OPTIONS)
+        build(tiny_model, "ort-fp32", tmp_path / "float.diffc", calibration=prompts, **OPTIONS)

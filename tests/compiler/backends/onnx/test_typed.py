@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from diffc.compiler.metrics import sqnr
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import Scheme, parse_spec
 from diffc.compiler.quantization.layer import Layer
+from diffc.compiler.quantization.plan import Plan
 from diffc.passes.mixed_precision import mixed_precision
 from diffc.passes.quantize.calibrate_ranges import calibrate_ranges
 from diffc.passes.quantize.round_to_nearest import round_to_nearest
@@ -203,9 +205,19 @@ PRECISIONS = {
 }
 
 
-def scheme_of(layer: Layer) -> Scheme:
+def scheme_of(layer: Layer, precision: str) -> Scheme:
     """Let layers be as the portable back end has them, and attention and tables in float."""
-    return Onnx.adapted(layer.kind, layer.scheme)[0] if layer.kind in ("linear", "conv") else Scheme()
+    if layer.kind not in ("linear", "conv"):
+        return Scheme()
+    return Onnx.adapted(layer.kind, Scheme(*map(parse_spec, PRECISIONS[precision])))[0]
+
+
+@cache
+def in_float(make: Callable[[], Denoiser]) -> tuple[Plan, Tensors]:
+    """Capture a denoiser once for all precisions, and return its plan and the values of the first step."""
+    random = torch.Generator().manual_seed(0)
+    feeds = [(torch.randn(2, 4, 8, 8, generator=random), torch.tensor([t, t])) for t in (901.0, 401.0)]
+    return plan_of(make(), feeds, "float"), feeds[0]
 
 
 @pytest.mark.parametrize(
@@ -215,17 +227,15 @@ def scheme_of(layer: Layer) -> Scheme:
 def test_a_denoiser_in_float16_loses_nothing_to_speak_of(
     tmp_path: Path, make: Callable[[], Denoiser], precision: str
 ) -> None:
-    random = torch.Generator().manual_seed(0)
-    feeds = [(torch.randn(2, 4, 8, 8, generator=random), torch.tensor([t, t])) for t in (901.0, 401.0)]
-    plan = plan_of(make(), feeds, *PRECISIONS[precision])
+    plan, feeds = in_float(make)
     floats = plan.programs
-    plan = plan.mapped(lambda layer: replace(layer, scheme=scheme_of(layer)))
+    plan = plan.mapped(lambda layer: replace(layer, scheme=scheme_of(layer, precision)))
     (program,) = applied(round_to_nearest(calibrate_ranges(plan, by="minmax"))) if precision != "fp16" else floats
     (graph,) = program.graphs
     file, _ = lowered(mixed_precision(graph, dtype=torch.float16), tmp_path)
-    ports = {port.name: x.numpy() for port, x in zip(graph.inputs, feeds[0], strict=True)}
+    ports = {port.name: x.numpy() for port, x in zip(graph.inputs, feeds, strict=True)}
     (made,) = session(file, tmp_path).run(None, ports)
-    wanted, quantized = (run(each, feeds[:1])[0].detach().numpy() for each in (floats, [program]))
+    wanted, quantized = (run(each, [feeds])[0].detach().numpy() for each in (floats, [program]))
     assert sqnr(made, wanted) > min(FLOAT16_SQNR, sqnr(quantized, wanted) - HALF_LOSS)
     wide = {kind for type_, kind in computed(file) if type_ == "FLOAT"}
     assert wide == {"Unsqueeze", "Mul", "Sin", "Cos", "Cast"}, "what the timestep becomes, and ports"
