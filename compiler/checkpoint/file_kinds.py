@@ -15,9 +15,10 @@ START_BYTES = 512
 
 @dataclass(frozen=True)
 class FileKind:
-    """Name a kind of file, and what to do with one."""
+    """Name a kind of file, and what to do with one: ``use`` is the key of ``fix`` in the table."""
 
     name: str
+    use: str
     fix: str
 
 
@@ -27,7 +28,7 @@ def _table() -> dict[str, Any]:
 
 
 def _kind(row: Mapping[str, Any]) -> FileKind:
-    return FileKind(row["is"], _table()["use"][row["use"]])
+    return FileKind(row["is"], row["use"], _table()["use"][row["use"]])
 
 
 def kind_by_start(path: Path, start: bytes) -> FileKind | None:

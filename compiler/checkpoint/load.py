@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json import dumps, loads
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import diffusers
@@ -16,6 +17,7 @@ import torch
 import transformers
 from torch import nn
 
+from diffc.compiler.checkpoint.component_file import component_from_file
 from diffc.compiler.checkpoint.component_folder import module_of_folder
 from diffc.compiler.checkpoint.file_kinds import kind_by_tensors
 from diffc.compiler.checkpoint.load_errors import LIBRARY_ERRORS, listed
@@ -36,12 +38,12 @@ from diffc.compiler.checkpoint.safetensors_header import (
 )
 from diffc.compiler.checkpoint.sampling_markers import MARKERS, follow_markers, marked_options
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
-from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, unused_tensors
+from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, in_float32, unused_tensors
 from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.checkpoint.tokenizer_check import check_tokenizer
 from diffc.compiler.checkpoint.unread_files import refuse_other_folders, unread_files
 from diffc.compiler.errors import DiffcWarning, LoadError, first_line
-from diffc.compiler.graph.lazy_weights import LazyWeight, Weight, lazy_weight, materialize, postponed
+from diffc.compiler.graph.lazy_weights import materialize, postponed
 
 ENCODER = "image_encoder"
 
@@ -54,13 +56,15 @@ def load(
     sampler: str | None = None,
     task: str = "text-to-image",
     ip_adapter: Path | str | None = None,
+    component_files: Mapping[str, Path | str] = MappingProxyType({}),
     online: bool = False,
     lazy_weights: bool = False,
 ) -> diffusers.DiffusionPipeline:
     """Load a diffusers folder, or a single ``.safetensors`` file in its original layout.
 
     ``sampler`` replaces the checkpoint's scheduler. ``ip_adapter`` is the ``.safetensors`` file of an IP-Adapter; an
-    image encoder that the checkpoint lacks is taken from ``image_encoder/`` beside it. Only ``online`` allows
+    image encoder that the checkpoint lacks is taken from ``image_encoder/`` beside it. ``component_files`` are the
+    files, GGUF or safetensors, of components that replace those of a folder. Only ``online`` allows
     the network, and only to fetch the configuration of a single file that has none. With ``lazy_weights``, large
     weights are lazy (`diffc.compiler.graph.lazy_weights`): the pipeline can be traced but not run. A `DiffcWarning`
     names tensors that no component uses. Raises `LoadError` where the checkpoint is damaged, incomplete, unsafe or not
@@ -74,7 +78,11 @@ def load(
         raise LoadError(f"there is no {path}", where=str(path.absolute()), fix=fix)
     with quiet():
         with postponed():
-            pipeline, unused, marked = _load_folder(path) if path.is_dir() else _load_file(path, online=online)
+            pipeline, unused, marked = (
+                _load_folder(path, component_files)
+                if path.is_dir()
+                else _load_file(path, component_files, online=online)
+            )
             if ip_adapter is not None:
                 unused += _add_ip_adapter(pipeline, Path(ip_adapter))
         if not lazy_weights:
@@ -124,28 +132,45 @@ def quiet() -> Iterator[None]:
 # Folders
 
 
-def _load_folder(folder: Path) -> tuple[Any, list[str], Mapping[str, object]]:
+def _load_folder(
+    folder: Path, component_files: Mapping[str, Path | str]
+) -> tuple[Any, list[str], Mapping[str, object]]:
+    """Load a pipeline, list the tensors that it does not use, and return its facts of the scheduler."""
     refuse_other_folders(folder)
     index = read_index(folder)
     modules: Modules = {}
     unused: list[str] = []
-    for name, component in neural_components(folder, index).items():
-        modules[name], more = module_of_folder(name, component, folder)
+    marked: Mapping[str, object] = {}
+    components = neural_components(folder, index)
+    if unknown := sorted(component_files.keys() - components.keys()):
+        fix = f"its components with weights are {', '.join(components)}"
+        raise LoadError(f"the pipeline has no component {unknown[0]!r}", where=str(folder), fix=fix)
+    for name, component in components.items():
+        if name in component_files:
+            modules[name], more, facts = component_from_file(name, component, folder, Path(component_files[name]))
+            marked = {**marked, **facts}
+        else:
+            modules[name], more = module_of_folder(name, component, folder)
         unused += more
-    return _assemble(folder, folder, index, modules), unused, {}
+    return _assemble(folder, folder, index, modules), unused, marked
 
 
 # Single files
 
 
-def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str], Mapping[str, object]]:
+def _load_file(
+    path: Path, component_files: Mapping[str, Path | str], *, online: bool
+) -> tuple[Any, list[str], Mapping[str, object]]:
     """Load a pipeline, list the tensors that it does not use, and return its facts of the scheduler."""
     header = read_header(path)
     refuse_partial_models(header)
+    if component_files:
+        fix = "save the pipeline as a diffusers folder, and give that"
+        raise LoadError("components are replaced in a diffusers folder only", where=str(path), fix=fix)
     stored = read_tensors(path)
     marked = marked_options(stored, header.metadata, str(path))
     decoded = dequantized(stored, str(path), metadata=header.metadata)
-    tensors = {name: _in_float32(tensor) for name, tensor in decoded.items() if name not in MARKERS}
+    tensors = {name: in_float32(tensor) for name, tensor in decoded.items() if name not in MARKERS}
     with tempfile.TemporaryDirectory(prefix="diffc-") as temporary:
         folder = Path(temporary)
         write_config(config_of_file(header, tensors, online=online), folder)
@@ -158,11 +183,6 @@ def _load_file(path: Path, *, online: bool) -> tuple[Any, list[str], Mapping[str
         unused = [] if loaded == sum(sizes) and all(sizes) else unused_tensors(tensors, components, folder)
         refuse_leftovers(unused, stored, str(path))
     return pipeline, unused, marked
-
-
-def _in_float32(tensor: torch.Tensor) -> torch.Tensor:
-    is_stored = tensor.is_floating_point() and not isinstance(tensor, LazyWeight)
-    return lazy_weight(Weight(tensor, torch.float32)) if is_stored else tensor
 
 
 # Adapters

@@ -28,7 +28,7 @@ from diffc.compiler.checkpoint.safetensors_header import (
     config_of_metadata,
 )
 from diffc.compiler.errors import LoadError
-from diffc.compiler.graph.lazy_weights import Weight, lazy_weight, make_lazy, weight_of
+from diffc.compiler.graph.lazy_weights import LazyWeight, Weight, lazy_weight, make_lazy, weight_of
 
 
 def config_of_file(header: Header, tensors: Mapping[str, torch.Tensor], *, online: bool) -> dict[str, bytes]:
@@ -47,6 +47,12 @@ def config_of_file(header: Header, tensors: Mapping[str, torch.Tensor], *, onlin
         fix = f"put a diffusers folder without weights at {beside}, or give --online to fetch that of {repository}"
         raise LoadError(what, where=str(header.path), fix=fix) from error
     return config_of_folder(Path(cached))
+
+
+def in_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a lazy weight in float32 of a stored tensor; integers, and what is lazy, as they are."""
+    is_stored = tensor.is_floating_point() and not isinstance(tensor, LazyWeight)
+    return lazy_weight(Weight(tensor, torch.float32)) if is_stored else tensor
 
 
 def component_of_file(

@@ -16,6 +16,7 @@ from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.commands.command import (
     bundle_argument,
     command,
+    component_option,
     guidance_option,
     ip_adapter_option,
     online_option,
@@ -76,6 +77,7 @@ def main() -> None:
 @setting_option("options", "NAME=VALUE for the pipeline's call, as num_frames=16.")
 @click.option("--input", "inputs", type=Named("image_embeds=1280"), multiple=True, help=INPUT)
 @ip_adapter_option
+@component_option
 @click.option("--cache", help="Which features steps reuse, as deepcache:interval=3,branch=0.  [default: none]")
 @click.option("--quant", help="Techniques of a low-bit target, as smoothquant:alpha=0.5+gptq.")
 @path_option("--recipe", help="A .toml file with the number formats of layers.")
@@ -99,7 +101,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
     start = time.monotonic()
     with timed() as progress:
         source = settings.pop("source")
-        settings |= {name: dict(settings[name]) for name in ("options", "inputs")}
+        settings |= {name: dict(settings[name]) for name in ("options", "inputs", "component_files")}
         path = compile_(source, output=output, steps=steps or (), progress=progress, **settings)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     show(f"{path}: {size / 1e6:.1f} MB")
@@ -239,6 +241,7 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
 @path_option("--against", "source", required=True, help="The checkpoint that it was built from.")
 @path_option("--prompts", help="A text file, one prompt a line.")
 @path_option("--ip-adapter", help="The IP-Adapter that it was built with.")
+@component_option
 @click.option("--min-psnr", type=float, help="Fail below this many dB.")
 @seed_option("The seed of the first prompt's image.")
 @guidance_option
@@ -254,6 +257,7 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
 
     with timed() as progress:
         texts = VERIFICATION_PROMPTS if prompts is None else read_prompts(prompts)
+        options["component_files"] = dict(options["component_files"])
         result = compare(bundle, source, prompts=texts, progress=progress, **options)
     for name, component in result["components"].items():
         show(f"{name:>24}: SQNR {component['sqnr']:6.1f} dB, max |difference| {component['max_abs']:.2e}")
@@ -301,6 +305,7 @@ def bench(bundle: Path, **options: Any) -> dict[str, Any]:
 @source_argument
 @target_option
 @ip_adapter_option
+@component_option
 @online_option
 def estimate(**options: Any) -> dict[str, Any]:
     """Estimate the disk, memory and time that a build of SOURCE takes, and its bundle, from the shapes of weights.
@@ -310,7 +315,7 @@ def estimate(**options: Any) -> dict[str, Any]:
     """
     from diffc.compiler.commands.estimate import estimate as look
 
-    result = look(**options)
+    result = look(**options | {"component_files": dict(options["component_files"])})
     for name, count in result["parameters"].items():
         show(f"{name:>24}: {count:,} parameters")
     show(f"bundle: about {result['bundle_bytes'] / 1e6:,.0f} MB")

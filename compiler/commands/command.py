@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from diffc.compiler.commands.parameter_types import Setting
+from diffc.compiler.commands.parameter_types import Named, Setting
 from diffc.runtime.errors import DiffcError, DiffcWarning
 
 Command = Callable[..., Any]
@@ -41,6 +41,13 @@ target_option = click.option(
 )
 ip_adapter_option = path_option(
     "--ip-adapter", help="The .safetensors file of an IP-Adapter; its image is the input ip_adapter_image."
+)
+component_option = click.option(
+    "--component",
+    "component_files",
+    type=Named("transformer=model.gguf"),
+    multiple=True,
+    help="NAME=FILE: the .safetensors or .gguf file of one component, instead of the folder's.",
 )
 online_option = click.option(
     "--online", is_flag=True, help="Allow a single file's missing configuration to be fetched."

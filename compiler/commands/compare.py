@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ def compare(
     guidance: float | None = None,
     program: str | None = None,
     ip_adapter: Path | str | None = None,
+    component_files: Mapping[str, Path | str] = MappingProxyType({}),
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Sample each prompt with both from the same seed, and compare the images and the components.
@@ -63,7 +65,16 @@ def compare(
     if recipe["ip_adapter"] and ip_adapter is None:
         what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
         raise BuildError(what, where=str(bundle), fix="name its file with --ip-adapter")
-    pipeline: Any = load(source, sampler=recipe["sampler"], task=recipe["task"], ip_adapter=ip_adapter)
+    if missing := sorted(recipe.get("component_files", {}).keys() - component_files.keys()):
+        what = f"the bundle was built with {missing[0]} from {recipe['component_files'][missing[0]]}"
+        raise BuildError(what, where=str(bundle), fix=f"name the file: --component {missing[0]}=FILE")
+    pipeline: Any = load(
+        source,
+        sampler=recipe["sampler"],
+        task=recipe["task"],
+        ip_adapter=ip_adapter,
+        component_files=component_files,
+    )
     pipeline.set_progress_bar_config(disable=True)
     reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)
     prompts = prompts if reads_prompt else ("",)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -24,6 +26,7 @@ def estimate(
     target: str = "ort-fp32",
     *,
     ip_adapter: Path | str | None = None,
+    component_files: Mapping[str, Path | str] = MappingProxyType({}),
     online: bool = False,
 ) -> dict[str, Any]:
     """Return the ``parameters`` of each component, and estimates for a build with one number of steps.
@@ -36,7 +39,9 @@ def estimate(
     """
     parsed = parse_target(target)
     bytes_per_weight = find_backend(parsed.backend).bytes_per_weight(parsed.precision)
-    pipeline: Any = load(source, ip_adapter=ip_adapter, online=online, lazy_weights=True)
+    pipeline: Any = load(
+        source, ip_adapter=ip_adapter, component_files=component_files, online=online, lazy_weights=True
+    )
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     size = bytes_of_weights(modules.values(), bytes_per_weight)
     tensors = sum(len(list(module.parameters())) for module in modules.values())

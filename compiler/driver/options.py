@@ -125,6 +125,7 @@ class Options:
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     ip_adapter: Path | None = None
+    component_files: Mapping[str, Path | str] = field(default_factory=dict)
     online: bool = False
     cache: CacheOptions | None = None
     quantization: QuantizationOptions | None = None
@@ -136,6 +137,7 @@ class Options:
     @property
     def recorded(self) -> dict[str, Any]:
         """Return the options as provenance records them."""
+        files = {name: Path(path).name for name, path in self.component_files.items()}
         return {
             "task": self.task,
             "sampler": self.sampler,
@@ -150,6 +152,7 @@ class Options:
             "quantization": self.quantization and self.quantization.recorded,
             "ip_adapter": self.ip_adapter and self.ip_adapter.name,
             "cache": self.cache and self.cache.recorded,
+            **({"component_files": files} if files else {}),
         }
 
 

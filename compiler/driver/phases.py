@@ -43,6 +43,7 @@ def load(state: State) -> State:
         sampler=options.sampler,
         task=options.task,
         ip_adapter=options.ip_adapter,
+        component_files=options.component_files,
         online=options.online,
         lazy_weights=True,
     )

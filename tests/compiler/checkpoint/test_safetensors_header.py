@@ -165,7 +165,7 @@ def test_a_refused_pickle_is_never_run(tmp_path: Path) -> None:
     ("start", "kind", "fix"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer", "git lfs pull"),
-        (b"GGUF\x03\x00\x00\x00", "a GGUF file", "--quant"),
+        (b"GGUF\x03\x00\x00\x00", "a GGUF file", "--component"),
         (b"<!DOCTYPE html><html>", "a web page", "get the file again"),
     ],
 )
