@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test test-slow check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
+.PHONY: demo test test-slow fuzz kill-test check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
 
 # Compile the small trained model, draw one picture with the bundle, and say where it is.
 demo: $(VENV)/compiler.stamp
@@ -29,6 +29,16 @@ test: $(VENV)/dev.stamp
 # The tests that are left out above: whole builds of many pipelines.
 test-slow: $(VENV)/dev.stamp
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal -m slow
+
+# Mutated checkpoints, bundles and requests: each is refused by name, or means what it meant. SEED=1 for other mutations.
+SEED    ?= 0
+FUZZ    := $(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.:examples/models $(BIN)/python -m
+fuzz: $(VENV)/dev.stamp
+	$(FUZZ) tests.fuzz.run --seed $(SEED) --inputs 10000 --seconds 1800
+
+# 200 builds, killed at random moments: the next one clears what they left.
+kill-test: $(VENV)/dev.stamp
+	$(FUZZ) tests.fuzz.kill --seed $(SEED) --kills 200 --seconds 1200
 
 # Slow: builds both example models, then times them against diffusers in turns.
 bench: $(VENV)/compiler.stamp

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,10 @@ LIMIT = 2 << 30
 DIGEST = 64
 """Characters of the SHA-256 that stands before an entry's content."""
 
-SUFFIX = ".entry"
+SUFFIX, PARTIAL = ".entry", ".partial"
+
+ABANDONED = 600
+"""Seconds after which no process writes a partial entry any more."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Cache:
         """Store an entry, and remove old ones where the cache exceeds its limit."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", suffix=".partial", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", suffix=PARTIAL, delete=False) as file:
                 try:
                     file.write(_digest(data) + data)
                     file.close()
@@ -95,6 +100,10 @@ class Cache:
         return removed
 
     def _evict(self) -> None:
+        for path in self.folder.glob(f".*{PARTIAL}"):  # of processes that were killed
+            with suppress(FileNotFoundError):  # it has just become an entry
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
         entries = self.entries()
         size = sum(state.st_size for _, state in entries)
         for path, state in entries:

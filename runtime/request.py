@@ -22,6 +22,9 @@ from diffc.runtime.rng import Generator
 Texts = str | Sequence[str]
 Seed = int | Sequence[int]
 
+MOST = 10_000
+"""Images of one request for each text, all of whose noise is in memory."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -54,8 +57,8 @@ def make_request(
     latents: ArrayLike | None,
 ) -> Request:
     """Return the checked request. Raises `RequestError` where no program of the bundle serves it."""
-    if type(num_images) is not int or num_images < 1:
-        raise RequestError(f"num_images is {num_images!r}", fix="use 1 or more")
+    if type(num_images) is not int or not 1 <= num_images <= MOST:
+        raise RequestError(f"num_images is {num_images!r}", fix=f"use 1 to {MOST}, and further requests for more")
     dtypes = {item.name: item.type.dtype for each in programs.values() for item in each.inputs}
     for name, value in inputs.items():
         if name not in dtypes and not (value is None or isinstance(value, str) and value == ""):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -14,6 +16,9 @@ from typing import Any
 
 from diffc.compiler.errors import BuildError
 
+PARTIAL = ".partial"
+"""The ending of the names of folders that are being written."""
+
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
@@ -21,6 +26,7 @@ def new_folder(output: Path) -> Iterator[Path]:
 
     Of two at the same time, the first that ends gets the name.
     """
+    clear_abandoned(output)
     _check_free(output)
     with _beside(output) as folder:
         yield folder
@@ -53,7 +59,9 @@ def changed_folder(path: Path) -> Iterator[Path]:
 def _beside(output: Path) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+        clear_abandoned(output)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=PARTIAL, dir=output.parent))
+        held = _locked(folder)
     except OSError as error:
         raise BuildError(f"{output} cannot be written: {error.strerror}", fix="choose another place with -o") from error
     try:
@@ -67,6 +75,34 @@ def _beside(output: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def clear_abandoned(output: Path) -> None:
+    """Remove the partial folders of an output whose processes were killed; a bundle that one had moved aside returns.
+
+    A process holds a lock on its folder, which ends with it.
+    """
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.*{PARTIAL}"):
+        try:
+            held = _locked(folder)
+        except OSError:  # its process lives, or has just removed it
+            continue
+        if (folder / output.name).exists() and not os.path.lexists(output):
+            (folder / output.name).rename(output)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _locked(folder: Path) -> int:
+    """Lock a folder, and return the descriptor that holds the lock. Raises `OSError` where another process does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def check_space(needed: int, folder: Path) -> None:

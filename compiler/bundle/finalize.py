@@ -14,7 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from diffc.compiler.backends.tensorrt.build import FOLDER, Built, build_engines, engine_requests
-from diffc.compiler.bundle.atomic_folder import changed_folder, check_space, file_entry, new_folder, write_manifest
+from diffc.compiler.bundle.atomic_folder import (
+    changed_folder,
+    check_space,
+    clear_abandoned,
+    file_entry,
+    new_folder,
+    write_manifest,
+)
 from diffc.compiler.bundle.report_html import REPORT, SECTIONS, page
 from diffc.compiler.errors import BuildError, Progress
 from diffc.runtime.bundle.manifest import FIRST, STRIPPED, parse_json
@@ -54,6 +61,7 @@ def finalize(
     graphs stay, which any machine can run. With ``strip`` the engines hold no weights; this machine must then have one
     of the GPUs. Raises `DiffcError`.
     """
+    clear_abandoned(Path(bundle))
     opened = open_bundle(Path(bundle))
     if not issubclass(find_engine(split_target(opened.manifest.target)[0]), TensorRT):
         what = f"{bundle} was built for {opened.manifest.target}, which has no engines"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,9 @@ def _manifest(folder: Path, contents: Contents) -> dict[str, Any]:
 
 
 def _program_entry(program: Program) -> dict[str, Any]:
-    return {"text": str(program), **({} if program.facts is None else asdict(program.facts))}
+    text = str(program)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"text": text, "sha256": digest, **({} if program.facts is None else asdict(program.facts))}
 
 
 def _graph_entry(graph: Graph, contents: Contents) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -167,6 +168,11 @@ def _entry(name: str, entry: Any, key: str) -> str:
 def _programs(raw: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Facts]]:
     entries = {name: typed(entry, dict, f"programs, {name}") for name, entry in _mapping(raw, "programs").items()}
     texts = {name: _entry(f"programs, {name}", entry, "text") for name, entry in entries.items()}
+    for name, text in texts.items():
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        if entries[name].get("sha256", digest) != digest:
+            what = f"program {name[:80]} was changed: its SHA-256 is another"
+            raise BundleError(what, where="manifest.json", fix="build it again")
     return texts, {name: _facts(f"programs, {name}", entry) for name, entry in entries.items() if "task" in entry}
 
 

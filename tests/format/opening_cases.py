@@ -115,6 +115,7 @@ def _manifests() -> Iterator[Opening]:
         "no programs": lambda m: m.pop("programs"),
         "an empty object of programs": lambda m: m.update(programs={}),
         "programs in a list": lambda m: m.update(programs=[]),
+        "a program whose digest is another's": lambda m: m["programs"]["plain"].update(sha256="0" * 64),
         "a text that is no program": lambda m: m["programs"]["plain"].update(text="program plain"),
         "a program that is not executable": lambda m: m["programs"]["plain"].update(
             text=m["programs"]["plain"]["text"].replace("= split(y0, axis=0)", "= aten.split.Tensor(y0, 1)")

@@ -125,3 +125,13 @@ def test_the_environment_says_where_and_how_much(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("DIFFC_CACHE_BYTES", "much")
     with pytest.raises(DiffcError, match="'much'"):
         Cache.default()
+
+
+def test_a_partial_entry_of_a_killed_process_is_removed_when_it_is_old(cache: Cache) -> None:
+    cache.put("a", b"1")
+    old, new = (cache.folder / f".{name}.partial" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cache.put("b", b"2")
+    assert not old.exists() and new.exists()

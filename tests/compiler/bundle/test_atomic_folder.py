@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffc.compiler.bundle.atomic_folder import changed_folder, file_entry, new_folder
+from diffc.compiler.bundle.atomic_folder import PARTIAL, changed_folder, clear_abandoned, file_entry, new_folder
 from diffc.compiler.errors import BuildError
 
 
@@ -124,3 +124,32 @@ def test_a_file_is_known_by_its_size_and_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert file_entry(tmp_path / "a") == {"bytes": 3, "sha256": digest}
+
+
+def abandoned(output: Path, files: dict[str, bytes]) -> Path:
+    """Write a partial folder of an output, as a killed process leaves it."""
+    folder = output.parent / f".{output.name}.abc{PARTIAL}"
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    left, others = abandoned(tmp_path / "x", {"a": b"half"}), abandoned(tmp_path / "y", {"a": b"half"})
+    with new_folder(tmp_path / "x") as first:
+        assert not left.exists() and others.exists()
+        with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "x"):
+            assert first.exists()
+            raise ZeroDivisionError
+        assert first.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"x", others.name}
+
+
+def test_a_bundle_that_a_killed_process_had_moved_aside_returns(tmp_path: Path) -> None:
+    left = abandoned(tmp_path / "x", {"x/manifest.json": b"old"})
+    clear_abandoned(tmp_path / "x")
+    assert (tmp_path / "x" / "manifest.json").read_bytes() == b"old" and not left.exists()
+    abandoned(tmp_path / "x", {"x/manifest.json": b"older"})
+    clear_abandoned(tmp_path / "x")
+    assert (tmp_path / "x" / "manifest.json").read_bytes() == b"old", "it is there: nothing returns"
