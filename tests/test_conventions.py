@@ -168,6 +168,12 @@ def test_a_pass_does_what_its_docstring_draws(path: Path) -> None:
     assert (got.ops, got.outputs) == (wanted.ops, wanted.outputs)
 
 
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [*MODULES, *(path for name in ("tests", "examples", "benchmarks") for path in (ROOT / name).rglob("*.py"))]
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
 @each_module
 def test_a_module_has_a_test_in_the_mirror(path: Path) -> None:
     if path.name != "__init__.py":
