@@ -84,6 +84,17 @@ def integrate(scheduler: Any, noise: Noise, sample: Tensor, sigmas: Sequence[flo
     return sample
 
 
+def predicting(noise: Noise, prediction: str) -> Noise:
+    """Return a model of the same data that predicts ``epsilon``, ``v_prediction`` or ``sample``."""
+
+    def predicted(x: Tensor, sigma: float) -> Tensor:
+        (a, s), epsilon = levels(sigma), noise(x, sigma)
+        clean = (x - s * epsilon) / a
+        return {"epsilon": epsilon, "v_prediction": a * epsilon - s * clean, "sample": clean}[prediction]
+
+    return predicted
+
+
 def distance(one: Tensor, other: Tensor) -> float:
     """Give the norm of the difference, relative."""
     return float((one - other).norm() / other.norm())

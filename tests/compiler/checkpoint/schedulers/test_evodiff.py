@@ -13,7 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffc.compiler.checkpoint.schedulers import EVODiffScheduler
-from tests.ode import SCHEDULE, Mixture, distance, draw, evenly, gaussian, integrate, levels, measured_order, mixture
+from tests.ode import (
+    SCHEDULE,
+    Mixture,
+    distance,
+    draw,
+    evenly,
+    gaussian,
+    integrate,
+    levels,
+    measured_order,
+    mixture,
+    predicting,
+)
 from tests.tolerances import ORDER, SCHEDULERS
 
 Array = NDArray[np.float64]
@@ -108,15 +120,9 @@ def test_is_no_worse_than_dpmpp_2m_at_few_steps(steps: int) -> None:
 def test_takes_what_the_model_predicts(prediction: str) -> None:
     """Noise, velocity and picture of the same data give the same result."""
     data, sample = gaussian(), draw(5, 1, 4, 4, 4)
-
-    def predicted(x: Tensor, sigma: float) -> Tensor:
-        (a, s), noise = levels(sigma), data.noise(x, sigma)
-        clean = (x - s * noise) / a
-        return {"epsilon": noise, "v_prediction": a * noise - s * clean, "sample": clean}[prediction]
-
     made: Any = EVODiffScheduler(**SCHEDULE, prediction_type=prediction)
     wanted = integrate(EVODiffScheduler(**SCHEDULE), data.noise, sample, 10)
-    assert distance(integrate(made, predicted, sample, 10), wanted) < SCHEDULERS
+    assert distance(integrate(made, predicting(data.noise, prediction), sample, 10), wanted) < SCHEDULERS
 
 
 def test_a_channel_that_does_not_change_stays_finite() -> None:

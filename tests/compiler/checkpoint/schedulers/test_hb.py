@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffc.compiler.checkpoint.schedulers import HBScheduler
-from tests.ode import SCHEDULE, distance, draw, evenly, gaussian, integrate, levels, measured_order
+from tests.ode import SCHEDULE, distance, draw, evenly, gaussian, integrate, levels, measured_order, predicting
 from tests.tolerances import ORDER, REWRITE, SCHEDULERS
 
 
@@ -74,14 +74,9 @@ def test_momentum_widens_the_stable_region(beta: float) -> None:
 def test_takes_what_the_model_predicts(prediction: str) -> None:
     """Noise, velocity and picture of the same data give the same result."""
     data, sample = gaussian(), draw(5, 1, 4, 4, 4)
-
-    def predicted(x: Tensor, sigma: float) -> Tensor:
-        (a, s), noise = levels(sigma), data.noise(x, sigma)
-        clean = (x - s * noise) / a
-        return {"epsilon": noise, "v_prediction": a * noise - s * clean, "sample": clean}[prediction]
-
     made = HBScheduler(**SCHEDULE, prediction_type=prediction)
-    assert distance(integrate(made, predicted, sample, 10), integrate(hb(1.8), data.noise, sample, 10)) < REWRITE
+    expected = integrate(hb(1.8), data.noise, sample, 10)
+    assert distance(integrate(made, predicting(data.noise, prediction), sample, 10), expected) < REWRITE
 
 
 def test_starts_afresh_with_new_timesteps() -> None:
