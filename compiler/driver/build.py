@@ -17,6 +17,7 @@ from diffc.compiler.driver.feature_caching import cache
 from diffc.compiler.driver.half_precision import legalize
 from diffc.compiler.driver.option_values import read_path
 from diffc.compiler.driver.options import Options, read_options
+from diffc.compiler.driver.own_programs import brought_together
 from diffc.compiler.driver.phases import capture, check, load, lower, normalize, stage, trace, trace_finer, write
 from diffc.compiler.driver.quantize import measure, quantize
 from diffc.compiler.driver.state import Phase, State, run_phases
@@ -75,9 +76,13 @@ def write_bundle(
     cache: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Path:
-    """Compile programs of your own, such as `diffc.compiler.capture` returns, into a bundle; return its path."""
+    """Compile programs of your own, such as `diffc.compiler.capture` returns, into a bundle; return its path.
+
+    Components of one name may differ between captures. Raises `BuildError` for two programs of one name, and for a
+    program that returns several tensors.
+    """
     settings, output = read_options(target, cache=cache), Path(output)
-    programs = (programs,) if isinstance(programs, Program) else tuple(programs)
+    programs = brought_together((programs,) if isinstance(programs, Program) else programs)
     with new_folder(output) as folder:
         state = State(settings, folder, progress=progress, components=tokenizers or {}, programs=programs)
         _run(replace(state, provenance=provenance_of(None, {})), phases_to_bundle(settings))
