@@ -133,12 +133,6 @@ class Scalar(float):
     __hash__ = float.__hash__
 
 
-def other_points(at: float, guards: Sequence[Guard]) -> list[float]:
-    """Choose values near one at which the guards hold as well; fewer than three where there are none."""
-    near = [at + step for step in (0.5, 1.0, 2.0, -0.25, -0.5, -0.75)]
-    return [p for p in near if all(COMPARISONS[g.comparison](p, g.bound) for g in guards)][:3]
-
-
 def fit_polynomials(
     scalar: str,
     points: Sequence[float],
@@ -229,26 +223,37 @@ class _Merger:
             return None
 
     def _fit(self, samples: np.ndarray[Any, Any]) -> Any:
-        """Fit a polynomial of degree two at three points and require that it meets the fourth."""
+        """Fit a polynomial of the lowest degree up to two that meets all points."""
         flat = samples.reshape(len(samples), -1).astype(np.float64)
-        powers = np.vander(self.points, 3, increasing=True)
-        factors = np.linalg.solve(powers[:3], flat[:3])
-        tolerance = 1e-6 * np.abs(flat).max()
-        factors[np.abs(factors) < tolerance] = 0.0
-        factors = np.where(np.abs(factors - factors.round(6)) < tolerance / 10, factors.round(6), factors)
-        if np.abs(powers @ factors - flat).max() > tolerance:
+        if not np.isfinite(flat).all():
             return _UNEQUAL
+        powers = np.vander(self.points, 3, increasing=True)
+        sizes = np.abs(flat).max(axis=1, keepdims=True)
+        tolerance = 1e-6 * np.maximum(sizes, sizes[0])  # at each point; the first is the default
+        bounds = (tolerance / np.maximum(np.abs(powers), 1e-300)).min(axis=0)[:, None]
+        farthest = int(np.abs(self.points[:3] - self.points[0]).argmax())
+        for fitted in ([0], [0, farthest], [0, 1, 2]):
+            factors = np.zeros((3, flat.shape[1]))
+            factors[: len(fitted)] = np.linalg.solve(powers[fitted, : len(fitted)], flat[fitted])
+            factors[np.abs(factors) < bounds] = 0.0
+            factors = np.where(np.abs(factors - factors.round(6)) < bounds / 10, factors.round(6), factors)
+            if (np.abs(powers @ factors - flat) <= tolerance).all():
+                return self._linear(factors, samples.shape[1:])
+        return _UNEQUAL
+
+    def _linear(self, factors: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Ref:
+        """Append the ``linear`` of powers of the scalar that has these factors, for each element of a shape."""
         monomials = [(self.scalar,) * power for power in range(3)]
-        if flat.shape[1] == 1 or (factors == factors[:, :1]).all():
+        if (factors == factors[:, :1]).all():
             coefficients: tuple[Polynomial, ...] = (
                 Polynomial.of(dict(zip(monomials, factors[:, 0].tolist(), strict=True))),
             )
             operands: list[Literal] = []
         else:
             coefficients = tuple(Polynomial.of({monomial: 1.0}) for monomial in monomials)
-            operands = [self._table(row.reshape(samples.shape[1:])) for row in factors]
+            operands = [self._table(row.reshape(shape)) for row in factors]
         self.count += 1
-        result = Value(f"{self.scalar}_{self.count}", Type("float32", samples.shape[1:]))
+        result = Value(f"{self.scalar}_{self.count}", Type("float32", shape))
         self.ops.append(Op("linear", tuple(operands), (), coefficients, (result,)))
         return Ref(result.name)
 

@@ -27,7 +27,8 @@ from diffc.compiler.tracing.opaque_components import OpaqueComponents
 from diffc.compiler.tracing.pipeline_errors import pipeline_errors
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Tensor, Text, declared
-from diffc.compiler.tracing.symbolic_scalar import Scalar, combine, fit_polynomials, other_points
+from diffc.compiler.tracing.scalar_range import Traced, fit_over_range
+from diffc.compiler.tracing.symbolic_scalar import Scalar, combine
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.symbolic_text import Texts
 from diffc.compiler.tracing.text_functions import recorded_functions
@@ -89,16 +90,18 @@ def trace(
     first, texts = _first_run(lambda texts: run(defaults, texts), inputs, tokenizers)
     ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)
     for scalar, at in defaults.items():
-        points = other_points(at, [guard for guard in guards if guard.scalar == scalar])
-        others = [run(defaults | {scalar: point}, texts) for point in points]
-        fit = fit_polynomials(
-            scalar, [at, *points], first.ops, [first.tables, *(o.tables for o in others)], [o.ops for o in others]
-        )
-        joined = combine(first.ops, ops, fit[0]) if fit else None
+
+        def at_value(value: float, scalar: str = scalar) -> Traced:
+            repeated = run(defaults | {scalar: value}, texts)
+            return repeated.ops, repeated.tables
+
+        fit = fit_over_range(scalar, at, (first.ops, first.tables), guards, at_value)
+        joined = combine(first.ops, ops, fit.ops) if fit else None
         if fit is None or joined is None:
-            guards.append(Guard(scalar, "==", at))
+            guards += [guard for guard in [Guard(scalar, "==", at)] if guard not in guards]
         else:
-            ops, tables = joined, tables | fit[1]
+            ops, tables = joined, tables | fit.tables
+            guards += fit.guards
     ports = tuple(declared(key, item) for key, item in inputs.items())
     program = Program(name, ports, tuple(guards), (), tuple(tables.values()), tuple(ops), tuple(first.outputs))
     live = program.live()

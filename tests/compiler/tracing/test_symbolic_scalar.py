@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffc.compiler.ir.program import Guard, Op, Polynomial, Program
-from diffc.compiler.tracing.symbolic_scalar import Scalar, other_points
+from diffc.compiler.tracing.symbolic_scalar import Scalar
 from diffc.compiler.tracing.trace import capture
 from diffc.runtime.program.verify import verify
 from tests.random_programs import difference, draws, numbers
@@ -111,12 +111,6 @@ def test_arithmetic_with_tensors_is_theirs() -> None:
         assert type(made) is torch.Tensor
     for made in (1 - scalar(2.0) * tensor, scalar(2.0) - tensor, scalar(2.0) / tensor, scalar(2.0) ** tensor):
         assert type(made) is torch.Tensor
-
-
-def test_other_points_keep_the_guards() -> None:
-    assert other_points(2.0, []) == [2.5, 3.0, 4.0]
-    assert other_points(2.0, [Guard("g", "<=", 2.5)]) == [2.5, 1.75, 1.5]
-    assert other_points(2.0, [Guard("g", "==", 2.0)]) == []
 
 
 # Polynomials
