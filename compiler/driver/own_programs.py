@@ -61,9 +61,9 @@ def _is_free(name: str, graph: Graph, taken: Mapping[str, Graph], others: set[st
 
 
 def _agrees(graph: Graph, taken: Mapping[str, Graph]) -> bool:
-    """Return whether no other graph of the component has other values for a weight of the same name."""
-    of_component = [other for other in taken.values() if other.component == graph.component]
-    return all(_agree(_weights(graph), _weights(other)) for other in of_component)
+    """Return whether no graph of the component so far has different values for a weight of the same name."""
+    of_component = [sibling for sibling in taken.values() if sibling.component == graph.component]
+    return all(_agree(_weights(graph), _weights(sibling)) for sibling in of_component)
 
 
 def _is_same(one: Graph, two: Graph) -> bool:
