@@ -84,3 +84,9 @@ def test_prompts_are_of_use_where_something_is_calibrated(tmp_path: Path) -> Non
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], error: type[Exception], what: str) -> None:
     with pytest.raises(error, match=what):
         read_options(**options)
+
+
+def test_component_files_are_recorded_by_their_names(tmp_path: Path) -> None:
+    files = {"unet": tmp_path / "unet.gguf"}
+    assert read_options("ort-fp32", component_files=files).component_files == files
+    assert recorded("ort-fp32", component_files=files) == {**DEFAULTS, "component_files": {"unet": "unet.gguf"}}
