@@ -13,13 +13,13 @@ PROMPT  := a red circle left of a blue square
 
 .PHONY: demo test test-slow fuzz kill-test check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
 
-# Compile the small trained model, draw one picture with the bundle, and say where it is.
+# Compile the small trained model, sample one image with the bundle, and print where it is.
 demo: $(VENV)/compiler.stamp
 	rm -rf $(OUT)/demo
 	mkdir -p $(OUT)/demo
 	$(BIN)/diffc build $(MODEL) --target ort-fp32 -o $(OUT)/demo/shapes.diffc
-	$(BIN)/diffc run $(OUT)/demo/shapes.diffc "$(PROMPT)" --seed 0 -o $(OUT)/demo/picture.png
-	@echo "The picture is $(OUT)/demo/picture.png"
+	$(BIN)/diffc run $(OUT)/demo/shapes.diffc "$(PROMPT)" --guidance 5 --seed 0 -o $(OUT)/demo/image.png
+	@echo "The image is $(OUT)/demo/image.png"
 
 # Two processes of one thread each: most of a test is Python. Each takes half of the files, then from the other: what the
 # tests of a file share is made once.
@@ -42,7 +42,7 @@ kill-test: $(VENV)/dev.stamp
 
 # Slow: builds both example models, then times them against diffusers in turns.
 bench: $(VENV)/compiler.stamp
-	$(OFFLINE) $(BIN)/python benchmarks/first_picture.py
+	$(OFFLINE) $(BIN)/python benchmarks/first_image.py
 
 # Slow: builds both example models in every precision, and writes docs/measured/quantization.md.
 quantization: $(VENV)/compiler.stamp

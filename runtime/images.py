@@ -88,6 +88,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
+    except FileNotFoundError as error:
+        raise RequestError(f"there is no file {path}", fix="give a PNG, JPEG or WebP file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # a broken PNG is a SyntaxError
         raise RequestError(f"{path} is not an image: {error}", fix="give a PNG, JPEG or WebP file") from error
 

@@ -326,24 +326,25 @@ def table() -> str:
     rows = [f"| `{name}` | {kinds[name]} |" for name in sorted(kinds)]
     own = {
         **dict.fromkeys(OWN_LINEAR, "one `linear` a step"),
-        **dict.fromkeys(OWN_GATED, "`linear`, and a small graph for the coefficients that depend on the picture"),
+        **dict.fromkeys(OWN_GATED, "`linear`, and a small graph for the coefficients that depend on the image"),
     }
     papers = {name: _paper(scheduler_class(name)) for name in own}
     own_rows = [f"| `{name}` | {papers[name]} | {own[name]} |" for name in own]
     runs = sum("refused" not in kind for kind in kinds.values())
     head = f"""# Schedulers
 
-What diffc makes of each of the {len(kinds)} schedulers of diffusers {diffusers.__version__}: {runs} run, and draw what
-diffusers draws to {SCHEDULERS:g} (relative, in float32) over {STEPS} steps. `python -m tests.test_schedulers` wrote
+How diffc compiles each of the {len(kinds)} schedulers of diffusers {diffusers.__version__}: {runs} run, and sample what
+diffusers samples to {SCHEDULERS:g} (relative, in float32) over {STEPS} steps. `python -m tests.test_schedulers` wrote
 this page, and `tests/test_schedulers.py` checks every row.
 
 | scheduler | in the program |
 |---|---|
 """
     tail = """
-diffc's own, in `compiler/schedulers/`, for models that predict noise, its velocity or the picture (`--sampler hb`,
-`ghvb`, `evodiff`; `ipndm` is GHVB of order 4, without momentum), checked in the same way. `fractional_order`, in the
-configuration of the first two, names order and momentum as the paper does: 1.8, the default, is order 2 with β = 0.8.
+diffc's own, in `compiler/checkpoint/schedulers/`, for models that predict noise, its velocity or the image (`--sampler`
+`hb`, `ghvb`, `evodiff`; `ipndm` is GHVB of order 4, without momentum), checked in the same way. `fractional_order`, in
+the configuration of the first two, names order and momentum as the paper does: 1.8, the default, is order 2 with β =
+0.8.
 
 | scheduler | paper | in the program |
 |---|---|---|

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -90,6 +91,13 @@ def find_backend(name: str) -> type[Backend]:
     try:
         backend: type[Backend] = claim.load()
     except (ImportError, AttributeError) as error:
-        fix = f"install its packages: pip install 'diffc[{','.join(['compiler', *claim.extras])}]'"
+        extras = ",".join(["compiler", *_extras(claim)])
+        fix = f"install its packages: pip install 'diffc[{extras}]'"
         raise TargetError(f"backend {name!r} cannot be imported: {error}", where=claim.value, fix=fix) from error
     return backend
+
+
+def _extras(claim: EntryPoint) -> list[str]:
+    """Return the extras of an entry point ``module:name [extra, …]``; `EntryPoint.extras` splits them at hyphens."""
+    _, _, extras = claim.value.partition("[")
+    return [extra.strip() for extra in extras.rstrip("] ").split(",") if extra.strip()]

@@ -71,7 +71,7 @@ def main() -> None:
     type=click.Choice(list(TASKS)),
     default="text-to-image",
     show_default=True,
-    help="The bundle to sample from.",
+    help="What the bundle makes, and from what.",
 )
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of an input image is sampled anew.")
 @setting_option("options", "NAME=VALUE for the pipeline's call, as num_frames=16.")

@@ -218,6 +218,7 @@ def _unpack(path: Path, folder: Path) -> Path:
     except tarfile.FilterError as error:
         raise BundleError(f"{path} leaves the bundle: {error}", fix="do not trust this bundle") from error
     except tarfile.TarError as error:
-        raise BundleError(f"{path} is neither a bundle nor a tar file of one: {error}", fix="build it again") from error
+        fix = "a checkpoint is built first: diffc build; a bundle that is damaged, again"
+        raise BundleError(f"{path} is neither a bundle nor a tar file of one: {error}", fix=fix) from error
     inner = next(iter(sorted(folder.glob(f"*/{MANIFEST}"))), folder / MANIFEST)
     return (folder if (folder / MANIFEST).exists() else inner.parent).resolve()

@@ -142,7 +142,7 @@ def test_refuses_a_file_that_is_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"\0" * 100)
     with pytest.raises(RequestError, match="is not an image"):
         open_image(tmp_path / "x.png")
-    with pytest.raises(RequestError, match="is not an image"):
+    with pytest.raises(RequestError, match="there is no file"):
         open_image(tmp_path / "missing.png")
 
 

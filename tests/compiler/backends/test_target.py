@@ -124,3 +124,9 @@ def test_one_backend_seen_twice_is_one(register: Register) -> None:
 def test_rejects_a_backend_that_cannot_be_imported() -> None:
     with pytest.raises(TargetError, match="cannot be imported: No module named 'no_such_module'"):
         find_backend("broken")
+
+
+def test_the_packages_of_a_backend_are_the_extras_of_its_entry_point(register: Register) -> None:
+    register(("lonely", "no_such_module:Lonely [torch-tensorrt, onnx]"))
+    with pytest.raises(TargetError, match=r"pip install 'diffc\[compiler,torch-tensorrt,onnx\]'"):
+        find_backend("lonely")
