@@ -71,7 +71,7 @@ def test_an_empty_recipe_changes_nothing(tmp_path: Path) -> None:
         ("[[layer]]\nname = 'a'\nweight = 8", "is no layer", "write [[layer]] with a name"),
         ("quantize = 3", "is no recipe", "write [quantize] and [[layer]]"),
         ("[layer]\nname = 'a'", "is no recipe", "write [quantize] and [[layer]]"),
-        ("[quantize", "cannot be read", "give a TOML file"),
+        ("[quantize", "cannot be read", "use a TOML file"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, what: str, fix: str, tmp_path: Path) -> None:
