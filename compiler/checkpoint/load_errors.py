@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterable
 from json import loads
 
+from huggingface_hub.errors import StrictDataclassError
+
 from diffc.compiler.errors import LoadError, first_line
 
 NAMES_SHOWN = 5
 SHAPES = re.compile(r"(\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
 # The errors of diffusers and transformers for faulty checkpoints.
-LIBRARY_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
+LIBRARY_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError),
+    StrictDataclassError,  # of a configuration whose value has another type
+)
 
 
 def missing_tensors(name: str, keys: Iterable[str], where: str) -> LoadError:

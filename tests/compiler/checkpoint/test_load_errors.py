@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffc.compiler.checkpoint.load_errors import listed, misfit, missing_tensors, wrong_shape
+from tests.checkpoints import edit_json, refusal
 
 
 def test_long_lists_end_with_a_count() -> None:
@@ -23,3 +26,8 @@ def test_finds_the_shapes_in_the_error_of_diffusers() -> None:
         misfit("unet", "f", ValueError(text)).what == "unet.conv.weight has shape [4, 9], its configuration has [4, 3]"
     )
     assert misfit("unet", "f", KeyError("sigma\nmore")).what.startswith("unet cannot be loaded: 'sigma")
+
+
+def test_a_configuration_whose_value_has_another_type_is_refused(folder: Path) -> None:
+    edit_json(folder / "text_encoder" / "config.json", hidden_act=[1, 2])
+    assert "text_encoder cannot be loaded" in refusal(folder)
