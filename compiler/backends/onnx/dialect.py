@@ -16,6 +16,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from diffc.compiler.backends.onnx.packing import packed
+from diffc.compiler.backends.onnx.state_sizes import state_sizes
 from diffc.compiler.quantization.formats import FORMATS, Spec, parse_spec
 
 DOMAIN = "diffc"
@@ -55,7 +56,8 @@ class Dialect:
         self.constants: dict[Any, onnx_ir.Value] = {}
 
     def finish(self) -> None:
-        """Rewrite the graph once every operator is written; portable ONNX stays as it is."""
+        """Rewrite the graph once every operator is written: state the sizes of what was written."""
+        state_sizes(self.graph)
 
     def write(self, node: onnx_ir.Node) -> None:
         """Replace a node; one that nothing reads any more is dropped."""

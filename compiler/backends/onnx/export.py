@@ -26,6 +26,7 @@ from diffc.compiler.backends.onnx.dialect import Dialect
 from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
 from diffc.compiler.backends.onnx.exporter_input import ExporterInput
 from diffc.compiler.backends.onnx.quantized_ops import lower_quantized_ops
+from diffc.compiler.backends.onnx.state_sizes import state_sizes
 from diffc.compiler.backends.onnx.weight_store import WeightStore
 from diffc.compiler.errors import BackendError, Progress, first_line, root_cause
 from diffc.compiler.graph.export import one_layout
@@ -216,6 +217,7 @@ def _tidy(model: onnx_ir.Model, tensors: StoredTensors) -> None:
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    state_sizes(model.graph)
     common.DeduplicateInitializersPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.OutputFixPass()(model)

@@ -8,7 +8,6 @@ import onnx_ir
 
 from diffc.compiler.backends.onnx.dialect import NATIVE, Dialect
 from diffc.compiler.backends.tensorrt.int4_layout import lay_out
-from diffc.compiler.backends.tensorrt.state_sizes import state_sizes
 from diffc.compiler.quantization.formats import parse_spec
 
 TENSORRT = "trt"
@@ -28,7 +27,7 @@ class TensorRTDialect(Dialect):
     def finish(self) -> None:
         """Lay four-bit products out, and state every size."""
         lay_out(self.graph)
-        state_sizes(self.graph)
+        super().finish()
 
     def _nvfp4(self, x: onnx_ir.Value) -> onnx_ir.Value:
         """Lower dynamic scales of blocks of sixteen to TensorRT's operator."""

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir
 
 from diffc.compiler.backends.onnx.packing import packed
-from diffc.compiler.backends.tensorrt.state_sizes import sizes_constant
+from diffc.compiler.backends.onnx.state_sizes import sizes_constant
 
 GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
 """The attributes of a Gemm that ONNX has by default."""
