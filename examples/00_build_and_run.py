@@ -1,4 +1,4 @@
-"""Compile the trained example model and draw four pictures, from Python."""
+"""Compile the trained example model and sample four images, from Python."""
 
 import sys
 from pathlib import Path
@@ -11,18 +11,18 @@ MODEL = Path(__file__).parent / "models" / "shapes-unet.safetensors"
 
 
 def main(output: Path) -> None:
-    """Write the bundle and the picture below a folder."""
+    """Write the bundle and a grid of images below a folder."""
     bundle = build(MODEL, "ort-fp32", output / "shapes.diffc", steps=[10], sampler="dpmpp-2m")
     sampler = load(bundle)
-    pictures = sampler(
+    images = sampler(
         "a red circle left of a blue square",
         seed=0,
         guidance_scale=5.0,
         num_images=4,
         callback=lambda progress: print(f"step {progress.step} of {progress.steps}"),
     )
-    save(grid(pictures), output / "pictures.png")
-    print(f"The pictures are {output / 'pictures.png'}")
+    save(grid(images), output / "images.png")
+    print(f"The images are {output / 'images.png'}")
 
 
 if __name__ == "__main__":

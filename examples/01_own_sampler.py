@@ -32,7 +32,7 @@ def encode(texts: list[str]) -> torch.Tensor:
 def cfg_plus_plus(
     prompt: list[str], negative_prompt: list[str], guidance_scale: float = 0.6, on_step: Callable[..., None] = print
 ) -> torch.Tensor:
-    """Draw in 20 steps; pictures [batch, 3, height, width] in [0, 1]."""
+    """Sample in 20 steps; images [batch, 3, height, width] in [0, 1]."""
     text = torch.cat([encode(negative_prompt), encode(prompt)])
     x = torch.randn(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
     for now, then in pairwise(torch.linspace(999, 0, 21).long()):

@@ -27,7 +27,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_the_first_example_draws_four_pictures(outputs: dict[str, Path]) -> None:
-    picture = np.asarray(Image.open(outputs["00_build_and_run"] / "pictures.png"))
+    picture = np.asarray(Image.open(outputs["00_build_and_run"] / "images.png"))
     assert picture.shape[:2] == (128, 128)
     assert picture.std() > 5
 
