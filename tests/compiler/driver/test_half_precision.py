@@ -77,9 +77,9 @@ def test_what_a_decoder_cannot_hold_is_kept_and_reported(large: Path, tmp_path: 
     assert report["wide"][0]["layer"].startswith("decoder.mid_block.resnets.1")
     assert report["wide"][0]["layer"] in (made / "report.html").read_text()
     assert any("vae_decode in float32" in line for line in said)
-    kinds = computed(made / "graphs" / "vae_decode.onnx")
+    kinds = computed(made / "vae_decode.onnx")
     assert kinds["FLOAT", "Conv"] and kinds["FLOAT16", "Conv"] > 3 * kinds["FLOAT", "Conv"]
-    assert {kind for type_, kind in computed(made / "graphs" / "unet.onnx") if type_ == "FLOAT"} == {"Cast"}
+    assert {kind for type_, kind in computed(made / "unet.onnx") if type_ == "FLOAT"} == {"Cast"}
     sizes = [(each / "weights" / "unet.bin").stat().st_size for each in (made, wanted)]
     assert sizes[0] < 0.55 * sizes[1]
 
@@ -92,7 +92,7 @@ def test_a_quantized_target_is_looked_at_once(tiny_model: Path, tmp_path: Path) 
     made = build(tiny_model, "onnx-w8a8", tmp_path / "half.diffc", calibration=prompts, progress=said.append, **OPTIONS)
     assert sum(line.startswith("calibrate") for line in said) == 1
     assert json.loads((made / "precision.json").read_text())["wide"] == []
-    kinds = computed(made / "graphs" / "unet.onnx")
+    kinds = computed(made / "unet.onnx")
     assert kinds["FLOAT16", "QuantizeLinear"] and not kinds["FLOAT", "QuantizeLinear"]
 
 

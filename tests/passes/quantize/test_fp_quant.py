@@ -67,5 +67,5 @@ def test_what_is_decided_or_no_float_of_eight_bits_stays() -> None:
 
 def test_an_unknown_method_is_refused() -> None:
     layer, feeds = made(0.0, 0.0)
-    with pytest.raises(PassError, match="fp_quant: 'best' is no way"):
+    with pytest.raises(PassError, match="fp_quant: 'best' is no range method"):
         fp_quant(plan_of(layer, feeds, "e4m3:channel", "e4m3:tensor"), by="best")

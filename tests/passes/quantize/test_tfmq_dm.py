@@ -119,5 +119,5 @@ def test_what_is_decided_or_not_static_stays() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(PassError, match="tfmq_dm: 'best' is no way"):
+    with pytest.raises(PassError, match="tfmq_dm: 'best' is no range method"):
         tfmq_dm(plan_of(nn.Linear(32, 16), drifting(1.0), "int8:channel", "int8:tensor"), by="best")
