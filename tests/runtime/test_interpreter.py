@@ -51,7 +51,10 @@ def test_linear_broadcasts_casts_and_adds_a_constant(tiny: Any, tmp_path: Path) 
             },
             r"graph decoder returned float32\[1, 3, 4, 4\] for image: float32\[1, 3, 2, 8\]",
         ),
-        ({"timestep: int64[]": "timestep: float32[]"}, r"graph unet failed in ONNX Runtime: .*expected: \(tensor\(int64\)\)"),
+        (
+            {"timestep: int64[]": "timestep: float32[]"},
+            r"graph unet failed in ONNX Runtime: .*expected: \(tensor\(int64\)\)",
+        ),
     ],
 )
 def test_refuses_graphs_that_differ_from_their_declaration(
