@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -44,11 +45,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record each operation on a symbolic tensor while the mode is on; everything else runs as it always does.
 
     Noise is drawn without a generator, or with one of the ``seeds``, which the operation then records.
+    Raises `CaptureError` at the operation that exceeds the ``limit`` of their number.
     """
 
-    def __init__(self, fake_mode: FakeTensorMode, seeds: Collection[int] = ()) -> None:
+    def __init__(self, fake_mode: FakeTensorMode, seeds: Collection[int] = (), limit: float = math.inf) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.fake_mode, self.seeds = fake_mode, seeds
+        self.fake_mode, self.seeds, self.limit = fake_mode, seeds, limit
         self.ops, self.tables, self.counts = list[Op](), dict[str, Table](), dict[str, int]()
 
     def array(self, name: str, item: Image | Tensor) -> Symbolic:
@@ -71,6 +73,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results: Sequence[Symbolic],
     ) -> None:
         """Append an operation to the program."""
+        if len(self.ops) >= self.limit:
+            raise CaptureError(f"the function needs more than {self.limit:,} operations", fix="use a shorter one")
         values = tuple(Value(result.label, type_of(result.fake)) for result in results)
         self.ops.append(Op(operator, args, tuple(attrs), results=values))
 

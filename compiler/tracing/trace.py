@@ -11,6 +11,7 @@ of tokenizers by ``tokenizer_calls.py``; scalars of the request are followed by 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -83,8 +84,8 @@ def trace(
 
     tokenizers = tokenizers or {}
 
-    def run(numbers: Mapping[str, float], texts: RequestTexts) -> _Run:
-        received = TokenizerCalls(Recorder(calls.fake_mode, seeds), inputs, texts)
+    def run(numbers: Mapping[str, float], texts: RequestTexts, limit: float = math.inf) -> _Run:
+        received = TokenizerCalls(Recorder(calls.fake_mode, seeds, limit), inputs, texts)
         return _run(function, components, inputs, numbers, received, calls, tokenizers, on_step)
 
     first, texts = _first_run(lambda texts: run(defaults, texts), inputs, tokenizers)
@@ -92,7 +93,7 @@ def trace(
     for scalar, at in defaults.items():
 
         def at_value(value: float, scalar: str = scalar) -> Traced:
-            repeated = run(defaults | {scalar: value}, texts)
+            repeated = run(defaults | {scalar: value}, texts, limit=len(first.ops))
             return repeated.ops, repeated.tables
 
         fit = fit_over_range(scalar, at, (first.ops, first.tables), guards, at_value)
