@@ -62,20 +62,7 @@ def compare(
     name, text = _program(sampler, program)
     facts = facts_of(sampler.facts, name)
     progress("load")
-    if recipe["ip_adapter"] and ip_adapter is None:
-        what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
-        raise BuildError(what, where=str(bundle), fix="name its file with --ip-adapter")
-    if missing := sorted(recipe.get("component_files", {}).keys() - component_files.keys()):
-        what = f"the bundle was built with {missing[0]} from {recipe['component_files'][missing[0]]}"
-        raise BuildError(what, where=str(bundle), fix=f"name the file: --component {missing[0]}=FILE")
-    pipeline: Any = load(
-        source,
-        sampler=recipe["sampler"],
-        task=recipe["task"],
-        ip_adapter=ip_adapter,
-        component_files=component_files,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = _load_as_recorded(bundle, source, recipe, ip_adapter, component_files)
     reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)
     prompts = prompts if reads_prompt else ("",)
     reads_negative = any(item.name == NEGATIVE for item in parse(text).inputs)
@@ -103,6 +90,31 @@ def compare(
     progress("compare components")
     components = compare_components(Path(bundle), name, calls)
     return {**_worst(images), "images": images, "pictures": images, "components": components}
+
+
+def _load_as_recorded(
+    bundle: Path | str,
+    source: Path | str,
+    recipe: Mapping[str, Any],
+    ip_adapter: Path | str | None,
+    component_files: Mapping[str, Path | str],
+) -> Any:
+    """Load the pipeline that the bundle was built from. Raises `BuildError` for a file of its build that is missing."""
+    if recipe["ip_adapter"] and ip_adapter is None:
+        what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
+        raise BuildError(what, where=str(bundle), fix="name its file with --ip-adapter")
+    if missing := sorted(recipe.get("component_files", {}).keys() - component_files.keys()):
+        what = f"the bundle was built with {missing[0]} from {recipe['component_files'][missing[0]]}"
+        raise BuildError(what, where=str(bundle), fix=f"name the file: --component {missing[0]}=FILE")
+    pipeline: Any = load(
+        source,
+        sampler=recipe["sampler"],
+        task=recipe["task"],
+        ip_adapter=ip_adapter,
+        component_files=component_files,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _negative(prompt: str, *, is_required: bool) -> dict[str, str]:
