@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import click
@@ -253,7 +254,7 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
     diffc verify shapes.diffc --against shapes.safetensors --min-psnr 60
     """
     from diffc.compiler.calibration.prompts import read_prompts
-    from diffc.compiler.commands.compare import VERIFICATION_PROMPTS, compare
+    from diffc.compiler.commands.compare import PROMPT_WIDTH, VERIFICATION_PROMPTS, compare
 
     with timed() as progress:
         texts = VERIFICATION_PROMPTS if prompts is None else read_prompts(prompts)
@@ -263,7 +264,8 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
         show(f"{name:>24}: SQNR {component['sqnr']:6.1f} dB, max |difference| {component['max_abs']:.2e}")
     for image in result["images"]:
         similarity = "" if image["ssim"] is None else f" SSIM {image['ssim']:.4f},"
-        show(f"{image['psnr']:6.1f} dB,{similarity} max {image['max_abs']:.2e}: {image['prompt']}")
+        prompt = shorten(image["prompt"], PROMPT_WIDTH, placeholder="…")
+        show(f"{image['psnr']:6.1f} dB,{similarity} max {image['max_abs']:.2e}: {prompt}")
     show(f"PSNR {result['psnr']:.1f} dB (the worst image)")
     if min_psnr is not None and result["psnr"] < min_psnr:
         show(f"{bundle} is below {min_psnr} dB")

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +26,9 @@ from diffc.compiler.tracing.request_inputs import Image, RequestInput, Tensor
 from diffc.runtime import Sampler
 from diffc.runtime.errors import DiffcWarning
 from diffc.runtime.program.facts import Facts
+
+PROMPT_WIDTH = 80
+"""Characters of a prompt that are shown."""
 
 TOO_LONG = ", ".join(f"a small green triangle above large yellow star number {at}" for at in range(60))
 
@@ -73,7 +77,7 @@ def compare(
     calls = list[ComponentCall]()
     images = list[dict[str, Any]]()
     for at, prompt in enumerate(prompts):
-        progress(f"sample {at + 1}/{len(prompts)}: {prompt}")
+        progress(f"sample {at + 1}/{len(prompts)}: {shorten(prompt, PROMPT_WIDTH, placeholder='…')}")
         negative = _negative(prompt, is_required=program is not None) if reads_negative else {}
         texts = {TEXTS[0]: prompt, **negative}
         with quiet(), recorded(pipeline, calls), limit_guidance(pipeline, recipe, steps) as limited:
