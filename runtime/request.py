@@ -22,6 +22,8 @@ from diffc.runtime.rng import Generator
 Texts = str | Sequence[str]
 Seed = int | Sequence[int]
 
+REPEAT = "repeat each row in the lists that you pass, with num_images=1"
+
 MOST = 10_000
 """Images of one request for each text, all of whose noise is in memory."""
 
@@ -72,6 +74,10 @@ def make_request(
     counts = [len(texts) for texts in prompts.values()] + [len(array) for array in rows.values()]
     count = max(counts, default=1)
     texts = {item.name: _spread(item.name, prompts.get(item.name, [""]), count, num_images) for item in serving.texts}
+    for item in serving.arrays:
+        if item.is_image and len(rows[item.name]) > 1 and num_images > 1:
+            what = f"{num_images} images for each of {len(rows[item.name])} rows of {item.name}"
+            raise RequestError(what, fix=REPEAT)
     arrays = {name: _repeated(name, array, count, num_images) for name, array in rows.items()}
     seed = secrets.randbits(32) if seed is None else seed
     row_counts = {name: len(texts) for name, texts in prompts.items()} | {
@@ -214,7 +220,7 @@ def _noises(
         rows = max((row_counts.get(name, 1) for name in op.operands()), default=count)
         if 1 < rows < count:
             what = f"{count} images of {rows} rows of {' and '.join(op.operands())}, with noise for each row"
-            raise RequestError(what, fix="repeat each row in the lists that you pass, with num_images=1")
+            raise RequestError(what, fix=REPEAT)
         used = generators if op.attr("each", False) else generators[:rows]
         at_once = 1 if is_list else rows
         if times > 1 and at_once != program.batch:

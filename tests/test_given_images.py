@@ -80,5 +80,5 @@ def test_noise_has_the_rows_that_it_has_in_diffusers(case: str, compiled: tuple[
 def test_several_images_of_several_given_ones_are_refused(compiled: tuple[Entry, Sampler]) -> None:
     entry, sampler = compiled
     images = {name: tensor.movedim(1, -1).numpy() for name, tensor in arrays(entry, 2).items()}
-    with pytest.raises(RequestError, match="4 images of 2 rows of image"):
+    with pytest.raises(RequestError, match="2 images for each of 2 rows of"):
         sampler("a red circle", **images, num_images=2)

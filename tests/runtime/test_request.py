@@ -36,6 +36,8 @@ def test_array_inputs_have_a_row_for_each_image(tiny: Any, tmp_path: Path) -> No
     tiny.close(got, (rows + 5).transpose(0, 2, 3, 1))
     tiny.close(sampler(e=rows[1], image=[grey] * 3, output="np"), np.repeat(got[1:2], 3, axis=0))
     tiny.close(sampler(e=rows, image=grey, num_images=2, output="np"), np.repeat(got, 2, axis=0))
+    with pytest.raises(RequestError, match="2 images for each of 3 rows of image"):  # pipelines differ in their order
+        sampler(e=rows, image=[grey] * 3, num_images=2)
 
 
 @pytest.mark.parametrize(
