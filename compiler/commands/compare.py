@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from diffc.compiler.errors import BuildError, Progress
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.metrics import Array, psnr, ssim
 from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS, text_inputs
-from diffc.compiler.tracing.pipeline_inputs import as_arguments, requested_arrays
+from diffc.compiler.tracing.pipeline_inputs import as_arguments, pil_images, requested_arrays
 from diffc.compiler.tracing.request_inputs import Image, RequestInput, Tensor
 from diffc.runtime import Sampler
 from diffc.runtime.errors import DiffcWarning
@@ -160,14 +160,15 @@ def _program(sampler: Sampler, name: str | None) -> tuple[str, str]:
 
 
 def _test_arrays(inputs: Mapping[str, RequestInput], seed: int) -> dict[str, Array]:
-    """Generate the inputs: images of smooth colours, masks of the right half, normal values for other tensors."""
+    """Generate the inputs: images of smooth colours in 8 bits, masks of the right half, normal values for tensors."""
     arrays, random = {}, np.random.default_rng(seed)
     for name, item in inputs.items():
         if isinstance(item, Image):
             batch, channels, height, width = item.shape
             x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
             colours = np.stack([x, y, 1 - x]) if channels == 3 else (x > 0.5)[None]
-            arrays[name] = np.broadcast_to(colours, item.shape).astype(np.float32)
+            rounded = np.rint(colours * 255).astype(np.float32) / np.float32(255)
+            arrays[name] = np.broadcast_to(rounded, item.shape).copy()
         elif isinstance(item, Tensor):
             arrays[name] = random.standard_normal(item.shape, np.float32)
     return arrays
@@ -189,12 +190,20 @@ def _default(text: str) -> float | None:
 def _reference(
     pipeline: Any, texts: Mapping[str, Any], recipe: Any, facts: Facts, guidance: float | None, seed: int, arrays: Any
 ) -> Array:
+    """Sample with the pipeline as a user does, who hands it images; tensors where it refuses these."""
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
-    options |= as_arguments(pipeline, recipe["inputs"], {key: torch.from_numpy(a) for key, a in arrays.items()})
     takes = inspect.signature(type(pipeline).__call__).parameters
     options |= {key: value for key, value in arguments_of(facts, recipe).items() if key in takes}
-    generator = torch.Generator("cpu").manual_seed(seed)
     read = text_inputs(takes, recipe["inputs"])
-    texts = {name: [text] * recipe["batch"] for name, text in texts.items() if name in read}
-    outputs = pipeline(**texts, **options, generator=generator, output_type="np")
-    return np.asarray(outputs[0])
+    options |= {name: [text] * recipe["batch"] for name, text in texts.items() if name in read}
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+    def sample(as_image: Callable[[Any], Any] | None) -> Array:
+        arguments = as_arguments(pipeline, recipe["inputs"], tensors, as_image)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return np.asarray(pipeline(**options, **arguments, generator=generator, output_type="np")[0])
+
+    try:
+        return sample(pil_images)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return sample(None)

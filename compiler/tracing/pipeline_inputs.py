@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import PIL.Image
@@ -20,6 +20,7 @@ from diffusers import ModelMixin
 
 from diffc.compiler.errors import BuildError
 from diffc.compiler.tracing.request_inputs import Image, Tensor
+from diffc.runtime.images import images_from_arrays
 from diffc.runtime.program.facts import Facts
 
 PREPARED = "prepared"
@@ -45,27 +46,56 @@ def requested_arrays(
             what = f"{type(pipeline).__name__} takes neither images nor tensors as {name}"
             takes = [n for n, p in parameters.items() if _admits(p, PIL.Image.Image, torch.Tensor)]
             raise BuildError(what, where="--input", fix=f"use one of {', '.join(takes)}")
-    needed = {name: "image" for name, parameter in parameters.items() if _is_needed_image(name, parameter)}
     _refuse_unknown_shapes(pipeline, parameters, kinds)
     arrays: dict[str, Image | Tensor] = {}
-    for name, kind in (needed | dict(kinds)).items():
+    for name, kind in _all_kinds(parameters, kinds).items():
         each = kind.split(",")
         for item, one in zip(_names(name, each), each, strict=True):
             arrays[item] = _array(pipeline, item, one, batch, size)
     return arrays
 
 
-def as_arguments(pipeline: Any, kinds: Mapping[str, str], request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the pipeline's call that the inputs of a request stand for: some of them in lists."""
+def as_arguments(
+    pipeline: Any, kinds: Mapping[str, str], request: Mapping[str, Any], as_image: Callable[[Any], Any] | None = None
+) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call that the inputs of a request stand for: some of them in lists.
+
+    ``as_image`` converts tensors [batch, channels, height, width] in [0, 1] to images as users hand them over, which
+    the pipeline prepares itself; without it images stay tensors.
+    """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     arguments = dict(request)
-    for name, kind in kinds.items():
+    for name, kind in _all_kinds(parameters, kinds).items():
         each = kind.split(",")
         items = [arguments.pop(item) for item in _names(name, each)]
-        items = [_prepared(pipeline, item) if one == PREPARED else item for item, one in zip(items, each, strict=True)]
+        items = [_argument(pipeline, item, one, as_image) for item, one in zip(items, each, strict=True)]
         alone = len(items) == 1 and {PIL.Image.Image, torch.Tensor} & set(_types(parameters[name]))
         arguments[name] = items[0] if alone else items
     return arguments
+
+
+def pil_images(tensor: torch.Tensor) -> PIL.Image.Image | list[PIL.Image.Image]:
+    """Return the image of a batch [batch, channels, height, width] in [0, 1], or a list of several."""
+    images = images_from_arrays(tensor.movedim(1, -1).numpy())
+    return images[0] if len(images) == 1 else images
+
+
+def _argument(pipeline: Any, tensor: Any, kind: str, as_image: Callable[[Any], Any] | None) -> Any:
+    if as_image is not None and not _shape(kind):
+        return as_image(tensor)
+    return _prepared(pipeline, tensor) if kind == PREPARED else tensor
+
+
+def _shape(kind: str) -> str | None:
+    """Return the shape that a kind of input states; None for an image."""
+    match = KIND.fullmatch(kind)
+    return match and match["shape"]
+
+
+def _all_kinds(parameters: Parameters, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Return the kinds of inputs that are requested, and of the images that the pipeline requires."""
+    needed = {name: "image" for name, parameter in parameters.items() if _is_needed_image(name, parameter)}
+    return needed | dict(kinds)
 
 
 def _names(name: str, kinds: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from diffc.compiler.errors import BuildError
-from diffc.compiler.tracing.pipeline_inputs import as_arguments, requested_arrays
+from diffc.compiler.tracing.pipeline_inputs import as_arguments, pil_images, requested_arrays
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 
 Pictures = PIL.Image.Image | torch.Tensor | list[PIL.Image.Image] | list[torch.Tensor]
@@ -66,9 +66,19 @@ def test_asks_for_what_it_is_told() -> None:
 
 def test_lists_are_put_together_again() -> None:
     kinds = {"embeds": "7", "image": "picture,picture", "pair": "3"}
-    request = {"embeds": 1, "image_1": 2, "image_2": 3, "pair": 4, "prompt": "x"}
+    request = {"embeds": 1, "image_1": 2, "image_2": 3, "mask_image": 5, "pair": 4, "prompt": "x"}
     given = as_arguments(Pipeline(), kinds, request)
-    assert given == {"embeds": 1, "image": [2, 3], "pair": [4], "prompt": "x"}
+    assert given == {"embeds": 1, "image": [2, 3], "mask_image": 5, "pair": [4], "prompt": "x"}
+
+
+def test_images_are_handed_over_as_images() -> None:
+    several, one = torch.zeros(2, 3, 4, 5), torch.full((1, 1, 4, 5), 0.5)
+    request = {"embeds": several, "image_1": several, "image_2": several, "mask_image": one}
+    given = as_arguments(Pipeline(), {"embeds": "3x4x5", "image": "image,3x4x5"}, request, pil_images)
+    assert given["embeds"] is several
+    assert [image.size for image in given["image"][0]] == [(5, 4), (5, 4)]
+    assert given["image"][1] is several, "an array is no image"
+    assert (given["mask_image"].mode, given["mask_image"].getpixel((0, 0))) == ("L", 128)
 
 
 @pytest.mark.parametrize(
