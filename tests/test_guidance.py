@@ -11,9 +11,10 @@ import pytest
 from diffc.runtime import load
 from tests.command_line import refused, succeeded
 from tests.conftest import DIT, UNET
-from tests.test_zoo_bundles import PROMPT, build_options
+from tests.test_zoo_bundles import PROMPT
 from tests.tolerances import PICTURE, VERIFIED_PSNR
 from tests.zoo import ZOO
+from tests.zoo.sweep import build_options
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")]
 

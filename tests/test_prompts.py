@@ -12,10 +12,10 @@ import torch
 
 from diffc.runtime import load
 from tests.command_line import succeeded
-from tests.test_zoo_bundles import build_options
 from tests.texts import TEXTS
 from tests.tolerances import PICTURE_OF_PROMPT
 from tests.zoo import ZOO
+from tests.zoo.sweep import build_options
 
 WORDS = "a <cat>, a<dog>  and <ONE> <cat>_1"
 """Words of textual inversion, of several vectors and of one, beside what is none."""

@@ -12,9 +12,9 @@ import pytest
 from diffc.runtime import load
 from tests.command_line import digests, refused, succeeded
 from tests.format.manifest_schema import schema_errors
-from tests.test_zoo_bundles import build_options
 from tests.tolerances import QUANTIZED_PSNR
 from tests.zoo import ZOO
+from tests.zoo.sweep import build_options
 
 PIPELINES = {"unet": "DDPMPipeline", "transformer": "DiTPipeline"}
 

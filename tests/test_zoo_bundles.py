@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import diffusers
 import numpy as np
 import PIL.Image
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from diffc.runtime import load
 from tests.command_line import refused, succeeded
 from tests.conftest import ROOT
 from tests.test_zoo_programs import REFUSED
 from tests.tolerances import PICTURE
-from tests.zoo import ZOO, Entry
+from tests.zoo import ZOO
+from tests.zoo.sweep import build_options, save_adapter
 
 PAGE = ROOT / "docs" / "measured" / "pipelines.md"
 PROMPT = "a red circle"
-SAID = ("prompt", "negative_prompt", "output_type", "num_inference_steps", "width", "height", "guidance_scale")
-
 BUILT = [name for name in ZOO if name not in REFUSED]
 
 FIRST = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
@@ -37,27 +32,6 @@ pytestmark = [
     # The old weight norm of torch, which some vocoders have, sets attributes whenever it runs.
     pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),
 ]
-
-
-def build_options(entry: Entry) -> list[str]:
-    """Give the options of ``diffc build`` that fix all of a request but its texts and pictures."""
-    request = entry.request
-    options = ["--steps", str(request["num_inference_steps"])]
-    options += ["--size", f"{request.get('width', 16)}x{request.get('height', 16)}"]
-    if "guidance_scale" in request:
-        options += ["--guidance", str(request["guidance_scale"])]
-    parameters = inspect.signature(type(entry.pipeline).__call__).parameters
-    for name, value in request.items():
-        is_picture = PIL.Image.Image in get_args(parameters[name].annotation)
-        if name == "strength":
-            options += ["--strength", str(value)]
-        elif isinstance(value, torch.Tensor) and not is_picture:
-            options += ["--input", f"{name}={'x'.join(map(str, value.shape[1:]))}"]
-        elif is_picture and isinstance(value, list):
-            options += ["--input", f"{name}={','.join(['picture'] * len(value))}"]
-        elif name not in SAID and not is_picture:
-            options += ["--set", f"{name}={json.dumps(value)}"]
-    return options
 
 
 def built_and_compared(name: str, folder: Path) -> tuple[str, dict[str, Any]]:
@@ -73,15 +47,6 @@ def built_and_compared(name: str, folder: Path) -> tuple[str, dict[str, Any]]:
     stages = manifest["stages"]
     early = 1 - stages["latent"] / max(1, sum(stages.values()))
     return f"| `{name}` | yes | {len(manifest['graphs'])} graphs | {early:.0%} | ≤ {PICTURE:g} |", found
-
-
-def save_adapter(entry: Entry, folder: Path) -> tuple[str, Path]:
-    """Take the adapter out of a pipeline and save it as it is published, with its image encoder beside it."""
-    assert entry.ip_adapter
-    entry.pipeline.image_encoder.save_pretrained(folder / "image_encoder")
-    save_file(entry.ip_adapter, folder / "adapter.safetensors")
-    entry.pipeline.unload_ip_adapter()
-    return "--ip-adapter", folder / "adapter.safetensors"
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from diffc.runtime import load
 from diffc.runtime.engines.openvino import INSTALL, computes, openvino_core
 from tests.command_line import diffc, refused, succeeded
 from tests.compiler.backends.onnx.test_export import Divides, Masks, Rearranges, Splits, Squeezes, Writes
-from tests.test_zoo_bundles import build_options
 from tests.tolerances import GRAPH, PICTURE, VERIFIED_PSNR, VERIFIED_PSNR_BF16
 from tests.zoo import ZOO
+from tests.zoo.sweep import build_options
 
 
 class Determines(nn.Module):
