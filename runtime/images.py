@@ -31,12 +31,16 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 def images_from_arrays(arrays: NDArray[Any]) -> list[Image.Image]:
     """Round [N, H, W, 1 or 3] in [0, 1] to 8 bits, as diffusers does. Raises `DiffcError` for NaN and infinity."""
-    if not np.isfinite(arrays).all():
-        raise DiffcError(
-            "the image holds NaN or infinity", fix="use a lower guidance scale, or build at a higher precision"
-        )
+    check_finite(arrays)
     rounded = (np.clip(arrays, 0, 1) * 255).round().astype(np.uint8)
     return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in rounded]
+
+
+def check_finite(arrays: NDArray[Any]) -> None:
+    """Raise `DiffcError` where a result holds NaN or infinity: it is no image, and no video and no audio either."""
+    if not np.isfinite(arrays).all():
+        what, fix = "the result holds NaN or infinity", "use a lower guidance scale, or build at a higher precision"
+        raise DiffcError(what, fix=fix)
 
 
 def channels_last(arrays: NDArray[Any]) -> NDArray[np.float32]:

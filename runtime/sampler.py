@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffc.runtime.bundle.manifest import parse_json
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.errors import Cancelled, RequestError
-from diffc.runtime.images import channels_last, images_from_arrays
+from diffc.runtime.images import channels_last, check_finite, images_from_arrays
 from diffc.runtime.interpreter import Interpreter, linear
 from diffc.runtime.preview import preview
 from diffc.runtime.program.facts import Facts
@@ -185,7 +185,9 @@ class Sampler:
             on_step = self._on_step(request, start, callback) if callback else None
             outputs = self._interpreter.run(program, request.chunk(start), request.scalars, on_step=on_step)
             batches.append(channels_last(outputs[program.outputs[0]]))
-        return np.concatenate(batches)[: request.count]
+        result = np.concatenate(batches)[: request.count]
+        check_finite(result)
+        return result
 
     def _on_step(self, request: Request, start: int, callback: Callback) -> Callable[[Op, dict[str, Any]], None]:
         program, scalars = request.program, request.scalars

@@ -11,10 +11,10 @@ from huggingface_hub.errors import StrictDataclassError
 from diffc.compiler.errors import LoadError, first_line
 
 NAMES_SHOWN = 5
-SHAPES = re.compile(r"(\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
+SHAPES = re.compile(r"(?<!\S)(\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
 # The errors of diffusers and transformers for faulty checkpoints.
 LIBRARY_ERRORS = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError),
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError),
     StrictDataclassError,  # of a configuration whose value has another type
 )
 

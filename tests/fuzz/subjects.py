@@ -35,13 +35,18 @@ class Bundles:
     """A file of a bundle is changed: it is refused, or draws the image that the bundle draws.
 
     In half of the tries the manifest is made to agree with the file, as by somebody who means it: that is another
-    bundle, which may draw another image, and must not end otherwise.
+    bundle, which may draw another image, and must not end otherwise. Programs have digests, as a build writes them.
     """
 
     def __init__(self, bundle: Path, folder: Path) -> None:
-        self.bundle, self.folder = bundle, folder
+        self.bundle, self.folder = folder.with_name(f"whole_{folder.name}"), folder
+        shutil.copytree(bundle, self.bundle)
+        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        for program in manifest["programs"].values():
+            program["sha256"] = hashlib.sha256(program["text"].encode()).hexdigest()
+        (self.bundle / "manifest.json").write_text(json.dumps(manifest, indent=1))
         self.files = sorted(file.relative_to(bundle) for file in bundle.rglob("*") if file.is_file())
-        self.expected = load(bundle)(**REQUEST)
+        self.expected = load(self.bundle)(**REQUEST)
 
     def try_one(self, random: Random) -> str | None:
         shutil.rmtree(self.folder, ignore_errors=True)

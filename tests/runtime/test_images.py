@@ -39,7 +39,7 @@ def test_clips_values_outside_of_0_to_1() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_refuses_images_that_are_not_finite(bad: float) -> None:
-    with pytest.raises(DiffcError, match="the image holds NaN or infinity"):
+    with pytest.raises(DiffcError, match="the result holds NaN or infinity"):
         images_from_arrays(np.full((1, 2, 2, 3), bad, np.float32))
 
 

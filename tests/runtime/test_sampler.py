@@ -9,12 +9,13 @@ import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from diffc.runtime import Cancelled, Progress, Sampler, load
+from diffc.runtime.errors import DiffcError
 
 
 def test_samples_the_image_that_the_program_defines(sampler: Sampler, tiny: Any) -> None:
@@ -56,6 +57,13 @@ def test_images_are_rounded_as_diffusers_rounds(sampler: Sampler) -> None:
     got = sampler("red circle", seed=[4, 5], num_images=2)
     assert [p.tobytes() for p in got] == [p.tobytes() for p in expected]
     assert [p.info["seed"] for p in got] == [4, 5]
+
+
+@pytest.mark.parametrize("output", ["np", "pil"])
+def test_a_result_that_is_not_finite_is_refused(output: Literal["np", "pil"], sampler: Sampler) -> None:
+    with pytest.raises(DiffcError, match="NaN or infinity") as refused:
+        sampler("red circle", guidance_scale=1e300, seed=0, output=output)
+    assert "lower guidance scale" in str(refused.value)
 
 
 def test_describes_its_bundle(sampler: Sampler, shared: Path) -> None:

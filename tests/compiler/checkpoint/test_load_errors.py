@@ -31,3 +31,14 @@ def test_finds_the_shapes_in_the_error_of_diffusers() -> None:
 def test_a_configuration_whose_value_has_another_type_is_refused(folder: Path) -> None:
     edit_json(folder / "text_encoder" / "config.json", hidden_act=[1, 2])
     assert "text_encoder cannot be loaded" in refusal(folder)
+
+
+def test_a_long_value_of_a_configuration_is_cut_in_the_message(folder: Path) -> None:
+    edit_json(folder / "text_encoder" / "config.json", eos_token_id="x" * 1_000_000)
+    message = refusal(folder)
+    assert "text_encoder cannot be loaded" in message and len(message) < 1000
+
+
+def test_a_configuration_that_divides_by_zero_is_refused(folder: Path) -> None:
+    edit_json(folder / "unet" / "config.json", norm_num_groups=0)
+    assert "unet cannot be loaded: integer modulo by zero" in refusal(folder)
