@@ -153,8 +153,8 @@ class _Switch:
     def _part(self, graph: Graph, port: str, literal: Literal, at: int, number: int) -> Literal:
         """Return one part of an argument; an argument without a batch is the same for all."""
         type_ = next((value.type for value in graph.inputs if value.name == port), UNTYPED)
-        if isinstance(literal, tuple) and type_.shape and len(literal) > type_.shape[0]:
-            return literal[at * type_.shape[0] : (at + 1) * type_.shape[0]]
+        if isinstance(literal, tuple) and type_.shape and len(literal) > type_.fixed[0]:
+            return literal[at * type_.fixed[0] : (at + 1) * type_.fixed[0]]
         return Ref(self._slice(literal.name, type_, at, number)) if isinstance(literal, Ref) else literal
 
     def _slice(self, name: str, type_: Type, at: int, number: int) -> str:

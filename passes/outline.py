@@ -151,7 +151,7 @@ def _weighted_sum(op: Op, values: Mapping[str, torch.Tensor], factors: Iterator[
     for name, _ in zip((*op.reads(), None), op.coefficients, strict=False):
         factor = next(factors).to(dtype)
         total = total + (factor if name is None else factor * values[name])
-    return total.expand(type_.shape)
+    return total.expand(type_.fixed)
 
 
 def _canonical(inputs: Sequence[Value], body: list[Op], results: list[Value], *, with_factors: bool) -> Iterator[str]:

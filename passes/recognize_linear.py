@@ -69,13 +69,13 @@ def _weighted_sum(
     """Measure the coefficients of the values that an operation depends on; None if it is no weighted sum of them."""
     chain, leaves = _chain(op, producers, constants)
     type_ = op.results[0].type
-    if len(chain) < 2 or not type_.is_float or not math.prod(type_.shape):
+    if len(chain) < 2 or not type_.is_float or type_.lengths or not math.prod(type_.fixed):
         return None
     if not leaves or any(types[leaf] != type_ for leaf in leaves):
         return None
     generator = torch.Generator().manual_seed(0)
     samples = [
-        _sample(chain, leaves, type_, constants, generator) for _ in range(2 + len(leaves) // math.prod(type_.shape))
+        _sample(chain, leaves, type_, constants, generator) for _ in range(2 + len(leaves) // math.prod(type_.fixed))
     ]
     columns, results = torch.cat([probes for probes, _ in samples]), torch.cat([result for _, result in samples])
     weights = torch.linalg.lstsq(columns, results[:, None], driver="gelsd").solution[:, 0]
@@ -93,7 +93,7 @@ def _sample(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a chain on random leaves; return them, one a column, and the result."""
-    probes = {leaf: torch.randn(type_.shape, generator=generator, dtype=torch.float64) for leaf in leaves}
+    probes = {leaf: torch.randn(type_.fixed, generator=generator, dtype=torch.float64) for leaf in leaves}
     values = probes | {name: c.double() if c.is_floating_point() else c for name, c in constants.items()}
     for link in chain:
         values[link.results[0].name] = apply(link, values, {})[0]

@@ -177,7 +177,7 @@ class _Split:
 
     def _tensor(self, literal: Literal, port: Value) -> torch.Tensor:
         data = self.tables[literal.name] if isinstance(literal, Ref) else literal
-        return torch.as_tensor(data, dtype=getattr(torch, port.type.dtype)).reshape(port.type.shape)
+        return torch.as_tensor(data, dtype=getattr(torch, port.type.dtype)).reshape(port.type.fixed)
 
     def _table(self, pack: _Packed, rows: Sequence[Row]) -> Table:
         each = [torch.cat([value.reshape(-1) for value in values]) for values in self._known(pack.nodes, rows)]

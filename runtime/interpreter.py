@@ -156,7 +156,11 @@ def linear(op: Op, values: Mapping[str, Array], scalars: Mapping[str, float]) ->
         r.type.dtype == "float64" for r in op.results
     )
     dtype = np.dtype(np.float64 if wide else np.float32).type
-    shape = op.results[0].type.shape if op.results else np.broadcast_shapes(*(operand.shape for operand in operands))
+    shape = (
+        op.results[0].type.at(values).fixed
+        if op.results
+        else np.broadcast_shapes(*(operand.shape for operand in operands))
+    )
     factors = [dtype(coefficient(scalars)) for coefficient in op.coefficients]
     total = np.full(shape, factors[-1] if len(factors) > len(operands) else 0, dtype)
     for factor, operand in zip(factors, operands, strict=False):

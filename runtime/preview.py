@@ -64,10 +64,10 @@ def _ending(program: Program) -> tuple[Op, tuple[Op, ...]]:
 def _operands(program: Program, factors: Mapping[str, float], latents: Array) -> dict[str, Array]:
     """Return operands whose latents are ``latents``: zeros, but for the one of that shape with the largest factor."""
     types = {name: type_ for name, type_ in program.types().items() if name in factors}
-    name = max(factors, key=lambda name: (types[name].shape == latents.shape, abs(factors[name])))
-    if factors[name] == 0.0 or types[name].shape != latents.shape:
+    name = max(factors, key=lambda name: (types[name].fixed == latents.shape, abs(factors[name])))
+    if factors[name] == 0.0 or types[name].fixed != latents.shape:
         raise RequestError("the latents of this step differ in shape from the last ones", fix=WITHOUT_PREVIEWS)
-    operands = {operand: np.zeros(type_.shape, type_.dtype) for operand, type_ in types.items()}
+    operands = {operand: np.zeros(type_.fixed, type_.dtype) for operand, type_ in types.items()}
     return operands | {name: (latents / factors[name]).astype(types[name].dtype)}
 
 

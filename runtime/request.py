@@ -156,7 +156,7 @@ def _spread(name: str, texts: Sequence[str], count: int, num_images: int) -> Seq
 
 
 def _rows(item: Input, value: Any) -> NDArray[np.float32]:
-    return _image(item.name, value, item.type.shape) if item.is_image else _array(item.name, value, item.type.shape)
+    return _image(item.name, value, item.type.fixed) if item.is_image else _array(item.name, value, item.type.fixed)
 
 
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -254,7 +254,7 @@ def _replaced(
 
 def _rows_and_shape(program: Program, op: Op) -> tuple[int, ...]:
     """Return how many rows of a noise an image reads, and their shape."""
-    rows, *shape = op.results[0].type.shape
+    rows, *shape = op.results[0].type.fixed
     return rows // program.batch, *shape
 
 

@@ -117,7 +117,7 @@ class Sampler:
     def output_kind(self) -> Literal["images", "videos", "arrays"]:
         """Return the kind of the default program's output; arrays are all that is not visible, such as audio."""
         program = next(iter(self._bundle.programs.values()))
-        shape = program.types()[program.outputs[0]].shape
+        shape = program.types()[program.outputs[0]].fixed
         return "arrays" if not is_image(shape) else "images" if len(shape) == 4 else "videos"
 
     @property
@@ -218,7 +218,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Sampler
 def _check_visible(program: Program) -> None:
     """Raise `RequestError` where the output is neither images nor videos."""
     type_ = program.types()[program.outputs[0]]
-    if not is_image(type_.shape):
+    if not is_image(type_.fixed):
         raise RequestError(f"{program.name} returns {type_}, no images", fix='request an array: output="np"')
 
 

@@ -86,9 +86,9 @@ class ProgramRun:
 def request_of(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[np.float32]]]:
     """Return the texts and arrays of a request: noise of a seed, smooth images, normal values for other arrays."""
     random = Generator(seed)
-    texts = {i.name: [_text(i, prompt)] * i.type.shape[0] for i in program.inputs if i.type.dtype == "text"}
+    texts = {i.name: [_text(i, prompt)] * i.type.fixed[0] for i in program.inputs if i.type.dtype == "text"}
     noises = [value for op in program.ops if op.operator == "noise" for value in op.results]
-    arrays = {value.name: random.randn(value.type.shape) for value in noises}
+    arrays = {value.name: random.randn(value.type.fixed) for value in noises}
     arrays |= {i.name: _array(i, random) for i in program.inputs if i.type.dtype not in ("text", "scalar")}
     return texts, arrays
 
@@ -99,10 +99,10 @@ def _text(item: Input, prompt: str) -> str:
 
 def _array(item: Input, random: Generator) -> NDArray[np.float32]:
     if not item.is_image:
-        return random.randn(item.type.shape)
-    _, channels, height, width = item.type.shape
+        return random.randn(item.type.fixed)
+    _, channels, height, width = item.type.fixed
     x, y = np.meshgrid(np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32))
-    return np.broadcast_to(np.stack([x, y, 1 - x])[:channels], item.type.shape).astype(np.float32)
+    return np.broadcast_to(np.stack([x, y, 1 - x])[:channels], item.type.fixed).astype(np.float32)
 
 
 def _check_finite(graph: Graph, results: Sequence[torch.Tensor], where: str) -> None:

@@ -18,7 +18,7 @@ def body_of(graph: Graph) -> fx.GraphModule:
 
 def example_inputs(ports: Iterable[Value]) -> list[torch.Tensor]:
     """Return zeros of the shapes and types of ports, for an export."""
-    return [torch.zeros(port.type.shape, dtype=getattr(torch, port.type.dtype)) for port in ports]
+    return [torch.zeros(port.type.fixed, dtype=getattr(torch, port.type.dtype)) for port in ports]
 
 
 def size(graph: Graph) -> int:

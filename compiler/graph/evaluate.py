@@ -130,7 +130,7 @@ def apply(op: Op, values: Values, scalars: Mapping[str, float]) -> Tensors:
     operands = [values[literal.name] for literal in op.args if isinstance(literal, Ref)]
     match op.operator:
         case "linear" | "step":
-            return [_linear(op, operands, scalars)]
+            return [_linear(op, values, scalars)]
         case "split":
             axis = int(str(op.attr("axis")))
             return list(operands[0].chunk(len(op.results), axis))
@@ -167,14 +167,15 @@ def _last_uses(ops: Sequence[Op], keep: Collection[str]) -> list[list[str]]:
     return unused[::-1]
 
 
-def _linear(op: Op, operands: Tensors, scalars: Mapping[str, float]) -> torch.Tensor:
+def _linear(op: Op, values: Values, scalars: Mapping[str, float]) -> torch.Tensor:
+    operands = [values[name] for name in op.operands()]
     type_ = op.results[0].type if op.results else UNTYPED
     factors = [coefficient(scalars) for coefficient in op.coefficients]
     constant = factors[len(operands)] if len(factors) > len(operands) else 0.0
     terms = [factor * operand for factor, operand in zip(factors, operands, strict=False)]
     total = sum(terms[1:], terms[0]) if terms else torch.zeros(())
     total = total + constant if constant else total
-    return total.expand(type_.shape).to(getattr(torch, type_.dtype)) if type_ != UNTYPED else total
+    return total.expand(type_.at(values).fixed).to(getattr(torch, type_.dtype)) if type_ != UNTYPED else total
 
 
 def _tensor(literal: Literal, values: Values, type_: Type) -> torch.Tensor:

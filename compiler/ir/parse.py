@@ -17,7 +17,7 @@ def parse(text: str) -> Program:
     read = reader.program()
     graphs = tuple(Graph(graph.name, graph.inputs, graph.outputs) for graph in read.graphs)
     tables = tuple(Table(table.name, table.type) for table in read.tables)
-    return Program(read.name, read.inputs, read.guards, graphs, tables, read.ops, read.outputs)
+    return Program(read.name, read.inputs, read.guards, graphs, tables, read.ops, read.outputs, read.lengths)
 
 
 def _sketch(reader: Reader) -> Program:

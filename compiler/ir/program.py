@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from diffc.runtime.program import program as executable
 from diffc.runtime.program.facts import Facts
+from diffc.runtime.program.polynomial import Polynomial
 from diffc.runtime.program.program import (
     BUILTINS,
     FLOATS,
@@ -21,13 +22,14 @@ from diffc.runtime.program.program import (
     UNTYPED,
     Guard,
     Input,
+    Length,
     Literal,
     Op,
-    Polynomial,
     Ref,
     Type,
     Value,
 )
+from diffc.runtime.program.size import Size
 
 __all__ = [
     "BUILTINS",
@@ -37,12 +39,14 @@ __all__ = [
     "Graph",
     "Guard",
     "Input",
+    "Length",
     "Literal",
     "Names",
     "Op",
     "Polynomial",
     "Program",
     "Ref",
+    "Size",
     "Table",
     "Type",
     "Value",
@@ -93,16 +97,19 @@ class Program(executable.Program):
         """Drop operations, graphs, tables and inputs that neither an output nor a step needs."""
         needed, live = set(self.outputs), list[Op]()
         for op in reversed(self.ops):
-            if op.operator in ("step", "noise") or any(value.name in needed for value in op.results):
-                needed.update(op.reads())
+            if op.operator in ("step", "noise") or any(name in needed for name in op.defines()):
                 live.append(replace(op, results=op.results[:1]) if _has_unused_mask(op, needed) else op)
+                needed.update(op.reads(), op.defines(), *(value.type.lengths for value in op.results))
         called = {op.operator for op in live}
+        graphs = tuple(g for g in self.graphs if g.name in called)
+        needed.update(name for g in graphs for port in (*g.inputs, *g.outputs) for name in port.type.lengths)
         return replace(
             self,
             inputs=tuple(i for i in self.inputs if i.name in needed or i.name in {g.scalar for g in self.guards}),
-            graphs=tuple(g for g in self.graphs if g.name in called),
+            graphs=graphs,
             tables=tuple(t for t in self.tables if t.name in needed),
             ops=tuple(reversed(live)),
+            lengths=tuple(length for length in self.lengths if length.name in needed),
         )
 
 

@@ -126,7 +126,10 @@ def _is_part(part: tuple[Type | str, ...], batch: tuple[Type | str, ...]) -> boo
 def _ratio(part: Type | str, batch: Type | str) -> int | None:
     if isinstance(part, str) or isinstance(batch, str) or not part.shape or part.dtype != batch.dtype:
         return None
-    ratio, rest = divmod(batch.shape[0], part.shape[0]) if batch.shape[1:] == part.shape[1:] else (0, 0)
+    rows, rows_of_part = batch.shape[0], part.shape[0]
+    if batch.shape[1:] != part.shape[1:] or not isinstance(rows, int) or not isinstance(rows_of_part, int):
+        return None
+    ratio, rest = divmod(rows, rows_of_part)
     return ratio if ratio > 1 and not rest else None
 
 

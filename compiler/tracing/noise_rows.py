@@ -117,4 +117,4 @@ def _noises(program: Program) -> list[Op]:
 
 
 def _rows(op: Op) -> int:
-    return op.results[0].type.shape[0]
+    return op.results[0].type.fixed[0]

@@ -110,7 +110,7 @@ def _executed(bundle: Bundle, graph: str, gpu: Gpu, library: Library, cuda: Any)
     file = bundle.manifest.engines[graph].file
     key = (*_made_of(bundle, graph), library, gpu)
     called = next(g for program in bundle.programs.values() for g in program.graphs if g.name == graph)
-    shapes = {port.name: port.type.shape for port in called.inputs}
+    shapes = {port.name: port.type.fixed for port in called.inputs}
     try:
         plan = PLANS.get(key) or PLANS.setdefault(key, _read(bundle, graph, library))
         name = hashlib.sha256(" ".join(map(str, (*key, shapes))).encode()).hexdigest()

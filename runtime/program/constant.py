@@ -28,7 +28,7 @@ def constant(literal: Literal, type_: Type) -> NDArray[Any]:
             flat = np.array(numbers, dtype)
     except OverflowError as error:
         raise VerifyError(f"a literal does not fit {type_.dtype}", where=str(numbers)[:80]) from error
-    return flat.reshape(type_.shape) if isinstance(literal, tuple) else np.broadcast_to(flat[0], type_.shape)
+    return flat.reshape(type_.fixed) if isinstance(literal, tuple) else np.broadcast_to(flat[0], type_.fixed)
 
 
 def _flat(literal: Literal) -> tuple[list[Literal], tuple[int, ...]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from diffc.runtime.errors import ParseError
+from diffc.runtime.program.polynomial import Polynomial
 from diffc.runtime.program.program import (
     COMPARISONS,
     DTYPES,
@@ -21,14 +22,15 @@ from diffc.runtime.program.program import (
     Graph,
     Guard,
     Input,
+    Length,
     Literal,
     Op,
-    Polynomial,
     Program,
     Ref,
     Type,
     Value,
 )
+from diffc.runtime.program.size import AnySize, Size
 
 T = TypeVar("T")
 
@@ -117,6 +119,13 @@ class Reader:
             raise self._error("a number is too long", self.line())
         return int(text) if re.fullmatch(r"-?[0-9]+", text) else float(text)
 
+    def integer(self) -> int:
+        number = self.number()
+        if not isinstance(number, int):
+            self.at -= 1
+            raise self.fail("an integer")
+        return number
+
     def real(self) -> float:
         number = self.number()
         try:
@@ -139,8 +148,11 @@ class Reader:
         inputs = self.listed(self.input, (")",))
         self.take(")", "{")
         guards, graphs, tables, ops = list[Guard](), list[Graph](), list[Value](), list[Op]()
+        lengths = list[Length]()
         while self.takes("guard"):
             guards.append(self.guard())
+        while self.peek() == "length" and self.peek(2) == "from":
+            lengths.append(self.length())
         while self.takes("graph"):
             graphs.append(self.graph())
         while self.takes("table"):
@@ -152,7 +164,7 @@ class Reader:
         self.take("}")
         if self.peek():
             raise self.fail("the end")
-        return Program(name, inputs, tuple(guards), tuple(graphs), tuple(tables), tuple(ops), outputs)
+        return Program(name, inputs, tuple(guards), tuple(graphs), tuple(tables), tuple(ops), outputs, tuple(lengths))
 
     def input(self) -> Input:
         name = self.name()
@@ -166,6 +178,14 @@ class Reader:
         if self.peek() not in COMPARISONS:
             raise self.fail("a comparison")
         return Guard(name, self.of_kind("mark"), self.real())
+
+    def length(self) -> Length:
+        self.take("length")
+        name = self.name()
+        self.take("from")
+        least = self.integer()
+        self.take("to")
+        return Length(name, least, self.integer())
 
     def graph(self) -> Graph:
         name = self.name()
@@ -257,16 +277,22 @@ class Reader:
             raise self._error(f"unknown type {dtype[:80]}", self.line())
         return Type(dtype, self.shape())
 
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[AnySize, ...]:
         self.take("[")
-        shape = self.listed(self.number, ("]",))
+        shape = self.listed(self.size, ("]",))
         self.take("]")
-        sizes = tuple(size for size in shape if isinstance(size, int) and size >= 0)
-        if (
-            len(sizes) < len(shape)
-            or len(shape) > RANK
-            or math.prod(sizes) > ELEMENTS
-            or max(sizes, default=0) > ELEMENTS
-        ):
+        sizes = [size for size in shape if isinstance(size, int)]
+        if min(sizes, default=0) < 0 or len(shape) > RANK or max(math.prod(sizes), *sizes, 0) > ELEMENTS:
             raise self.fail("a shape of integers of a sensible size")
-        return sizes
+        return shape
+
+    def size(self) -> AnySize:
+        total = self.extent(negative=self.takes("-"))
+        while self.peek() in ("+", "-") or (self.kind() == "number" and self.peek().startswith("-")):
+            total = total + self.extent(negative=not self.takes("+") and self.takes("-"))
+        return total
+
+    def extent(self, *, negative: bool) -> AnySize:
+        factor = self.integer() if (starts_with_number := self.kind() == "number") else 1
+        size: AnySize = 1 if starts_with_number and not self.takes("*") else Size.of(self.name())
+        return (-factor if negative else factor) * size

@@ -1,9 +1,10 @@
 """Define the program: a straight line of operations on named values. Its text is normative (docs/program-format.md).
 
-    program     = "program" NAME "(" [input {"," input}] ")" "{" {guard} {graph} {table} {operation}
+    program     = "program" NAME "(" [input {"," input}] ")" "{" {guard} {length} {graph} {table} {operation}
                   "return" [NAME {"," NAME}] "}"
     input       = NAME ":" type ["=" NUMBER] | NAME ":" "image" shape
     guard       = "guard" NAME ("<" | "<=" | ">" | ">=" | "==" | "!=") NUMBER
+    length      = "length" NAME "from" INTEGER "to" INTEGER
     graph       = "graph" NAME "(" [value {"," value}] ")" "->" "(" [value {"," value}] ")"
     table       = "table" NAME ":" type
     operation   = [value {"," value} "="] NAME "(" [argument {"," argument}] [";" polynomial {"," polynomial}] ")"
@@ -13,19 +14,23 @@
     polynomial  = ["-"] term {("+" | "-") term | NEGATIVE {"*" NAME}}
     term        = NUMBER {"*" NAME} | NAME {"*" NAME}
     type        = DTYPE shape | "text" "[" INTEGER "]" | "scalar"
-    shape       = "[" [INTEGER {"," INTEGER}] "]"
+    shape       = "[" [size {"," size}] "]"
+    size        = ["-"] extent {("+" | "-") extent | NEGATIVE ["*" NAME]}
+    extent      = INTEGER ["*" NAME] | NAME
 
     NAME        = a letter or "_", then letters, digits, "_" and "."
     NUMBER      = ["-"] (DIGITS ["." DIGITS] ["e" ["+" | "-"] DIGITS] | "inf" | "nan"); NEGATIVE starts with "-"
     STRING      = a string of JSON
 
 A program stands for one call of a sampler. Its inputs are texts, scalars, images in [0, 1], which operations read as
-float32[batch, channels, height, width], and other tensors; its graphs are pure tensor functions, called by port; its
-tables are constant tensors. An operator is the name of a graph or one of `BUILTINS`. The compiler also writes
+float32[batch, channels, height, width], and other tensors; its lengths are numbers of tokens that the request decides,
+of which sizes of shapes are affine functions; its graphs are pure tensor functions, called by port; its tables are
+constant tensors. An operator is the name of a graph or one of `BUILTINS`. The compiler also writes
 programs that a runtime refuses: with operators of ATen such as ``aten.mul.Tensor``, and sketches without types.
 
     t = lower(prompt)                          a text of the texts; `texts.py` lists what changes a text
     ids, mask = tokenize(t, tokenizer="tokenizer", length=77, pad=0)         the mask is 1 where the text is
+    ids = tokenize(t, tokenizer="tokenizer", length=77, pad=0, count="L0")   L0 is how many tokens the text has
     n = noise()                                the next sample of the seed's normal distribution, in program order
     x = linear(a, b; 0.5, guidance_scale)      0.5·a + guidance_scale·b; one coefficient more is a constant term
     u, c = split(y, axis=0)                    equal parts
@@ -36,10 +41,13 @@ programs that a runtime refuses: with operators of ATen such as ``aten.mul.Tenso
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import SupportsInt
 
+from diffc.runtime.errors import VerifyError
+from diffc.runtime.program.polynomial import Polynomial
+from diffc.runtime.program.size import AnySize, Size, bind
 from diffc.runtime.program.texts import TEXT_OPERATORS
 
 BUILTINS = ("tokenize", "noise", "linear", "split", "concat", "step", *TEXT_OPERATORS)
@@ -57,15 +65,41 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Type:
-    """Describe a tensor, a batch of texts (dtype ``text``) or a scalar of the request (dtype ``scalar``)."""
+    """Describe a tensor, a batch of texts (dtype ``text``) or a scalar of the request (dtype ``scalar``).
+
+    A size of the shape is *open* where the lengths of the request decide it.
+    """
 
     dtype: str
-    shape: tuple[int, ...] = ()
+    shape: tuple[AnySize, ...] = ()
 
     @property
     def is_float(self) -> bool:
         """Return whether the elements are floating-point numbers."""
         return self.dtype in FLOATS
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """Return the names of the lengths that decide the shape, with repetition."""
+        return tuple(name for size in self.shape if isinstance(size, Size) for name in size.lengths)
+
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        """Return the shape for code that serves fixed sizes only. Raises `VerifyError` where a size is open."""
+        sizes = tuple(size for size in self.shape if isinstance(size, int))
+        if len(sizes) < len(self.shape):
+            fix = "leave out the option or the technique that needs fixed sizes, or build for ort-fp32 or ov-fp32"
+            raise VerifyError(f"each request decides a size of {self}, and only fixed sizes are served here", fix=fix)
+        return sizes
+
+    def at(self, lengths: Mapping[str, SupportsInt]) -> Type:
+        """Return the type for the lengths of a request."""
+        return self.replaced({name: int(lengths[name]) for name in self.lengths})
+
+    def replaced(self, sizes: Mapping[str, AnySize]) -> Type:
+        """Replace lengths by sizes; lengths without one stay."""
+        shape = tuple(size.replaced(sizes) if isinstance(size, Size) else size for size in self.shape)
+        return Type(self.dtype, shape) if self.lengths else self
 
     def __str__(self) -> str:
         return "scalar" if self.dtype == "scalar" else f"{self.dtype}{list(self.shape)}"
@@ -98,57 +132,6 @@ Literal = Ref | bool | int | float | str | None | tuple["Literal", ...]
 
 
 @dataclass(frozen=True)
-class Polynomial:
-    """Hold a polynomial in the scalars of the request: pairs of a monomial (sorted names) and its factor, sorted."""
-
-    terms: tuple[tuple[tuple[str, ...], float], ...] = ()
-
-    @staticmethod
-    def of(terms: Mapping[tuple[str, ...], float]) -> Polynomial:
-        """Build the normal form: no zero factors, monomials in order."""
-        return Polynomial(tuple(sorted((names, factor) for names, factor in terms.items() if factor != 0.0)))
-
-    @staticmethod
-    def constant(value: float) -> Polynomial:
-        """Build a polynomial of degree zero."""
-        return Polynomial.of({(): float(value)})
-
-    @property
-    def is_constant(self) -> bool:
-        """Return whether no scalar occurs."""
-        return all(not names for names, _ in self.terms)
-
-    @property
-    def size(self) -> float:
-        """Sum the magnitudes of the factors, to which a rounding error is relative."""
-        return sum(abs(factor) for _, factor in self.terms)
-
-    def __add__(self, addend: Polynomial) -> Polynomial:
-        total = dict(self.terms)
-        for names, factor in addend.terms:
-            total[names] = total.get(names, 0.0) + factor
-        return Polynomial.of(total)
-
-    def __mul__(self, multiplier: Polynomial) -> Polynomial:
-        product: dict[tuple[str, ...], float] = {}
-        for mine, a in self.terms:
-            for theirs, b in multiplier.terms:
-                names = tuple(sorted(mine + theirs))
-                product[names] = product.get(names, 0.0) + a * b
-        return Polynomial.of(product)
-
-    def __call__(self, scalars: Mapping[str, float]) -> float:
-        """Evaluate at the scalars of a request, term by term: ``sum`` corrects its rounding from Python 3.12 on."""
-        total = 0.0
-        for names, factor in self.terms:
-            total += factor * math.prod(scalars[name] for name in names)
-        return total
-
-    def __str__(self) -> str:
-        return " + ".join("*".join([repr(factor), *names]) for names, factor in self.terms) or "0.0"
-
-
-@dataclass(frozen=True)
 class Op:
     """Apply an operator; the grammar defines its arguments. ``line`` is where it was read, 0 if it was not."""
 
@@ -174,6 +157,12 @@ class Op:
         for coefficient in self.coefficients:
             for names, _ in coefficient.terms:
                 yield from names
+
+    def defines(self) -> Iterator[str]:
+        """Yield the names of the results, and of the length that the operation counts."""
+        yield from (value.name for value in self.results)
+        if isinstance(length := self.attr("count"), str) and self.operator == "tokenize":
+            yield length
 
     def renamed(self, names: Mapping[str, str]) -> Op:
         """Replace the names of operands."""
@@ -227,8 +216,24 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Length:
+    """Declare a number of tokens that each request decides, and its bounds."""
+
+    name: str
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.name} from {self.least} to {self.most}"
+
+
+LENGTH = Type("int64")
+"""The type of a length where an operation reads it."""
+
+
+@dataclass(frozen=True)
 class Graph:
-    """Declare a pure tensor function by its ports."""
+    """Declare a pure tensor function by its ports. Lengths in their shapes stand for those of each call."""
 
     name: str
     inputs: tuple[Value, ...]
@@ -252,10 +257,12 @@ class Program:
     tables: tuple[Value, ...] = ()
     ops: tuple[Op, ...] = ()
     outputs: tuple[str, ...] = ()
+    lengths: tuple[Length, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"program {self.name}({_listed(self.inputs)}) {{"]
         lines += [f"    guard {guard}" for guard in self.guards]
+        lines += [f"    length {length}" for length in self.lengths]
         lines += [f"    graph {graph}" for graph in self.graphs]
         lines += [f"    table {table}" for table in self.tables]
         lines += [f"    {op}" for op in self.ops]
@@ -284,23 +291,39 @@ class Program:
     def types(self) -> dict[str, Type]:
         """Map every value to its type."""
         declared = {item.name: item.type for item in self.inputs} | {table.name: table.type for table in self.tables}
+        declared |= {length.name: LENGTH for length in self.lengths}
         return declared | {value.name: value.type for op in self.ops for value in op.results}
 
     @property
     def batch(self) -> int:
         """Return the number of images of one execution."""
-        return self.types()[self.outputs[0]].shape[0]
+        return self.types()[self.outputs[0]].fixed[0]
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Return the width and height of the first output in pixels; None if it is no image."""
-        shape = self.types()[self.outputs[0]].shape
+        shape = self.types()[self.outputs[0]].fixed
         return (shape[-1], shape[-2]) if is_image(shape) else None
 
 
 def is_image(shape: Sequence[int]) -> bool:
     """Return whether an output [N, C, H, W] or [N, F, C, H, W] is an image or a video: grey or in colour."""
     return len(shape) in (4, 5) and shape[-3] in (1, 3)
+
+
+def sizes_of_call(op: Op, graph: Graph, shapes: Mapping[str, Sequence[AnySize]]) -> dict[str, AnySize]:
+    """Return the sizes that the lengths of a graph stand for in a call, where ``shapes`` are those of values.
+
+    A length that no size of an argument binds stands for itself.
+    """
+    arguments = dict(op.attrs)
+    pairs = [(port.type.shape, arguments[port.name]) for port in graph.inputs if port.type.lengths]
+    return bind(
+        pair
+        for shape, argument in pairs
+        if isinstance(argument, Ref)
+        for pair in zip(shape, shapes[argument.name], strict=False)
+    )
 
 
 def _listed(items: Sequence[object]) -> str:

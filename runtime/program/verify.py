@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import IntEnum
 from typing import TypeVar
 
 from diffc.runtime.errors import VerifyError
 from diffc.runtime.program.constant import constant
-from diffc.runtime.program.parse import RESERVED
+from diffc.runtime.program.parse import ELEMENTS, RESERVED
 from diffc.runtime.program.program import (
     BUILTINS,
     COMPARISONS,
     DTYPES,
     FLOATS,
+    LENGTH,
     SCALAR,
     Graph,
     Input,
@@ -25,7 +26,9 @@ from diffc.runtime.program.program import (
     Ref,
     Type,
     Value,
+    sizes_of_call,
 )
+from diffc.runtime.program.size import AnySize, Size, bounds
 from diffc.runtime.program.texts import TEXT_OPERATORS
 
 P = TypeVar("P", bound=Program)
@@ -66,6 +69,7 @@ class _Verifier:
         self.graphs = {graph.name: graph for graph in program.graphs}
         self.dtypes = DTYPES + FLOATS if level == Level.TRACED else DTYPES
         self.floats = tuple(dtype for dtype in FLOATS if dtype in self.dtypes)
+        self.bounds = {length.name: (length.least, length.most) for length in program.lengths}
         self.types: dict[str, Type] = {}
         self.where = f"program {program.name}"
         self.rules: dict[str, Callable[[Op], None]] = {
@@ -89,6 +93,7 @@ class _Verifier:
         for guard in self.program.guards:
             legal = self.types.get(guard.scalar) == SCALAR and guard.comparison in COMPARISONS
             self.need(legal, f"a guard on {guard.scalar}, which is no scalar input")
+        self.unique("length", self.bounds_of_lengths())
         self.unique("graph", (graph.name for graph in self.program.graphs))
         for graph in self.program.graphs:
             self.graph(graph)
@@ -113,19 +118,32 @@ class _Verifier:
             self.need(name not in seen, f"{kind} {name} is declared twice")
             seen.add(name)
 
+    def bounds_of_lengths(self) -> Iterator[str]:
+        for length in self.program.lengths:
+            self.name(length.name)
+            self.need(0 <= length.least <= length.most <= TOKENS, f"no length is {length}")
+            yield length.name
+
     def tensor(self, value: Value) -> None:
         self.need(value.type.dtype in self.dtypes, f"{value} has no tensor type")
+        self.need(self.bounds.keys() >= set(value.type.lengths), f"{value} has a length that is not declared")
+        if value.type.lengths:
+            ends = [bounds(size, self.bounds) for size in value.type.shape]
+            is_sensible = min(low for low, _ in ends) >= 0 and math.prod(high for _, high in ends) <= ELEMENTS
+            self.need(is_sensible, f"{value} has no sensible size for all lengths")
 
     def define(self, value: Value, *, is_text: bool = False) -> None:
         self.name(value.name)
         if not is_text:
             self.tensor(value)
-        self.need(value.name not in self.types, f"{value.name} is defined twice")
+        self.need(value.name not in self.types | self.bounds, f"{value.name} is defined twice")
+        self.need(self.types.keys() >= set(value.type.lengths), f"{value} has a length that is not counted yet")
         self.types[value.name] = value.type
 
     def input(self, item: Input) -> None:
         dtype, shape = item.type.dtype, item.type.shape
         self.name(item.name)
+        self.need(not item.type.lengths, f"input {item.name} has an open size")
         legal = (dtype, len(shape)) in (("text", 1), ("scalar", 0)) or (dtype == "float32" and len(shape) > 0)
         self.need(legal, f"input {item.name} is neither text, scalar, image nor tensor")
         is_image = dtype == "float32" and len(shape) == 4 and shape[1] in (1, 3) and 0 not in shape
@@ -177,19 +195,29 @@ class _Verifier:
         arguments, ports = dict(op.attrs), {port.name: port.type for port in graph.inputs}
         legal = not op.args and arguments.keys() == ports.keys()
         self.need(legal, f"{graph.name} is called by port: {', '.join(ports) or 'it has none'}")
+        sizes = self.sizes(op, graph)
         for name, type_ in ports.items():
-            argument = arguments[name]
+            argument, expected = arguments[name], type_.replaced(sizes)
             if isinstance(argument, Ref):
                 type_of_argument = self.types[argument.name]
-                self.need(type_of_argument == type_, f"port {name} takes {type_}, not {type_of_argument}")
+                self.need(type_of_argument == expected, f"port {name} takes {expected}, not {type_of_argument}")
             elif type_.dtype in DTYPES:
-                self.literal(argument, type_, name)
+                self.literal(argument, expected, name)
         returned = [value.type for value in op.results]
-        self.need(returned == [port.type for port in graph.outputs], f"the results are not those of {graph.name}")
+        outputs = [port.type.replaced(sizes) for port in graph.outputs]
+        self.need(returned == outputs, f"the results are not those of {graph.name}")
+
+    def sizes(self, op: Op, graph: Graph) -> dict[str, AnySize]:
+        """Return the sizes that the lengths of a graph stand for in a call, within the lengths' bounds."""
+        sizes = sizes_of_call(op, graph, {name: type_.shape for name, type_ in self.types.items()})
+        for length, size in sizes.items():
+            (low, high), (least, most) = bounds(size, self.bounds), self.bounds[length]
+            self.need(least <= low and high <= most, f"{graph.name} takes {least} to {most} for {length}, not {size}")
+        return sizes
 
     def literal(self, literal: Literal, type_: Type, port: str) -> None:
         try:
-            constant(literal, type_)
+            constant(literal, type_.at({name: most for name, (_, most) in self.bounds.items()}))
         except VerifyError as error:
             raise VerifyError(f"port {port}: {error.what}", where=self.where) from error
 
@@ -231,25 +259,41 @@ class _Verifier:
         self.need(str(attrs.get("template", "{}")).count("{}") == 1, "the template is without one {}")
 
     def tokenize(self, op: Op) -> None:
-        self.takes(op, args=1, attrs=("tokenizer", "length", "pad", "template", *SIDES), results=(1, 2))
+        self.takes(op, args=1, attrs=("tokenizer", "length", "pad", "template", "count", *SIDES), results=(1, 2))
         text = self.text_operand(op)
         self.tokenizer(op)
         template = op.attr("template", "{}")
         length, pad = op.attr("length"), op.attr("pad")
-        self.need(type(length) is int and 1 <= length <= TOKENS, f"length is {length!r}")
+        if type(length) is not int or not 1 <= length <= TOKENS:
+            raise VerifyError(f"length is {length!r}", where=self.where)
         self.need(type(pad) is int and 0 <= pad < 2**31, f"pad is {pad!r}")
         self.need(
             isinstance(template, str) and template.count("{}") == 1, f"template is {template!r}, without one {{}}"
         )
         for side in SIDES:
             self.need(op.attr(side, "right") in ("left", "right"), f"{side} is {op.attr(side)!r}")
+        columns: list[AnySize] = [length, *([Size.of(name) for name in self.counted(op, length)])]
         for value in op.results:
             self.need(value.type.dtype in INTEGERS, f"{value.name} does not hold integers")
-            self.need(value.type.shape == (*text.shape, length), f"{value.name} is not {text.shape[0]} by {length}")
+            legal = value.type.shape in [(*text.shape, size) for size in columns]
+            self.need(legal, f"{value.name} is not {text.shape[0]} by {' or '.join(map(str, columns))}")
+        self.need(len({value.type.shape for value in op.results}) == 1, "ids and mask differ in shape")
+
+    def counted(self, op: Op, length: int) -> Iterator[str]:
+        """Define the length that an operation counts, and yield it."""
+        count = op.attr("count")
+        if count is not None:
+            self.need(isinstance(count, str) and count in self.bounds, f"the length {count!r} is not declared")
+            assert isinstance(count, str)
+            self.need(count not in self.types, f"the length {count} is counted twice")
+            self.need(self.bounds[count][1] <= length, f"{count} is at most {length}, the length")
+            self.types[count] = LENGTH
+            yield count
 
     def noise(self, op: Op) -> None:
         self.takes(op, args=len(op.args), attrs=("each",), results=(1,))
         self.need(op.results[0].type.dtype == "float32", "noise is sampled in float32")
+        self.need(not op.results[0].type.lengths, "noise has an open size")
         rows = {item.name for item in (*self.program.texts, *self.program.arrays)}
         follows = all(isinstance(item, Ref) and item.name in rows for item in op.args)
         self.need(follows, "noise follows the rows of texts and arrays of the request only")
@@ -267,7 +311,8 @@ class _Verifier:
     def step(self, op: Op) -> None:
         operands = self.operands(op)
         self.takes(op, args=max(1, len(operands)), attrs=(), results=(0,))
-        latents = max((o.shape for o in operands), key=lambda shape: (len(shape), shape))
+        self.need(not any(operand.lengths for operand in operands), "the latents have an open size")
+        latents = max((o.fixed for o in operands), key=lambda shape: (len(shape), shape))
         self.need(all(_broadcasts(o.shape, latents) for o in operands), "the operands of step differ in shape")
 
     def axis(self, op: Op, rank: int) -> int:
@@ -279,9 +324,14 @@ class _Verifier:
     def split(self, op: Op) -> None:
         self.takes(op, args=1, attrs=("axis",), results=range(1, len(op.results) + 1))
         [operand] = self.operands(op)
-        shape, axis = operand.shape, self.axis(op, len(operand.shape))
-        part = Type(operand.dtype, (*shape[:axis], shape[axis] // len(op.results), *shape[axis + 1 :]))
-        equal = shape[axis] % len(op.results) == 0 and all(value.type == part for value in op.results)
+        axis = self.axis(op, len(operand.shape))
+        [part, *_] = parts = [value.type for value in op.results]
+        joined = (
+            *part.shape[:axis],
+            *(size * len(parts) for size in part.shape[axis : axis + 1]),
+            *part.shape[axis + 1 :],
+        )
+        equal = Type(part.dtype, joined) == operand and all(value == part for value in parts)
         self.need(equal, "the parts are not equal parts")
 
     def concat(self, op: Op) -> None:
@@ -303,13 +353,13 @@ class _Verifier:
 
     def batches(self) -> None:
         first = self.types[self.program.outputs[0]]
-        is_batch = bool(first.shape) and 0 not in first.shape and first.dtype in self.floats
+        is_batch = bool(first.shape) and 0 not in first.shape and first.dtype in self.floats and not first.lengths
         self.need(is_batch, f"the first output is {first}, no batch")
-        batch = first.shape[0]
+        batch = first.fixed[0]
         for item in (*self.program.texts, *self.program.arrays):
             self.need(item.type.shape[0] == batch, f"{item.name} is not one for each of {batch} images")
         for noise in self.program.noises:
-            rows = noise.type.shape[0] if noise.type.shape else 0
+            rows = noise.type.fixed[0] if noise.type.shape else 0
             self.need(rows > 0 and rows % batch == 0, f"{noise.name} is not one for each of {batch} images")
 
 
@@ -319,6 +369,6 @@ def _are_words(words: Literal) -> bool:
     return len(pairs) > 0 and len(strings) == len(pairs) and all(word for word, _ in strings)
 
 
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    padded = (1,) * (len(to) - len(shape)) + shape
+def _broadcasts(shape: tuple[AnySize, ...], to: tuple[AnySize, ...]) -> bool:
+    padded: tuple[AnySize, ...] = (1,) * (len(to) - len(shape)) + shape
     return len(padded) == len(to) and all(a in (1, b) for a, b in zip(padded, to, strict=True))

@@ -175,7 +175,7 @@ HEAD = "program main() {\n"
         (f"{HEAD}guard g > x\nreturn x }}", "expected a number, found x", "line 2: guard g > x"),
         (f"{HEAD}graph f(x) (y)\nreturn x }}", "expected '->', found (", "line 2: graph f(x) (y)"),
         (f"{HEAD}table t: float32\nreturn x }}", "expected '[', found return", "line 3: return x }"),
-        (f"{HEAD}table t: float32[1.5]\nreturn x }}", "expected a shape of integers", "line 3: return x }"),
+        (f"{HEAD}table t: float32[1.5]\nreturn x }}", "expected an integer", "line 2: table t: float32[1.5]"),
         (f"{HEAD}table t: float32[-1]\nreturn x }}", "expected a shape of integers", "line 3: return x }"),
         (f"{HEAD}return x }} f(x)", "expected the end, found f", "line 2: return x } f(x)"),
         ('a = f("\\q")', "expected a string as JSON writes it", 'line 1: a = f("\\q")'),
