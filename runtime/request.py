@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def make_request(
     latents: ArrayLike | None,
 ) -> Request:
     """Return the checked request. Raises `RequestError` where no program of the bundle serves it."""
-    if type(num_images) is not int or not 1 <= num_images <= MOST:
+    if not _is_integer(num_images) or not 1 <= num_images <= MOST:
         raise RequestError(f"num_images is {num_images!r}", fix=f"use 1 to {MOST}, and further requests for more")
     dtypes = {item.name: item.type.dtype for each in programs.values() for item in each.inputs}
     for name, value in inputs.items():
@@ -71,6 +72,7 @@ def make_request(
     prompts = {n: _texts(n, v) for n, v in inputs.items() if dtypes.get(n) == "text" and v is not None}
     serving, scalars = _choose(_candidates(programs, program, size), scalars, prompts.keys())
     rows = {item.name: _rows(item, inputs.get(item.name)) for item in serving.arrays}
+    num_images = int(num_images)
     counts = [len(texts) for texts in prompts.values()] + [len(array) for array in rows.values()]
     count = max(counts, default=1)
     texts = {item.name: _spread(item.name, prompts.get(item.name, [""]), count, num_images) for item in serving.texts}
@@ -96,16 +98,22 @@ def _candidates(programs: Mapping[str, Program], name: str | None, size: Any) ->
     candidates = [program for program in named if width_height in (None, program.size)]
     if not candidates:
         sizes = dict.fromkeys("{}x{}".format(*program.size) for program in named if program.size)
-        what = "{} has no size {}x{}".format(name or "this bundle", *size)
+        what = "{} has no size {}x{}".format(name or "this bundle", *_size(size))
         fix = f"it has {', '.join(sizes)}; diffc build --size takes others" if sizes else "leave the size out"
         raise RequestError(what, fix=fix)
     return candidates
 
 
 def _size(value: Any) -> tuple[int, int]:
-    if not isinstance(value, tuple | list) or [type(edge) for edge in value] != [int, int]:
-        raise RequestError(f"size is {value!r}", fix="use a width and a height in pixels, such as (512, 512)")
-    return value[0], value[1]
+    """Return a width and a height, or an edge of a square as both."""
+    edges = (value, value) if _is_integer(value) else value
+    if not isinstance(edges, tuple | list) or len(edges) != 2 or not all(map(_is_integer, edges)):
+        raise RequestError(f"size is {value!r}", fix="use a width and a height in pixels, such as (512, 512), or 512")
+    return int(edges[0]), int(edges[1])
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _choose(

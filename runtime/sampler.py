@@ -139,7 +139,7 @@ class Sampler:
         seed: Seed | None = None,
         latents: ArrayLike | None = None,
         num_images: int = 1,
-        size: tuple[int, int] | None = None,
+        size: int | tuple[int, int] | None = None,
         program: str | None = None,
         callback: Callback | None = None,
         output: Literal["pil", "np"] = "pil",
@@ -155,9 +155,9 @@ class Sampler:
         ``mask_image``), as PIL images, which are scaled to its size, or as float[…, H, W, C]; and its other tensors,
         such as ``image_embeds``, as an array for one image or with one row per image.
 
-        ``program`` names the program. The default is the first one of ``size``, a width and a height in pixels, whose
-        guards hold; the default of a scalar is the first that one of these has for it. ``callback`` is called after
-        each step; if it returns True, the request ends with `Cancelled`.
+        ``program`` names the program. The default is the first one of ``size``, a width and a height in pixels or the
+        edge of a square, whose guards hold; the default of a scalar is the first that one of these has for it.
+        ``callback`` is called after each step; if it returns True, the request ends with `Cancelled`.
 
         Returns PIL images (a list of them for a video), or with ``output="np"`` float32[N, H, W, C] in [0, 1] or
         float32[N, F, H, W, C]. Other outputs, such as audio, are returned as the pipeline returns them, with

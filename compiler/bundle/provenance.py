@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from diffc.compiler.bundle.atomic_folder import file_entry
@@ -32,11 +33,29 @@ def facts_of(facts: Mapping[str, Facts], program: str) -> Facts:
     return facts[program]
 
 
-def provenance_of(source: Path | None, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Record the source's name and digest, the options of the build, and the versions of libraries."""
+def check_component_files(recipe: Mapping[str, Any], names: Collection[str], bundle: Path | str) -> None:
+    """Raise `BuildError` where a file that the build took a component from is not among those named now."""
+    files = recipe.get("component_files", {})
+    if missing := sorted(files.keys() - names):
+        what = f"the bundle was built with {missing[0]} from {files[missing[0]]}"
+        raise BuildError(what, where=str(bundle), fix=f"name the file: --component {missing[0]}=FILE")
+
+
+def weights_digest(provenance: Mapping[str, Any]) -> str:
+    """Return one digest of all weights that a bundle was built from; empty where they come from no checkpoint."""
+    digests = [provenance.get("source_sha256", ""), *provenance.get("file_sha256", {}).values()]
+    return str(digests[0]) if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def provenance_of(
+    source: Path | None, recipe: Mapping[str, Any], files: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Record name and digest of the source, the digests of other ``files`` of the build, its options, and versions."""
     origin = {} if source is None else {"source": source.resolve().name, "source_sha256": _digest(source)}
+    digests = {name: _digest(path) for name, path in sorted(files.items())}
     return {
         **origin,
+        **({"file_sha256": digests} if digests else {}),
         "recipe": dict(recipe),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
     }

@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
-from diffc.compiler.bundle.provenance import arguments_of, facts_of
+from diffc.compiler.bundle.provenance import arguments_of, check_component_files, facts_of
 from diffc.compiler.errors import BuildError, DiffcError, Progress
 from diffc.runtime.bundle.open import Bundle, open_bundle
 from diffc.runtime.request import Request, make_request
@@ -60,6 +61,7 @@ def bench(
     *,
     against: Sequence[str] = (),
     source: Path | str | None = None,
+    component_files: Mapping[str, Path | str] = MappingProxyType({}),
     prompt: str = "a red circle left of a blue square",
     seed: int = 0,
     guidance: float | None = None,
@@ -70,11 +72,11 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the bundle and the baselines ``against`` it alternately, ``repeat`` times, with ``threads`` or all cores.
 
-    The only baseline is ``torch``: the diffusers pipeline that the bundle was built from, loaded from ``source``, in
-    float32. Each warm request has a prompt of its own, so that no cached text embedding counts. Returns the options,
-    the ``medians`` of each (``contenders`` is the same under its old name) and, of each baseline, ``ratios`` to the
-    bundle: above 1 where the bundle takes less. Raises `DiffcError` where the request cannot be served or a process
-    fails.
+    The only baseline is ``torch``: the diffusers pipeline that the bundle was built from, loaded from ``source`` and
+    ``component_files``, in float32. Each warm request has a prompt of its own, so that no cached text embedding counts.
+    Returns the options, the ``medians`` of each (``contenders`` is the same under its old name) and, of each baseline,
+    ``ratios`` to the bundle: above 1 where the bundle takes less. Raises `DiffcError` where the request cannot be
+    served or a process fails.
     """
     _check_baselines(against, source)
     opened = open_bundle(Path(bundle))
@@ -88,7 +90,7 @@ def bench(
     common = {"texts": texts, "seed": seed, "threads": threads or _cores()}
     requests = {BUNDLE: common | {"bundle": str(bundle), "program": measured.name, "scalars": dict(request.scalars)}}
     for baseline in against:
-        requests[baseline] = common | {"source": str(source)} | _pipeline_options(opened, request)
+        requests[baseline] = common | _pipeline_options(opened, request, source, component_files)
     measurements: dict[str, list[Measurement]] = {name: [] for name in requests}
     for number in range(repeat):
         for name, options in requests.items():
@@ -158,12 +160,17 @@ def _check_baselines(against: Sequence[str], source: Path | str | None) -> None:
             raise BuildError(f"there is no {source}", where="--source", fix="name the checkpoint of the bundle")
 
 
-def _pipeline_options(bundle: Bundle, request: Request) -> dict[str, Any]:
-    """Return the options with which the pipeline samples as the bundle does for the request."""
+def _pipeline_options(
+    bundle: Bundle, request: Request, source: Path | str | None, component_files: Mapping[str, Path | str]
+) -> dict[str, Any]:
+    """Return the options with which the pipeline is loaded and samples as the bundle does for the request."""
     recipe = bundle.manifest.raw["provenance"]["recipe"]
+    check_component_files(recipe, component_files, bundle.path)
     arguments = arguments_of(facts_of(bundle.manifest.facts, request.program.name), recipe) | dict(request.scalars)
     arguments |= {item.name: [""] * request.program.batch for item in request.program.texts if item.name != "prompt"}
-    return {"sampler": recipe["sampler"], "task": recipe["task"], "arguments": arguments}
+    files = {name: str(path) for name, path in component_files.items()}
+    loaded = {"source": str(source), "component_files": files, "sampler": recipe["sampler"], "task": recipe["task"]}
+    return loaded | {"arguments": arguments}
 
 
 def _cores() -> int:

@@ -19,7 +19,8 @@ from diffc.runtime.bench_process import Sample, Texts, run_benchmark
 def load_pipeline(request: dict[str, Any]) -> Sample:
     """Load the pipeline of the request, with the bundle's sampler and task."""
     torch.set_num_threads(request["threads"])
-    loaded: Any = load(request["source"], sampler=request["sampler"], task=request["task"])
+    options = {name: request[name] for name in ("sampler", "task", "component_files")}
+    loaded: Any = load(request["source"], **options)
     loaded.set_progress_bar_config(disable=True)
     takes = inspect.signature(type(loaded).__call__).parameters
     arguments = {name: value for name, value in request["arguments"].items() if name in takes}

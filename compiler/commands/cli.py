@@ -279,6 +279,7 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
     "--against", type=Names(), default=(), help="Baselines. torch: the pipeline that it was built from, eager."
 )
 @path_option("--source", help="The checkpoint that the bundle was built from, for the baselines.")
+@component_option
 @click.option(
     "--prompt", default="a red circle left of a blue square", show_default=True, help="The prompt of every image."
 )
@@ -298,6 +299,7 @@ def bench(bundle: Path, **options: Any) -> dict[str, Any]:
     from diffc.compiler.commands.bench import table
 
     with timed() as progress:
+        options["component_files"] = dict(options["component_files"])
         result = measure(bundle, progress=progress, **options)
     show(table(result))
     return result

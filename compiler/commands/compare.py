@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffc.compiler.bundle.provenance import arguments_of, facts_of
+from diffc.compiler.bundle.provenance import arguments_of, check_component_files, facts_of
 from diffc.compiler.checkpoint.load import load, quiet
 from diffc.compiler.commands.compare_components import ComponentCall, compare_components, recorded
 from diffc.compiler.commands.limit_guidance import limit_guidance
@@ -107,9 +107,7 @@ def _load_as_recorded(
     if recipe["ip_adapter"] and ip_adapter is None:
         what = f"the bundle was built with the IP-Adapter {recipe['ip_adapter']}"
         raise BuildError(what, where=str(bundle), fix="name its file with --ip-adapter")
-    if missing := sorted(recipe.get("component_files", {}).keys() - component_files.keys()):
-        what = f"the bundle was built with {missing[0]} from {recipe['component_files'][missing[0]]}"
-        raise BuildError(what, where=str(bundle), fix=f"name the file: --component {missing[0]}=FILE")
+    check_component_files(recipe, component_files, bundle)
     pipeline: Any = load(
         source,
         sampler=recipe["sampler"],

@@ -13,6 +13,7 @@ import torch
 from diffc.compiler.backends.backend import find_backend
 from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.calibration.prompts import read_prompts
+from diffc.compiler.checkpoint.load import ENCODER
 from diffc.compiler.driver.option_values import (
     read_counts,
     read_flag,
@@ -133,6 +134,15 @@ class Options:
     prompts: tuple[str, ...] = ()
     seed: int = 0
     dump: Path | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Map each file of weights beside the checkpoint, and the folder of an adapter's image encoder, to its path."""
+        files = {name: Path(path) for name, path in self.component_files.items()}
+        if self.ip_adapter is not None:
+            encoder = self.ip_adapter.parent / ENCODER
+            files |= {"ip_adapter": self.ip_adapter, **({ENCODER: encoder} if encoder.is_dir() else {})}
+        return files
 
     @property
     def recorded(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.backends.backend import Backend, Lowered, find_backend
 from diffc.compiler.bundle.atomic_folder import check_space
 from diffc.compiler.bundle.disk_space import bytes_needed
-from diffc.compiler.bundle.provenance import provenance_of
+from diffc.compiler.bundle.provenance import provenance_of, weights_digest
 from diffc.compiler.bundle.write import Contents, tokenizer_text, write_contents
 from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.checkpoint import load as checkpoint
@@ -51,7 +51,7 @@ def load(state: State) -> State:
     needed = bytes_needed(modules, find_backend(target.backend).bytes_per_weight(target.precision))
     check_space(needed, state.folder)
     state.progress(f"at most {needed / 1e9:.2f} GB of disk")
-    provenance = provenance_of(state.source, options.recorded)
+    provenance = provenance_of(state.source, options.recorded, options.files)
     return replace(state, pipeline=pipeline, components=pipeline.components, provenance=provenance)
 
 
@@ -115,7 +115,7 @@ def normalize(state: State) -> State:
         {name: text.encode() for name, text in tokenizers.items()},
         state.options.prompts,
         state.options.seed,
-        str(state.provenance.get("source_sha256", "")),
+        weights_digest(state.provenance),
         Cache.default(),
         progress=state.progress,
     )

@@ -130,7 +130,10 @@ def test_the_first_program_whose_guards_hold_is_chosen(sampler: Sampler) -> None
         ({"size": (8, 4)}, "this bundle has no size 8x4"),
         ({"size": (4, 4, 4)}, r"size is \(4, 4, 4\)"),
         ({"size": "4x4"}, "size is '4x4'"),
-        ({"size": 4}, "size is 4"),
+        ({"size": 8}, "this bundle has no size 8x8"),
+        ({"size": 4.0}, "size is 4.0"),
+        ({"size": True}, "size is True"),
+        ({"num_images": 2.0}, "num_images is 2.0"),
         ({"eta": 0.5}, "no program of this bundle takes eta"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"seed": "1"}, "seed is '1'"),
@@ -159,6 +162,8 @@ def test_a_size_chooses_among_programs(tiny: Any, tmp_path: Path) -> None:
     assert sampler(seed=0, output="np").shape == (1, 2, 2, 3), "the first is the default"
     assert sampler(seed=0, output="np", size=(4, 2)).shape == (1, 2, 4, 3)
     assert sampler(seed=0, output="np", size=[4, 6]).shape == (1, 5, 6, 4, 3)
+    assert sampler(seed=0, output="np", size=2).shape == (1, 2, 2, 3), "an edge is that of a square"
+    assert sampler(seed=0, output="np", size=(np.int64(4), np.int32(2)), num_images=np.int64(2)).shape == (2, 2, 4, 3)
     with pytest.raises(RequestError, match="this bundle has no size 2x4") as raised:
         sampler(seed=0, size=(2, 4))
     assert "it has 2x2, 4x2, 4x6;" in str(raised.value.fix)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import pytest
 
-from diffc.compiler.bundle.provenance import arguments_of, facts_of
+from diffc.compiler.bundle.provenance import (
+    arguments_of,
+    check_component_files,
+    facts_of,
+    provenance_of,
+    weights_digest,
+)
 from diffc.compiler.errors import BuildError
 from diffc.runtime.program.facts import Facts
 
@@ -29,3 +38,25 @@ def test_a_program_without_facts_is_refused() -> None:
     with pytest.raises(BuildError, match="main was not built from a pipeline") as refused:
         facts_of({"a": facts}, "main")
     assert "build it again" in str(refused.value.fix)
+
+
+def test_files_beside_the_checkpoint_are_recorded_and_decide_the_digest_of_the_weights(tmp_path: Path) -> None:
+    for name in ("model", "one", "two"):
+        (tmp_path / name).write_text(name)
+    source, one, two = (tmp_path / name for name in ("model", "one", "two"))
+    plain = provenance_of(source, {})
+    assert plain["source_sha256"] == hashlib.sha256(b"model").hexdigest() == weights_digest(plain)
+    first, second = provenance_of(source, {}, {"unet": one}), provenance_of(source, {}, {"unet": two})
+    assert first["file_sha256"] == {"unet": hashlib.sha256(b"one").hexdigest()}
+    assert "file_sha256" not in plain and first["source_sha256"] == plain["source_sha256"]
+    assert len({weights_digest(provenance) for provenance in (plain, first, second)}) == 3
+    assert weights_digest(provenance_of(None, {})) == "", "nothing to store calibrations under"
+
+
+def test_a_component_file_of_the_build_that_is_not_named_is_refused() -> None:
+    recipe = {"component_files": {"unet": "unet.gguf"}}
+    check_component_files({}, {}, "x.diffc")
+    check_component_files(recipe, {"unet"}, "x.diffc")
+    with pytest.raises(BuildError, match=r"the bundle was built with unet from unet\.gguf") as refused:
+        check_component_files(recipe, {"vae"}, "x.diffc")
+    assert refused.value.fix == "name the file: --component unet=FILE"

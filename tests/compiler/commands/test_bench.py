@@ -100,7 +100,9 @@ def test_the_bundle_and_its_baseline_alternate(bundle: Path, monkeypatch: pytest
         return Measurement(1.0, (1.0,), (1.0,), 1)
 
     monkeypatch.setattr("diffc.compiler.commands.bench.measure", measured)
-    bench(bundle, against=("torch",), source=UNET, guidance=5, threads=3, repeat=2)
+    files = {"unet": Path("unet.gguf")}
+    bench(bundle, against=("torch",), source=UNET, component_files=files, guidance=5, threads=3, repeat=2)
+    assert requests[1][1]["component_files"] == {"unet": "unet.gguf"}
     assert [name for name, _ in requests] == ["diffc", "torch", "diffc", "torch"]
     for key, value in (("seed", 0), ("threads", 3), ("texts", [[PROMPT], [f"0 {PROMPT}"], [f"1 {PROMPT}"]])):
         assert all(request[key] == value for _, request in requests)
@@ -115,6 +117,7 @@ def test_the_bundle_and_its_baseline_alternate(bundle: Path, monkeypatch: pytest
         (("--against", "torch"), "name it with --source"),
         (("--against", "torch", "--source", "none.safetensors"), "there is no none.safetensors"),
         (("--program", "none"), "no program none"),
+        (("--against", "torch", "--source", UNET, "--component", "unet=none.gguf", "--repeat", "1"), "folder only"),
     ],
 )
 def test_refuses_a_benchmark_that_cannot_run(bundle: Path, options: tuple[str, ...], message: str) -> None:

@@ -89,4 +89,5 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], error: 
 def test_component_files_are_recorded_by_their_names(tmp_path: Path) -> None:
     files = {"unet": tmp_path / "unet.gguf"}
     assert read_options("ort-fp32", component_files=files).component_files == files
+    assert read_options("ort-fp32", component_files=files).files == files
     assert recorded("ort-fp32", component_files=files) == {**DEFAULTS, "component_files": {"unet": "unet.gguf"}}
