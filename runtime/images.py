@@ -55,6 +55,8 @@ def arrays_from_images(images: Sequence[Image.Image], size: tuple[int, int], cha
     Raises `RequestError` for an image whose mode does not tell the range of its values.
     """
     mode = {1: "L", 3: "RGB"}[channels]
+    if any(0 in image.size for image in images):
+        raise RequestError("an image has no pixels", fix="pass one of at least a pixel")
     scaled = [eight_bits(image).resize(size, Image.Resampling.LANCZOS).convert(mode) for image in images]
     arrays = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in scaled])
     arrays = arrays[..., None] if channels == 1 else arrays

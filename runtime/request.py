@@ -172,7 +172,7 @@ def _array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]
     fix = f"use an array of shape {list(shape[1:])}, or one with a row of it for each image"
     if value is None:
         raise RequestError(f"this program needs {name}", fix=fix)
-    array = np.asarray(value)
+    array = _as_array(name, value, fix)
     rows = array[None] if array.ndim == len(shape) - 1 else array
     if array.dtype.kind not in "fiu" or rows.shape[1:] != shape[1:] or rows.ndim != len(shape) or not len(rows):
         raise RequestError(f"{name} is {array.dtype}{list(array.shape)}", fix=fix)
@@ -189,19 +189,29 @@ def _image(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]
     if value is None:
         raise RequestError(f"this program needs the image {name}", fix=f"use one of {width}x{height} pixels")
     images = value if isinstance(value, list | tuple) else [value]
-    if images and all(isinstance(each, Image | str | os.PathLike) for each in images):
+    fix = f"use an image, a path, or an array in [0, 1] of shape {[height, width, channels]}"
+    are_files = [isinstance(each, Image | str | os.PathLike) for each in images]
+    if any(are_files):
+        if not all(are_files):
+            raise RequestError(f"the list {name} mixes images or paths with arrays", fix=fix)
         opened = [each if isinstance(each, Image) else open_image(each) for each in images]
         return arrays_from_images(opened, (width, height), channels)
-    array = np.asarray(value)
+    array = _as_array(name, value, fix)
     array = array[None] if array.ndim == 3 else array
     if array.dtype.kind != "f" or array.shape[1:] != (height, width, channels) or not len(array):
-        what = f"the image {name} is {array.dtype}{list(array.shape)}"
-        fix = f"use an image, a path, or an array in [0, 1] of shape {[height, width, channels]}"
-        raise RequestError(what, fix=fix)
+        raise RequestError(f"the image {name} is {array.dtype}{list(array.shape)}", fix=fix)
     if not (array.min() >= 0 and array.max() <= 1):
         raise RequestError(f"the image {name} leaves [0, 1]", fix="divide values up to 255 by 255")
     rows: NDArray[np.float32] = np.ascontiguousarray(np.moveaxis(array, -1, 1), dtype=np.float32)
     return rows
+
+
+def _as_array(name: str, value: Any, fix: str) -> NDArray[Any]:
+    """Return a value as an array. Raises `RequestError` for lists of different shapes."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise RequestError(f"{name} is a list of different shapes", fix=fix) from error
 
 
 def _repeated(name: str, rows: NDArray[np.float32], count: int, num_images: int) -> NDArray[np.float32]:
@@ -272,7 +282,7 @@ def _by_image(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 
 def _latents(latents: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array = np.asarray(latents)
+    array = _as_array("latents", latents, f"use an array of shape {list(shape)}")
     if array.dtype.kind not in "fiu" or array.shape not in (shape, (1, *shape[1:])):
         fix = f"use an array of shape {list(shape)}"
         raise RequestError(f"the latents are {array.dtype}{list(array.shape)}", fix=fix)

@@ -62,18 +62,27 @@ def finalize(
     of the GPUs. Raises `DiffcError`.
     """
     clear_abandoned(Path(bundle))
+    if output is not None:
+        with new_folder(Path(output)) as folder:
+            _write(_opened(bundle), folder, _aim(archs, strip=strip), progress, build)
+        return Path(output)
+    opened = _opened(bundle)
+    if opened.root != opened.path.resolve():
+        form = "a tar file" if opened.path.is_file() else "a folder of links to files elsewhere"
+        raise BuildError(f"{bundle} is {form}", fix="name the folder to write with -o")
+    aim = _aim(archs, strip=strip)
+    with changed_folder(opened.root) as folder:
+        _write(opened, folder, aim, progress, build)
+    return opened.path
+
+
+def _opened(bundle: Path | str) -> Bundle:
+    """Open a bundle. Raises `BuildError` where its target has no engines."""
     opened = open_bundle(Path(bundle))
     if not issubclass(find_engine(split_target(opened.manifest.target)[0]), TensorRT):
         what = f"{bundle} was built for {opened.manifest.target}, which has no engines"
         raise BuildError(what, fix="build it for a target trt-…, such as trt-fp16")
-    if output is None and opened.root != opened.path.resolve():
-        form = "a tar file" if opened.path.is_file() else "a folder of links to files elsewhere"
-        raise BuildError(f"{bundle} is {form}", fix="name the folder to write with -o")
-    aim = _aim(archs, strip=strip)
-    place = opened.root if output is None else Path(output)
-    with changed_folder(place) if output is None else new_folder(place) as folder:
-        _write(opened, folder, aim, progress, build)
-    return opened.path if output is None else place
+    return opened
 
 
 def _aim(archs: Sequence[str], *, strip: bool) -> Aim:

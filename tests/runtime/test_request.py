@@ -51,6 +51,7 @@ def test_array_inputs_have_a_row_for_each_image(tiny: Any, tmp_path: Path) -> No
         (np.array(["a", "b", "c"]).reshape(3, 1, 1), "e is <U1"),
         (np.array([[[1.0]], [[np.nan]], [[0.0]]]), "e holds NaN or infinity"),
         (np.full((3, 1, 1), 1e39), "e holds NaN or infinity"),
+        ([[[[1.0]], [[2.0]], [[3.0]]], [[[1.0]]]], "e is a list of different shapes"),
         (np.zeros((3, 3, 1, 1)), "e has rows for 3 of 2 images|image has rows for 2 of 3 images"),
     ],
 )
@@ -58,6 +59,20 @@ def test_refuses_arrays_that_the_program_cannot_read(array: Any, message: str, t
     sampler = load(tiny.write(tmp_path / "e.diffc", programs={"p": EMBEDDED}))
     with pytest.raises(RequestError, match=message):
         sampler(e=array, image=[np.zeros((1, 1, 3), np.float32)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([np.zeros((1, 1, 3)), np.zeros((2, 1, 3))], "image is a list of different shapes"),
+        ([np.zeros((1, 1, 3)), Image.new("RGB", (1, 1))], "the list image mixes images or paths with arrays"),
+        (Image.new("RGB", (0, 1)), "an image has no pixels"),
+    ],
+)
+def test_refuses_images_that_are_no_images_of_one_size(images: Any, message: str, tiny: Any, tmp_path: Path) -> None:
+    sampler = load(tiny.write(tmp_path / "e.diffc", programs={"p": EMBEDDED}))
+    with pytest.raises(RequestError, match=message):
+        sampler(e=np.zeros((3, 1, 1)), image=images)
 
 
 def twice(tiny: Any, folder: Path, batch: int) -> Sampler:

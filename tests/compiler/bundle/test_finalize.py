@@ -75,6 +75,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_the_output_is_checked_before_the_bundle_is_opened(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "manifest.json").write_text("damaged")
+    (tmp_path / "file").touch()
+    for output, message in ((bundle, "exists"), (tmp_path / "file" / "x.diffc", "cannot be written")):
+        with pytest.raises(BuildError, match=message):
+            finalize(bundle, output)
+
+
 @needs_rtx
 def test_the_engines_of_a_named_gpu_are_built_here(bundle: Path, tmp_path: Path) -> None:
     before, other = contents(bundle), tmp_path / "other.diffc"
