@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from diffc.runtime.bundle.open import Bundle
+from diffc.runtime.bundle.tokenizer import tokenize
 from diffc.runtime.engines.registry import open_graph
 from diffc.runtime.engines.session import Array, Session, reason
 from diffc.runtime.errors import BundleError
 from diffc.runtime.program.constant import constant
-from diffc.runtime.program.program import Graph, Op, Program, Ref, Value
+from diffc.runtime.program.program import Graph, Op, Program, Ref, Type, Value, sizes_of_call
 from diffc.runtime.program.texts import TEXT_OPERATORS, transform
 from diffc.runtime.prompt_cache import PromptCache
 
@@ -58,13 +59,16 @@ class Interpreter:
         ops = program.ops if ops is None else tuple(ops)
         outputs = program.outputs if outputs is None else tuple(outputs)
         values: Values = {table.name: self.bundle.tables[table.name] for table in program.tables} | dict(inputs)
-        dead, early = _dead_after(ops, keep=set(outputs)), _early(program)
+        lengths = {length.name for length in program.lengths}
+        dead, early = _dead_after(ops, keep=lengths.union(outputs)), _early(program)
         graphs = {graph.name: graph for graph in program.graphs}
         with np.errstate(over="ignore", invalid="ignore"):
             for at, op in enumerate(ops):
                 if op.operator == "step":
                     if on_step is not None:
                         on_step(op, values)
+                elif op.operator == "tokenize":
+                    values |= tokenize(op, self.bundle.tokenizers, values[_first(op)], program.lengths)
                 else:
                     self._execute(graphs, op, values, scalars, early)
                 for name in dead[at]:
@@ -82,8 +86,6 @@ class Interpreter:
         results: Iterable[Any]
         if op.operator in graphs:
             results = self._call(graphs[op.operator], op, values, remember=op.results[0].name in early)
-        elif op.operator == "tokenize":
-            results = self._tokenize(op, values)
         elif op.operator in TEXT_OPERATORS:
             results = [[transform(op.operator, dict(op.attrs), t, self._tokens) for t in values[_first(op)]]]
         else:
@@ -94,23 +96,19 @@ class Interpreter:
     def _tokens(self, tokenizer: str, text: str) -> list[str]:
         return self.bundle.tokenizers[tokenizer].tokens(text)
 
-    def _tokenize(self, op: Op, values: Values) -> Iterable[Array]:
-        options: dict[str, Any] = dict(op.attrs)
-        encode = self.bundle.tokenizers[options.pop("tokenizer")]
-        ids_and_mask = encode(values[_first(op)], **options)
-        return [_cast(result, array) for result, array in zip(op.results, ids_and_mask, strict=False)]
-
     def _call(self, graph: Graph, op: Op, values: Values, *, remember: bool) -> Iterable[Array]:
         feeds, arguments = {}, dict(op.attrs)
+        lengths = values | sizes_of_call(op, graph, {name: values[name].shape for name in op.operands()})
         for port in graph.inputs:
             literal = arguments[port.name]
-            array = values[literal.name] if isinstance(literal, Ref) else constant(literal, port.type)
+            array = values[literal.name] if isinstance(literal, Ref) else constant(literal, port.type.at(lengths))
             feeds[port.name] = np.asarray(array, order="C")
+        types = [value.type.at(values) for value in op.results]
         if not remember:
-            return self._compute(graph, op, feeds)
-        return self.cache.get(graph.name, feeds, lambda: self._compute(graph, op, feeds))
+            return self._compute(graph, op, feeds, types)
+        return self.cache.get(graph.name, feeds, lambda: self._compute(graph, op, feeds, types))
 
-    def _compute(self, graph: Graph, op: Op, feeds: Mapping[str, Array]) -> list[Array]:
+    def _compute(self, graph: Graph, op: Op, feeds: Mapping[str, Array], types: Iterable[Type]) -> list[Array]:
         session = self.session(graph)
         try:
             results = session.run(feeds)
@@ -120,9 +118,9 @@ class Interpreter:
             what = f"graph {graph.name} failed in {session.engine}: {reason(error)}"
             fix = "free memory, and run `diffc doctor` on the bundle; if it fails again, build it for another target"
             raise BundleError(what, where=op.where, fix=fix) from error
-        for port, array in zip(graph.outputs, results, strict=True):
-            if (str(array.dtype), array.shape) != (port.type.dtype, port.type.shape):
-                what = f"graph {graph.name} returned {array.dtype}{list(array.shape)} for {port.name}: {port.type}"
+        for port, type_, array in zip(graph.outputs, types, results, strict=True):
+            if (str(array.dtype), array.shape) != (type_.dtype, type_.shape):
+                what = f"graph {graph.name} returned {array.dtype}{list(array.shape)} for {port.name}: {type_}"
                 raise BundleError(what, where=op.where, fix="build the bundle again")
         if self.bundle.manifest.stage(graph.name) == "request_step":
             with self._lock:

@@ -42,7 +42,10 @@ def preview(
     factors, offset = _combination(last_step, scalars)
     results = {value.name for op in tail for value in op.results}
     reads = {name for op in tail for name in op.operands()} - results - factors.keys()
-    inputs = {name: value for name, value in values.items() if name in reads | results}  # of the results: the noise
+    lengths = {length.name for length in program.lengths}
+    inputs = {
+        name: value for name, value in values.items() if name in reads | results | lengths
+    }  # of the results: the noise
     latents = linear(step, values, scalars)
 
     def decode() -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from diffc.compiler.graph.body import size
 from diffc.compiler.graph.evaluate import Call, Executor, Tensors
 from diffc.compiler.ir.program import Graph, Input, Op, Program
 from diffc.compiler.tracing.pipeline import NEGATIVE
-from diffc.runtime.bundle.tokenizer import Tokenizer
+from diffc.runtime.bundle.tokenizer import Tokenizer, tokenize
 from diffc.runtime.program.texts import TEXT_OPERATORS, transform
 from diffc.runtime.rng import Generator
 
@@ -70,13 +69,13 @@ class ProgramRun:
         """Tokenize the texts of a request, as the operations of the program say."""
         tokens, texts = dict[str, torch.Tensor](), dict(texts)
         for op in (op for op in self.program.ops if op.operator in ("tokenize", *TEXT_OPERATORS)):
-            (read,), attrs = op.reads(), dict[str, Any](op.attrs)
+            (read,) = op.reads()
             if op.operator in TEXT_OPERATORS:
-                transformed = [transform(op.operator, attrs, text, self._tokens_of) for text in texts[read]]
+                transformed = [transform(op.operator, dict(op.attrs), text, self._tokens_of) for text in texts[read]]
                 texts[op.results[0].name] = transformed
             else:
-                encoded = self.tokenizers[attrs.pop("tokenizer")](texts[read], **attrs)
-                tokens |= {v.name: torch.from_numpy(array) for v, array in zip(op.results, encoded, strict=False)}
+                tokenized = tokenize(op, self.tokenizers, texts[read], self.program.lengths)
+                tokens |= {name: torch.from_numpy(array) for name, array in tokenized.items()}
         return tokens
 
     def _tokens_of(self, tokenizer: str, text: str) -> list[str]:

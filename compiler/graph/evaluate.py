@@ -86,7 +86,8 @@ class Executor:
         ops = self.program.ops if ops is None else ops
         ops = [op for op in ops if op.operator not in TEXT_OPERATORS]
         ops = [op for op in ops if not op.results or any(result.name not in values for result in op.results)]
-        calls, last_uses = Counter[str](), _last_uses(ops, keep=outputs)
+        keep = {*outputs, *(length.name for length in self.program.lengths)}
+        calls, last_uses = Counter[str](), _last_uses(ops, keep=keep)
         with torch.no_grad():
             for op, unused in zip(ops, last_uses, strict=True):
                 graph = self.graphs.get(op.operator)

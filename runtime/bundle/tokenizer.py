@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
 from diffc.runtime.errors import BundleError, DiffcError, DiffcWarning, RequestError
+from diffc.runtime.program.program import Length, Op
 
 
 class Tokenizer:
@@ -68,6 +70,31 @@ class Tokenizer:
             warnings.warn(warning, DiffcWarning, stacklevel=2)
             encoding.truncate(space, direction=truncation_side)
         return list(self._tokenizer.post_process(encoding, None, True).ids)
+
+
+def tokenize(
+    op: Op, tokenizers: Mapping[str, Tokenizer], texts: Sequence[str], lengths: Sequence[Length]
+) -> dict[str, NDArray[Any]]:
+    """Compute the results of a ``tokenize``, and the length that it counts, by their names.
+
+    Where the results have an open size, rows are padded to the longest text. Raises `RequestError` where that is out of
+    the length's bounds.
+    """
+    options: dict[str, Any] = dict(op.attrs)
+    encode, count = tokenizers[options.pop("tokenizer")], options.pop("count", None)
+    ids_and_mask = encode(texts, **options)
+    longest = int(ids_and_mask[1].sum(axis=1).max(initial=0))
+    for length in (length for length in lengths if length.name == count and not length.least <= longest <= length.most):
+        what = f"a text of {longest} tokens, and this program takes {length.least} to {length.most}"
+        raise RequestError(
+            what, where=op.where, fix="use a longer text" if longest < length.least else "use a shorter one"
+        )
+    first = options["length"] - longest if options.get("padding_side") == "left" else 0
+    values: dict[str, NDArray[Any]] = {} if count is None else {count: np.array(longest)}
+    for result, array in zip(op.results, ids_and_mask, strict=False):
+        columns = slice(first, first + longest) if result.type.lengths else slice(None)
+        values[result.name] = array[:, columns].astype(result.type.dtype, copy=False)
+    return values
 
 
 @contextmanager

@@ -86,12 +86,13 @@ def _overwrites_queries(model: Any) -> bool:
     """Return whether OpenVINO's fused attention would overwrite queries that it has yet to read.
 
     It writes to the queries' memory where its result has their shape, but may transpose heads and tokens on the way:
-    with as many queries as heads, the shape does not tell. Seen in 2026.4.1; it computes right when it does not fuse.
+    with as many queries as heads, the shape does not tell, and an open size may become as many. Seen in 2026.4.1; it
+    computes right when it does not fuse.
     """
     attention = ("ScaledDotProductAttention", "Softmax")
     shapes = [op.get_input_partial_shape(0) for op in model.get_ordered_ops() if op.get_type_name() in attention]
-    sizes = [shape.to_shape() for shape in shapes if shape.is_static]
-    return any(len(size) > 2 and size[-3] == size[-2] > 1 for size in sizes)
+    pairs = [(shape[-3], shape[-2]) for shape in shapes if shape.rank.is_static and shape.rank.get_length() > 2]
+    return any(heads.compatible(queries) and heads != 1 and queries != 1 for heads, queries in pairs)
 
 
 def computes(precision: str) -> str:

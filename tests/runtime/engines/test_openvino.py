@@ -58,16 +58,20 @@ def test_openvino_computes_in_the_type_that_the_target_says(tiny: Any, tmp_path:
     np.testing.assert_array_equal(product(tiny, tmp_path / "d", "ov-bf16", "unet"), 64.0)
 
 
+@pytest.mark.parametrize("is_open", [False, True])
 @pytest.mark.parametrize(("heads", "tokens"), [(8, 8), (8, 5), (1, 1)])
-def test_attention_with_as_many_heads_as_tokens(tiny: Any, tmp_path: Path, heads: int, tokens: int) -> None:
+def test_attention_with_as_many_heads_as_tokens(
+    tiny: Any, tmp_path: Path, heads: int, tokens: int, is_open: bool
+) -> None:
     """OpenVINO's fused attention would write over the queries."""
     size = [1, heads, tokens, 16]
+    declared = [1, heads, "L0", 16] if is_open else size
     nodes = [helper.make_node("Relu", [name], [f"{name}_"]) for name in "qkv"]
     nodes += [
         helper.make_node("Attention", ["q_", "k_", "v_"], ["attended"]),
         helper.make_node("Transpose", ["attended"], ["out"], perm=[0, 2, 1, 3]),
     ]
-    ports = {name: ("float32", size) for name in "qkv"}, {"out": ("float32", [1, tokens, heads, 16])}
+    ports = {name: ("float32", declared) for name in "qkv"}, {"out": ("float32", [1, declared[2], heads, 16])}
     graph = tiny.graph(nodes, *ports, [], opset=23)
     made = tiny.write(tmp_path / "x.diffc", place=PLACE, graphs={"attention": graph}, target="ov-fp32")
     draws = np.random.default_rng(0).standard_normal((3, *size)).astype(np.float32)
