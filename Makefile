@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test test-slow fuzz kill-test check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
+.PHONY: demo test test-slow test-zoo zoo-page fuzz kill-test check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
 
 # Compile the small trained model, sample one image with the bundle, and print where it is.
 demo: $(VENV)/compiler.stamp
@@ -24,11 +24,19 @@ demo: $(VENV)/compiler.stamp
 # Two processes of one thread each: most of a test is Python. Each takes half of the files, then from the other: what the
 # tests of a file share is made once.
 test: $(VENV)/dev.stamp
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal -m "not slow"
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal -m "not slow and not zoo"
 
 # The tests that are left out above: whole builds of many pipelines.
 test-slow: $(VENV)/dev.stamp
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal -m slow
+
+# Every pipeline of the zoo, built as a user does, at three prompts and two seeds; an hour or more.
+test-zoo: $(VENV)/dev.stamp
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal tests/test_zoo.py
+
+# The same, and writes docs/pipelines.md.
+zoo-page: $(VENV)/dev.stamp
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo.page
 
 # Mutated checkpoints, bundles and requests: each is refused by name, or means what it meant. SEED=1 for other mutations.
 SEED    ?= 0

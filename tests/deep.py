@@ -15,9 +15,9 @@ from diffc.compiler.bundle.write import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.ir.program import Program
 from diffc.passes.stage import stage
-from tests.test_zoo_programs import traced
 from tests.zoo import ZOO
 from tests.zoo.entry import wake
+from tests.zoo.tracing import traced
 
 PROMPT = "a red circle"
 NAMES = ("hidden_states", "encoder_hidden_states")

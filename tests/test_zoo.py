@@ -1,19 +1,49 @@
-"""Run every pipeline of the zoo eagerly: each must draw something before it can be compiled."""
+"""Check the entries of the zoo: each samples eagerly, and does in a bundle what its mark says."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.zoo import ZOO
+from tests.tolerances import PICTURE
+from tests.zoo import REFUSED, WRONG, ZOO
+from tests.zoo.page import PAGE, page, rows_of, status_of
+from tests.zoo.sweep import quiet, sweep
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
 ]
 
+SAMPLE = list(ZOO)[::5]
+"""The entries that every run samples; ``make test-zoo`` sweeps all."""
 
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_pipeline_of_the_zoo_samples(name: str) -> None:
+    sampled = ZOO[name]().draw()
+    assert sampled.isfinite().all()
+    assert sampled.std() > 1e-3, "random weights sample a constant image"
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ZOO)
-def test_a_pipeline_of_the_zoo_draws(name: str) -> None:
-    drawn = ZOO[name]().draw()
-    assert drawn.isfinite().all()
-    assert drawn.std() > 1e-3, "random weights draw a constant picture"
+def test_a_pipeline_of_the_zoo_does_what_its_mark_says(name: str, tmp_path: Path) -> None:
+    quiet()
+    outcome = sweep(name, tmp_path)
+    assert outcome.status == status_of(name), f"{outcome}: change its mark, then make zoo-page"
+    if outcome.status == "right":
+        assert outcome.difference is not None and outcome.difference <= PICTURE
+    if outcome.status == "refused":
+        assert REFUSED[name] in outcome.message
+
+
+def test_the_page_has_a_row_for_each_pipeline_as_it_is_marked() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    rows = rows_of(text)
+    assert [name for name, row in rows.items() if name not in ZOO or f"| {status_of(name)} |" not in row] == []
+    why = REFUSED | WRONG
+    assert [name for name, row in rows.items() if why.get(name, "") not in row] == []
+    assert text == page(rows), "write it again: make zoo-page"

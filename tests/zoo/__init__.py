@@ -2,9 +2,24 @@
 
 Each is what its published checkpoints are, only smaller: the same components, the same kind of scheduler and options.
 Nothing is loaded: tokenizers have a made-up vocabulary. Weights are the same each time.
+
+An entry that diffc refuses says so, ``@entry("…", refused="part of the message")``, and one that it gets wrong today,
+``wrong="by how much, and why"``. The tests assert both: who mends one removes its mark, and `docs/pipelines.md` is
+written again.
 """
 
-from tests.zoo import stable_diffusion, transformers, two_stages, video_and_audio  # noqa: F401  (they register)
-from tests.zoo.entry import ZOO, Entry, mask, picture
+from tests.zoo import (  # noqa: F401  (they register)
+    flux,
+    hunyuan_video,
+    kandinsky,
+    pag,
+    qwen_image,
+    stable_diffusion,
+    transformers,
+    two_stages,
+    video_and_audio,
+    z_image,
+)
+from tests.zoo.entry import REFUSED, WRONG, ZOO, Entry, mask, picture
 
-__all__ = ["ZOO", "Entry", "mask", "picture"]
+__all__ = ["REFUSED", "WRONG", "ZOO", "Entry", "mask", "picture"]

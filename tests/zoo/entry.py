@@ -1,9 +1,12 @@
 """Register pipelines of the zoo: what an entry is, and the requests that most share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import nn
 
@@ -43,10 +46,25 @@ class Entry:
 
 
 ZOO: dict[str, Callable[[], Entry]] = {}
+REFUSED: dict[str, str] = {}
+WRONG: dict[str, str] = {}
 
 
-def entry(name: str) -> Callable[[Callable[[], Entry]], Callable[[], Entry]]:
-    """Register a function that assembles a pipeline, with the seed set and no weights left at zero."""
+def matching(patterns: Iterable[str]) -> list[str]:
+    """Return the names of the entries that have one of these names, or match one of these patterns."""
+    return [name for name in ZOO if any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def entry(name: str, *, refused: str = "", wrong: str = "") -> Callable[[Callable[[], Entry]], Callable[[], Entry]]:
+    """Register a function that assembles a pipeline, with the seed set and no weights left at zero.
+
+    ``refused`` is a part of the message with which ``diffc`` refuses it today; ``wrong`` says by how much, and why, its
+    bundle differs from diffusers.
+    """
+    if refused:
+        REFUSED[name] = refused
+    if wrong:
+        WRONG[name] = wrong
 
     def register(assemble: Callable[[], Entry]) -> Callable[[], Entry]:
         def seeded() -> Entry:
@@ -86,6 +104,16 @@ def without(request: dict[str, Any], *keys: str) -> dict[str, Any]:
 def picture(channels: int = 3, size: int = 16) -> torch.Tensor:
     """Draw a picture on [0, 1]."""
     return torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def photo(size: int = 16, seed: int = 1) -> PIL.Image.Image:
+    """Make an image as users bring it."""
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def photo_mask(size: int = 16) -> PIL.Image.Image:
+    """Mark the right half of an image."""
+    return PIL.Image.fromarray(np.repeat(np.uint8([[0] * (size // 2) + [255] * (size // 2)]), size, axis=0))
 
 
 def mask() -> torch.Tensor:

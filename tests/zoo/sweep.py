@@ -16,7 +16,6 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,6 +32,7 @@ from diffc.runtime.errors import DiffcError
 from tests.command_line import diffc
 from tests.tolerances import PICTURE
 from tests.zoo import ZOO, Entry
+from tests.zoo.entry import matching
 
 PROMPTS = ("", "a red circle blue square", "a red circle blue square " * 8)
 SEEDS = (0, 1)
@@ -210,17 +210,22 @@ def save_adapter(entry: Entry, folder: Path) -> tuple[str, Path]:
     return "--ip-adapter", folder / "adapter.safetensors"
 
 
+def quiet() -> None:
+    """Keep libraries from warning and from drawing progress bars."""
+    warnings.simplefilter("ignore")
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 @click.command()
 @click.argument("names", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the saved pipelines and the bundles there.")
 def main(names: tuple[str, ...], as_json: bool, folder: Path | None) -> None:
     """Sweep the entries of these names or patterns."""
-    warnings.simplefilter("ignore")
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    for name in (name for name in ZOO if any(name == pattern or fnmatchcase(name, pattern) for pattern in names)):
+    quiet()
+    for name in matching(names):
         with tempfile.TemporaryDirectory() as temporary:
             outcome = sweep(name, folder / name if folder else Path(temporary))
         click.echo(json.dumps(asdict(outcome)) if as_json else str(outcome))

@@ -5,7 +5,7 @@ import torch
 import transformers as t
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
-from tests.zoo.components import UNET, clip, clip_vision
+from tests.zoo.components import UNET, clip, clip_vision, movq
 from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, texts, without
 
 
@@ -41,20 +41,10 @@ def kandinsky() -> Entry:
         encoder_hid_dim_type="image_proj",
         resnet_time_scale_shift="scale_shift",
     )
-    movq = d.VQModel(
-        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(32, 32),
-        latent_channels=4,
-        num_vq_embeddings=12,
-        norm_num_groups=8,
-        vq_embed_dim=4,
-        norm_type="spatial",
-    )
     request = without(texts(), "prompt", "negative_prompt")
     embeddings = {"image_embeds": torch.randn(1, WIDTH), "negative_image_embeds": torch.randn(1, WIDTH)}
     scheduler = d.DDPMScheduler(beta_start=0.00085, beta_end=0.012, variance_type="learned_range", clip_sample=True)
-    return Entry(d.KandinskyV22Pipeline(denoiser, scheduler, movq), request | embeddings)
+    return Entry(d.KandinskyV22Pipeline(denoiser, scheduler, movq()), request | embeddings)
 
 
 @entry("StableCascadePriorPipeline")

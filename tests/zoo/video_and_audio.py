@@ -70,6 +70,28 @@ def ltx() -> Entry:
     return Entry(pipeline, texts(height=32, width=32, num_frames=9, max_sequence_length=LENGTH))
 
 
+@entry("MochiPipeline")
+def mochi() -> Entry:
+    transformer = d.MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        text_embed_dim=WIDTH,
+        time_embed_dim=8,
+        max_sequence_length=LENGTH,
+    )
+    vae = d.AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+    scheduler = d.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    pipeline = d.MochiPipeline(scheduler=scheduler, vae=vae, **t5(), transformer=transformer)
+    return Entry(pipeline, texts(num_frames=7, max_sequence_length=LENGTH))
+
+
 def audio(scheduler: Any) -> Entry:
     """Put a pipeline for two seconds of sound together."""
     transformer = d.StableAudioDiTModel(
@@ -100,7 +122,7 @@ def audio(scheduler: Any) -> Entry:
     return Entry(pipeline, without(texts(audio_end_in_s=2.0), *SIZE))
 
 
-@entry("StableAudioPipeline")
+@entry("StableAudioPipeline", refused="computes random values that are not normal")
 def stable_audio() -> Entry:
     return audio(d.CosineDPMSolverMultistepScheduler(sigma_min=0.3, sigma_max=500, solver_order=2))
 

@@ -20,9 +20,9 @@ from diffc.passes import NORMAL_FORM
 from diffc.passes.stage import stage
 from tests.conftest import DIT
 from tests.deep import EACH, Given, deep
-from tests.test_zoo_programs import traced
 from tests.tolerances import STAGED
 from tests.zoo import ZOO
+from tests.zoo.tracing import traced
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 

@@ -13,9 +13,9 @@ from diffc.passes.cache.delta_dit import delta_dit
 from diffc.passes.stage import stage
 from diffc.runtime.program.verify import verify
 from tests.deep import EACH, Skips, deep, deviation
-from tests.test_zoo_programs import traced
 from tests.tolerances import CACHED
 from tests.zoo import ZOO
+from tests.zoo.tracing import traced
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 

@@ -15,9 +15,9 @@ from diffc.passes.cache.profiling_dit import _foreground, _Profile, _runs, profi
 from diffc.passes.stage import stage
 from diffc.runtime.program.verify import verify
 from tests.deep import Skips, deep, deviation
-from tests.test_zoo_programs import traced
 from tests.tolerances import CACHED, PROFILE
 from tests.zoo import ZOO
+from tests.zoo.tracing import traced
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 

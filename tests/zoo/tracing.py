@@ -1,4 +1,4 @@
-"""Say which pipelines of the zoo are refused; bundles of the rest are in ``test_zoo_bundles.py``."""
+"""Trace the call that an entry of the zoo stands for."""
 
 from __future__ import annotations
 
@@ -6,33 +6,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import transformers
 from torch import nn
 
 from diffc.compiler.driver.pass_manager import run
-from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
 from diffc.compiler.tracing.trace import trace
 from diffc.passes import NORMAL_FORM
-from tests.zoo import ZOO, Entry
-
-REFUSED = {
-    "Lumina2Pipeline": "reads the value of a symbolic tensor",
-    "StableAudioPipeline": "computes random values that are not normal",
-}
-"""What cannot become a program, and the reason that the user is told; the README lists the kinds."""
+from tests.zoo import Entry
 
 CALLBACK = "callback_on_step_end"
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    # The old weight norm of torch, which some vocoders have, sets attributes whenever it runs.
-    pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
-]
 
 
 def traced(entry: Entry) -> Program:
@@ -60,10 +45,3 @@ def traced(entry: Entry) -> Program:
     step = "on_step" if told else None
     program = trace(call, modules, asked, calls=calls, tokenizers=tokenizers, on_step=step)
     return run(calls.graphs([program])[0], NORMAL_FORM)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_pipeline_that_reads_what_only_the_run_knows_is_refused(name: str) -> None:
-    with pytest.raises(CaptureError, match=REFUSED[name]) as refused:
-        traced(ZOO[name]())
-    assert ".py:" in str(refused.value.where), "the line that asks is named"

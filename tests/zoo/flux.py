@@ -1,0 +1,111 @@
+"""Assemble what was made of FLUX.1, and FLUX.2."""
+
+from typing import Any
+
+import diffusers as d
+
+from tests.zoo.components import flow, qwen_3
+from tests.zoo.entry import WIDTH, Entry, entry, photo, photo_mask, texts, without
+from tests.zoo.transformers import flux, flux_transformer
+
+
+def derived(pipeline: type, in_channels: int = 16, **request: Any) -> Entry:
+    """Put FLUX.1's components together to another pipeline, whose denoiser takes more channels in."""
+    base = flux()
+    parts = without(base.pipeline.components, "image_encoder", "feature_extractor")
+    parts["transformer"] = flux_transformer(in_channels=in_channels, out_channels=16)
+    return Entry(pipeline(**parts), base.request | request)
+
+
+@entry("FluxImg2ImgPipeline")
+def image_to_image() -> Entry:
+    return derived(d.FluxImg2ImgPipeline, image=photo(), strength=0.7)
+
+
+@entry("FluxInpaintPipeline")
+def inpaint() -> Entry:
+    return derived(d.FluxInpaintPipeline, image=photo(), mask_image=photo_mask(), strength=0.7)
+
+
+@entry("FluxControlPipeline")
+def control() -> Entry:
+    return derived(d.FluxControlPipeline, 32, control_image=photo())
+
+
+@entry("FluxControlImg2ImgPipeline")
+def control_image_to_image() -> Entry:
+    return derived(d.FluxControlImg2ImgPipeline, 32, image=photo(), control_image=photo(seed=2), strength=0.7)
+
+
+@entry("FluxControlInpaintPipeline")
+def control_inpaint() -> Entry:
+    images = {"image": photo(), "control_image": photo(seed=2), "mask_image": photo_mask()}
+    return derived(d.FluxControlInpaintPipeline, 32, strength=0.7, **images)
+
+
+@entry("FluxFillPipeline")
+def fill() -> Entry:
+    return derived(d.FluxFillPipeline, 48, image=photo(), mask_image=photo_mask())
+
+
+@entry("FluxKontextPipeline")
+def kontext() -> Entry:
+    return derived(d.FluxKontextPipeline, image=photo(), max_area=256, _auto_resize=False)
+
+
+# FLUX.2
+
+
+def klein(pipeline: type, *, is_distilled: bool = False, **request: Any) -> Entry:
+    """Put a pipeline of FLUX.2's smaller kind together."""
+    transformer = d.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = d.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=16,
+    )
+    made = pipeline(
+        scheduler=flow(), vae=vae, **qwen_3(causal=True), transformer=transformer, is_distilled=is_distilled
+    )
+    settings = {"max_sequence_length": 16, "text_encoder_out_layers": [0, 1, 2]}
+    return Entry(made, without(texts(**settings | request), "negative_prompt"))
+
+
+@entry("Flux2KleinPipeline")
+def klein_text_to_image() -> Entry:
+    return klein(d.Flux2KleinPipeline)
+
+
+@entry("Flux2KleinPipeline (distilled)")
+def klein_distilled() -> Entry:
+    return klein(d.Flux2KleinPipeline, is_distilled=True, guidance_scale=1.0)
+
+
+@entry("Flux2KleinPipeline (two images)")
+def klein_edit() -> Entry:
+    return klein(d.Flux2KleinPipeline, image=[photo(64), photo(64, seed=2)])
+
+
+@entry("Flux2KleinInpaintPipeline")
+def klein_inpaint() -> Entry:
+    return klein(d.Flux2KleinInpaintPipeline, image=photo(64), mask_image=photo_mask(64), height=64, width=64)
+
+
+@entry("Flux2KleinKVPipeline")
+def klein_kv() -> Entry:
+    entry = klein(d.Flux2KleinKVPipeline, is_distilled=True, image=[photo(64)])
+    return Entry(entry.pipeline, without(entry.request, "guidance_scale"))

@@ -1,0 +1,63 @@
+"""Assemble Qwen-Image and what was made of it."""
+
+from typing import Any
+
+import diffusers as d
+
+from tests.zoo.components import flow, qwen_2_5
+from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, photo_mask, texts, without
+
+DENOISER: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+    "axes_dims_rope": (4, 6, 6),
+}
+
+
+def vae(levels: int = 3) -> d.AutoencoderKLQwenImage:
+    """Make an autoencoder of factor 4, or of more for large images."""
+    return d.AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1] * levels,
+        num_res_blocks=1,
+        temperal_downsample=[False] * (levels - 1),
+        latents_mean=[0.1, -0.2, 0.0, 0.3],
+        latents_std=[1.2, 0.9, 1.5, 1.0],
+    )
+
+
+def qwen_image(pipeline: type, request: dict[str, Any], levels: int = 3, **components: Any) -> Entry:
+    """Put a pipeline of Qwen-Image's kind together."""
+    parts = {"scheduler": flow(), "vae": vae(levels), "transformer": d.QwenImageTransformer2DModel(**DENOISER)}
+    return Entry(pipeline(**parts | qwen_2_5() | components), request)
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    """Request an image with true guidance."""
+    return without(texts(true_cfg_scale=3.0, max_sequence_length=LENGTH, **changes), "guidance_scale")
+
+
+@entry("QwenImagePipeline", refused="aten.nonzero.default reads the value of a symbolic tensor")
+def text_to_image() -> Entry:
+    return qwen_image(d.QwenImagePipeline, request())
+
+
+@entry("QwenImageImg2ImgPipeline", refused="aten.nonzero.default reads the value of a symbolic tensor")
+def image_to_image() -> Entry:
+    return qwen_image(d.QwenImageImg2ImgPipeline, request(image=photo(), strength=0.7))
+
+
+@entry("QwenImageInpaintPipeline", refused="aten.nonzero.default reads the value of a symbolic tensor")
+def inpaint() -> Entry:
+    return qwen_image(d.QwenImageInpaintPipeline, request(image=photo(), mask_image=photo_mask(), strength=0.7))
+
+
+@entry("QwenImageControlNetPipeline", refused="aten.nonzero.default reads the value of a symbolic tensor")
+def controlnet() -> Entry:
+    control = d.QwenImageControlNetModel(**DENOISER)
+    return qwen_image(d.QwenImageControlNetPipeline, request(control_image=photo()), controlnet=control)
