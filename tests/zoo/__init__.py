@@ -9,7 +9,10 @@ written again.
 """
 
 from tests.zoo import (  # noqa: F401  (they register)
+    cog,
+    deepfloyd,
     flux,
+    given_images,
     hunyuan_video,
     kandinsky,
     pag,
@@ -18,6 +21,7 @@ from tests.zoo import (  # noqa: F401  (they register)
     transformers,
     two_stages,
     video_and_audio,
+    wan,
     z_image,
 )
 from tests.zoo.entry import REFUSED, WRONG, ZOO, Entry, mask, picture

@@ -6,7 +6,10 @@ from typing import Any
 
 import diffusers as d
 import transformers as t
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 
 from tests.zoo.entry import LENGTH, WIDTH, WORDS, Entry
 
@@ -75,6 +78,24 @@ def qwen_tokenizer(**options: Any) -> t.Qwen2Tokenizer:
         extra_special_tokens=list(SPECIAL_WORDS),
         chat_template=CHAT,
         **options,
+    )
+
+
+def glm_tokenizer() -> t.PreTrainedTokenizerFast:
+    """Make a byte-level BPE that begins each text with two tokens of its own, and pads on the left."""
+    special = ["<|endoftext|>", "[gMASK]", "<sop>"]
+    pieces = {piece: n for n, piece in enumerate([*special, *sorted(ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(BPE(vocab=pieces, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = TemplateProcessing(
+        single="[gMASK] <sop> $A", special_tokens=[(token, pieces[token]) for token in special[1:]]
+    )
+    return t.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=special[1:],
+        padding_side="left",
     )
 
 
@@ -186,11 +207,11 @@ def byt5(suffix: str = "_2") -> dict[str, Any]:
     return {f"text_encoder{suffix}": model, f"tokenizer{suffix}": tokenizer}
 
 
-def clip_vision() -> t.CLIPVisionModelWithProjection:
+def clip_vision(image_size: int = 16, patch_size: int = 8) -> t.CLIPVisionModelWithProjection:
     """Make an image encoder."""
     settings = {"hidden_size": WIDTH, "projection_dim": WIDTH, "intermediate_size": 37, "num_hidden_layers": 2}
     return t.CLIPVisionModelWithProjection(
-        t.CLIPVisionConfig(**settings, num_attention_heads=4, image_size=16, patch_size=8)
+        t.CLIPVisionConfig(**settings, num_attention_heads=4, image_size=image_size, patch_size=patch_size)
     )
 
 
