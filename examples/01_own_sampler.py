@@ -49,7 +49,7 @@ def main(output: Path) -> None:
     """Write the bundle and the image below a folder."""
     components = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
     program = capture(cfg_plus_plus, components, name="cfg_plus_plus")
-    bundle = write_bundle([program], output / "cfg_plus_plus.diffc", tokenizers={"tokenizer": tokenizer})
+    bundle = write_bundle([program], output / "cfg_plus_plus.diffc")
     [image] = load(bundle)("a red circle left of a blue square", seed=0)
     save(image, output / "cfg_plus_plus.png")
     print(f"The image is {output / 'cfg_plus_plus.png'}")

@@ -78,13 +78,14 @@ def write_bundle(
 ) -> Path:
     """Compile programs of your own, such as `diffc.compiler.capture` returns, into a bundle; return its path.
 
-    Components of one name may differ between captures. Raises `BuildError` for two programs of one name, and for a
-    program that returns several tensors.
+    Components of one name may differ between captures. ``tokenizers`` are those of programs that `capture` has not
+    returned. Raises `BuildError` for two programs of one name, and for a program that returns several tensors.
     """
     settings, output = read_options(target, cache=cache), Path(output)
-    programs = brought_together((programs,) if isinstance(programs, Program) else programs)
+    several = (programs,) if isinstance(programs, Program) else programs
+    programs, tokenizers = brought_together(several, tokenizers or {})
     with new_folder(output) as folder:
-        state = State(settings, folder, progress=progress, components=tokenizers or {}, programs=programs)
+        state = State(settings, folder, progress=progress, components=tokenizers, programs=programs)
         _run(replace(state, provenance=provenance_of(None, {})), phases_to_bundle(settings))
     return output
 

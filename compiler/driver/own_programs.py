@@ -1,7 +1,8 @@
 """Bring programs of one's own together in a bundle: each has a name and one result, and graphs of one name are one.
 
 Programs of a build share the graphs of their components. Those of several captures may have graphs of one name that
-differ, in weights or in shapes: the later ones, and their component where its weights differ, are renamed.
+differ, in weights or in shapes: the later ones, and their component where its weights differ, are renamed. So are
+tokenizers of one name that differ.
 """
 
 from __future__ import annotations
@@ -9,16 +10,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from diffc.compiler.bundle.write import tokenizer_text
 from diffc.compiler.errors import BuildError
 from diffc.compiler.graph.lazy_weights import read, weight_of
-from diffc.compiler.ir.program import Graph, Program
+from diffc.compiler.ir.program import TOKENIZER_CALLS, Graph, Literal, Program
 
 
-def brought_together(programs: Sequence[Program]) -> tuple[Program, ...]:
-    """Return programs whose graphs of one name are equal. Raises `BuildError` for what one bundle cannot hold."""
+def brought_together(
+    programs: Sequence[Program], tokenizers: Mapping[str, Any]
+) -> tuple[tuple[Program, ...], Mapping[str, Any]]:
+    """Return programs whose graphs and tokenizers of one name are equal, and all tokenizers.
+
+    ``tokenizers`` are those of programs that hold none. Raises `BuildError` for what one bundle cannot hold.
+    """
     [(name, count)] = Counter(program.name for program in programs).most_common(1) or [("", 0)]
     if count > 1:
         fix = "name each of them: capture(function, components, name=…)"
@@ -27,8 +35,13 @@ def brought_together(programs: Sequence[Program]) -> tuple[Program, ...]:
         if len(program.outputs) > 1:
             what = f"{program.name} returns {len(program.outputs)} tensors, and a bundle returns one"
             raise BuildError(what, where="write_bundle", fix="return one tensor; capture a function for each")
-    graphs = dict[str, Graph]()
-    return tuple(_with_graphs(program, graphs) for program in programs)
+        for name in _tokenizers(program).keys() & tokenizers.keys():
+            if not _is_same_tokenizer(program.tokenizers[name], tokenizers[name]):
+                what = f"{name} is another tokenizer than {program.name} was captured with"
+                raise BuildError(what, where="write_bundle", fix="leave tokenizers out, or capture with the same")
+    graphs, taken = dict[str, Graph](), dict(tokenizers)
+    together = tuple(_with_tokenizers(_with_graphs(program, graphs), taken) for program in programs)
+    return together, taken
 
 
 def _with_graphs(program: Program, taken: dict[str, Graph]) -> Program:
@@ -42,6 +55,31 @@ def _with_graphs(program: Program, taken: dict[str, Graph]) -> Program:
         names.add(name)
     ops = tuple(replace(op, operator=renamed[op.operator].name) if op.operator in renamed else op for op in program.ops)
     return replace(program, ops=ops, graphs=tuple(renamed.values()))
+
+
+def _with_tokenizers(program: Program, taken: dict[str, Any]) -> Program:
+    """Return the program with tokenizers that agree with those taken so far, and take them."""
+    renamed = dict[Literal, str]()
+    for name, tokenizer in _tokenizers(program).items():
+        free = (n for n in _numbered(name) if n not in taken or _is_same_tokenizer(taken[n], tokenizer))
+        renamed[name] = next(free)
+        taken.setdefault(renamed[name], tokenizer)
+    ops = tuple(
+        replace(op, attrs=tuple((key, renamed.get(value, value)) for key, value in op.attrs))
+        if op.operator in TOKENIZER_CALLS
+        else op
+        for op in program.ops
+    )
+    return replace(program, ops=ops)
+
+
+def _tokenizers(program: Program) -> dict[str, Any]:
+    """Map the names of the tokenizers that the program uses to those that it was captured with."""
+    return {name: value for name, value in program.tokenizers.items() if name in program.called_tokenizers}
+
+
+def _is_same_tokenizer(one: Any, two: Any) -> bool:
+    return one is two or tokenizer_text("one", one) == tokenizer_text("two", two)
 
 
 def _numbered(name: str) -> Iterator[str]:

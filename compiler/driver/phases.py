@@ -156,8 +156,7 @@ def _is_guided(program: Program) -> bool:
 
 def _tokenizers(programs: Sequence[Program], components: Mapping[str, Any]) -> dict[str, str]:
     """Return the files' texts of the tokenizers that the programs use, in the order of the components."""
-    users = ("tokenize", "expand")
-    called = {op.attr("tokenizer") for program in programs for op in program.ops if op.operator in users}
+    called = set[str]().union(*(program.called_tokenizers for program in programs))
     return {name: tokenizer_text(name, component) for name, component in components.items() if name in called}
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = [
     "BUILTINS",
     "FLOATS",
     "SCALAR",
+    "TOKENIZER_CALLS",
     "UNTYPED",
     "Graph",
     "Guard",
@@ -51,6 +52,9 @@ __all__ = [
     "Type",
     "Value",
 ]
+
+TOKENIZER_CALLS = ("tokenize", "expand")
+"""The operations that name a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +87,24 @@ class Table(Value):
 
 @dataclass(frozen=True)
 class Program(executable.Program):
-    """Hold one sampler with its graphs' bodies, its tables' data, and its facts if it was traced from a pipeline."""
+    """Hold one sampler with its graphs' bodies and its tables' data.
+
+    There are ``facts`` if it was traced from a pipeline, and ``tokenizers`` by name if `capture` returned it.
+    """
 
     graphs: tuple[Graph, ...] = ()
     tables: tuple[Table, ...] = ()
     facts: Facts | None = field(default=None, compare=False, repr=False)
+    tokenizers: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def graph(self, name: str) -> Graph | None:
         """Return a graph, or None where the name is a built-in's or ATen's."""
         return next((g for g in self.graphs if g.name == name), None)
+
+    @property
+    def called_tokenizers(self) -> set[str]:
+        """Return the names of the tokenizers that operations on texts call."""
+        return {str(op.attr("tokenizer")) for op in self.ops if op.operator in TOKENIZER_CALLS}
 
     def live(self) -> Program:
         """Drop operations, graphs, tables and inputs that neither an output nor a step needs."""
