@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Guard, Op, Program, Table
 from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.global_generators import global_generators_unused
 from diffc.compiler.tracing.opaque_components import OpaqueComponents
 from diffc.compiler.tracing.pipeline_errors import pipeline_errors
 from diffc.compiler.tracing.recorder import Recorder
@@ -59,7 +60,7 @@ def capture(
     tokenizers = {key: component for key, component in components.items() if key not in modules}
     calls = ComponentCalls()
     program = trace(function, modules, inputs, calls=calls, tokenizers=tokenizers, name=name, on_step=on_step)
-    return calls.graphs([program])[0]
+    return calls.graphs([replace(program, tokenizers=tokenizers)])[0]
 
 
 def trace(
@@ -176,6 +177,7 @@ def _run(
             stack.enter_context(texts.recorded(name, tokenizer))
         stack.enter_context(recorded_functions(texts.texts))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(global_generators_unused())
         stack.enter_context(pipeline_errors())
         stack.enter_context(recorder)
         result = function(**request)
