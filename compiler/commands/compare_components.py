@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from diffc.compiler.metrics import sqnr
-from diffc.compiler.tracing.component_calls import ENTRY_POINTS, bind, returned_tensors, tensor_ports
+from diffc.compiler.tracing.component_calls import ENTRY_POINTS, bind, tensor_ports
+from diffc.compiler.tracing.returned_values import returned_tensors
 from diffc.runtime.bundle.open import Bundle, open_bundle
 from diffc.runtime.interpreter import Interpreter
 from diffc.runtime.program.program import Op, Program, Ref, Type

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from diffc.compiler.tracing.component_calls import returned_tensors, with_tensors
 from diffc.compiler.tracing.pipeline import CALLBACK
 from diffc.compiler.tracing.pipeline_inputs import latent_models
+from diffc.compiler.tracing.returned_values import returned_tensors, with_tensors
 
 
 @contextlib.contextmanager

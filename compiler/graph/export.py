@@ -20,6 +20,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
@@ -70,7 +71,7 @@ def export(
     A module of operators is lifted, which takes half of the time. ``layers`` names the layers of the module's tensors
     by their paths; else `layers_of` does. Raises `CaptureError` with the name.
     """
-    with _named_failure(name), one_layout(), torch.no_grad(), warnings.catch_warnings():
+    with _named_failure(name), one_layout(), _Diagonals(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
         if isinstance(module, fx.GraphModule):
             body = _strideless(lift(module, example))
@@ -124,6 +125,16 @@ def _convert_only(graph: fx.Graph) -> None:
 def one_layout() -> AbstractContextManager[None]:
     """Make attention return one layout on every device and in every exporter."""
     return sdpa_kernel(SDPBackend.MATH)
+
+
+class _Diagonals(TorchFunctionMode):
+    """Write a diagonal without reading how the tensor lies in memory, which cannot be made functional."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.fill_diagonal_ and len(args) == 2 and not kwargs:
+            tensor, value = args
+            return tensor.copy_(torch.where(torch.eye(*tensor.shape, dtype=torch.bool), value, tensor))
+        return func(*args, **(kwargs or {}))
 
 
 def _strideless(body: ExportedProgram) -> ExportedProgram:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import re
@@ -21,28 +20,36 @@ from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.export import export, layers_of, type_of
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.ir.program import BUILTINS, Graph, Program, Type, Value
+from diffc.compiler.tracing.component_run import run_component
+from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
+from diffc.compiler.tracing.returned_values import returned_tensors, tensors_of
 
 ENTRY_POINTS = ("forward", "encode", "decode")
 """The methods by which a pipeline calls a component."""
 
 
-Key = tuple[str, str, str, tuple[Type | str, ...]]
-"""A component, its method, the structure of its arguments, and for each the tensor's type or its text."""
+Key = tuple[str, str, str, tuple[Any, ...], tuple[Type | str, ...]]
+"""A component, its method, the structure of its arguments, its state, and for each the tensor's type or its text."""
 
 
 @dataclass
 class Signature:
-    """Hold one signature of a component: its method, ports, static arguments and outputs."""
+    """Hold one signature of a component: its state, method, ports, static arguments and outputs.
+
+    ``returned`` has what the method returns, and the values that it stores in ``places``, as fake tensors.
+    """
 
     name: str
     component: str
     module: nn.Module
+    state: ComponentState
     method: Callable[..., Any]
     structure: pytree.TreeSpec
     leaves: list[Any]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    returned: Any
+    returned: tuple[Any, list[Any]]
+    places: tuple[Place, ...]
     used: set[int] = field(default_factory=set)
 
 
@@ -55,44 +62,61 @@ class ComponentCalls:
     def __init__(self) -> None:
         self.fake_mode = FAKES
         self.signatures: dict[Key, Signature] = {}
+        self._computations: dict[tuple[Any, ...], Signature] = {}
+        self._states: dict[int, ComponentState] = {}
+        self._unsettled: set[Key] = set()
 
     def call(
         self, component: str, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Signature, list[Any]]:
-        """Find the signature of a call, running it on fake tensors if it is new; return its tensors in port order."""
-        original = getattr(type(module), method).__get__(module)
+    ) -> tuple[Signature, list[torch.Tensor], tuple[Place, ...]]:
+        """Find the signature of a call; return its tensors in port order, and the places where it stores results.
+
+        The method runs on fake tensors where a call is new, or changes the state of the component.
+        """
+        original = getattr(module, method)
         arguments = bind(original, args, kwargs)
         leaves, structure = pytree.tree_flatten(arguments)
         ports, tensors = tensor_ports(arguments)
-        static = [type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves]
-        key = (component, method, str(structure), tuple(static))
-        if key not in self.signatures:
-            with _misfit(component):
-                returned = self._fake_run(original, structure, leaves)
-            self.signatures[key] = Signature(
+        static = tuple(type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves)
+        state = self._state(module)
+        key = (component, method, str(structure), state.key, static)
+        if key in self.signatures and key not in self._unsettled:
+            return self.signatures[key], tensors, ()
+        fakes = [self.fake_mode.from_tensor(t) if type(t) is torch.Tensor else getattr(t, "fake", t) for t in leaves]
+        with _misfit(component):
+            run = run_component(original, pytree.tree_unflatten(fakes, structure), state, self.fake_mode)
+        if run.changed:
+            self._unsettled.add(key)
+        computation = (component, method, str(structure), static, run.computation)
+        if computation not in self._computations:
+            returned = (run.returned, [value_at(place) for place in run.stored])
+            self._computations[computation] = Signature(
                 self._graph_name(component, method),
                 component,
                 module,
+                state,
                 original,
                 structure,
                 [_PORT if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves],
                 ports,
                 _output_ports(returned, {port.name for port in ports}),
                 returned,
+                run.stored,
             )
-        return self.signatures[key], tensors
+        self.signatures[key] = self._computations[computation]
+        return self.signatures[key], tensors, run.stored
+
+    def _state(self, module: nn.Module) -> ComponentState:
+        state = self._states.get(id(module))
+        if state is None or not state.holds():
+            state = self._states[id(module)] = ComponentState(module)
+        return state
 
     def _graph_name(self, component: str, method: str) -> str:
         name = component if method == "forward" else f"{component}_{method}"
         name = f"{name}_graph" if name in BUILTINS else name
         taken = {signature.name for signature in self.signatures.values()}
         return next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
-
-    def _fake_run(self, method: Callable[..., Any], structure: pytree.TreeSpec, leaves: list[Any]) -> Any:
-        fakes = [self.fake_mode.from_tensor(t) if type(t) is torch.Tensor else getattr(t, "fake", t) for t in leaves]
-        arguments = pytree.tree_unflatten(fakes, structure)
-        with self.fake_mode, torch.no_grad():
-            return method(**arguments)
 
     def graphs(self, programs: Iterable[Program]) -> tuple[Program, ...]:
         """Export every signature that the programs call, with the outputs that they read; return them with graphs."""
@@ -158,46 +182,23 @@ def _port_name(path: pytree.KeyPath) -> str:
     return "_".join(parts)
 
 
-def _output_ports(returned: Any, inputs: set[str]) -> tuple[Value, ...]:
-    paths, _ = pytree.tree_flatten_with_path(dict(returned) if isinstance(returned, dict) else returned)
+def _output_ports(returned: tuple[Any, list[Any]], inputs: set[str]) -> tuple[Value, ...]:
+    """List the outputs, named by the ways to them; stored values follow those that are returned."""
+    result, stored = returned
+    ports = _named(dict(result) if isinstance(result, dict) else result, "out", inputs)
+    return (*ports, *_named(stored, "stored", inputs))
+
+
+def _named(structure: Any, prefix: str, inputs: set[str]) -> list[Value]:
+    paths, _ = pytree.tree_flatten_with_path(structure)
     ports = []
     for path, leaf in paths:
-        for key, tensor in _held(leaf):
+        for key, tensor in tensors_of(leaf):
             name = "_".join(part for part in (_port_name(path), key) if part)
-            name = f"out_{name}" if not name or name[0].isdigit() else name
+            name = f"{prefix}_{name}" if not name or name[0].isdigit() else name
             name = "out" if name == "out_0" else name
             ports.append(Value(f"{name}_out" if name in inputs else name, type_of(tensor)))
-    return tuple(ports)
-
-
-def _held(leaf: Any) -> list[tuple[str, torch.Tensor]]:
-    """List the tensors of a leaf: itself, or the attributes of an object such as a distribution."""
-    if isinstance(leaf, torch.Tensor):
-        return [("", leaf)]
-    attributes = vars(leaf).items() if hasattr(leaf, "__dict__") and not isinstance(leaf, type) else ()
-    return [(name, value) for name, value in attributes if isinstance(value, torch.Tensor)]
-
-
-def returned_tensors(returned: Any) -> list[torch.Tensor]:
-    """List the tensors that a component returned, in order, those inside objects too."""
-    return [tensor for leaf in pytree.tree_leaves(returned) for _, tensor in _held(leaf)]
-
-
-def with_tensors(returned: Any, tensors: Iterator[torch.Tensor]) -> Any:
-    """Return the same structure with other tensors."""
-
-    def replaced(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor):
-            return next(tensors)
-        names = [name for name, _ in _held(leaf)]
-        if names:
-            leaf = copy.copy(leaf)
-            for name in names:
-                setattr(leaf, name, next(tensors))
-        return leaf
-
-    leaves, structure = pytree.tree_flatten(returned)
-    return pytree.tree_unflatten([replaced(leaf) for leaf in leaves], structure)
+    return ports
 
 
 class _Call(nn.Module):
@@ -212,14 +213,19 @@ class _Call(nn.Module):
         ports = iter(tensors)
         leaves = [next(ports) if isinstance(leaf, _Port) else leaf for leaf in self.signature.leaves]
         returned = self.signature.method(**pytree.tree_unflatten(leaves, self.signature.structure))
-        outputs = returned_tensors(returned)
+        outputs = returned_tensors((returned, [value_at(place) for place in self.signature.places]))
+        self.signature.state.undo()
         return tuple(outputs[i] for i in sorted(self.signature.used))
 
 
 def _export(signature: Signature) -> Graph:
-    call = _Call(signature).eval()
-    layers = {f"module.{path}": layer for path, layer in layers_of(call.module).items()}
-    body = export(signature.name, call, example_inputs(signature.inputs), layers=layers)
+    with signature.state.restored():
+        if ComponentState(signature.module).key != signature.state.key:
+            what = f"the weights of {signature.component}, or what its methods read, changed after its call"
+            raise CaptureError(what, fix="leave them as they are, or exchange modules instead of writing into weights")
+        call = _Call(signature).eval()
+        layers = {f"module.{path}": layer for path, layer in layers_of(call.module).items()}
+        body = export(signature.name, call, example_inputs(signature.inputs), layers=layers)
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Literal
-from diffc.compiler.tracing.component_calls import ENTRY_POINTS, ComponentCalls, returned_tensors, with_tensors
+from diffc.compiler.tracing.component_calls import ENTRY_POINTS, ComponentCalls
+from diffc.compiler.tracing.component_state import put
 from diffc.compiler.tracing.recorder import Recorder
+from diffc.compiler.tracing.returned_values import returned_tensors, with_tensors
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 
 INLINE = 16
@@ -25,6 +27,8 @@ class OpaqueComponents:
 
     def __init__(self, recorder: Recorder, calls: ComponentCalls, components: Mapping[str, nn.Module]) -> None:
         self.recorder, self.calls, self.components = recorder, calls, components
+        modules = {id(module): module for module in components.values()}.values()
+        self._own = [(module, _own_methods(module)) for module in modules]
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -39,12 +43,15 @@ class OpaqueComponents:
     def _recording(self, name: str, module: nn.Module, method: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             with _disable_current_modes(), self._transparent():
-                signature, tensors = self.calls.call(name, module, method, args, kwargs)
+                signature, tensors, places = self.calls.call(name, module, method, args, kwargs)
             prefix = f"{signature.name}_" if signature.name[-1].isdigit() else signature.name  # its values are numbered
             results = [self.recorder.value(leaf, prefix) for leaf in returned_tensors(signature.returned)]
             attrs = [(port.name, self._port(t)) for port, t in zip(signature.inputs, tensors, strict=True)]
             self.recorder.append(signature.name, (), attrs, results)
-            return with_tensors(signature.returned, iter(results))
+            returned, stored = with_tensors(signature.returned, iter(results))
+            for place, value in zip(places, stored, strict=True):
+                put(place, value)
+            return returned
 
         return call
 
@@ -56,13 +63,24 @@ class OpaqueComponents:
     @contextmanager
     def _transparent(self) -> Iterator[None]:
         """Run the components' own methods in this block: they may call each other."""
-        modules = {id(module): module for module in self.components.values()}.values()
-        recording = [{m: module.__dict__.pop(m) for m in ENTRY_POINTS if m in module.__dict__} for module in modules]
+        recording = [(module, _own_methods(module)) for module, _ in self._own]
         try:
+            _set_methods(self._own)
             yield
         finally:
-            for module, methods in zip(modules, recording, strict=True):
-                module.__dict__.update(methods)
+            _set_methods(recording)
+
+
+def _own_methods(module: nn.Module) -> dict[str, Any]:
+    """Return the methods that are attributes of a module and hide those of its class."""
+    return {method: module.__dict__[method] for method in ENTRY_POINTS if method in module.__dict__}
+
+
+def _set_methods(methods: Iterable[tuple[nn.Module, Mapping[str, Any]]]) -> None:
+    for module, own in methods:
+        for method in ENTRY_POINTS:
+            module.__dict__.pop(method, None)
+        module.__dict__.update(own)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def controlnet_inpaint() -> Entry:
 
 @entry("StableDiffusionXLPAGPipeline")
 def xl_text_to_image() -> Entry:
-    return perturbed(d.StableDiffusionXLPAGPipeline, sd.sdxl(), **SDXL)
+    return perturbed(d.StableDiffusionXLPAGPipeline, sd.sdxl(), **SDXL, pag_adaptive_scale=0.004)
 
 
 @entry("StableDiffusionXLPAGImg2ImgPipeline")

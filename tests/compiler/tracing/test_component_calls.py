@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from diffc.compiler import write_bundle
 from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.ir.program import Type
-from diffc.compiler.tracing.component_calls import ComponentCalls, returned_tensors, with_tensors
+from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.trace import capture
+from diffc.runtime import Sampler
+from tests.tolerances import PICTURE
 
 
 class Counted(nn.Module):
     """Count the runs of its forward."""
 
-    runs = 0
+    runs = 0  # of the class: those of an instance would be its state
 
     def forward(self, x: torch.Tensor, flip: bool = False) -> torch.Tensor:
         """Add one, or take one away."""
-        self.runs += 1
+        type(self).runs += 1
         return x - 1 if flip else x + 1
 
 
@@ -33,7 +40,7 @@ def call(calls: ComponentCalls, net: nn.Module, *args: Any, **kwargs: Any) -> st
 def test_calls_alike_share_a_graph_however_they_are_written() -> None:
     calls, net, x = ComponentCalls(), Counted(), torch.zeros(2, 3)
     names = [call(calls, net, x), call(calls, net, x=torch.ones(2, 3)), call(calls, net, x, flip=True)]
-    assert names == ["net", "net", "net_2"] and net.runs == 2
+    assert names == ["net", "net", "net_2"] and Counted.runs == 2
     assert call(calls, net, torch.zeros(4, 3)) == "net_3"
     signature = calls.call("net", net, "forward", (x,), {})[0]
     assert [port.type for port in (*signature.inputs, *signature.outputs)] == [Type("float32", (2, 3))] * 2
@@ -51,10 +58,80 @@ def test_a_component_that_does_not_fit_is_named() -> None:
         call(ComponentCalls(), nn.Linear(3, 3), torch.zeros(2, 5))
 
 
-def test_what_is_returned_keeps_its_structure() -> None:
-    one, two, three = torch.zeros(1), torch.zeros(2), torch.zeros(3)
-    returned = {"a": one, "b": [SimpleNamespace(mean=two, kind="normal"), 7], "c": three}
-    assert [len(tensor) for tensor in returned_tensors(returned)] == [1, 2, 3]
-    copy = with_tensors(returned, iter([three, one, two]))
-    assert (copy["a"] is three, copy["b"][0].mean is one, copy["c"] is two) == (True, True, True)
-    assert copy["b"][0].kind == "normal" and copy["b"][1] == 7 and returned["b"][0].mean is two  # type: ignore[index]
+class Half:
+    """Halve, and store the result as attention processors do."""
+
+    stored: Any = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Halve."""
+        self.stored = x / 2
+        return self.stored
+
+
+class Processed(nn.Module):
+    """Compute with a processor that a sampler exchanges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.processor: Callable[[torch.Tensor], torch.Tensor] = torch.neg
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Process the layer's output."""
+        return self.processor(self.inner(x))
+
+
+def perturbed(net: Processed) -> torch.Tensor:
+    """Sample with a component that changes during the call, and is at the end as it was."""
+    x = net(torch.randn(1, 3))
+    before, net.processor = net.processor, Half()
+    sizes: dict[str, Any] = {}
+    with net.inner.register_forward_hook(lambda module, args, output: sizes.update(shape=output.shape, out=output)):
+        for _ in range(2):
+            x = net(x) + net.processor.stored
+    net.processor = before
+    return x * sizes["shape"][-1] + sizes["out"] + net(x)
+
+
+def test_a_component_is_what_it_was_when_it_was_called(tmp_path: Path) -> None:
+    net = Processed()
+    program = capture(lambda: perturbed(net), {"net": net})
+    assert [op.operator for op in program.ops if op.operator.startswith("net")] == ["net", "net_2", "net_2", "net"]
+    sampled = Sampler(write_bundle(program, tmp_path / "x.diffc"))(seed=0, output="np")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert np.abs(np.asarray(sampled) - perturbed(net).numpy()).max() <= PICTURE
+
+
+def test_a_weight_that_is_written_during_the_call_is_refused() -> None:
+    net = nn.Linear(3, 3)
+
+    def sampler() -> torch.Tensor:
+        x = net(torch.randn(2, 3))
+        net.weight.mul_(2.0)
+        return net(x)
+
+    with pytest.raises(CaptureError, match="the weights of net, or what its methods read, changed after its call"):
+        capture(sampler, {"net": net})
+
+
+def test_a_method_of_the_object_is_the_one_that_is_called() -> None:
+    net = nn.Linear(3, 3)
+    net.forward = lambda input: input + 1  # type: ignore[method-assign]
+    program = capture(lambda: net(torch.randn(2, 3)), {"net": net})
+    nodes = body_of(program.graphs[0]).graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)
+    assert len(nodes) == 1
+
+
+def test_a_component_that_remembers_its_last_call_is_refused() -> None:
+    class Recurrent(nn.Module):
+        memory: Any = 0.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.memory = x + self.memory
+            return x * 2
+
+    net = Recurrent()
+    with pytest.raises(CaptureError, match="symbolic value"):
+        capture(lambda: net(net(torch.randn(2, 3))), {"net": net})
