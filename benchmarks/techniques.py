@@ -25,7 +25,7 @@ import torch
 from benchmarks.quantization import GUIDANCE, MODELS, ROOT, STEPS
 from diffc.compiler.analysis.stages import denoiser
 from diffc.compiler.backends.target import parse_target
-from diffc.compiler.bundle.write import tokenizer_text
+from diffc.compiler.bundle.tokenizer_file import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.checkpoint.load import load
 from diffc.compiler.driver.options import read_quantization

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.bundle.write import tokenizer_text
+from diffc.compiler.bundle.tokenizer_file import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibration, Calibrator
 from diffc.compiler.ir.program import Program
 from diffc.passes.stage import stage

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save
-from tokenizers import Tokenizer
 
 from diffc.compiler.analysis.work import Work
 from diffc.compiler.backends.backend import BuiltEngine
 from diffc.compiler.bundle.atomic_folder import file_entry, write_manifest
-from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Graph, Program
 from diffc.compiler.quantization.int8_saturation import has_reduced_range
 from diffc.runtime.bundle.manifest import ONNX, SCHEMA
@@ -101,21 +99,3 @@ def _graph_entry(graph: Graph, contents: Contents) -> dict[str, Any]:
         "reduced_range": has_reduced_range(graph),
         **contents.extras.get(graph.name, {}),
     }
-
-
-def tokenizer_text(name: str, tokenizer: Any) -> str:
-    """Return a tokenizer as the ``tokenizers`` library reads it, without padding and truncation: the program has those.
-
-    Raises `CaptureError` for a tokenizer that is written in Python.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise CaptureError(
-            f"{name} is no fast tokenizer",
-            where=type(tokenizer).__name__,
-            fix="add its tokenizer.json to the checkpoint",
-        )
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return str(copy.to_str(pretty=True))

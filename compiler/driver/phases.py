@@ -17,7 +17,8 @@ from diffc.compiler.backends.backend import Backend, Lowered, find_backend
 from diffc.compiler.bundle.atomic_folder import check_space
 from diffc.compiler.bundle.disk_space import bytes_needed
 from diffc.compiler.bundle.provenance import provenance_of, weights_digest
-from diffc.compiler.bundle.write import Contents, tokenizer_text, write_contents
+from diffc.compiler.bundle.tokenizer_file import check_encodings, tokenizer_text
+from diffc.compiler.bundle.write import Contents, write_contents
 from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.checkpoint import load as checkpoint
 from diffc.compiler.driver.options import Options
@@ -155,9 +156,13 @@ def _is_guided(program: Program) -> bool:
 
 
 def _tokenizers(programs: Sequence[Program], components: Mapping[str, Any]) -> dict[str, str]:
-    """Return the files' texts of the tokenizers that the programs use, in the order of the components."""
+    """Return the checked texts of the files of the tokenizers that the programs use, in the order of the components."""
     called = set[str]().union(*(program.called_tokenizers for program in programs))
-    return {name: tokenizer_text(name, component) for name, component in components.items() if name in called}
+    texts = {name: tokenizer_text(name, component) for name, component in components.items() if name in called}
+    calls = [op for program in programs for op in program.ops if op.operator == "tokenize"]
+    for name, text in texts.items():
+        check_encodings(name, components[name], text, [op for op in calls if op.attr("tokenizer") == name])
+    return texts
 
 
 def stage(state: State) -> State:

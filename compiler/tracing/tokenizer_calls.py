@@ -22,6 +22,13 @@ from diffc.runtime.program.verify import SIDES
 
 COLUMNS = ("input_ids", "attention_mask")
 
+OPTIONS = (
+    *("padding", "truncation", "max_length", "padding_side", "add_special_tokens", "return_tensors", "verbose"),
+    *("return_attention_mask", "return_token_type_ids", "return_special_tokens_mask", "return_offsets_mapping"),
+    "return_length",
+)
+"""The options of a call that a program's operation has, or that do not change its ids."""
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -33,7 +40,10 @@ class _Call:
     options: Mapping[str, Any]
 
     def check(self, tokenizer: Any) -> None:
-        """Refuse a call whose tokens are no tensors, or lack special tokens that a program would add."""
+        """Refuse a call with another option, whose tokens are no tensors, or lack special tokens of a program."""
+        if others := [f"{key}={value!r}" for key, value in self.options.items() if key not in OPTIONS and value]:
+            what = f"{self.tokenizer} is called with {', '.join(others)}, which the runtime has no operation for"
+            raise CaptureError(what, fix=f"call it with {', '.join(OPTIONS)} only")
         fix = f'call {self.tokenizer} with return_tensors="pt" and its special tokens'
         if self.options.get("return_tensors") != "pt":
             raise CaptureError(f"{self.tokenizer} returns no tensors for a text that only the run knows", fix=fix)
@@ -113,16 +123,18 @@ class TokenizerCalls:
 
         def call(this: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
             text = self.receive(name, text)
+            options = kwargs | {f"argument {at}": value for at, value in enumerate(args, start=2)}
             sources = [self._source(item) for item in _listed(text)]
             with _disable_current_modes(), self.texts.suspended():
                 strings = [self._string(source) for source in sources]
                 several = isinstance(text, list | tuple)
                 encoding = real.__call__(this, strings if several else strings[0], *args, **kwargs)
             if any(isinstance(source, Derivation) for source in sources):
-                recorded = _Call(name, this.pad_token_id, _left_sides(this, kwargs), kwargs)
+                recorded = _Call(name, this.pad_token_id, _left_sides(this, kwargs), options)
                 recorded.check(this)
-                columns = self._encoded(recorded, sources, [encoding[c] for c in COLUMNS])
-                for column, tensor in zip(COLUMNS, columns, strict=True):
+                present = [column for column in COLUMNS if column in encoding]
+                columns = self._encoded(recorded, sources, [encoding[column] for column in present])
+                for column, tensor in zip(present, columns, strict=True):
                     encoding[column] = tensor
             return encoding
 
@@ -154,10 +166,10 @@ class TokenizerCalls:
         return encode
 
     def _string(self, source: Derivation | str) -> str:
-        """Return a string to encode in the place of a text, with its template around a marker."""
+        """Return a string to encode in the place of a text, with its template around a short word."""
         if isinstance(source, str):
             return source
-        return source(self.texts.marker(Derivation(source.key)), lambda _tokenizer, _text: ())
+        return source("a", lambda _tokenizer, _text: ())
 
     def _encoded(
         self, call: _Call, sources: Sequence[Derivation | str], columns: Sequence[torch.Tensor]
@@ -182,7 +194,7 @@ class TokenizerCalls:
             raise CaptureError(what, fix="give every text of the batch once")
         with _disable_current_modes():
             fakes = [self.recorder.fake_mode.from_tensor(column[:batch]) for column in real]
-        results = [self.recorder.value(fake, prefix) for fake, prefix in zip(fakes, ("ids", "mask"), strict=True)]
+        results = [self.recorder.value(fake, prefix) for fake, prefix in zip(fakes, ("ids", "mask"), strict=False)]
         derivation = self.proved.get(derivation, derivation)
         *steps, last = derivation.steps or (None,)
         is_filled = last is not None and last[0] == "fill"

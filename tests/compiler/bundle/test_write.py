@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from tokenizers import Tokenizer
 
 from diffc.compiler.analysis.work import Work
-from diffc.compiler.bundle.write import Contents, add_file, json_of, tokenizer_text, write_contents
-from diffc.compiler.errors import CaptureError
+from diffc.compiler.bundle.tokenizer_file import tokenizer_text
+from diffc.compiler.bundle.write import Contents, add_file, json_of, write_contents
 from diffc.compiler.ir.parse import parse
 from diffc.runtime.bundle.open import open_bundle
 from tests.zoo.components import clip_tokenizer
@@ -65,17 +63,3 @@ def test_what_was_written_opens(tmp_path: Path) -> None:
     write_contents(tmp_path, Contents(**vars(contents()) | {"tokenizers": {"tokenizer": text}}))
     bundle = open_bundle(tmp_path)
     assert bundle.tables["rows"].tolist() == [[1.0, 2.0]] and list(bundle.programs) == ["main"]
-
-
-def test_the_program_says_how_texts_are_padded_and_cut() -> None:
-    tokenizer = clip_tokenizer()
-    tokenizer(["a"], padding="max_length", max_length=8, truncation=True)
-    assert tokenizer.backend_tokenizer.padding and tokenizer.backend_tokenizer.truncation
-    text = Tokenizer.from_str(tokenizer_text("tokenizer", tokenizer))
-    assert text.padding is None and text.truncation is None
-
-
-def test_a_tokenizer_that_is_written_in_python_is_refused() -> None:
-    with pytest.raises(CaptureError, match="tokenizer_2 is no fast tokenizer") as refused:
-        tokenizer_text("tokenizer_2", object())
-    assert refused.value.where == "object" and "tokenizer.json" in str(refused.value.fix)

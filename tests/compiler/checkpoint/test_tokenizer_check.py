@@ -43,3 +43,17 @@ def test_accepts_a_whole_tokenizer(saved_pipeline: Path) -> None:
     check_tokenizer("tokenizer", tokenizer, saved_pipeline, "x")
     with pytest.raises(LoadError, match="tokenizer has no vocabulary"):
         check_tokenizer("tokenizer", tokenizer, saved_pipeline / "unet", "x")
+
+
+def test_rejects_a_tokenizer_that_cannot_pad_or_cut(saved_pipeline: Path) -> None:
+    for side in ("padding_side", "truncation_side"):
+        tokenizer = CLIPTokenizer.from_pretrained(saved_pipeline / "tokenizer")
+        setattr(tokenizer, side, "middle")
+        with pytest.raises(LoadError, match="tokenizer cannot encode a text: .*middle"):
+            check_tokenizer("tokenizer", tokenizer, saved_pipeline, "x")
+
+
+def test_a_tokenizer_that_pads_with_nothing_is_accepted(saved_pipeline: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(saved_pipeline / "tokenizer")
+    tokenizer.pad_token = None
+    check_tokenizer("tokenizer", tokenizer, saved_pipeline, "x")

@@ -33,7 +33,8 @@ def test_a_bundle_that_nothing_could_open_is_an_error_and_leaves_nothing(
 
 
 def test_tokenizers_that_no_program_calls_are_left_out(tmp_path: Path) -> None:
-    call = 'tokenize(prompt, tokenizer="two", length=4, pad=0)'
+    pad = clip_tokenizer().pad_token_id
+    call = f'tokenize(prompt, tokenizer="two", length=4, pad={pad})'
     calling = parse(f"program main(prompt: text[1]) {{ ids: int64[1, 4] = {call} return ids }}")
     components = {"one": clip_tokenizer(), "two": clip_tokenizer(), "vae": object()}
     state = State(read_options("ort-fp32"), tmp_path, components=components, programs=(calling,))

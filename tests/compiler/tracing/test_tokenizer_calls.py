@@ -40,6 +40,48 @@ def test_a_tokenizer_that_works_on_the_left_is_recorded_so() -> None:
     assert str(capture(sample, {"words": words}).ops[0]).endswith('length=4, pad=9, truncation_side="left")')
 
 
+def test_an_option_that_no_operation_has_is_refused() -> None:
+    class Others(Words):
+        def __call__(
+            self, text: Any, *_: Any, stride: int = 0, split_special_tokens: bool = False, **options: Any
+        ) -> Any:
+            return super().__call__(text, **options)
+
+    words, options = Others(), {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    for more in ({"stride": 2}, {"split_special_tokens": True}):
+        changed = options | more
+        with pytest.raises(CaptureError, match=f"words is called with {next(iter(more))}=.*no operation for"):
+            capture(lambda prompt: words(prompt, **changed)["input_ids"] * 2, {"words": words})  # noqa: B023
+    with pytest.raises(CaptureError, match="words is called with argument 2='a pair'"):
+        capture(lambda prompt: words(prompt, "a pair", **options)["input_ids"] * 2, {"words": words})
+    assert capture(lambda prompt: words(prompt, **options, stride=0)["input_ids"] * 2, {"words": words}).ops
+
+
+def test_a_tokenizer_may_return_no_mask() -> None:
+    class Unmasked(Words):
+        def __call__(self, *args: Any, **options: Any) -> dict[str, torch.Tensor]:
+            return {"input_ids": super().__call__(*args, **options)["input_ids"]}
+
+    words, options = Unmasked(), {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    program = verify(capture(lambda prompt: words(prompt, **options)["input_ids"] * 2, {"words": words}))
+    assert str(program.ops[0]) == 'ids0: int64[1, 4] = tokenize(prompt, tokenizer="words", length=4, pad=9)'
+
+
+def test_a_text_stands_for_few_tokens() -> None:
+    """Pipelines encode a text a second time, unpadded, and compare it with the first where that is shorter."""
+
+    class Seen(Words):
+        texts = list[Any]()
+
+        def __call__(self, text: Any, **options: Any) -> dict[str, torch.Tensor]:
+            self.texts.append(text)
+            return super().__call__(text, **options)
+
+    words, options = Seen(), {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    capture(lambda prompt: words([f"of {text}" for text in prompt], **options)["input_ids"] * 2, {"words": words})
+    assert words.texts[0] == ["of a"]
+
+
 def test_what_stands_around_a_text_is_its_template() -> None:
     words = Words()
 

@@ -7,7 +7,7 @@ import pytest
 
 from diffc.compiler.analysis.skip_connections import skips
 from diffc.compiler.analysis.stages import denoiser
-from diffc.compiler.bundle.write import tokenizer_text
+from diffc.compiler.bundle.tokenizer_file import tokenizer_text
 from diffc.compiler.calibration.calibrate import Calibrator
 from diffc.compiler.feature_cache.apply_schedule import Feature, Reuse, cached
 from diffc.passes.cache.auto.cost import LONGEST, Calls, measure
