@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from diffc.compiler.bundle.write import tokenizer_text
+from diffc.compiler.bundle.tokenizer_file import tokenizer_text
 from diffc.compiler.errors import BuildError
 from diffc.compiler.graph.lazy_weights import read, weight_of
 from diffc.compiler.ir.program import TOKENIZER_CALLS, Graph, Literal, Program
