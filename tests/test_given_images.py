@@ -1,8 +1,12 @@
-"""Sample several images of one given image, and of several, with one seed and with several, beside diffusers."""
+"""Sample several images of one given image, and of several, with one seed and with several, beside diffusers.
+
+Pipelines that prepare images themselves are handed images, here as by users: noise of 8 bits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,7 @@ from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
 from diffc.runtime import RequestError, Sampler
 from tests.tolerances import PICTURE
 from tests.zoo import ZOO, Entry
+from tests.zoo.sweep import sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 
@@ -82,3 +87,17 @@ def test_several_images_of_several_given_ones_are_refused(compiled: tuple[Entry,
     images = {name: tensor.movedim(1, -1).numpy() for name, tensor in arrays(entry, 2).items()}
     with pytest.raises(RequestError, match="2 images for each of 2 rows of"):
         sampler("a red circle", **images, num_images=2)
+
+
+PREPARED = (
+    "StableDiffusionImageVariationPipeline",
+    *(pytest.param(f"FluxControl{task}Pipeline", marks=pytest.mark.slow) for task in ("", "Img2Img", "Inpaint")),
+    pytest.param("StableUnCLIPImg2ImgPipeline", marks=pytest.mark.slow),
+)
+"""Pipelines that scale, crop and normalize images, and do none of it to tensors."""
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_a_pipeline_prepares_its_images_itself(name: str, tmp_path: Path) -> None:
+    outcome = sweep(name, tmp_path)
+    assert outcome.status == "right", outcome

@@ -17,9 +17,10 @@ import transformers
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.image_form import AsImage, image_form
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
-from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
+from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Text
 from diffc.compiler.tracing.schedule_faults import check_finite, explained
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
 from diffc.compiler.tracing.trace import trace
@@ -42,7 +43,8 @@ class Sampling:
     """Hold the values that are fixed at build: task, steps, size in pixels, batch, strength, default guidance.
 
     None stands for the pipeline's default. ``options`` are other arguments of its call, by name, and ``inputs`` the
-    kinds of those that the request sets. With ``says_size`` the names of programs contain the size.
+    kinds of those that the request sets. With ``says_size`` the names of programs contain the size. `trace_pipeline`
+    finds out ``as_image``: how the pipeline is handed its images, None for tensors.
     """
 
     task: str = "text-to-image"
@@ -54,6 +56,7 @@ class Sampling:
     strength: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+    as_image: AsImage | None = None
 
 
 def requested_sizes(size: Any) -> tuple[Size, ...]:
@@ -92,6 +95,7 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
     facts = Facts(sampling.task, steps, sampling.size)
     scales = _scales(pipeline, _parameters(pipeline), sampling)
+    sampling = replace(sampling, as_image=_image_form(pipeline, sampling, scales, facts))
     first = _first(pipeline, sampling, scales, facts, calls)
     ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
     off = {guard.scalar: 1.0 for guard in ranges if not COMPARISONS[guard.comparison](1.0, guard.bound)}
@@ -120,7 +124,7 @@ def _first(
         scheduler: Any = None, steps: int = facts.steps, strength: float | None = sampling.strength
     ) -> Callable[[], Program]:
         def run() -> Program:
-            with _own_scheduler(pipeline, scheduler):
+            with _own_state(pipeline, scheduler):
                 changed = replace(sampling, strength=strength)
                 return _trace(pipeline, changed, scales, replace(facts, steps=steps), calls)
 
@@ -135,6 +139,16 @@ def _first(
         if explanation is error:
             raise
         raise explanation from error
+
+
+def _image_form(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> AsImage | None:
+    """Return how the pipeline is handed the images of the request; None for tensors, and where there are none."""
+    arrays = requested_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
+    if not any(isinstance(item, Image) for item in arrays.values()):
+        return None
+    return image_form(
+        lambda form: _trace(pipeline, replace(sampling, as_image=form), {}, facts, ComponentCalls(), dict(scales))
+    )
 
 
 def text_inputs(parameters: Collection[str], inputs: Collection[str]) -> list[str]:
@@ -198,10 +212,10 @@ def _trace(
         key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)
     }
     takes_callback = CALLBACK in parameters
-    with _own_scheduler(pipeline):
+    with _own_state(pipeline):
         pipeline.set_progress_bar_config(disable=True)
         program = trace(
-            _call(pipeline, fixed, sampling.inputs, takes_callback=takes_callback),
+            _call(pipeline, fixed, sampling, takes_callback=takes_callback),
             components,
             inputs,
             calls=calls,
@@ -236,16 +250,14 @@ def takes_tuples(parameter: inspect.Parameter) -> bool:
     return (tuple in types or isinstance(parameter.default, tuple)) and list not in types
 
 
-def _call(
-    pipeline: Any, fixed: Mapping[str, Any], kinds: Mapping[str, str], *, takes_callback: bool
-) -> Callable[..., Any]:
+def _call(pipeline: Any, fixed: Mapping[str, Any], sampling: Sampling, *, takes_callback: bool) -> Callable[..., Any]:
     def call(on_step: Callable[[Any], None] | None = None, **request: Any) -> Any:
         def after(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
             if on_step:
                 on_step(values.get("latents"))
             return values
 
-        arguments = as_arguments(pipeline, kinds, request)
+        arguments = as_arguments(pipeline, sampling.inputs, request, sampling.as_image)
         result = pipeline(**arguments, **fixed, **({CALLBACK: after} if takes_callback else {}))
         return _channels_first(result[0] if isinstance(result, tuple) else result)
 
@@ -273,11 +285,14 @@ def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
 
 
 @contextmanager
-def _own_scheduler(pipeline: Any, replacement: Any = None) -> Iterator[None]:
-    """Hand a run of the pipeline a scheduler without memory of earlier runs, or another."""
-    scheduler = pipeline.scheduler
-    pipeline.scheduler = copy.deepcopy(replacement or scheduler)
+def _own_state(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
+    """Hand a run of the pipeline a scheduler without memory of earlier runs, or another, and forget what it keeps."""
+    before = dict(vars(pipeline))
+    own = pipeline.scheduler
+    pipeline.scheduler = copy.deepcopy(scheduler or own)
     try:
         yield
     finally:
-        pipeline.scheduler = scheduler
+        pipeline.scheduler = own
+        vars(pipeline).clear()
+        vars(pipeline).update(before)

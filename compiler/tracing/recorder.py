@@ -20,7 +20,7 @@ from diffc.compiler.ir.program import Literal, Op, Polynomial, Ref, Table, Value
 from diffc.compiler.tracing.functionalize import RESIZES, Link, become, functional, link, refresh, resized, write
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
-from diffc.compiler.tracing.value_ranges import decided, range_of_results
+from diffc.compiler.tracing.value_ranges import decided, range_of_monotone, range_of_results
 
 NOISE = ("aten::randn", "aten::randn_like", "aten::normal_functional")
 """Random operators whose values are normally distributed."""
@@ -123,6 +123,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value in results if len(symbolic) == len(operands) else ():
             terms = symbolic[0].numel() // max(1, value.numel())
             value.bounds = range_of_results(func, [operand.bounds for operand in symbolic], value.dtype, terms)
+        if len(symbolic) == 1 and len(results) == 1 and results[0].bounds is None:
+            results[0].bounds = range_of_monotone(func, args, kwargs, symbolic[0].bounds)
         if has(func, Trait.VIEW):
             several = isinstance(returned, list | tuple)
             for index, value in enumerate(results):

@@ -33,18 +33,19 @@ REFUSED = {
 def recorded_functions(texts: Texts) -> Iterator[None]:
     """Record ``re.sub`` and ``html.unescape`` of the request's texts in this block, and refuse their neighbours."""
     with ExitStack() as stack:
-        stack.enter_context(_replaced(html, "unescape", _unescaping(texts, html.unescape)))
+        stack.enter_context(replaced(html, "unescape", _unescaping(texts, html.unescape)))
         for module in (sys.modules[name] for name in EXPRESSIONS if name in sys.modules):
-            stack.enter_context(_replaced(module, "sub", _substituting(texts, module, module.sub)))
+            stack.enter_context(replaced(module, "sub", _substituting(texts, module, module.sub)))
         for module in (sys.modules[name] for name in REFUSED if name in sys.modules):
             for function in REFUSED[module.__name__]:
                 refusing = _refusing(texts, getattr(module, function), module.__name__)
-                stack.enter_context(_replaced(module, function, refusing))
+                stack.enter_context(replaced(module, function, refusing))
         yield
 
 
 @contextmanager
-def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Replace a function of a module, or a method of a class, in this block."""
     before = getattr(module, name)
     setattr(module, name, function)
     try:

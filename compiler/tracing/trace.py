@@ -25,6 +25,7 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Guard, Op, Program, Table
 from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.global_generators import global_generators_unused
+from diffc.compiler.tracing.image_functions import recorded_images
 from diffc.compiler.tracing.opaque_components import OpaqueComponents
 from diffc.compiler.tracing.pipeline_errors import pipeline_errors
 from diffc.compiler.tracing.recorder import Recorder
@@ -176,6 +177,7 @@ def _run(
         for name, tokenizer in tokenizers.items():
             stack.enter_context(texts.recorded(name, tokenizer))
         stack.enter_context(recorded_functions(texts.texts))
+        stack.enter_context(recorded_images())
         stack.enter_context(torch.no_grad())
         stack.enter_context(global_generators_unused())
         stack.enter_context(pipeline_errors())

@@ -5,6 +5,7 @@ Pipelines read the smallest value of an image to guess its range; the range is k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +23,12 @@ COMPARED: dict[Any, Callable[[float, float, float], bool | None]] = {
     aten.gt.Scalar: lambda low, high, than: True if low > than else False if high <= than else None,
     aten.ge.Scalar: lambda low, high, than: True if low >= than else False if high < than else None,
 }
+
+MONOTONE = (
+    *(aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor, aten.div.Tensor, aten.neg.default),
+    *(aten.round.default, aten.floor.default, aten.trunc.default, aten.clamp.default, aten.sqrt.default),
+)
+"""Operators that rise or fall with their tensor, wherever it is, if all else is constant."""
 
 
 class Ranged:
@@ -71,3 +78,17 @@ def decided(func: Any, bounds: Bounds | None, args: tuple[Any, ...], shape: Iter
         return None
     outcome = rule(*bounds, float(args[1]))
     return None if outcome is None else torch.full(tuple(shape), outcome)
+
+
+def range_of_monotone(func: Any, args: tuple[Any, ...], kwargs: Any, bounds: Bounds | None) -> Bounds | None:
+    """Return the range of the results of an operator that rises or falls with its only operand, of known range."""
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dim()]
+    if (
+        func not in MONOTONE
+        or bounds is None
+        or len(tensors) != 1
+        or (func is aten.div.Tensor and args[1] is tensors[0])
+    ):
+        return None
+    ends = [func(*(torch.tensor(end) if arg is tensors[0] else arg for arg in args), **kwargs).item() for end in bounds]
+    return (min(ends), max(ends)) if all(map(math.isfinite, ends)) else None

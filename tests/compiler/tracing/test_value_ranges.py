@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.tracing.value_ranges import Ranged, decided, range_of_results
+from diffc.compiler.tracing.value_ranges import Ranged, decided, range_of_monotone, range_of_results
 
 aten = torch.ops.aten
 COMPARISONS = {
@@ -45,3 +45,20 @@ def test_an_unknown_operand_leaves_the_range_open() -> None:
     assert range_of_results(aten.cat.default, [(0.0, 1.0), (-3.0, 0.5)], torch.float32, 1) == (-3.0, 1.0)
     assert range_of_results(aten.cat.default, [(0.0, 1.0), None], torch.float32, 1) is None
     assert range_of_results(aten.exp.default, [(0.0, 1.0)], torch.float32, 1) is None
+
+
+def test_arithmetic_with_constants_moves_both_ends_of_a_range() -> None:
+    x = torch.tensor([-1.0, 0.5, 2.0])
+    cases = [(aten.mul.Tensor, (x, -3)), (aten.div.Tensor, (x, 255)), (aten.clamp.default, (x, 0, 1))]
+    for func, args in [*cases, (aten.sub.Tensor, (x, torch.tensor(1.0))), (aten.add.Tensor, (2, x))]:
+        results = func(*args)
+        bounds = range_of_monotone(func, args, {}, (-1.0, 2.0))
+        assert bounds == (results.min().item(), results.max().item())
+
+
+def test_the_range_of_a_quotient_or_of_two_operands_is_open() -> None:
+    x = torch.tensor([-1.0, 0.5, 2.0])
+    assert range_of_monotone(aten.div.Tensor, (torch.tensor(1.0), x), {}, (-1.0, 2.0)) is None
+    assert range_of_monotone(aten.mul.Tensor, (x, x), {}, (-1.0, 2.0)) is None
+    assert range_of_monotone(aten.sqrt.default, (x,), {}, (-1.0, 2.0)) is None
+    assert range_of_monotone(aten.sin.default, (x,), {}, (-1.0, 2.0)) is None
