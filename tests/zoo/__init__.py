@@ -5,16 +5,20 @@ Nothing is loaded: tokenizers have a made-up vocabulary. Weights are the same ea
 
 An entry that diffc refuses says so, ``@entry("…", refused="part of the message")``, and one that it gets wrong today,
 ``wrong="by how much, and why"``. The tests assert both: who mends one removes its mark, and `docs/pipelines.md` is
-written again.
+written again. ``needs="package"`` leaves an entry out where diffusers lacks what it needs.
 """
 
 from tests.zoo import (  # noqa: F401  (they register)
+    audio,
     cog,
     deepfloyd,
+    discrete,
     flux,
     given_images,
     hunyuan_video,
     kandinsky,
+    longer_videos,
+    newer_transformers,
     pag,
     qwen_image,
     stable_diffusion,
@@ -24,6 +28,6 @@ from tests.zoo import (  # noqa: F401  (they register)
     wan,
     z_image,
 )
-from tests.zoo.entry import REFUSED, WRONG, ZOO, Entry, mask, picture
+from tests.zoo.entry import ABSENT, REFUSED, WRONG, ZOO, Entry, mask, picture
 
-__all__ = ["REFUSED", "WRONG", "ZOO", "Entry", "mask", "picture"]
+__all__ = ["ABSENT", "REFUSED", "WRONG", "ZOO", "Entry", "mask", "picture"]

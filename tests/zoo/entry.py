@@ -1,8 +1,11 @@
 """Register pipelines of the zoo: what an entry is, and the requests that most share."""
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,6 +51,8 @@ class Entry:
 ZOO: dict[str, Callable[[], Entry]] = {}
 REFUSED: dict[str, str] = {}
 WRONG: dict[str, str] = {}
+ABSENT: dict[str, str] = {}
+"""The entries that need a package which is not installed, and that package."""
 
 
 def matching(patterns: Iterable[str]) -> list[str]:
@@ -55,16 +60,21 @@ def matching(patterns: Iterable[str]) -> list[str]:
     return [name for name in ZOO if any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def entry(name: str, *, refused: str = "", wrong: str = "") -> Callable[[Callable[[], Entry]], Callable[[], Entry]]:
+def entry(
+    name: str, *, refused: str = "", wrong: str = "", needs: str = ""
+) -> Callable[[Callable[[], Entry]], Callable[[], Entry]]:
     """Register a function that assembles a pipeline, with the seed set and no weights left at zero.
 
     ``refused`` is a part of the message with which ``diffc`` refuses it today; ``wrong`` says by how much, and why, its
-    bundle differs from diffusers.
+    bundle differs from diffusers. ``needs`` is a package that diffusers needs for it, and the zoo for nothing else.
     """
     if refused:
         REFUSED[name] = refused
     if wrong:
         WRONG[name] = wrong
+    is_absent = bool(needs) and find_spec(needs) is None
+    if is_absent:
+        ABSENT[name] = needs
 
     def register(assemble: Callable[[], Entry]) -> Callable[[], Entry]:
         def seeded() -> Entry:
@@ -77,7 +87,8 @@ def entry(name: str, *, refused: str = "", wrong: str = "") -> Callable[[Callabl
                     wake(component)
             return made
 
-        ZOO[name] = seeded
+        if not is_absent:
+            ZOO[name] = seeded
         return seeded
 
     return register
@@ -88,6 +99,11 @@ def wake(module: nn.Module) -> None:
     for weight in module.parameters():
         if not weight.any():
             nn.init.normal_(weight, std=0.1)
+
+
+def stand_in_for_ftfy(pipeline: type) -> None:
+    """Leave texts as they are where a pipeline has ftfy repair them, and ftfy is not installed."""
+    vars(sys.modules[pipeline.__module__]).setdefault("ftfy", SimpleNamespace(fix_text=lambda text: text))
 
 
 def texts(**request: Any) -> dict[str, Any]:

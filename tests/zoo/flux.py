@@ -27,23 +27,23 @@ def inpaint() -> Entry:
     return derived(d.FluxInpaintPipeline, image=photo(), mask_image=photo_mask(), strength=0.7)
 
 
-@entry("FluxControlPipeline")
+@entry("FluxControlPipeline", wrong="by 0.15")
 def control() -> Entry:
     return derived(d.FluxControlPipeline, 32, control_image=photo())
 
 
-@entry("FluxControlImg2ImgPipeline")
+@entry("FluxControlImg2ImgPipeline", wrong="by 0.09")
 def control_image_to_image() -> Entry:
     return derived(d.FluxControlImg2ImgPipeline, 32, image=photo(), control_image=photo(seed=2), strength=0.7)
 
 
-@entry("FluxControlInpaintPipeline")
+@entry("FluxControlInpaintPipeline", wrong="by 0.052")
 def control_inpaint() -> Entry:
     images = {"image": photo(), "control_image": photo(seed=2), "mask_image": photo_mask()}
     return derived(d.FluxControlInpaintPipeline, 32, strength=0.7, **images)
 
 
-@entry("FluxFillPipeline")
+@entry("FluxFillPipeline", refused="FluxFillPipeline takes neither images nor tensors as image")
 def fill() -> Entry:
     return derived(d.FluxFillPipeline, 48, image=photo(), mask_image=photo_mask())
 
@@ -85,27 +85,29 @@ def klein(pipeline: type, *, is_distilled: bool = False, **request: Any) -> Entr
     return Entry(made, without(texts(**settings | request), "negative_prompt"))
 
 
-@entry("Flux2KleinPipeline")
+@entry("Flux2KleinPipeline", refused="aten.scatter_.src writes a value known only at run time into a constant")
 def klein_text_to_image() -> Entry:
     return klein(d.Flux2KleinPipeline)
 
 
-@entry("Flux2KleinPipeline (distilled)")
+@entry(
+    "Flux2KleinPipeline (distilled)", refused="aten.scatter_.src writes a value known only at run time into a constant"
+)
 def klein_distilled() -> Entry:
     return klein(d.Flux2KleinPipeline, is_distilled=True, guidance_scale=1.0)
 
 
-@entry("Flux2KleinPipeline (two images)")
+@entry("Flux2KleinPipeline (two images)", refused="the pipeline refuses: Image must be a PIL.Image.Image, got <class")
 def klein_edit() -> Entry:
     return klein(d.Flux2KleinPipeline, image=[photo(64), photo(64, seed=2)])
 
 
-@entry("Flux2KleinInpaintPipeline")
+@entry("Flux2KleinInpaintPipeline", refused="aten.scatter_.src writes a value known only at run time into a constant")
 def klein_inpaint() -> Entry:
     return klein(d.Flux2KleinInpaintPipeline, image=photo(64), mask_image=photo_mask(64), height=64, width=64)
 
 
-@entry("Flux2KleinKVPipeline")
+@entry("Flux2KleinKVPipeline", refused="the pipeline refuses: Image must be a PIL.Image.Image, got <class")
 def klein_kv() -> Entry:
     entry = klein(d.Flux2KleinKVPipeline, is_distilled=True, image=[photo(64)])
     return Entry(entry.pipeline, without(entry.request, "guidance_scale"))

@@ -82,7 +82,10 @@ def image_to_video() -> Entry:
     return Entry(pipeline, without(texts(image=photo(), **request), "negative_prompt", "guidance_scale"))
 
 
-@entry("HunyuanVideoFramepackPipeline")
+@entry(
+    "HunyuanVideoFramepackPipeline",
+    refused="the pipeline refuses: Input image must be either in PIL or numpy format but got <class",
+)
 def framepack() -> Entry:
     config = t.SiglipVisionConfig(
         hidden_size=WIDTH,

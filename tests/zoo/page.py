@@ -11,7 +11,7 @@ from pathlib import Path
 import diffusers
 
 from tests.conftest import ROOT
-from tests.zoo import REFUSED, WRONG, ZOO
+from tests.zoo import ABSENT, REFUSED, WRONG, ZOO
 from tests.zoo.entry import matching
 from tests.zoo.sweep import PROMPTS, SEEDS, Outcome, quiet, sweep
 
@@ -34,6 +34,12 @@ def row(outcome: Outcome) -> str:
     return f"| `{name}` | {status} | {figures} | {WRONG.get(name, '')} |"
 
 
+def unswept(name: str) -> str:
+    """Return the row of an entry that nobody swept."""
+    why = f"diffusers needs {ABSENT[name]} for it" if name in ABSENT else ""
+    return f"| `{name}` | not swept | | | | {why} |"
+
+
 def rows_of(page: str) -> dict[str, str]:
     """Return the rows of a page by the names of their entries."""
     lines = page.splitlines()
@@ -41,8 +47,8 @@ def rows_of(page: str) -> dict[str, str]:
 
 
 def page(rows: Mapping[str, str]) -> str:
-    """Return the page of some rows, in the order of the zoo."""
-    lines = [rows.get(name, f"| `{name}` | not swept | | | | |") for name in ZOO]
+    """Return the page of some rows, by name."""
+    lines = [rows.get(name, unswept(name)) for name in sorted(ZOO | ABSENT)]
     statuses = ("right", "wrong", "refused", "failed", "not swept")
     counts = {status: sum(f"| {status} |" in line for line in lines) for status in statuses}
     counted = ", ".join(f"{number} {status}" for status, number in counts.items() if number)

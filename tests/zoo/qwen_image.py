@@ -3,9 +3,10 @@
 from typing import Any
 
 import diffusers as d
+import transformers as t
 
 from tests.zoo.components import flow, qwen_2_5
-from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, photo_mask, texts, without
+from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, photo_mask, texts, without
 
 DENOISER: dict[str, Any] = {
     "in_channels": 16,
@@ -61,3 +62,23 @@ def inpaint() -> Entry:
 def controlnet() -> Entry:
     control = d.QwenImageControlNetModel(**DENOISER)
     return qwen_image(d.QwenImageControlNetPipeline, request(control_image=photo()), controlnet=control)
+
+
+@entry("QwenImageEditPipeline", needs="torchvision")
+def edit() -> Entry:
+    return editing(d.QwenImageEditPipeline, photo())
+
+
+@entry("QwenImageEditPlusPipeline", needs="torchvision")
+def edit_plus() -> Entry:
+    return editing(d.QwenImageEditPlusPipeline, [photo(), photo(24, seed=2)])
+
+
+def editing(pipeline: type, image: Any) -> Entry:
+    """Put a pipeline together that edits images, which it brings to a million pixels."""
+    images = t.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56)
+    language = qwen_2_5()
+    processor = t.Qwen2VLProcessor(images, language["tokenizer"], t.Qwen2VLVideoProcessor())
+    return qwen_image(
+        pipeline, without(request(image=image), *SIZE) | {"height": 64, "width": 64}, 6, processor=processor, **language
+    )

@@ -1,12 +1,16 @@
 """Assemble pipelines of two stages, from a text to an embedding to an image."""
 
+from typing import Any
+
 import diffusers as d
 import torch
 import transformers as t
-from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenPrior
+from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext import WuerstchenDiffNeXt
+from diffusers.pipelines.shap_e import ShapERenderer
 
 from tests.zoo.components import UNET, clip, clip_vision, movq
-from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, texts, without
+from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, photo_mask, texts, without
 
 
 @entry("KandinskyV22PriorPipeline")
@@ -92,3 +96,80 @@ def cascade_decoder() -> Entry:
         latent_dim_scale=4.0,
     )
     return Entry(pipeline, without(texts(image_embeddings=torch.randn(1, 16, 4, 4)), *SIZE))
+
+
+def kandinsky_of(pipeline: type, *, in_channels: int = 4, **request: Any) -> Entry:
+    """Put Kandinsky's components together to another pipeline, with an image to begin with."""
+    base = kandinsky()
+    parts = base.pipeline.components
+    if in_channels != 4:
+        config = dict(parts["unet"].config)
+        options = {name: value for name, value in config.items() if not name.startswith("_")}
+        parts["unet"] = d.UNet2DConditionModel(**options | {"in_channels": in_channels})
+    return Entry(pipeline(**parts), base.request | {"image": photo()} | request)
+
+
+@entry("KandinskyV22Img2ImgPipeline")
+def kandinsky_image_to_image() -> Entry:
+    return kandinsky_of(d.KandinskyV22Img2ImgPipeline, strength=0.7, num_inference_steps=5)
+
+
+@entry("KandinskyV22InpaintPipeline")
+def kandinsky_inpaint() -> Entry:
+    return kandinsky_of(d.KandinskyV22InpaintPipeline, in_channels=9, mask_image=photo_mask())
+
+
+@entry("WuerstchenPriorPipeline")
+def wuerstchen_prior() -> Entry:
+    prior = WuerstchenPrior(c_in=2, c=8, depth=2, c_cond=WIDTH, c_r=8, nhead=2)
+    pipeline = d.WuerstchenPriorPipeline(**clip(), prior=prior, scheduler=d.DDPMWuerstchenScheduler())
+    return Entry(pipeline, texts(height=256, width=256))
+
+
+@entry("WuerstchenDecoderPipeline")
+def wuerstchen_decoder() -> Entry:
+    decoder = WuerstchenDiffNeXt(
+        c_cond=WIDTH,
+        c_hidden=[16],
+        nhead=[-1],
+        blocks=[4],
+        level_config=["CT"],
+        clip_embd=WIDTH,
+        inject_effnet=[False],
+    )
+    pipeline = d.WuerstchenDecoderPipeline(
+        decoder=decoder,
+        **clip(),
+        scheduler=d.DDPMWuerstchenScheduler(),
+        vqgan=PaellaVQModel(bottleneck_blocks=1, embed_dim=16, num_vq_embeddings=8),
+        latent_dim_scale=4.0,
+    )
+    return Entry(pipeline, without(texts(image_embeddings=torch.randn(1, 4, 4, 4)), *SIZE))
+
+
+@entry("ShapEPipeline")
+def shap_e() -> Entry:
+    prior = d.PriorTransformer(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        embedding_dim=WIDTH,
+        num_embeddings=32,
+        embedding_proj_dim=WIDTH,
+        time_embed_dim=64,
+        clip_embed_dim=2 * WIDTH,
+        additional_embeddings=0,
+        time_embed_act_fn="gelu",
+        norm_in_type="layer",
+        encoder_hid_proj_type=None,
+        added_emb_type=None,
+    )
+    renderer = ShapERenderer(
+        param_shapes=((8, 93), (8, 8), (8, 8), (8, 8)), d_latent=WIDTH, d_hidden=8, background=(0.1, 0.1, 0.1)
+    )
+    scheduler = d.HeunDiscreteScheduler(
+        beta_schedule="exp", prediction_type="sample", use_karras_sigmas=True, clip_sample=True
+    )
+    pipeline = d.ShapEPipeline(prior=prior, **clip(projected=True), scheduler=scheduler, shap_e_renderer=renderer)
+    request = without(texts(frame_size=64, num_inference_steps=2, output_type="np"), "negative_prompt", *SIZE)
+    return Entry(pipeline, request)

@@ -1,14 +1,12 @@
 """Assemble what was made of Wan: SkyReels among them."""
 
-import sys
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers as d
 import transformers as t
 
 from tests.zoo.components import clip_vision, t5
-from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, texts, without
+from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, stand_in_for_ftfy, texts, without
 from tests.zoo.given_images import feature_extractor, video
 
 DENOISER: dict[str, Any] = {
@@ -34,11 +32,8 @@ def parts(transformer: type = d.WanTransformer3DModel, **changes: Any) -> dict[s
 
 
 def wan(pipeline: type, components: dict[str, Any], *dropped: str, **changes: Any) -> Entry:
-    """Put a pipeline together, and request a short video.
-
-    Most of these pipelines have texts repaired by ftfy: where that is not installed a stand-in leaves them as they are.
-    """
-    vars(sys.modules[pipeline.__module__]).setdefault("ftfy", SimpleNamespace(fix_text=lambda text: text))
+    """Put a pipeline together, and request a short video."""
+    stand_in_for_ftfy(pipeline)
     request = texts(num_frames=5, max_sequence_length=LENGTH) | changes
     return Entry(pipeline(**components), without(request, *dropped))
 
