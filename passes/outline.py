@@ -20,9 +20,11 @@ the factors from a table.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +33,8 @@ from diffc.compiler.errors import PassError
 from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.graph.export import export
-from diffc.compiler.ir.program import Graph, Op, Polynomial, Program, Ref, Table, Type, Value
+from diffc.compiler.graph.open_sizes import dynamic_sizes, evaluated, lengths_in, lengths_of, marker, number
+from diffc.compiler.ir.program import Graph, Length, Op, Polynomial, Program, Ref, Size, Table, Type, Value
 
 FACTORS = "factors"
 
@@ -47,7 +50,8 @@ def outline(program: Program) -> Program:
             parts.append(remaining.pop(0))
             continue
         remaining = remaining[len(run) :]
-        parts.append(_Region(run, types, {name for op in remaining for name in op.reads()} | set(program.outputs)))
+        read_later = {name for op in remaining for name in op.reads()} | set(program.outputs)
+        parts.append(_Region(run, types, read_later, program.lengths))
 
     seen = defaultdict[str, set[tuple[float, ...]]](set)
     for part in parts:
@@ -84,11 +88,20 @@ def _leading_run(ops: list[Op]) -> list[Op]:
 class _Region(torch.nn.Module):
     """Apply a run of operations to the values that it reads from outside."""
 
-    def __init__(self, run: list[Op], types: Mapping[str, Type], read_later: set[str]) -> None:
+    def __init__(
+        self, run: list[Op], types: Mapping[str, Type], read_later: set[str], lengths: Sequence[Length]
+    ) -> None:
         super().__init__()
         results = {value.name: value for op in run for value in op.results}
         self.read = [name for name in dict.fromkeys(n for op in run for n in op.reads()) if name not in results]
+        self.lengths = [
+            length for length in lengths if length.name in _lengths(run, [types[name] for name in self.read])
+        ]
+        decided = lengths_in([types[name] for name in self.read])
+        self.counts = [length for length in self.lengths if length.name not in decided]
+        self.read += [length.name for length in self.counts if length.name not in self.read]
         ports = {name: f"in{i}" if len(self.read) > 1 else "in" for i, name in enumerate(self.read)}
+        self.ports = ports
         self.inputs = tuple(Value(ports[name], types[name]) for name in self.read)
         self.results = [value for value in results.values() if value.name in read_later]
         self.body = [op.renamed(ports) for op in run]
@@ -107,7 +120,11 @@ class _Region(torch.nn.Module):
 
     def text(self, *, with_factors: bool) -> str:
         """Print the computation with its values numbered in order, with or without the factors of its sums."""
-        return "\n".join(_canonical(self.inputs, self.body, self.results, with_factors=with_factors))
+        text = "\n".join(_canonical(self.inputs, self.body, self.results, with_factors=with_factors))
+        for at, length in enumerate(self.lengths if not self.counts else ()):
+            text = re.sub(rf"\b{length.name}\b", f"length{at}", text)
+        bounds = [f"{length.least} to {length.most}" for length in self.lengths]
+        return "\n".join([text, *bounds])
 
     def read_factors(self) -> Table:
         """Read the factors from a table from now on, and return it."""
@@ -123,8 +140,11 @@ class _Region(torch.nn.Module):
         outputs = tuple(
             Value(f"out{i}" if len(self.results) > 1 else "out", value.type) for i, value in enumerate(self.results)
         )
-        example = example_inputs(self.inputs)
-        return Graph(self.name, self.inputs, outputs, export(self.name, self, example), "arithmetic")
+        markers = {length.name: marker(length) for length in self.lengths}
+        markers |= {self.ports[length.name]: markers[length.name] for length in self.counts}
+        sizes = dynamic_sizes([port.type for port in self.inputs], self.lengths)
+        body = export(self.name, self, example_inputs(self.inputs, markers), sizes=sizes)
+        return Graph(self.name, self.inputs, outputs, body, "arithmetic")
 
     def call(self) -> Op:
         """Call the graph where the computation stood."""
@@ -132,7 +152,9 @@ class _Region(torch.nn.Module):
         return Op(self.name, (), arguments, (), tuple(self.results))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values = {port.name: tensor for port, tensor in zip(self.inputs, tensors, strict=True)}
+        values: dict[str, Any] = {port.name: tensor for port, tensor in zip(self.inputs, tensors, strict=True)}
+        values |= lengths_of(self.inputs, tensors)
+        values |= {length.name: number(values[self.ports[length.name]], length) for length in self.counts}
         factors = iter(values[FACTORS].unbind() if self.table else ())
         for op in self.body:
             if self.table and op.operator == "linear":
@@ -143,6 +165,15 @@ class _Region(torch.nn.Module):
         return tuple(values[value.name] for value in self.results)
 
 
+def _lengths(run: Sequence[Op], types: Sequence[Type]) -> set[str]:
+    """Return the names of the lengths in arguments of operations, and in types, of results and others."""
+    literals = [literal for op in run for literal in (*op.args, *dict(op.attrs).values())]
+    sizes = [size for literal in literals for size in (literal if isinstance(literal, tuple) else (literal,))]
+    named = {name for size in sizes if isinstance(size, Size) for name in size.lengths}
+    types = [*types, *(value.type for op in run for value in op.results)]
+    return named | {name for type_ in types for name in type_.lengths}
+
+
 def _weighted_sum(op: Op, values: Mapping[str, torch.Tensor], factors: Iterator[torch.Tensor]) -> torch.Tensor:
     """Apply a linear operation with factors that are tensors."""
     type_ = op.results[0].type
@@ -151,7 +182,7 @@ def _weighted_sum(op: Op, values: Mapping[str, torch.Tensor], factors: Iterator[
     for name, _ in zip((*op.reads(), None), op.coefficients, strict=False):
         factor = next(factors).to(dtype)
         total = total + (factor if name is None else factor * values[name])
-    return total.expand(type_.fixed)
+    return total.expand([evaluated(size, values) for size in type_.shape])
 
 
 def _canonical(inputs: Sequence[Value], body: list[Op], results: list[Value], *, with_factors: bool) -> Iterator[str]:

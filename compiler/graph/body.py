@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -16,9 +17,12 @@ def body_of(graph: Graph) -> fx.GraphModule:
     return module
 
 
-def example_inputs(ports: Iterable[Value]) -> list[torch.Tensor]:
-    """Return zeros of the shapes and types of ports, for an export."""
-    return [torch.zeros(port.type.fixed, dtype=getattr(torch, port.type.dtype)) for port in ports]
+def example_inputs(ports: Iterable[Value], lengths: Mapping[str, int] = MappingProxyType({})) -> list[torch.Tensor]:
+    """Return zeros of the shapes and types of ports, for an export; a port that takes a length has its value."""
+    return [
+        torch.full(port.type.at(lengths).fixed, lengths.get(port.name, 0), dtype=getattr(torch, port.type.dtype))
+        for port in ports
+    ]
 
 
 def size(graph: Graph) -> int:

@@ -19,7 +19,8 @@ from torch import fx
 from diffc.compiler.errors import BuildError, VerifyError
 from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.lazy_weights import bytes_to_materialize, materialized
-from diffc.compiler.ir.program import UNTYPED, Graph, Literal, Op, Program, Ref, Type
+from diffc.compiler.graph.open_sizes import evaluated
+from diffc.compiler.ir.program import UNTYPED, Graph, Literal, Op, Program, Ref, Size, Type
 from diffc.runtime.memory import free_memory
 from diffc.runtime.program.texts import TEXT_OPERATORS
 
@@ -176,7 +177,9 @@ def _linear(op: Op, values: Values, scalars: Mapping[str, float]) -> torch.Tenso
     terms = [factor * operand for factor, operand in zip(factors, operands, strict=False)]
     total = sum(terms[1:], terms[0]) if terms else torch.zeros(())
     total = total + constant if constant else total
-    return total.expand(type_.at(values).fixed).to(getattr(torch, type_.dtype)) if type_ != UNTYPED else total
+    if type_ == UNTYPED:
+        return total
+    return total.expand([evaluated(size, values) for size in type_.shape]).to(getattr(torch, type_.dtype))
 
 
 def _tensor(literal: Literal, values: Values, type_: Type) -> torch.Tensor:
@@ -193,6 +196,8 @@ def _aten(op: Op, values: Values) -> Tensors:
     def argument(literal: Literal, type_: str = "") -> Any:
         if isinstance(literal, tuple):
             return [argument(item, type_.removeprefix("List[").removesuffix("]")) for item in literal]
+        if isinstance(literal, Size):
+            return evaluated(literal, values)
         if isinstance(literal, str) and isinstance(getattr(torch, literal, None), torch.dtype):
             return getattr(torch, literal)
         if isinstance(literal, Ref):

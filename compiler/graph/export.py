@@ -64,19 +64,26 @@ def layers_of(module: nn.Module) -> dict[str, str]:
 
 
 def export(
-    name: str, module: nn.Module, example: Sequence[torch.Tensor], *, layers: Mapping[str, str] | None = None
+    name: str,
+    module: nn.Module,
+    example: Sequence[torch.Tensor],
+    *,
+    layers: Mapping[str, str] | None = None,
+    sizes: Sequence[dict[int, Any] | None] = (),
 ) -> ExportedProgram:
     """Capture a module with ``torch.export`` as operators that write into nothing and do not ask for strides.
 
     A module of operators is lifted, which takes half of the time. ``layers`` names the layers of the module's tensors
-    by their paths; else `layers_of` does. Raises `CaptureError` with the name.
+    by their paths; else `layers_of` does. ``sizes`` are the open ones of each tensor, as `dynamic_sizes` describes
+    them, of a module whose ``forward`` takes any number of tensors. Raises `CaptureError` with the name.
     """
     with _named_failure(name), one_layout(), _Diagonals(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
         if isinstance(module, fx.GraphModule):
             body = _strideless(lift(module, example))
         else:
-            body = _strideless(torch.export.export(module, tuple(example), strict=False))
+            dynamic = (tuple(sizes),) if any(sizes) else None
+            body = _strideless(torch.export.export(module, tuple(example), strict=False, dynamic_shapes=dynamic))
         if not all(map(_is_function, body.graph.nodes)):
             body = _strideless(body.run_decompositions({}))
     _name_layers(body, layers_of(module) if layers is None else layers)

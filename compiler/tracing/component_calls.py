@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,9 +19,11 @@ from diffc.compiler.errors import CaptureError, first_line
 from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.export import export, layers_of, type_of
 from diffc.compiler.graph.lazy_weights import FAKES
-from diffc.compiler.ir.program import BUILTINS, Graph, Program, Type, Value
+from diffc.compiler.graph.open_sizes import dynamic_sizes, evaluated, lengths_of, sizes_stay_open
+from diffc.compiler.ir.program import BUILTINS, Graph, Length, Program, Type, Value
 from diffc.compiler.tracing.component_run import run_component
 from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
+from diffc.compiler.tracing.open_signatures import OpenCall, Span
 from diffc.compiler.tracing.returned_values import returned_tensors, tensors_of
 
 ENTRY_POINTS = ("forward", "encode", "decode")
@@ -36,21 +38,24 @@ Key = tuple[str, str, str, tuple[Any, ...], tuple[Type | str, ...]]
 class Signature:
     """Hold one signature of a component: its state, method, ports, static arguments and outputs.
 
-    ``returned`` has what the method returns, and the values that it stores in ``places``, as fake tensors.
+    ``returned`` has what the method returns, and the values that it stores in ``places``, as fake tensors. Sizes among
+    the ports, and integers among the static arguments, may be functions of ``lengths``.
     """
 
     name: str
+    key: Key
     component: str
     module: nn.Module
     state: ComponentState
     method: Callable[..., Any]
     structure: pytree.TreeSpec
-    leaves: list[Any]
+    leaves: Sequence[Any]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     returned: tuple[Any, list[Any]]
     places: tuple[Place, ...]
     used: set[int] = field(default_factory=set)
+    lengths: Mapping[str, Span] = field(default_factory=dict)
 
 
 class ComponentCalls:
@@ -65,6 +70,13 @@ class ComponentCalls:
         self._computations: dict[tuple[Any, ...], Signature] = {}
         self._states: dict[int, ComponentState] = {}
         self._unsettled: set[Key] = set()
+
+    def branch(self) -> ComponentCalls:
+        """Return calls that begin with these signatures, for traces whose own are not needed later."""
+        branch = ComponentCalls()
+        branch.signatures, branch._computations = dict(self.signatures), dict(self._computations)
+        branch._states, branch._unsettled = dict(self._states), set(self._unsettled)
+        return branch
 
     def call(
         self, component: str, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -92,6 +104,7 @@ class ComponentCalls:
             returned = (run.returned, [value_at(place) for place in run.stored])
             self._computations[computation] = Signature(
                 self._graph_name(component, method),
+                key,
                 component,
                 module,
                 state,
@@ -111,6 +124,24 @@ class ComponentCalls:
         if state is None or not state.holds():
             state = self._states[id(module)] = ComponentState(module)
         return state
+
+    def signature(self, name: str) -> Signature | None:
+        """Return the signature of this name; None where the name is an operator's."""
+        return next((signature for signature in self.signatures.values() if signature.name == name), None)
+
+    def opened(self, signature: Signature, call: OpenCall) -> str:
+        """Replace a signature, of the sizes that a trace assumed, by one of open sizes; return its name."""
+        sizes: tuple[Type | str, ...] = (*(port.type for port in call.inputs), *map(repr, call.leaves))
+        key = (*signature.key[:-1], sizes)
+        self.signatures = {at: item for at, item in self.signatures.items() if item is not signature}
+        self._computations = {at: item for at, item in self._computations.items() if item is not signature}
+        if key not in self.signatures:
+            name = self._graph_name(signature.component, signature.key[1])
+            self.signatures[key] = replace(signature, name=name, key=key, **vars(call.renamed(f"{name}_")))
+        same = self.signatures[key]
+        spans = zip(same.lengths.items(), call.lengths.values(), strict=True)
+        same.lengths = {name: span.joined(one) for (name, span), one in spans}
+        return same.name
 
     def _graph_name(self, component: str, method: str) -> str:
         name = component if method == "forward" else f"{component}_{method}"
@@ -211,7 +242,10 @@ class _Call(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ports = iter(tensors)
-        leaves = [next(ports) if isinstance(leaf, _Port) else leaf for leaf in self.signature.leaves]
+        lengths = lengths_of(self.signature.inputs, tensors)
+        leaves = [
+            next(ports) if isinstance(leaf, _Port) else evaluated(leaf, lengths) for leaf in self.signature.leaves
+        ]
         returned = self.signature.method(**pytree.tree_unflatten(leaves, self.signature.structure))
         outputs = returned_tensors((returned, [value_at(place) for place in self.signature.places]))
         self.signature.state.undo()
@@ -219,13 +253,16 @@ class _Call(nn.Module):
 
 
 def _export(signature: Signature) -> Graph:
-    with signature.state.restored():
+    lengths = [Length(length, span.least, span.most) for length, span in signature.lengths.items()]
+    example = example_inputs(signature.inputs, {length: span.at for length, span in signature.lengths.items()})
+    sizes = dynamic_sizes([port.type for port in signature.inputs], lengths)
+    with signature.state.restored(), sizes_stay_open(signature.module):
         if ComponentState(signature.module).key != signature.state.key:
             what = f"the weights of {signature.component}, or what its methods read, changed after its call"
             raise CaptureError(what, fix="leave them as they are, or exchange modules instead of writing into weights")
         call = _Call(signature).eval()
         layers = {f"module.{path}": layer for path, layer in layers_of(call.module).items()}
-        body = export(signature.name, call, example_inputs(signature.inputs), layers=layers)
+        body = export(signature.name, call, example, layers=layers, sizes=sizes)
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
 
@@ -256,4 +293,8 @@ def _with_graphs(program: Program, graphs: dict[str, Graph], signatures: dict[st
         for op in program.ops
     )
     called = dict.fromkeys(op.operator for op in ops if op.operator in graphs)
-    return replace(program, ops=ops, graphs=tuple(graphs[name] for name in called))
+    spans = {length: span for name in called for length, span in signatures[name].lengths.items()}
+    lengths = tuple(Length(length, span.least, span.most) for length, span in spans.items())
+    return replace(
+        program, ops=ops, graphs=tuple(graphs[name] for name in called), lengths=(*program.lengths, *lengths)
+    )

@@ -96,7 +96,7 @@ def link(view: Any, source: Any, step: Link) -> None:
     """Record that a tensor was made as a view of another."""
     if source.alias is None:
         base = type(source)(source.fake, source.label)
-        base.bounds, source.alias = source.bounds, View(base, (), 0)
+        base.bounds, base.known, source.alias = source.bounds, source.known, View(base, (), 0)
     view.alias = View(source.alias.base, (*source.alias.path, step), source.alias.base.version)
 
 
@@ -108,13 +108,14 @@ def refresh(tensor: Any, record: Record) -> None:
     value = view.base
     for step in view.path:
         value = step.take(value, record)
-    tensor.label, tensor.bounds, view.version = value.label, value.bounds, view.base.version
+    _assign(tensor, value)
+    view.version = view.base.version
 
 
 def write(target: Any, new: Any, record: Record) -> None:
     """Replace the values of a tensor and of all views that share its memory."""
     if target.alias is None:
-        target.label, target.bounds = new.label, new.bounds
+        _assign(target, new)
         return
     refresh(target, record)
     base, path = target.alias.base, target.alias.path
@@ -124,14 +125,21 @@ def write(target: Any, new: Any, record: Record) -> None:
     part = new
     for step, before in zip(reversed(path), reversed(views[: len(path)]), strict=True):
         part = step.scatter(before, part, record)
-    base.label, base.bounds = part.label, part.bounds
+    _assign(base, part)
     base.version += 1
-    target.label, target.bounds, target.alias.version = new.label, new.bounds, base.version
+    _assign(target, new)
+    target.alias.version = base.version
+
+
+def _assign(target: Any, new: Any) -> None:
+    """Make the elements of a tensor those of another."""
+    target.label, target.bounds, target.known = new.label, new.bounds, new.known
 
 
 def become(target: Any, view: Any) -> None:
     """Make a tensor the view of itself that an operator, such as ``unsqueeze_``, turns it into; its shape stays."""
-    target.fake, target.label, target.alias, target.bounds = view.fake, view.label, view.alias, view.bounds
+    _assign(target, view)
+    target.fake, target.alias = view.fake, view.alias
 
 
 def resized(tensor: Any, shape: Any, record: Record) -> Any:

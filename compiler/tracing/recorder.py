@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +18,7 @@ from diffc.compiler.graph.export import type_of
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import Literal, Op, Polynomial, Ref, Table, Value
 from diffc.compiler.tracing.functionalize import RESIZES, Link, become, functional, link, refresh, resized, write
+from diffc.compiler.tracing.known_values import known_result, known_rows
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.value_ranges import decided, range_of_monotone, range_of_results
@@ -106,30 +107,37 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Record an operator that writes into nothing, and return its symbolic results."""
         if func is aten.as_strided.default and not args[0].is_contiguous():
             raise CaptureError(f"{func} reads how a tensor lies in memory", fix="use reshape, transpose or an index")
-        returned = self._fake(func, args, kwargs)
+        symbolic = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbolic)]
+        for operand in symbolic:
+            refresh(operand, self.record)
+        known = known_result(func, args, kwargs)
+        try:
+            returned = self._fake(func, args, kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            if known is None:
+                raise
+            return known.answer()
         leaves, structure = pytree.tree_flatten(returned)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise CaptureError(f"{func} reads the value of a symbolic tensor")
-        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        symbolic = [operand for operand in operands if isinstance(operand, Symbolic)]
-        for operand in symbolic:
-            refresh(operand, self.record)
         outcome = decided(func, symbolic[0].bounds, args, leaves[0].shape) if len(leaves) == 1 else None
         if outcome is not None:
             return outcome
         results = [self.value(leaf, "v") for leaf in leaves]
         attrs = [(key, self.literal(value)) for key, value in kwargs.items() if key not in DROPPED]
         self.append(str(STRIDELESS.get(func, func)), tuple(map(self.literal, args)), attrs, results)
-        for value in results if len(symbolic) == len(operands) else ():
-            terms = symbolic[0].numel() // max(1, value.numel())
-            value.bounds = range_of_results(func, [operand.bounds for operand in symbolic], value.dtype, terms)
-        if len(symbolic) == 1 and len(results) == 1 and results[0].bounds is None:
-            results[0].bounds = range_of_monotone(func, args, kwargs, symbolic[0].bounds)
-        if has(func, Trait.VIEW):
-            several = isinstance(returned, list | tuple)
-            for index, value in enumerate(results):
-                link(value, args[0], Link(func, tuple(args[1:]), kwargs, index if several else None))
+        for value, elements in zip(results, known.leaves() if known else (), strict=False):
+            value.known = elements
+        _bound(func, args, kwargs, results)
+        self._link(func, args, kwargs, results if isinstance(returned, list | tuple) else results[0])
         return pytree.tree_unflatten(results, structure)
+
+    def _link(self, func: Any, args: Any, kwargs: Any, results: Any) -> None:
+        """Remember that results are views of the first argument, where they are."""
+        if has(func, Trait.VIEW):
+            several = isinstance(results, list)
+            for index, value in enumerate(results if several else [results]):
+                link(value, args[0], Link(func, tuple(args[1:]), kwargs, index if several else None))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -143,6 +151,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return DECOMPOSED[func](*args, **kwargs)
         if func._schema.is_mutable:
             return self._mutate(func, args, kwargs)
+        if func is aten.index.Tensor:
+            with self:
+                rows = known_rows(*args)
+            if rows is not None:
+                return rows
         return self.record(func, args, kwargs)
 
     def _fake(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -197,3 +210,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         table = Table.of((data.float() if data.dtype == torch.bfloat16 else data).numpy().copy())
         self.tables.setdefault(table.name, table)
         return Ref(table.name)
+
+
+def _bound(func: Any, args: Any, kwargs: Any, results: Sequence[Symbolic]) -> None:
+    """Note the ranges of results that those of the operands decide."""
+    operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    symbolic = [operand for operand in operands if isinstance(operand, Symbolic)]
+    for value in results if len(symbolic) == len(operands) else ():
+        terms = symbolic[0].numel() // max(1, value.numel())
+        value.bounds = range_of_results(func, [operand.bounds for operand in symbolic], value.dtype, terms)
+    if len(symbolic) == 1 and len(results) == 1 and results[0].bounds is None:
+        results[0].bounds = range_of_monotone(func, args, kwargs, symbolic[0].bounds)

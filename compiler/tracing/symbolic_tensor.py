@@ -10,6 +10,7 @@ import torch
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.export import type_of
 from diffc.compiler.tracing.functionalize import View
+from diffc.compiler.tracing.known_values import Known
 from diffc.compiler.tracing.value_ranges import Bounds, Ranged
 from diffc.compiler.tracing.variable_length import prefix
 
@@ -22,6 +23,7 @@ class Symbolic(torch.Tensor):
     alias: View | None
     version: int
     bounds: Bounds | None
+    known: Known | None
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -30,7 +32,8 @@ class Symbolic(torch.Tensor):
         symbolic = torch.Tensor._make_wrapper_subclass(
             cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
-        symbolic.fake, symbolic.label, symbolic.alias, symbolic.version, symbolic.bounds = fake, name, None, 0, None
+        symbolic.fake, symbolic.label, symbolic.alias, symbolic.version = fake, name, None, 0
+        symbolic.bounds, symbolic.known = None, None
         return symbolic
 
     def __init__(self, fake: torch.Tensor, name: str) -> None:
@@ -68,8 +71,12 @@ class Symbolic(torch.Tensor):
         return super().__getitem__(index)
 
     def item(self) -> Any:
-        """Return a scalar whose range is known where the value's is; raise `CaptureError` otherwise."""
-        return Ranged(self.bounds) if self.bounds else super().item()
+        """Return the element where it is known, or a scalar of known range; raise `CaptureError` otherwise."""
+        return Ranged(self.bounds) if self.bounds and self.known is None else super().item()
+
+    def tolist(self) -> Any:
+        """Return the elements in lists where they are known; raise `CaptureError` otherwise."""
+        return super().tolist() if self.known is None else self.known.answer().tolist()
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Symbolic({self.label}: {type_of(self.fake)})"

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,9 @@ from diffc.compiler.ir.program import Literal, Op, Ref, Type, Value
 from diffc.compiler.tracing.pipeline_errors import pipeline_line
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import RequestInput, Text
+from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.symbolic_text import Derivation, Texts, Word, refusal
+from diffc.compiler.tracing.text_lengths import LIMIT, TextLengths
 from diffc.runtime.program.verify import SIDES
 
 COLUMNS = ("input_ids", "attention_mask")
@@ -32,12 +35,17 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class _Call:
-    """Hold a call of a tokenizer: its name, the token that it pads with, the sides that are not right, and options."""
+    """Hold a call of a tokenizer: its name, the token that it pads with, the sides that are not right, and options.
+
+    ``encode`` does the same to one string, and ``limit`` is the length to which the tokenizer cuts texts by default.
+    """
 
     tokenizer: str
     pad: int
     sides: Mapping[str, str]
     options: Mapping[str, Any]
+    encode: Callable[[str], Any]
+    limit: int
 
     def check(self, tokenizer: Any) -> None:
         """Refuse a call with another option, whose tokens are no tensors, or lack special tokens of a program."""
@@ -50,11 +58,27 @@ class _Call:
         if not self.options.get("add_special_tokens", True) and tokenizer.num_special_tokens_to_add():
             raise CaptureError(f"{self.tokenizer} is called without its special tokens", fix=fix)
 
-    def unpadded(self) -> CaptureError | None:
+    def most(self, width: int) -> int | None:
+        """Return the number of tokens to which the call cuts a text; None where it keeps all."""
+        if not self.options.get("truncation"):
+            return None
+        limit = width if self.is_padded else self.options.get("max_length") or self.limit
+        return int(limit) if limit < LIMIT else None
+
+    @property
+    def is_padded(self) -> bool:
+        """Return whether the tokens have the same number for every text."""
+        return self.options.get("padding") == "max_length" and bool(self.options.get("truncation"))
+
+    def least(self, derivation: Derivation) -> int:
+        """Count the tokens of an empty text."""
+        empty = derivation("", lambda _tokenizer, _text: ())
+        encoding = self.encode(empty)
+        return int(torch.as_tensor(encoding[COLUMNS[1]]).sum()) if COLUMNS[1] in encoding else 1
+
+    def unpadded(self) -> CaptureError:
         """Return the refusal of tokens whose number depends on the text; it is due only if the program needs them."""
         padding, truncation = self.options.get("padding"), self.options.get("truncation")
-        if padding == "max_length" and truncation:
-            return None
         return CaptureError(
             f"{self.tokenizer} is called with padding={padding!r}, truncation={truncation!r}:"
             " the text would decide the shape",
@@ -81,13 +105,14 @@ class RequestTexts:
     """Hold what stands for the texts of the request in a run.
 
     ``proved`` are derivations to record in the place of others. ``probes`` are real texts to run with, by input, and
-    ``receive`` takes the calls of tokenizers then.
+    ``receive`` takes the calls of tokenizers then. ``markers`` are the numbers of tokens that the run assumes.
     """
 
     symbols: Texts
     proved: Mapping[Derivation, Derivation] = field(default_factory=dict)
     probes: Mapping[str, str] | None = None
     receive: Receive | None = None
+    markers: Sequence[int] = ()
 
 
 class TokenizerCalls:
@@ -98,7 +123,8 @@ class TokenizerCalls:
         self.receive = texts.receive or self._note
         self.batches = {key: item.batch for key, item in inputs.items() if isinstance(item, Text)}
         self.calls, self.unpadded = list[TextCall](), dict[str, CaptureError]()
-        self.names = dict[Derivation, str]()
+        self.names, self.open = dict[Derivation, str](), dict[str, str]()
+        self.lengths, self.counted = TextLengths(texts.markers), dict[str, str]()
 
     @property
     def request(self) -> dict[str, list[Any]]:
@@ -130,7 +156,9 @@ class TokenizerCalls:
                 several = isinstance(text, list | tuple)
                 encoding = real.__call__(this, strings if several else strings[0], *args, **kwargs)
             if any(isinstance(source, Derivation) for source in sources):
-                recorded = _Call(name, this.pad_token_id, _left_sides(this, kwargs), options)
+                encode = partial(_encode, real, this, args, kwargs)
+                limit = getattr(this, "model_max_length", LIMIT)
+                recorded = _Call(name, this.pad_token_id, _left_sides(this, kwargs), options, encode, limit)
                 recorded.check(this)
                 present = [column for column in COLUMNS if column in encoding]
                 columns = self._encoded(recorded, sources, [encoding[column] for column in present])
@@ -187,24 +215,42 @@ class TokenizerCalls:
     def _symbolic(self, call: _Call, derivation: Derivation, real: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Record an operation for texts of one input. One text may be repeated, as one for several images is."""
         key = derivation.key
-        batch, count = self.batches[key], len(real[0])
-        copies = count if batch == 1 else 1
-        if count != batch * copies:
-            what = f"{call.tokenizer} is given {count} texts made of {key}"
+        batch, rows = self.batches[key], len(real[0])
+        copies = rows if batch == 1 else 1
+        if rows != batch * copies:
+            what = f"{call.tokenizer} is given {rows} texts made of {key}"
             raise CaptureError(what, fix="give every text of the batch once")
-        with _disable_current_modes():
-            fakes = [self.recorder.fake_mode.from_tensor(column[:batch]) for column in real]
-        results = [self.recorder.value(fake, prefix) for fake, prefix in zip(fakes, ("ids", "mask"), strict=False)]
+        results, most = self._columns(call, derivation, real)
         derivation = self.proved.get(derivation, derivation)
         *steps, last = derivation.steps or (None,)
         is_filled = last is not None and last[0] == "fill"
         text = self._text(replace(derivation, steps=tuple(steps)) if is_filled else derivation)
-        attrs: list[tuple[str, Literal]] = [("tokenizer", call.tokenizer), ("length", real[0].shape[-1])]
+        attrs: list[tuple[str, Literal]] = [("tokenizer", call.tokenizer), ("length", most)]
         attrs += [("pad", call.pad), *(last[1] if last is not None and is_filled else ()), *call.sides.items()]
         self.recorder.append("tokenize", (Ref(text),), attrs, results)
-        if refused := call.unpadded():
-            self.unpadded |= dict.fromkeys((value.label for value in results), refused)
+        labels = [value.label for value in results]
+        if call.most(most) is None or not call.is_padded and self.batches[key] > 1:
+            self.unpadded |= dict.fromkeys(labels, call.unpadded())
+        elif not call.is_padded:
+            self.open |= dict.fromkeys(labels, pipeline_line(traceback.extract_stack()))
         return [torch.cat([column] * copies) for column in results] if copies > 1 else results
+
+    def _columns(self, call: _Call, derivation: Derivation, real: Sequence[torch.Tensor]) -> tuple[list[Symbolic], int]:
+        """Return tokens and mask of a text, for a batch of it, and the most tokens that it has."""
+        with _disable_current_modes(), self.texts.suspended():
+            width = real[0].shape[-1]
+            most = call.most(width)
+            length = self.lengths.length((call.tokenizer, derivation), lambda: call.least(derivation), most)
+            count = length.width(most)
+            width = width if call.is_padded else count
+            columns = [column.new_zeros((self.batches[derivation.key], width)) for column in real]
+            fakes = [self.recorder.fake_mode.from_tensor(column) for column in columns]
+        results = [self.recorder.value(fake, prefix) for fake, prefix in zip(fakes, ("ids", "mask"), strict=False)]
+        for mask in results[1:]:
+            mask.known = self.lengths.mask(columns[1], count, width=width, on_left="padding_side" in call.sides)
+        if most is not None and length.name not in self.counted.values() and count == length.at:
+            self.counted[results[0].label] = length.name
+        return results, most or width
 
     def _text(self, derivation: Derivation) -> str:
         """Return the name of a text, after recording the operations that it needs."""
@@ -217,6 +263,10 @@ class TokenizerCalls:
             self.recorder.ops.append(Op(operator, (Ref(source),), attrs, results=(result,)))
             self.names[derivation] = result.name
         return self.names[derivation]
+
+
+def _encode(real: type, tokenizer: Any, args: Sequence[Any], options: Mapping[str, Any], text: str) -> Any:
+    return real.__call__(tokenizer, [text], *args, **options)
 
 
 def _listed(text: Any) -> list[Any]:

@@ -22,10 +22,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.ir.program import Guard, Op, Program, Table
+from diffc.compiler.ir.program import Guard, Input, Op, Program, Size, Table
 from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.global_generators import global_generators_unused
 from diffc.compiler.tracing.image_functions import recorded_images
+from diffc.compiler.tracing.length_fit import LengthTrace
+from diffc.compiler.tracing.length_range import Trace, fit_over_lengths
 from diffc.compiler.tracing.opaque_components import OpaqueComponents
 from diffc.compiler.tracing.pipeline_errors import pipeline_errors
 from diffc.compiler.tracing.recorder import Recorder
@@ -36,7 +38,7 @@ from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.symbolic_text import Texts
 from diffc.compiler.tracing.text_functions import recorded_functions
 from diffc.compiler.tracing.text_proof import Recorded, prove
-from diffc.compiler.tracing.tokenizer_calls import Receive, RequestTexts, TextCall, TokenizerCalls
+from diffc.compiler.tracing.tokenizer_calls import Receive, RequestTexts, TokenizerCalls
 
 ON_STEP = "on_step"
 
@@ -86,7 +88,9 @@ def trace(
 
     tokenizers = tokenizers or {}
 
-    def run(numbers: Mapping[str, float], texts: RequestTexts, limit: float = math.inf) -> _Run:
+    def run(
+        numbers: Mapping[str, float], texts: RequestTexts, limit: float = math.inf, calls: ComponentCalls = calls
+    ) -> _Run:
         received = TokenizerCalls(Recorder(calls.fake_mode, seeds, limit), inputs, texts)
         return _run(function, components, inputs, numbers, received, calls, tokenizers, on_step)
 
@@ -108,22 +112,79 @@ def trace(
     ports = tuple(declared(key, item) for key, item in inputs.items())
     program = Program(name, ports, tuple(guards), (), tuple(tables.values()), tuple(ops), tuple(first.outputs))
     live = program.live()
-    for refusal in (first.unpadded.get(value.name) for op in live.ops for value in op.results):
+    for refusal in (first.texts.unpadded.get(value.name) for op in live.ops for value in op.results):
         if refusal is not None:
             raise refusal
-    return live
+    line = first.line_of_length(live)
+    if line is None:
+        return live
+
+    branch = calls.branch()
+
+    def at_counts(counts: Mapping[str, int]) -> LengthTrace:
+        repeated = run(defaults, replace(texts, markers=tuple(counts.values())), calls=branch)
+        return repeated.counted(ports, branch)
+
+    return _opened(program, first, first.counted(ports, calls), at_counts, line)
+
+
+def _opened(program: Program, first: _Run, base: LengthTrace, at_counts: Trace, line: str) -> Program:
+    """Return a program whose sizes are functions of the numbers of tokens that decide them.
+
+    Raises `CaptureError` with the line that depends on such a number where there is none.
+    """
+    if batch := next((item.type.shape[0] for item in program.texts if item.type.shape[0] != 1), None):
+        what = f"the numbers of tokens of the texts decide what is computed, for a batch of {batch}"
+        raise CaptureError(
+            what, where=line, fix="build for a batch of one: a request of several prompts runs it for each"
+        )
+    try:
+        opened = fit_over_lengths(base, first.texts.lengths.spans, at_counts)
+    except CaptureError as error:
+        raise CaptureError(error.what, where=error.where or line, fix=error.fix) from error
+    originals = {op.results[0].name: op for op in first.ops if op.results}
+    ops = list[Op]()
+    for op in program.ops:
+        original = originals.get(op.results[0].name) if op.results else None
+        ops += [op] if original is None else opened.apply(original, op)
+    tables = {table.name: table for table in program.tables} | opened.tables
+    names = {length.name for length in opened.lengths}
+    counted = {label: name for label, name in first.texts.counted.items() if name in names}
+    if names > set(counted.values()):
+        raise CaptureError("the number of tokens of a text that is not cut decides what is computed", where=line)
+    ops = [_counting(op, counted, first.texts.open) for op in ops]
+    return replace(program, ops=tuple(ops), tables=tuple(tables.values()), lengths=opened.lengths).live()
+
+
+def _counting(op: Op, counted: Mapping[str, str], is_open: Collection[str]) -> Op:
+    """Make the first call of a tokenizer with a text count its tokens."""
+    name = counted.get(op.results[0].name) if op.results else None
+    if name is None:
+        return op
+    sizes = (Size.of(name),) if op.results[0].name in is_open else op.results[0].type.shape[1:]
+    results = (replace(value, type=replace(value.type, shape=(value.type.shape[0], *sizes))) for value in op.results)
+    return replace(op, attrs=(*op.attrs, ("count", name)), results=tuple(results))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Hold the recording of one run; ``unpadded`` refuses values that have no fixed shape, should they be needed."""
+    """Hold the recording of one run, and its calls of tokenizers."""
 
     ops: list[Op]
     tables: dict[str, Table]
     guards: list[Guard]
     outputs: list[str]
-    unpadded: dict[str, CaptureError]
-    text_calls: list[TextCall]
+    texts: TokenizerCalls
+
+    def line_of_length(self, program: Program) -> str | None:
+        """Return a line of the function on which the number of a text's tokens decides what the program computes."""
+        open_lines = (self.texts.open.get(value.name) for op in program.ops for value in op.results)
+        return next((line for line in (*self.texts.lengths.questions, *open_lines) if line is not None), None)
+
+    def counted(self, inputs: tuple[Input, ...], calls: ComponentCalls) -> LengthTrace:
+        """Return the run as one of several that differ in the numbers of tokens."""
+        program = Program("", inputs, (), (), tuple(self.tables.values()), tuple(self.ops), tuple(self.outputs))
+        return LengthTrace({n.name: n.at for n in self.texts.lengths.lengths.values()}, program.live(), calls)
 
 
 def _first_run(
@@ -148,7 +209,7 @@ def _first_run(
     def probe(strings: Mapping[str, str], receive: Receive) -> Sequence[Op]:
         return run(replace(texts, probes=strings, receive=receive)).ops
 
-    recorded = Recorded(first.text_calls, first.ops, keys)
+    recorded = Recorded(first.texts.calls, first.ops, keys)
     proved = prove(recorded, probe, lambda name, text: tokenizers[name].tokenize(text))
     texts = replace(texts, proved=proved)
     return (run(texts) if proved else first), texts
@@ -186,4 +247,4 @@ def _run(
         outputs = [recorder.name(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Symbolic)]
     if not outputs:
         raise CaptureError("the sampler returns nothing that depends on the request or on noise", fix="return a tensor")
-    return _Run(recorder.ops, recorder.tables, guards, outputs, texts.unpadded, texts.calls)
+    return _Run(recorder.ops, recorder.tables, guards, outputs, texts)

@@ -128,7 +128,7 @@ class Ref:
     name: str
 
 
-Literal = Ref | bool | int | float | str | None | tuple["Literal", ...]
+Literal = Ref | bool | int | float | str | None | Size | tuple["Literal", ...]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,6 @@ def refused(change: Callable[[Any, Any], Any]) -> CaptureError:
         (lambda ids, length: ids[:length].new_zeros(3), "zeros that do not make a prefix whole"),
         (lambda ids, length: cat(ids[:length], 3), "do not make a prefix 3 rows"),
         (lambda ids, length: cat(ids[:length], 4, 2), "do not make a prefix 4 rows"),
-        (lambda ids, length: ids[: int(length)], "reads the value of a symbolic tensor"),
     ],
 )
 def test_what_is_not_exact_is_refused(change: Callable[[Any, Any], Any], message: str) -> None:

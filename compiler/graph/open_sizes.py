@@ -1,0 +1,97 @@
+"""Compute the open sizes of a graph from the tensors of a call: while it runs, and while it is exported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+
+from diffc.compiler.ir.program import Length, Size, Type, Value
+
+
+def lengths_of(ports: Sequence[Value], tensors: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return the lengths that the sizes of tensors decide."""
+    lengths = dict[str, Any]()
+    for port, tensor in zip(ports, tensors, strict=True):
+        for axis, size in enumerate(port.type.shape):
+            if isinstance(size, Size) and len(size.factors) == 1 and size.lengths[0] not in lengths:
+                [(name, factor)] = size.factors
+                lengths[name] = (tensor.shape[axis] - size.constant) // factor
+    return lengths
+
+
+def number(tensor: torch.Tensor, length: Length) -> Any:
+    """Return a length that a tensor holds, within its bounds."""
+    value = tensor.item()
+    torch._check(value >= length.least)  # type: ignore[no-untyped-call]
+    torch._check(value <= length.most)  # type: ignore[no-untyped-call]
+    return value
+
+
+def lengths_in(types: Iterable[Type]) -> set[str]:
+    """Return the names of the lengths that the sizes of tensors of these types decide."""
+    sizes = (size for type_ in types for size in type_.shape)
+    return {size.lengths[0] for size in sizes if isinstance(size, Size) and len(size.factors) == 1}
+
+
+def marker(length: Length) -> int:
+    """Return a value of a length to export a graph at: neither end of its range, if it has others."""
+    return min(length.most, length.least + 2 + (length.most - length.least) // 3)
+
+
+def evaluated(size: Any, lengths: Mapping[str, Any]) -> Any:
+    """Return the value of a size, which may be an integer of a graph that is being exported."""
+    if not isinstance(size, Size):
+        return size
+    numbers = {name: int(n) if isinstance(n := lengths[name], torch.Tensor) else n for name in size.lengths}
+    return size.constant + sum(factor * numbers[name] for name, factor in size.factors)
+
+
+def dynamic_sizes(types: Iterable[Type], lengths: Iterable[Length]) -> list[dict[int, Any] | None]:
+    """Return the open axes of tensors, with their bounds, as ``torch.export`` takes them; None where there are none."""
+    bounds = {length.name: (length.least, length.most) for length in lengths}
+    return [
+        {axis: _dimension(size, bounds) for axis, size in enumerate(type_.shape) if isinstance(size, Size)} or None
+        for type_ in types
+    ]
+
+
+def _dimension(size: Size, bounds: Mapping[str, tuple[int, int]]) -> Any:
+    least, most = size.bounds(bounds)
+    return Dim.DYNAMIC(min=least, max=most)
+
+
+class _Integers(type):
+    """Convert to integers, but for sizes of a graph that is being exported: they are integers already."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and isinstance(args[0], torch.SymInt) else int(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, int | torch.SymInt)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, int)
+
+
+class _Integer(metaclass=_Integers):
+    """Stand for ``int`` in the modules of a component's code."""
+
+
+@contextmanager
+def sizes_stay_open(component: nn.Module) -> Iterator[None]:
+    """Keep ``int(size)`` in the code of a component from fixing the size in this block."""
+    names = {type(layer).__module__ for layer in component.modules()}
+    modules = [sys.modules[name] for name in names if name in sys.modules and "int" not in vars(sys.modules[name])]
+    for module in modules:
+        vars(module)["int"] = _Integer
+    try:
+        yield
+    finally:
+        for module in modules:
+            del vars(module)["int"]

@@ -1,0 +1,56 @@
+"""Compute open sizes from tensors, and export with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from diffc.compiler.graph.body import example_inputs
+from diffc.compiler.graph.export import export
+from diffc.compiler.graph.open_sizes import (
+    dynamic_sizes,
+    evaluated,
+    lengths_in,
+    lengths_of,
+    marker,
+    number,
+    sizes_stay_open,
+)
+from diffc.compiler.ir.program import Length, Size, Type, Value
+
+L0, L1 = Size.of("L0"), Size.of("L1")
+PORTS = [Value("x", Type("float32", (1, 2 * L0 + 4))), Value("y", Type("float32", (L0 + L1,)))]
+
+
+def test_sizes_decide_lengths() -> None:
+    lengths = lengths_of(PORTS, [torch.zeros(1, 14), torch.zeros(9)])
+    assert lengths == {"L0": 5}
+    assert lengths_in(port.type for port in PORTS) == {"L0"}
+    assert (evaluated(3 * L0 - 1, lengths), evaluated(7, lengths), evaluated(L0, {"L0": torch.tensor(4)})) == (14, 7, 4)
+
+
+def test_a_marker_is_no_end_of_a_range() -> None:
+    assert [marker(length) for length in (Length("L0", 1, 31), Length("L0", 3, 3))] == [13, 3]
+    assert number(torch.tensor(3), Length("L0", 1, 4)) == 3
+
+
+class Positions(nn.Module):
+    """Number the rows of a tensor, and fix their number, as much code does."""
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
+        """Add its number to each row."""
+        [x] = tensors
+        count = int(x.shape[1])
+        assert isinstance(count, int)
+        return (x + torch.arange(count),)
+
+
+def test_a_graph_keeps_its_sizes_open() -> None:
+    ports = [Value("x", Type("float32", (1, L0)))]
+    module = Positions()
+    with sizes_stay_open(module):
+        sizes = dynamic_sizes([port.type for port in ports], [Length("L0", 1, 20)])
+        body = export("positions", module, example_inputs(ports, {"L0": 6}), sizes=sizes).module(check_guards=False)
+    for count in (1, 6, 20):
+        assert torch.equal(body(torch.zeros(1, count))[0], torch.arange(count)[None].float())
+    assert "int" not in vars(__import__(__name__, fromlist=["x"]))

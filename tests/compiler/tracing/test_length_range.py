@@ -1,0 +1,172 @@
+"""Trace samplers that drop the padding of a text, and compare the programs with the samplers at every length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from diffc.compiler.driver.pass_manager import run
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.evaluate import evaluate
+from diffc.compiler.ir.program import Length, Program
+from diffc.compiler.tracing.trace import capture
+from diffc.passes import NORMAL_FORM
+from tests.request_values import request_values
+
+MOST = 16
+Sample = Callable[[list[str]], torch.Tensor]
+
+
+class Words:
+    """Stand for a tokenizer: the id of a word is its length, and an end token follows."""
+
+    pad_token_id = 0
+    model_max_length = MOST
+
+    def __call__(self, text: list[str], *, padding: Any = True, truncation: bool = False, **_: Any) -> Any:
+        """Encode texts, padded to the longest or to the most tokens."""
+        rows = [[len(word) for word in one.split()] + [9] for one in text]
+        rows = [row[: MOST - 1] + row[-1:] if truncation and len(row) > MOST else row for row in rows]
+        width = MOST if padding == "max_length" else max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+class Encoder(nn.Module):
+    """Embed tokens, and mix what the mask lets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(40, 3)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, count: int = 0) -> torch.Tensor:
+        """Add the mean of all tokens to each, and a number."""
+        x = self.embedding(ids)
+        weights = mask[..., None].to(x.dtype)
+        return x + (x * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True) + count
+
+
+words, encoder = Words(), Encoder().requires_grad_(False)
+COMPONENTS = {"words": words, "encoder": encoder}
+
+
+def encoded(prompt: list[str], padding: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = words(prompt, return_tensors="pt", padding=padding, truncation=True, **options)
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    return encoder(ids, mask), mask
+
+
+def selected(prompt: list[str]) -> torch.Tensor:
+    hidden, mask = encoded(prompt, "max_length")
+    rows = torch.split(hidden[mask.bool()], mask.sum(dim=1).tolist(), dim=0)
+    return torch.stack([row[1:] for row in rows]).sum(1)
+
+
+def unpadded(prompt: list[str]) -> torch.Tensor:
+    hidden, mask = encoded(prompt, True)
+    return torch.cat([hidden, hidden.new_zeros(1, 20 - hidden.shape[1], 3)], 1) + mask.sum()
+
+
+def cleared(prompt: list[str]) -> torch.Tensor:
+    hidden, mask = encoded(prompt, "max_length")
+    hidden[0, int(mask.sum()) :] = 0
+    return hidden
+
+
+def encoded_again(prompt: list[str]) -> torch.Tensor:
+    _, mask = encoded(prompt, "max_length")
+    count = int(mask.sum())
+    ids = torch.arange(count)[None] + 7
+    return encoder(ids, torch.ones(1, count), count=count).sum(1)
+
+
+def two(prompt: list[str], negative: list[str]) -> torch.Tensor:
+    (one, _), (other, _) = encoded(prompt, True), encoded(negative, True)
+    both = torch.cat([one, other], 1)
+    return both.mean(1) * both.shape[1]
+
+
+def traced(sample: Callable[..., torch.Tensor]) -> Program:
+    def noisy(*args: Any, **texts: Any) -> torch.Tensor:
+        return sample(*args, **texts) + 0 * torch.randn(1)
+
+    noisy.__signature__ = __import__("inspect").signature(sample)  # type: ignore[attr-defined]
+    return run(capture(noisy, COMPONENTS), NORMAL_FORM)
+
+
+def evaluated(program: Program, **texts: str) -> torch.Tensor:
+    tokens, counts = {}, dict[str, torch.Tensor]()
+    for op in program.ops:
+        if op.operator == "tokenize":
+            [text] = op.reads()
+            padding = True if op.results[0].type.lengths else "max_length"
+            encoding = words([texts[text]], padding=padding, truncation=True)
+            tokens[text] = [encoding["input_ids"], encoding["attention_mask"]]
+            counts[str(op.attr("count"))] = encoding["attention_mask"].sum()
+    values = request_values(program, [torch.zeros(1)], **tokens)
+    return evaluate(program, values | counts)[0]
+
+
+@pytest.mark.parametrize("sample", [selected, unpadded, cleared, encoded_again])
+def test_every_length_is_exact(sample: Sample) -> None:
+    program = traced(sample)
+    assert Length("L0", 1, MOST) in program.lengths or Length("L0", 2, MOST) in program.lengths
+    for count in (1, 2, 3, 5, 8, 14, 15, 30):
+        text = "word " * count
+        torch.testing.assert_close(evaluated(program, prompt=text), sample([text]))
+
+
+def test_two_texts_have_lengths_of_their_own_and_share_a_graph() -> None:
+    program = traced(two)
+    assert [graph.component for graph in program.graphs].count("encoder") == 1
+    for prompt, negative in (("", "a b c"), ("a b c d", "a"), ("a " * 30, "")):
+        got = evaluated(program, prompt=prompt, negative=negative)
+        torch.testing.assert_close(got, two([prompt], [negative]))
+
+
+def bent(prompt: list[str]) -> torch.Tensor:
+    hidden, _ = encoded(prompt, True)
+    return hidden[:, :9].mean(1)
+
+
+def test_a_size_that_stops_to_grow_bounds_the_length() -> None:
+    assert Length("L0", 1, 9) in traced(bent).lengths
+
+
+def squared(prompt: list[str]) -> torch.Tensor:
+    hidden, mask = encoded(prompt, "max_length")
+    return hidden.sum(1) * int(mask.sum()) ** 2
+
+
+def looped(prompt: list[str]) -> torch.Tensor:
+    hidden, mask = encoded(prompt, "max_length")
+    return sum((hidden[:, at] for at in range(int(mask.sum()))), torch.zeros(()))
+
+
+def rounded(prompt: list[str]) -> torch.Tensor:
+    hidden, _ = encoded(prompt, True)
+    return hidden[:, : hidden.shape[1] // 4 * 4].mean(1)
+
+
+@pytest.mark.parametrize("sample", [squared, looped, rounded])
+def test_what_is_not_affine_is_refused_with_its_line(sample: Sample) -> None:
+    with pytest.raises(CaptureError, match="the number of tokens of a text decides what is computed") as refused:
+        traced(sample)
+    assert "test_length_range.py:" in str(refused.value.where)
+
+
+def test_a_batch_is_refused() -> None:
+    with pytest.raises(CaptureError, match="for a batch of 2"):
+        capture(selected, COMPONENTS, batch=2)
+
+
+def test_a_length_that_is_not_needed_leaves_the_program_as_it_is() -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        hidden, mask = encoded(prompt, "max_length")
+        return hidden if int(mask.sum()) < 100 else -hidden
+
+    assert not traced(sample).lengths
