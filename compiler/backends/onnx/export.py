@@ -25,6 +25,7 @@ from diffc.compiler.backends.onnx.custom_operators import Entries, plugins_of, r
 from diffc.compiler.backends.onnx.dialect import Dialect
 from diffc.compiler.backends.onnx.export_cache import TYPES, StoredTensor, StoredTensors, exported
 from diffc.compiler.backends.onnx.exporter_input import ExporterInput
+from diffc.compiler.backends.onnx.open_axes import name_axes, repeated_mask
 from diffc.compiler.backends.onnx.quantized_ops import lower_quantized_ops
 from diffc.compiler.backends.onnx.state_sizes import state_sizes
 from diffc.compiler.backends.onnx.weight_store import WeightStore
@@ -182,6 +183,7 @@ def _export(graph: Graph, tensors: StoredTensors) -> onnx_ir.Model:
         raise BackendError(f"{graph.name} has no ONNX form", where=graph.component)
     model = program.model
     _tidy(model, tensors)
+    name_axes(model, graph)
     for node in list(model.graph.all_nodes()):
         _legalize(model.graph, node)
     parts: list[Any] = [model, model.graph, *model.graph.all_nodes(), *_values(model.graph)]
@@ -265,6 +267,11 @@ def _legalize(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     if node.op_type == "Attention" and len(node.inputs) > 3 and node.inputs[3] is not None:
         mask, queries = node.inputs[3], node.inputs[0]
         if mask.shape is None or queries is None or queries.shape is None or mask.shape[-2] == queries.shape[-2]:
+            return
+        if not (mask.shape.is_static() and queries.shape.is_static()):
+            repeated = repeated_mask(mask, queries, str(node.outputs[0].name))
+            graph.insert_before(node, repeated)
+            node.replace_input_with(3, repeated[-1].outputs[0])
             return
         *leading, _, keys = mask.shape.numpy()
         shape = [*leading, queries.shape.numpy()[-2], keys]

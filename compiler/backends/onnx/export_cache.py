@@ -117,7 +117,7 @@ def _key(graph: Graph, state: Mapping[str, torch.Tensor], by: Sequence[Path]) ->
     for file in sorted(by):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     made_by = {name: importlib.metadata.version(name) for name in MAKERS}
-    ports = [[port.name for port in side] for side in (graph.inputs, graph.outputs)]
+    ports = [[str(port) for port in side] for side in (graph.inputs, graph.outputs)]
     signature = graph.body.graph_signature
     inputs = [(spec.kind.name, str(spec.arg), spec.target) for spec in signature.input_specs]
     outputs = [(spec.kind.name, str(spec.arg), spec.target) for spec in signature.output_specs]
