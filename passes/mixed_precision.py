@@ -29,8 +29,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from diffc.compiler.analysis.float32_nodes import FLOATS, INFINITE, arguments, is_double, representable, sensitive
-from diffc.compiler.graph.body import body_of, example_inputs
+from diffc.compiler.graph.body import body_of
 from diffc.compiler.graph.export import export
+from diffc.compiler.graph.symbolic import ports_like
 from diffc.compiler.ir.program import Graph
 
 aten = torch.ops.aten
@@ -45,7 +46,7 @@ def mixed_precision(graph: Graph, *, dtype: torch.dtype, wide: Collection[str] =
     typed = _Typed(body_of(graph), dtype, frozenset(wide))
     if not typed.computes:
         return graph
-    return replace(graph, body=export(graph.name, typed, example_inputs(graph.inputs)))
+    return replace(graph, body=export(graph.name, typed, ports_like(graph.inputs, graph)))
 
 
 class _Typed(nn.Module):

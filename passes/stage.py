@@ -29,9 +29,10 @@ from torch import fx, nn
 
 from diffc.compiler.analysis.hoisting import Cut, Row
 from diffc.compiler.analysis.stages import REQUEST, STEP, calls, known
-from diffc.compiler.graph.body import example_inputs, needed, size
+from diffc.compiler.graph.body import needed, size
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.graph.lazy_weights import materialized
+from diffc.compiler.graph.symbolic import ports_like
 from diffc.compiler.ir.program import Graph, Literal, Names, Op, Program, Ref, Table, Type, Value
 
 aten = torch.ops.aten
@@ -156,7 +157,7 @@ class _Split:
     def _graph(
         self, name: str, module: nn.Module, inputs: Sequence[Value], outputs: Sequence[Value], stage: str = ""
     ) -> Graph:
-        example = example_inputs(inputs)
+        example = ports_like(inputs, self.cut.graph)
         return Graph(
             name, tuple(inputs), tuple(outputs), export(name, module, example), self.cut.graph.component, stage
         )

@@ -24,6 +24,7 @@ from diffc.compiler.analysis.work import multiply_adds
 from diffc.compiler.errors import DiffcWarning
 from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of, needed
+from diffc.compiler.graph.symbolic import elements, is_open
 from diffc.compiler.ir.program import Graph, Literal, Program, Value
 
 FREE_BYTES = 64 << 20
@@ -83,7 +84,8 @@ class Cut:
 class _Worth:
     """Decide which early values are worth keeping.
 
-    Views are not: their bases are kept instead. Nor are values larger than all of their sources, unless keeping them
+    Views are not: their bases are kept instead. Nor are values of an open size, since values are
+    packed side by side. Nor are values larger than all of their sources, unless keeping them
     saves multiply-adds. A value that depends on the request takes memory in every run, and must save at least one
     multiply-add for each of its elements.
     """
@@ -105,7 +107,7 @@ class _Worth:
 
     def __call__(self, node: fx.Node) -> bool:
         value, stage, size = node.meta.get("val"), self.stages[node], self.size(node)
-        if not isinstance(value, torch.Tensor) or _looks(node):
+        if not isinstance(value, torch.Tensor) or is_open(value) or _looks(node):
             return False
         if size > sum(map(self.size, node.all_input_nodes)) and not multiply_adds(node):
             return False
@@ -139,4 +141,4 @@ def _looks(node: fx.Node) -> bool:
 def _bytes(node: fx.Node) -> int:
     value = node.meta.get("val")
     tensors = value if isinstance(value, list | tuple) else [value]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    return sum(elements(t) * t.element_size() for t in tensors if isinstance(t, torch.Tensor))

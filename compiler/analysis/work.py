@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffc.compiler.analysis.stages import BUILD, NAMES, Stage, denoiser, name_of, stages_of_nodes, stages_of_ports
 from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of
+from diffc.compiler.graph.symbolic import is_open, typical
 from diffc.compiler.ir.program import Graph, Program
 
 
@@ -64,7 +65,10 @@ def work_of_graph(graph: Graph, ports: Mapping[str, Stage]) -> Work:
 
 
 def multiply_adds(node: fx.Node) -> int:
-    """Count the multiply-adds of one node, as PyTorch's counter of floating-point operations does."""
+    """Count the multiply-adds of one node, as PyTorch's counter of floating-point operations does.
+
+    Open sizes count as they were when the graph was exported.
+    """
     if node.op != "call_function" or node.target is operator.getitem or has(node.target, Trait.POINTWISE):
         return 0
     if len(node.all_input_nodes) < 2:
@@ -72,6 +76,10 @@ def multiply_adds(node: fx.Node) -> int:
 
     def empty(source: fx.Node) -> object:
         value = source.meta["val"]
+        if is_open(value):
+            return torch.empty([typical(size) for size in value.shape], dtype=value.dtype, device="meta")
+        if isinstance(value, torch.SymInt):
+            return typical(value)
         return torch.empty_like(value, device="meta") if isinstance(value, torch.Tensor) else value
 
     args, kwargs = pytree.tree_map_only(fx.Node, empty, (node.args, dict(node.kwargs)))

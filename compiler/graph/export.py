@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -23,9 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from diffc.compiler.errors import CaptureError
+from diffc.compiler.errors import CaptureError, VerifyError
 from diffc.compiler.graph.aten import STRIDELESS, Trait, has
-from diffc.compiler.graph.lazy_weights import FAKES
+from diffc.compiler.graph.symbolic import concrete, dynamic_axes, is_open, mode_of, ranges
 from diffc.compiler.ir.program import Type
 
 aten = torch.ops.aten
@@ -41,7 +42,10 @@ LAYER = "layer"
 
 
 def type_of(tensor: torch.Tensor) -> Type:
-    """Describe a tensor in the terms of the IR."""
+    """Describe a tensor in the terms of the IR. Raises `VerifyError` where it has an open size."""
+    if is_open(tensor):
+        what = f"a value {tensor.dtype}{list(tensor.shape)} of a graph has a size that each request decides"
+        raise VerifyError(what, fix="leave out the technique that needs fixed sizes")
     return Type(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
@@ -75,15 +79,17 @@ def export(
 
     A module of operators is lifted, which takes half of the time. ``layers`` names the layers of the module's tensors
     by their paths; else `layers_of` does. ``sizes`` are the open ones of each tensor, as `dynamic_sizes` describes
-    them, of a module whose ``forward`` takes any number of tensors. Raises `CaptureError` with the name.
+    them, of a module whose ``forward`` takes any number of tensors; without them ``example`` may be fake tensors of
+    another graph, whose open sizes stay open. Raises `CaptureError` with the name.
     """
     with _named_failure(name), one_layout(), _Diagonals(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
         if isinstance(module, fx.GraphModule):
             body = _strideless(lift(module, example))
         else:
-            dynamic = (tuple(sizes),) if any(sizes) else None
-            body = _strideless(torch.export.export(module, tuple(example), strict=False, dynamic_shapes=dynamic))
+            axes, inputs = sizes or dynamic_axes(example), tuple(concrete(example))
+            dynamic = (tuple(axes),) if any(axes) else None
+            body = _strideless(torch.export.export(module, inputs, strict=False, dynamic_shapes=dynamic))
         if not all(map(_is_function, body.graph.nodes)):
             body = _strideless(body.run_decompositions({}))
     _name_layers(body, layers_of(module) if layers is None else layers)
@@ -175,11 +181,12 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
     """Lift the tensors that a module holds to inputs of its graph, and record the type of each node's result.
 
     Every node of the module is a port, a tensor of its own, or an operator that writes into nothing; ``example`` has
-    the shapes and types of its ports. The module is not changed; its tensors are shared.
+    the shapes and types of its ports: as fake tensors, where a size is open. The module is not changed; its
+    tensors are shared.
     """
     lifted, env, held = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, fx.Node]()
     tensors, constants = dict[str, torch.Tensor](), dict[str, Any]()
-    inputs, fakes = list[InputSpec](), list[torch.Tensor]()
+    inputs, fakes, mode = list[InputSpec](), list[torch.Tensor](), mode_of(example)
     for node in module.graph.find_nodes(op="get_attr"):
         target = str(node.target)
         if target not in held:
@@ -189,17 +196,17 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
             held[target] = lifted.placeholder(f"{kind.name.lower()}_{target.replace('.', '_')}")
             persistent = True if kind == InputKind.BUFFER else None
             inputs.append(InputSpec(kind, TensorArgument(held[target].name), target, persistent))
-            fakes.append(_fake(tensor))
+            fakes.append(_fake(tensor, mode))
         env[node] = held[target]
     for node, tensor in zip(module.graph.find_nodes(op="placeholder"), example, strict=True):
         env[node] = lifted.placeholder(node.name)
         inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(env[node].name), None))
-        fakes.append(_fake(tensor))
+        fakes.append(tensor if is_open(tensor) else _fake(tensor, mode))
     for node in module.graph.nodes:
         if node not in env:
             env[node] = lifted.node_copy(node, env.__getitem__)
     graph = fx.GraphModule(nn.Module(), lifted)
-    with FAKES:
+    with mode:
         _Typed(graph).run(*fakes)
     results: Any = lifted.output_node().args[0]
     outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in results]
@@ -210,7 +217,7 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
         graph=lifted,
         graph_signature=ExportGraphSignature(inputs, outputs),
         state_dict=tensors,
-        range_constraints={},
+        range_constraints=ranges(example),
         module_call_graph=[ModuleCallEntry("", signature)],
         constants=constants,
     )
@@ -234,6 +241,6 @@ def _kind(module: fx.GraphModule, target: str) -> InputKind:
     return InputKind.BUFFER if name in holder._buffers else InputKind.CONSTANT_TENSOR
 
 
-def _fake(tensor: torch.Tensor) -> torch.Tensor:
-    with FAKES:
+def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    with mode:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)

@@ -19,7 +19,7 @@ def name_axes(model: onnx_ir.Model, graph: Graph) -> None:
 
 
 def repeated_mask(mask: onnx_ir.Value, queries: onnx_ir.Value, stem: str) -> list[onnx_ir.Node]:
-    """Return nodes that repeat a mask of one row for each query, of which the graph knows the number only as it runs."""
+    """Return nodes that repeat a mask of one row for each query, whose number is known only as the graph runs."""
     count = onnx_ir.node("Shape", [queries], attributes={"start": -2, "end": -1})
     one = onnx_ir.node("Constant", [], attributes={"value_ints": [1]})
     sizes = onnx_ir.node("Concat", [count.outputs[0], one.outputs[0]], attributes={"axis": 0})
