@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
@@ -42,6 +43,7 @@ class OpaqueComponents:
 
     def _recording(self, name: str, module: nn.Module, method: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, self.recorder.written.present, (args, kwargs))
             with _disable_current_modes(), self._transparent():
                 signature, tensors, places = self.calls.call(name, module, method, args, kwargs)
             prefix = f"{signature.name}_" if signature.name[-1].isdigit() else signature.name  # its values are numbered

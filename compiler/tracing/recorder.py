@@ -22,6 +22,7 @@ from diffc.compiler.tracing.known_values import known_result, known_rows
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.value_ranges import decided, range_of_monotone, range_of_results
+from diffc.compiler.tracing.written_constants import WrittenConstants
 
 NOISE = ("aten::randn", "aten::randn_like", "aten::normal_functional")
 """Random operators whose values are normally distributed."""
@@ -53,6 +54,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.fake_mode, self.seeds, self.limit = fake_mode, seeds, limit
         self.ops, self.tables, self.counts = list[Op](), dict[str, Table](), dict[str, int]()
+        self.written = WrittenConstants(self.record, self.constant)
 
     def array(self, name: str, item: Image | Tensor) -> Symbolic:
         """Return the symbolic tensor of an input of the request."""
@@ -65,6 +67,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number = self.counts.get(prefix, 0)
         self.counts[prefix] = number + 1
         return Symbolic(fake, f"{prefix}{number}")
+
+    def constant(self, tensor: torch.Tensor) -> Symbolic:
+        """Return a constant as a value of the program."""
+        value = self.value(self.fake_mode.from_tensor(tensor), "v")
+        if tensor.dim():
+            self.append("aten.clone.default", (self.literal(tensor),), (), [value])
+        else:
+            self.append("aten.full.default", ((), tensor.item()), [("dtype", self.literal(tensor.dtype))], [value])
+        return value
 
     def append(
         self,
@@ -84,8 +95,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         refresh(tensor, self.record)
         return tensor.label
 
+    def results(self, returned: Any) -> list[str]:
+        """Name the tensors that the function returns; those that are constants become values. None where all are."""
+        tensors = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
+        present = [self.written.present(tensor) for tensor in tensors]
+        if not any(isinstance(tensor, Symbolic) for tensor in present):
+            return []
+        return [self.name(t if isinstance(t, Symbolic) else self.constant(t)) for t in present]
+
     def literal(self, item: Any) -> Literal:
         """Return an argument as it stands in the program; constant tensors become tables."""
+        item = self.written.present(item) if isinstance(item, torch.Tensor) else item
         if isinstance(item, Symbolic):
             return Ref(self.name(item))
         if isinstance(item, torch.Tensor):
@@ -100,6 +120,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def step(self, latents: Any) -> None:
         """Record that a step of the sampler has ended with these latents."""
+        latents = self.written.present(latents) if isinstance(latents, torch.Tensor) else latents
         if isinstance(latents, Symbolic):
             self.ops.append(Op("step", (Ref(self.name(latents)),), (), (Polynomial.constant(1.0),)))
 
@@ -140,12 +161,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 link(value, args[0], Link(func, tuple(args[1:]), kwargs, index if several else None))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = pytree.tree_map_only(torch.Tensor, self.written.present, (args, kwargs or {}))
         symbolic = any(isinstance(leaf, Symbolic) for leaf in pytree.tree_leaves((args, kwargs)))
         if torch.Tag.nondeterministic_seeded in func.tags:
             return self._noise(func, args, kwargs)
         if not symbolic:
-            return func(*args, **kwargs)
+            returned = func(*args, **kwargs)
+            self.written.add_views(func, args, kwargs, returned)
+            return returned
         if func in DECOMPOSED:
             with self:
                 return DECOMPOSED[func](*args, **kwargs)
@@ -169,13 +192,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _mutate(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Record an in-place operation as the one that returns a new value, which takes the old one's place."""
-        target, pure = args[0] if args else None, functional(func)
-        if pure is None:
+        pure = functional(func)
+        if pure is None or not args:
             raise CaptureError(f"{func} writes in place", fix="use the operation that returns a new tensor")
-        if not isinstance(target, Symbolic):
-            raise CaptureError(
-                f"{func} writes a value known only at run time into a constant", fix="write into a new tensor"
-            )
+        destination = args[0]
+        target = destination if isinstance(destination, Symbolic) else self.written.write(destination)
+        args = (target, *args[1:])
         if func in RESIZES:
             new = resized(target, getattr(args[1], "shape", args[1]), self.record)
         else:
@@ -188,7 +210,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if new.dtype != target.dtype:
                 new = self.record(aten._to_copy.default, (new,), {"dtype": target.dtype})
             write(target, new, self.record)
-        return target
+        return destination
 
     def _noise(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Symbolic:
         if func._schema.name not in NOISE:

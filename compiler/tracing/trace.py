@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Guard, Input, Op, Program, Size, Table
@@ -34,7 +33,6 @@ from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Tensor, Text, declared
 from diffc.compiler.tracing.scalar_range import Traced, fit_over_range
 from diffc.compiler.tracing.symbolic_scalar import Scalar, combine
-from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.symbolic_text import Texts
 from diffc.compiler.tracing.text_functions import recorded_functions
 from diffc.compiler.tracing.text_proof import Recorded, prove
@@ -244,7 +242,7 @@ def _run(
         stack.enter_context(pipeline_errors())
         stack.enter_context(recorder)
         result = function(**request)
-        outputs = [recorder.name(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Symbolic)]
+        outputs = recorder.results(result)
     if not outputs:
         raise CaptureError("the sampler returns nothing that depends on the request or on noise", fix="return a tensor")
     return _Run(recorder.ops, recorder.tables, guards, outputs, texts)

@@ -44,10 +44,9 @@ def finds(x: torch.Tensor) -> Any:
     return x.nonzero()  # here
 
 
-def writes_into_a_constant(x: torch.Tensor) -> Any:
-    result = torch.zeros(2, 3)
-    result[0] = x[0]  # here
-    return result
+def lists_a_written_constant(x: torch.Tensor) -> Any:
+    result = torch.zeros(3)
+    return result.copy_(x[0]).tolist()  # here
 
 
 def draws_uniformly(x: torch.Tensor) -> Any:
@@ -82,7 +81,7 @@ REFUSALS: Mapping[Callable[..., Any], str] = {
     lists: "",
     leaves_torch: "",
     finds: "reads the value of a symbolic tensor",
-    writes_into_a_constant: "into a constant",
+    lists_a_written_constant: "tolist() is not supported for tensor subclasses, got Symbolic",
     draws_uniformly: "aten.rand.default computes random values that are not normal",
     drops_out: "computes random values that are not normal",
     draws_doubles: "aten.randn.default computes noise in torch.float64",

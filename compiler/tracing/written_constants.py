@@ -1,0 +1,73 @@
+"""Replace constants of a trace by symbolic tensors from the first symbolic value that is written into them.
+
+A tensor that the sampler makes itself, a buffer of zeros for example, is a constant until then. It stays the object
+that the sampler holds; what is recorded of it is the symbolic tensor that took its place, and so for its views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.aten import Trait, has
+from diffc.compiler.tracing.functionalize import Link, Record
+from diffc.compiler.tracing.symbolic_tensor import Symbolic
+
+READS = ("tolist", "numpy")
+"""Methods that read a tensor's memory without an operator."""
+
+
+class WrittenConstants:
+    """Hold the symbolic tensors that took the places of constants, and the views of constants.
+
+    ``constant`` records a tensor as a value of the program.
+    """
+
+    def __init__(self, record: Record, constant: Callable[[torch.Tensor], Symbolic]) -> None:
+        self._record, self._constant = record, constant
+        self._written = dict[int, tuple[torch.Tensor, Symbolic]]()
+        self._views = dict[int, tuple[torch.Tensor, torch.Tensor, Link]]()
+        self._memory = set[int]()
+
+    def add_views(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        """Remember how an operator viewed a constant."""
+        if has(func, Trait.VIEW) and isinstance(args[0], torch.Tensor):
+            several = isinstance(returned, list | tuple)
+            views = returned if several else [returned] if returned is not args[0] else []
+            for index, view in enumerate(views):
+                self._views[id(view)] = view, args[0], Link(func, tuple(args[1:]), kwargs, index if several else None)
+
+    def present(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the symbolic tensor in the place of a constant that was written, itself or through a view."""
+        if id(tensor) in self._written:
+            return self._written[id(tensor)][1]
+        if not self._memory or isinstance(tensor, Symbolic) or _memory(tensor) not in self._memory:
+            return tensor
+        return self.write(tensor)
+
+    def write(self, tensor: torch.Tensor) -> Symbolic:
+        """Put a symbolic tensor in the place of a constant. Raises `CaptureError` for weights and unknown views."""
+        if id(tensor) in self._written:
+            return self._written[id(tensor)][1]
+        if isinstance(tensor, nn.Parameter) or type(tensor) is not torch.Tensor:
+            raise CaptureError("a value known only at run time is written into a weight", fix="write into a new tensor")
+        if id(tensor) in self._views:
+            _, source, link = self._views[id(tensor)]
+            symbolic: Symbolic = link.take(self.write(source), self._record)
+        elif _memory(tensor) in self._memory:
+            raise CaptureError("a constant shares its memory with one that is written", fix="clone the tensor first")
+        else:
+            symbolic = self._constant(tensor)
+            self._memory.add(_memory(tensor))
+        self._written[id(tensor)] = tensor, symbolic
+        for method in READS:  # instead of reading what the memory held before
+            setattr(tensor, method, getattr(symbolic, method))
+        return symbolic
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata if type(tensor) is torch.Tensor else 0
