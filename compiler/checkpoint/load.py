@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from diffc.compiler.checkpoint.model_index import (
 )
 from diffc.compiler.checkpoint.quantized_weights import dequantized, refuse_leftovers
 from diffc.compiler.checkpoint.safetensors_header import (
+    Header,
     read_header,
     read_tensors,
     refuse_partial_models,
@@ -43,9 +45,11 @@ from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.checkpoint.tokenizer_check import check_tokenizer
 from diffc.compiler.checkpoint.unread_files import refuse_other_folders, unread_files
 from diffc.compiler.errors import DiffcWarning, LoadError, first_line
-from diffc.compiler.graph.lazy_weights import materialize, postponed
+from diffc.compiler.graph.lazy_weights import materialize, postponed, read
 
 ENCODER = "image_encoder"
+ADAPTER_WEIGHTS = re.compile(r"\.(weight|bias|latents)$")
+"""The ends of the names of the tensors that diffusers reads of an IP-Adapter."""
 
 Modules = dict[str, nn.Module]
 
@@ -193,10 +197,11 @@ def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
     if not hasattr(pipeline, "load_ip_adapter"):
         fix = "leave --ip-adapter out, or give another checkpoint"
         raise LoadError(f"{type(pipeline).__name__} takes no IP-Adapter", where=str(path), fix=fix)
-    kind = kind_by_tensors(read_header(path).shapes)
+    header = read_header(path)
+    kind = kind_by_tensors(header.shapes)
     if kind is not None and "IP-Adapter" not in kind.name:
         raise LoadError(f"{path.name} is {kind.name}, not an IP-Adapter", where=str(path), fix=kind.fix)
-    tensors, unused = read_tensors(path), list[str]()
+    tensors, unused = _adapter_tensors(header), list[str]()
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise LoadError(f"{listed(bad)} holds NaN or infinity", where=str(path), fix="get the file again")
     if pipeline.image_encoder is None:
@@ -207,9 +212,10 @@ def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
         encoder, unused = module_of_folder(ENCODER, _module_class(annotation), path.parent)
         pipeline.register_modules(**{ENCODER: encoder})
     parts = {
-        part: {k.removeprefix(f"{part}."): t.float() for k, t in tensors.items() if k.startswith(f"{part}.")}
+        part: {k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")}
         for part in ("image_proj", "ip_adapter")
     }
+    unused += [key for key in tensors if not key.startswith(tuple(f"{part}." for part in parts))]
     try:
         pipeline.load_ip_adapter(parts, subfolder="", weight_name="", image_encoder_folder=None)
     except (*LIBRARY_ERRORS, LookupError, AttributeError) as error:
@@ -219,6 +225,17 @@ def _add_ip_adapter(pipeline: Any, path: Path) -> list[str]:
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
     return unused
+
+
+def _adapter_tensors(header: Header) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter in float32, after those that another tool quantized are multiplied out."""
+    stored, where = read_tensors(header.path), str(header.path)
+    tensors = {key: read(t) for key, t in dequantized(stored, where, metadata=header.metadata).items()}
+    if integers := [key for key, tensor in tensors.items() if not tensor.is_floating_point()]:
+        what = f"{listed(integers)} holds integers, not values of weights"
+        raise LoadError(what, where=where, fix="get the adapter in 16 or 32 bits")
+    refuse_leftovers([key for key in tensors if not ADAPTER_WEIGHTS.search(key)], stored, where)
+    return {key: tensor.float() for key, tensor in tensors.items()}
 
 
 def _module_class(annotation: Any) -> type[Any]:

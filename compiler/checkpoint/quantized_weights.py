@@ -87,13 +87,22 @@ def dequantized(
 
 
 def refuse_leftovers(unused: Iterable[str], stored: Tensors, where: str) -> None:
-    """Raise `LoadError` where no component uses a tensor beside a used weight of float8: it may be its scale."""
+    """Raise `LoadError` where no component uses a tensor that names a used weight of float8: it may be its scale.
+
+    A copy of the weight, of the same shape, is none.
+    """
     names = set(unused)
-    narrow = {name for name, tensor in stored.items() if tensor.dtype in FLOAT8 and name not in names}
-    for name in sorted(names):
-        module = name.rpartition(".")[0]
-        if weight := next((weight for weight in (module, f"{module}.weight") if weight in narrow), None):
+    narrow = {_words(n.removesuffix(".weight")): n for n, t in stored.items() if t.dtype in FLOAT8 and n not in names}
+    for name in sorted(names) if narrow else ():
+        words = _words(name)
+        slices = (words[at:end] for at in range(len(words)) for end in range(at + 1, len(words) + 1))
+        weight = next((narrow[part] for part in slices if part in narrow), None)
+        if weight is not None and (name not in stored or stored[name].shape != stored[weight].shape):
             raise _refusal(f"{name} may give {weight} its scale, in a scheme that diffc does not read", where)
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(re.split(r"[._]", name))
 
 
 def _refuse_schemes(stored: Tensors, config: Mapping[str, Any], where: str) -> None:

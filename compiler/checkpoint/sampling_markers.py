@@ -39,14 +39,20 @@ METADATA: dict[str, dict[str, Options]] = {
     "modelspec.prediction_type": {
         "v": V_PREDICTION,
         "v_prediction": V_PREDICTION,
+        "v-prediction": V_PREDICTION,
+        "vpred": V_PREDICTION,
         "epsilon": {"prediction_type": "epsilon"},
+        "eps": {"prediction_type": "epsilon"},
         "flow": {"kind": FLOW},
     },
     "modelspec.architecture": {"stable-diffusion-v2-768-v": V_PREDICTION},
-    "ss_v_parameterization": {"True": V_PREDICTION},
-    "ss_zero_terminal_snr": {"True": ZERO_SNR},
+    "ss_v_parameterization": {"true": V_PREDICTION, "1": V_PREDICTION, **dict.fromkeys(("false", "0", "none"), {})},
+    "ss_zero_terminal_snr": {"true": ZERO_SNR, "1": ZERO_SNR, **dict.fromkeys(("false", "0", "none"), {})},
 }
-"""The facts that a value of the metadata states."""
+"""The facts that a value of the metadata states, in lower case."""
+
+OPEN = ("modelspec.architecture",)
+"""The keys of which most values state nothing of sampling."""
 
 FIX = "ask the publisher which is true; a diffusers folder has one scheduler configuration"
 
@@ -77,9 +83,10 @@ def _statements(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
                 raise LoadError(f"the marker {name} holds no number", where=where, fix=FIX)
             statements[name] = {key: float(value) if v is float else v for key, v in options.items()}
     for key, meanings in METADATA.items():
-        if metadata.get(key) in meanings:
-            statements[key] = meanings[metadata[key]]
-        elif key in metadata and key.endswith("prediction_type"):
+        value = metadata.get(key, "").strip().lower()
+        if value in meanings:
+            statements[key] = meanings[value]
+        elif value and key not in OPEN:
             what = f"{key} is {metadata[key]!r}, which diffc does not know"
             raise LoadError(what, where=where, fix=f"known: {', '.join(meanings)}")
     return statements

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from diffc.compiler.checkpoint.load import load
@@ -277,3 +278,52 @@ def test_an_unknown_tensor_beside_an_unused_weight_is_harmless() -> None:
     refuse_leftovers(["x.weight", "x.gain", "y.gain"], stored, "x")
     with pytest.raises(LoadError, match=r"x\.gain may give x\.weight its scale"):
         refuse_leftovers(["x.gain", "y.gain"], stored, "x")
+
+
+@pytest.mark.parametrize("name", ["x.quantizer._amax", "x_gain", "scales.x", "a.x.weight.gain"])
+def test_a_leftover_that_names_a_weight_may_be_its_scale(name: str) -> None:
+    with pytest.raises(LoadError, match=f"{name} may give a?.?x.weight its scale"):
+        refuse_leftovers([name], {"x.weight": EIGHT, "a.x.weight": EIGHT, name: ONE}, "x")
+    refuse_leftovers(["ema.x.weight"], {"x.weight": EIGHT, "ema.x.weight": EIGHT.float()}, "x")
+    refuse_leftovers(["xy.gain"], {"x.weight": EIGHT, "xy.gain": ONE}, "x")
+
+
+@pytest.fixture
+def adapter(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Tensors]]:
+    """Return the path of an adapter to write, with an encoder beside it, and what diffusers receives of it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "projection_dim": 32, "image_size": 16, "patch_size": 8}
+    vision = transformers.CLIPVisionConfig(**sizes, num_hidden_layers=1, num_attention_heads=4)
+    transformers.CLIPVisionModelWithProjection(vision).save_pretrained(tmp_path / "image_encoder")
+    received = dict[str, Tensors]()
+    monkeypatch.setattr(
+        "diffusers.StableDiffusionPipeline.load_ip_adapter", lambda _, parts, **__: received.update(parts)
+    )
+    return tmp_path / "adapter.safetensors", received
+
+
+def test_an_adapter_is_multiplied_out(folder: Path, adapter: tuple[Path, dict[str, Tensors]]) -> None:
+    path, received = adapter
+    stored, values = scaled("ip_adapter.1.to_k_ip.weight", torch.randn(4, 4), "ip_adapter.1.to_k_ip.scale_weight")
+    save_file({"image_proj.proj.weight": torch.ones(4, 4), **stored, "stray.weight": torch.ones(2)}, path)
+    with pytest.warns(UserWarning, match=r"no component uses 1 tensor: stray\.weight"):
+        load(folder, ip_adapter=path)
+    assert [*received["ip_adapter"]] == ["1.to_k_ip.weight"]
+    assert torch.equal(received["ip_adapter"]["1.to_k_ip.weight"], values)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"ip_adapter.1.to_k_ip.weight": torch.ones(4, 4).char()}, "1 tensor: ip_adapter.1.to_k_ip.weight holds int"),
+        (
+            {"ip_adapter.1.to_k_ip.weight": torch.ones(4, 4).to(E4M3), "ip_adapter.1.to_k_ip.gain": torch.ones(())},
+            "ip_adapter.1.to_k_ip.gain may give ip_adapter.1.to_k_ip.weight its scale",
+        ),
+    ],
+)
+def test_rejects_an_adapter_without_its_scales(
+    folder: Path, adapter: tuple[Path, dict[str, Tensors]], tensors: Tensors, message: str
+) -> None:
+    save_file({"image_proj.proj.weight": torch.ones(4, 4), **tensors}, adapter[0])
+    with pytest.raises(LoadError, match=message):
+        load(folder, ip_adapter=adapter[0])

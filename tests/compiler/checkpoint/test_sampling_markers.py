@@ -33,6 +33,9 @@ ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         ({}, {"modelspec.architecture": "stable-diffusion-v2-768-v"}, V),
         ({}, {"modelspec.architecture": "stable-diffusion-xl-v1-base", "ss_v_parameterization": "False"}, {}),
         ({}, {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, V | ZERO),
+        ({}, {"ss_v_parameterization": "true", "ss_zero_terminal_snr": "1"}, V | ZERO),
+        ({}, {"ss_v_parameterization": "None", "ss_zero_terminal_snr": ""}, {}),
+        ({}, {"modelspec.prediction_type": " V-Prediction"}, V),
         (
             {"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.5)},
             {},
@@ -53,6 +56,7 @@ def test_markers_state_options_of_a_scheduler(
         ({"ztsnr": EMPTY}, {}, "ztsnr says zero terminal SNR"),
         ({}, {"ss_zero_terminal_snr": "True", "modelspec.prediction_type": "epsilon"}, "says zero terminal SNR"),
         ({}, {"modelspec.prediction_type": "x0"}, "modelspec.prediction_type is 'x0'"),
+        ({}, {"ss_v_parameterization": "maybe"}, "ss_v_parameterization is 'maybe'"),
         ({"edm_vpred.sigma_max": EMPTY}, {}, "the marker edm_vpred.sigma_max holds no number"),
     ],
 )
