@@ -53,9 +53,16 @@ def _stored(path: Path) -> tuple[Tensors, Mapping[str, str]]:
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) == b"GGUF":
-                return read_gguf(path), {}
+                tensors = read_gguf(path)
+                _refuse_others(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+                return tensors, {}
     header = read_header(path)
-    kind = kind_by_tensors(header.shapes)
+    _refuse_others(path, header.shapes)
+    return read_tensors(path), header.metadata
+
+
+def _refuse_others(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `LoadError` for the tensors of an adapter, or of a model whose values are stored otherwise."""
+    kind = kind_by_tensors(shapes)
     if kind is not None and kind.use != "component":
         raise LoadError(f"{path.name} is {kind.name}, not a component", where=str(path), fix=kind.fix)
-    return read_tensors(path), header.metadata

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,27 @@ from diffc.compiler.errors import LoadError, first_line
 from diffc.compiler.graph.lazy_weights import encoded
 
 PLAIN = ("F32", "F16", "F64", "I8", "I16", "I32", "I64")
+T5_NAMES = (
+    (r"token_embd\.", r"shared."),
+    (r"enc\.output_norm\.", r"encoder.final_layer_norm."),
+    (r"enc\.blk\.(\d+)\.attn_([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+    (r"enc\.blk\.(\d+)\.attn_rel_b\.", r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."),
+    (r"enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (r"enc\.blk\.(\d+)\.ffn_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"enc\.blk\.(\d+)\.ffn_gate\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+)
+"""The names of llama.cpp for the encoder of T5, whose values it stores as they are, and those of transformers."""
+
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 """The key of a tensor's shape where its rows were reshaped to fit the blocks."""
 
 
 def read_gguf(path: Path) -> dict[str, torch.Tensor]:
     """Map the tensors of a GGUF file into memory; those in blocks become lazy weights in float32.
+
+    The encoder of T5 has the names of transformers, whichever the file has.
 
     Raises `LoadError` for a damaged file, for a format that the package does not decode, and without the package.
     """
@@ -33,12 +49,24 @@ def read_gguf(path: Path) -> dict[str, torch.Tensor]:
         raise LoadError(what, where=str(path), fix="pip install 'diffc[gguf]'") from error
     try:
         reader = gguf.GGUFReader(path, mode="c")  # private pages that may be written: PyTorch warns of others
-        return {tensor.name: _tensor(gguf, tensor, reader.fields, path) for tensor in reader.tensors}
+        return _renamed({tensor.name: _tensor(gguf, tensor, reader.fields, path) for tensor in reader.tensors})
     except (ValueError, LookupError, TypeError, OSError, OverflowError, MemoryError) as error:
         what = f"{path.name} is damaged: {first_line(error)}"
         raise LoadError(
             what, where=str(path), fix="get the file again; its digest should be the publisher's"
         ) from error
+
+
+def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a T5 encoder under transformers' names, and others as they are."""
+    if not all(name.startswith(("enc.", "token_embd.")) for name in tensors):
+        return tensors
+    is_gated = any(".ffn_gate." in name for name in tensors)
+    renamed = dict[str, torch.Tensor]()
+    for name, tensor in tensors.items():
+        new = next((re.sub(old, new, name) for old, new in T5_NAMES if re.match(old, name)), name)
+        renamed[new if is_gated else new.replace(".wi_1.", ".wi.")] = tensor
+    return renamed
 
 
 def _tensor(gguf: Any, tensor: Any, fields: Any, path: Path) -> torch.Tensor:

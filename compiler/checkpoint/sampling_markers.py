@@ -83,10 +83,10 @@ def _statements(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
                 raise LoadError(f"the marker {name} holds no number", where=where, fix=FIX)
             statements[name] = {key: float(value) if v is float else v for key, v in options.items()}
     for key, meanings in METADATA.items():
-        value = metadata.get(key, "").strip().lower()
-        if value in meanings:
-            statements[key] = meanings[value]
-        elif value and key not in OPEN:
+        text = metadata.get(key, "").strip().lower()
+        if text in meanings:
+            statements[key] = meanings[text]
+        elif text and key not in OPEN:
             what = f"{key} is {metadata[key]!r}, which diffc does not know"
             raise LoadError(what, where=where, fix=f"known: {', '.join(meanings)}")
     return statements

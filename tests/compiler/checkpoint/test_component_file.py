@@ -83,12 +83,15 @@ def test_what_the_file_says_of_its_sampling_is_followed(folder: Path, tmp_path: 
 
 
 def test_rejects_what_does_not_fit(folder: Path, single_file: Path, tmp_path: Path) -> None:
+    llama = {"token_embd.weight": torch.zeros(2, 2), "blk.0.attn_q.weight": torch.zeros(2, 2)}
+    save_file(llama, tmp_path / "llama.safetensors")
     lora = {f"unet.to_q.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
     save_file(lora, tmp_path / "lora.safetensors")
     shutil.copy(folder / "vae" / UNET, tmp_path / "vae.safetensors")
     for files, message in (
         ({"transformer": tmp_path / "lora.safetensors"}, "the pipeline has no component 'transformer'"),
         ({"unet": tmp_path / "lora.safetensors"}, r"lora\.safetensors is a LoRA .*, not a component"),
+        ({"text_encoder": tmp_path / "llama.safetensors"}, r"is a language model with llama\.cpp's names, not a comp"),
         ({"unet": tmp_path / "gone.gguf"}, r"gone\.gguf cannot be read"),
         ({"text_encoder": tmp_path / "vae.safetensors"}, "text_encoder lacks"),
         ({"unet": tmp_path / "vae.safetensors"}, "unet"),

@@ -52,6 +52,7 @@ TENSORS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "a text encoder (T5)",
         "--component",
     ),
+    "llama.cpp": (("token_embd.weight", "blk.0.attn_q.weight", "blk.0.ffn_up.weight"), "llama.cpp", "encoders of T5"),
     "clip": (
         ("text_model.encoder.layers.0.self_attn.q_proj.weight", "text_projection.weight"),
         "a CLIP",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from diffc.compiler.checkpoint.gguf_file import read_gguf
 from diffc.compiler.errors import LoadError
@@ -71,3 +72,16 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path: Path, monk
     with pytest.raises(LoadError, match="the gguf package is not installed") as caught:
         read_gguf(tmp_path / "x.gguf")
     assert caught.value.fix == "pip install 'diffc[gguf]'"
+
+
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_the_encoder_of_t5_has_the_names_of_transformers(gguf: Any, tmp_path: Path, is_gated: bool) -> None:
+    form = {"feed_forward_proj": "gated-gelu" if is_gated else "relu"}
+    sizes = {"vocab_size": 64, "d_model": 32, "d_ff": 37, "d_kv": 8, "num_heads": 4, "num_layers": 2}
+    state = transformers.T5EncoderModel(transformers.T5Config(**sizes, **form)).state_dict()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, 2)
+    state.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
+    renamed = {names.get_name(name, try_suffixes=(".weight",)): tensor.numpy() for name, tensor in state.items()}
+    tensors = read_gguf(written(gguf, tmp_path / "x.gguf", {name: (data, None) for name, data in renamed.items()}))
+    assert tensors.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in tensors.items())
