@@ -11,8 +11,9 @@ import PIL.Image
 import torch
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.tracing.symbolic_array import FIX, SymbolicArray
+from diffc.compiler.tracing.symbolic_array import FIX, SymbolicArray, array_of
 from diffc.compiler.tracing.symbolic_pixels import Pixels, constant_pixels, image_of, pixels_of
+from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.text_functions import replaced
 
 Function = Callable[..., Any]
@@ -21,16 +22,18 @@ Function = Callable[..., Any]
 @contextmanager
 def recorded_images() -> Iterator[None]:
     """Record, in this block, functions that convert given images to arrays, arrays to tensors, and arrays to images."""
-    replacements: list[tuple[Any, str, Callable[[Function], Function]]] = [
+    replacements: list[tuple[Any, str, Callable[[Any], Function]]] = [
         *((np, name, _to_array) for name in ("array", "asarray", "ascontiguousarray")),
         *((torch, name, _to_tensor) for name in ("from_numpy", "tensor", "as_tensor")),
         (PIL.Image, "fromarray", _to_image),
         (PIL.Image.Image, "paste", _pasting),
         (PIL.Image.Image, "tobytes", _known),
+        (PIL.Image.Image, "__deepcopy__", lambda _: lambda image, _memo: image.copy()),
+        (Symbolic, "numpy", lambda _: array_of),
     ]
     with ExitStack() as stack:
         for owner, name, recording in replacements:
-            stack.enter_context(replaced(owner, name, recording(getattr(owner, name))))
+            stack.enter_context(replaced(owner, name, recording(getattr(owner, name, None))))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -42,6 +43,7 @@ class OpaqueComponents:
             yield
 
     def _recording(self, name: str, module: nn.Module, method: str) -> Callable[..., Any]:
+        @functools.wraps(getattr(type(module), method).__get__(module))  # pipelines ask which arguments it takes
         def call(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = pytree.tree_map_only(torch.Tensor, self.recorder.written.present, (args, kwargs))
             with _disable_current_modes(), self._transparent():

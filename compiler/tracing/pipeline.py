@@ -22,6 +22,7 @@ from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_ro
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Text
 from diffc.compiler.tracing.schedule_faults import check_finite, explained
+from diffc.compiler.tracing.symbolic_array import SymbolicArray
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
 from diffc.compiler.tracing.trace import trace
 from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
@@ -259,7 +260,8 @@ def _call(pipeline: Any, fixed: Mapping[str, Any], sampling: Sampling, *, takes_
 
         arguments = as_arguments(pipeline, sampling.inputs, request, sampling.as_image)
         result = pipeline(**arguments, **fixed, **({CALLBACK: after} if takes_callback else {}))
-        return _channels_first(result[0] if isinstance(result, tuple) else result)
+        first = result[0] if isinstance(result, tuple) else result
+        return _channels_first(first.tensor() if isinstance(first, SymbolicArray) else first)
 
     return call
 

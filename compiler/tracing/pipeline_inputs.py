@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import PIL.Image
@@ -28,6 +28,10 @@ KIND = re.compile(
     r"prepared|(?:image|picture)(?::(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*))?|(?P<shape>[1-9]\d*(?:x[1-9]\d*)*)"
 )
 
+TENSORS = {torch.Tensor, torch.FloatTensor}
+ARRAYS = {PIL.Image.Image, *TENSORS}
+"""What annotations name that an image or an array of the request may be."""
+
 Parameters = Mapping[str, inspect.Parameter]
 Size = tuple[int, int]
 """A width and a height in pixels."""
@@ -42,9 +46,9 @@ def requested_arrays(
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     for name in kinds:
-        if name not in parameters or not _admits(parameters[name], PIL.Image.Image, torch.Tensor):
+        if name not in parameters or not ARRAYS & _admitted(parameters[name]):
             what = f"{type(pipeline).__name__} takes neither images nor tensors as {name}"
-            takes = [n for n, p in parameters.items() if _admits(p, PIL.Image.Image, torch.Tensor)]
+            takes = [n for n, p in parameters.items() if ARRAYS & _admitted(p)]
             raise BuildError(what, where="--input", fix=f"use one of {', '.join(takes)}")
     _refuse_unknown_shapes(pipeline, parameters, kinds)
     arrays: dict[str, Image | Tensor] = {}
@@ -69,7 +73,7 @@ def as_arguments(
         each = kind.split(",")
         items = [arguments.pop(item) for item in _names(name, each)]
         items = [_argument(pipeline, item, one, as_image) for item, one in zip(items, each, strict=True)]
-        alone = len(items) == 1 and {PIL.Image.Image, torch.Tensor} & set(_types(parameters[name]))
+        alone = len(items) == 1 and ARRAYS & set(_types(parameters[name]))
         arguments[name] = items[0] if alone else items
     return arguments
 
@@ -135,10 +139,14 @@ def _types(parameter: inspect.Parameter) -> tuple[Any, ...]:
     return get_args(parameter.annotation) or (parameter.annotation,)
 
 
-def _admits(parameter: inspect.Parameter, *types: type) -> bool:
-    """Return whether the annotation names one of the types, alone or in a list."""
-    named = _types(parameter)
-    return any(type_ in (*named, *(arg for one in named for arg in get_args(one))) for type_ in types)
+def _admitted(parameter: inspect.Parameter) -> set[Any]:
+    """Return the types that the annotation names, alone or in lists of any depth."""
+    return set(_leaves(parameter.annotation))
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    for part in get_args(annotation) or (annotation,):
+        yield from (part,) if part is annotation else _leaves(part)
 
 
 def _is_needed_image(name: str, parameter: inspect.Parameter) -> bool:
@@ -149,9 +157,7 @@ def _is_needed_image(name: str, parameter: inspect.Parameter) -> bool:
 
 def _refuse_unknown_shapes(pipeline: Any, parameters: Parameters, kinds: Mapping[str, str]) -> None:
     required = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
-    tensors = [
-        n for n in required if _admits(parameters[n], torch.Tensor) and not _admits(parameters[n], PIL.Image.Image)
-    ]
+    tensors = [n for n in required if TENSORS & (types := _admitted(parameters[n])) and PIL.Image.Image not in types]
     unknown = [name for name in tensors if name not in kinds]
     if unknown:
         what = f"{type(pipeline).__name__} needs {' and '.join(unknown)}, of a shape that its signature lacks"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
@@ -149,6 +150,19 @@ class SymbolicArray(np.ndarray):
 
     def __bool__(self) -> bool:
         raise CaptureError("a condition depends on elements of an image", fix=FIX)
+
+
+def array_of(tensor: torch.Tensor, **_: Any) -> SymbolicArray:
+    """Return the array of NumPy with the elements of a symbolic tensor."""
+    kind = torch.zeros((), dtype=tensor.dtype).numpy().dtype
+    is_stored = kind == BOOL or tensor.dtype == torch.float32
+    return SymbolicArray(tensor if is_stored else tensor.to(torch.float32), kind)
+
+
+def tensors_of(results: Any) -> list[Any]:
+    """List the results of a function, with tensors in the place of symbolic arrays."""
+    leaves = pytree.tree_leaves(results)
+    return [leaf.tensor() if isinstance(leaf, SymbolicArray) else leaf for leaf in leaves]
 
 
 UFUNCS: Mapping[Any, Callable[..., torch.Tensor]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from diffc.compiler.errors import CaptureError
@@ -53,16 +52,6 @@ class Symbolic(torch.Tensor):
     @data.setter
     def data(self, replacement: Any) -> None:
         raise CaptureError("a symbolic value's .data is replaced", fix="assign the new tensor to a name, or use copy_")
-
-    def numpy(self, *, force: bool = False) -> Symbolic:  # type: ignore[override]
-        """Stay symbolic: a pipeline converts its result for display only."""
-        return self
-
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Stay symbolic when NumPy stacks results, as pipelines do that return videos as arrays."""
-        if func is not np.stack:
-            raise CaptureError(f"numpy.{func.__name__} reads a symbolic value", fix="use torch's operations")
-        return torch.stack(list(args[0]), *args[1:], **({"dim": kwargs["axis"]} if "axis" in kwargs else {}))
 
     def __getitem__(self, index: Any) -> Any:
         """Return a prefix of a length known only at run time, or index as any tensor does."""

@@ -45,13 +45,16 @@ def recorded_functions(texts: Texts) -> Iterator[None]:
 
 @contextmanager
 def replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function of a module, or a method of a class, in this block."""
-    before = getattr(module, name)
+    """Replace a function of a module, or a method of a class, in this block; add it where there is none."""
+    before = getattr(module, name, None)
     setattr(module, name, function)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        if before is None:
+            delattr(module, name)
+        else:
+            setattr(module, name, before)
 
 
 def _unescaping(texts: Texts, real: Callable[[str], str]) -> Callable[[Any], Any]:

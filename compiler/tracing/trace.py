@@ -32,6 +32,7 @@ from diffc.compiler.tracing.pipeline_errors import pipeline_errors
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Tensor, Text, declared
 from diffc.compiler.tracing.scalar_range import Traced, fit_over_range
+from diffc.compiler.tracing.symbolic_array import tensors_of
 from diffc.compiler.tracing.symbolic_scalar import Scalar, combine
 from diffc.compiler.tracing.symbolic_text import Texts
 from diffc.compiler.tracing.text_functions import recorded_functions
@@ -242,7 +243,7 @@ def _run(
         stack.enter_context(pipeline_errors())
         stack.enter_context(recorder)
         result = function(**request)
-        outputs = recorder.results(result)
+        outputs = recorder.results(tensors_of(result))
     if not outputs:
         raise CaptureError("the sampler returns nothing that depends on the request or on noise", fix="return a tensor")
     return _Run(recorder.ops, recorder.tables, guards, outputs, texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,22 @@ def by_hand(image: Any) -> torch.Tensor:
     return torch.from_numpy(array[None].astype(np.float32).transpose(0, 3, 1, 2) / 127.5) - 1.0
 
 
+def on_a_canvas(image: Any) -> torch.Tensor:
+    return by_hand(copy.deepcopy(cropped_image(image)))
+
+
+def cropped_image(image: Any) -> Any:
+    canvas = PIL.Image.new("RGB", (30, 20), (9, 8, 7))
+    canvas.paste(image.crop((3, 2, 20, 12)), (4, 5))
+    return canvas
+
+
+def of_a_tensor(image: Any) -> torch.Tensor:
+    frames = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(image)) * 0.5
+    extractor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False)
+    return extractor(images=frames, return_tensors="pt").pixel_values  # type: ignore[no-any-return]
+
+
 PROCESSORS: dict[str, Process] = {
     "VaeImageProcessor": vae,
     "VaeImageProcessor for masks": grey,
@@ -58,6 +75,8 @@ PROCESSORS: dict[str, Process] = {
     "SiglipImageProcessor": prepared(transformers.SiglipImageProcessor(size={"height": 24, "width": 24})),
     "Qwen2VLImageProcessor": prepared(transformers.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56)),
     "by hand": by_hand,
+    "on a canvas": on_a_canvas,
+    "of a tensor": of_a_tensor,
 }
 
 
@@ -74,3 +93,14 @@ def test_an_image_processor_becomes_part_of_the_program(name: str) -> None:
     [computed] = evaluate(traced(PROCESSORS[name]), {"image": image})
     assert computed.shape == expected.shape
     assert (computed.double() - expected.double()).abs().max() <= PICTURE_OF_NUMPY
+
+
+def test_results_that_are_arrays_are_results_of_the_program() -> None:
+    def sampler() -> Any:
+        frames = torch.randn(2, 3, 4).permute(0, 2, 1).float().numpy()
+        return np.stack([frames, frames], axis=1)
+
+    program = trace(sampler, {}, {}, calls=ComponentCalls())
+    noise = torch.randn(2, 3, 4)
+    [computed] = evaluate(program, {"n0": noise})
+    assert torch.equal(computed, torch.stack([noise.permute(0, 2, 1)] * 2, 1))

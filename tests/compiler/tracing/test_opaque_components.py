@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -39,3 +41,9 @@ def test_a_component_may_be_moved_but_not_cast() -> None:
         assert net.to("cuda") is net and net.to(torch.float32) is net
         with pytest.raises(CaptureError, match=r"casts net to torch\.float16"):
             net.to(torch.float16)
+
+
+def test_a_pipeline_may_ask_for_the_arguments_of_a_component() -> None:
+    net = nn.Bilinear(3, 3, 2)
+    with OpaqueComponents(Recorder(FAKES), ComponentCalls(), {"net": net}).recorded():
+        assert list(inspect.signature(net.forward).parameters) == ["input1", "input2"]

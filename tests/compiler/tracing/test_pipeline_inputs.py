@@ -40,6 +40,8 @@ class Pipeline:
         mask_image: Pictures = None,
         last_image: Pictures | None = None,
         pair: list[torch.Tensor] | None = None,
+        video: list[list[Pictures]] | None = None,
+        frame: torch.FloatTensor | None = None,
         prompt: str = "",
     ) -> None:
         """Take what pipelines take."""
@@ -69,6 +71,15 @@ def test_lists_are_put_together_again() -> None:
     request = {"embeds": 1, "image_1": 2, "image_2": 3, "mask_image": 5, "pair": 4, "prompt": "x"}
     given = as_arguments(Pipeline(), kinds, request)
     assert given == {"embeds": 1, "image": [2, 3], "mask_image": 5, "pair": [4], "prompt": "x"}
+
+
+def test_annotations_are_seen_through_lists_and_older_types() -> None:
+    kinds = {"embeds": "7", "video": "image,image", "frame": "image"}
+    arrays = asked(**kinds)
+    assert {arrays[name] for name in ("video_1", "video_2", "frame")} == {Image((2, 3, 32, 32))}
+    request = {"embeds": 1, "image": 2, "mask_image": 3, "video_1": 4, "video_2": 5, "frame": 6}
+    given = as_arguments(Pipeline(), kinds, request)
+    assert (given["video"], given["frame"]) == ([4, 5], 6)
 
 
 def test_images_are_handed_over_as_images() -> None:

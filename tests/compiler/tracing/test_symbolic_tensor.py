@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,17 +18,12 @@ def symbolic(*shape: int) -> Symbolic:
 def test_it_has_the_type_of_the_real_tensor() -> None:
     x, real = symbolic(2, 3), torch.zeros(2, 3)
     assert (x.shape, x.dtype, x.device, x.stride()) == (real.shape, real.dtype, real.device, real.stride())
-    assert x.numpy() is x and "x: " in repr(x)
+    assert "x: " in repr(x)
 
 
 def test_it_cannot_be_read_after_its_trace() -> None:
     with pytest.raises(CaptureError, match="after its trace has ended"):
         symbolic(2, 3) + 1
-
-
-def test_numpy_stacks_it_and_reads_it_in_no_other_way() -> None:
-    with pytest.raises(CaptureError, match=r"numpy\.concatenate reads"):
-        np.concatenate([symbolic(2)])
 
 
 def test_a_number_in_a_range_answers_comparisons() -> None:
