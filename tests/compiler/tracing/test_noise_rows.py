@@ -78,6 +78,7 @@ def test_a_pipeline_that_samples_one_image_only_is_left_alone() -> None:
         raise CaptureError("one image only")
 
     assert with_rows_of_noise([ONE], retrace) == [ONE]
+    assert with_rows_of_noise([ONE], lambda _: ONE) == [ONE], "one that ignores how many are requested"
 
 
 def test_a_pipeline_that_takes_one_generator_only_lets_each_seed_sample_its_image() -> None:
