@@ -53,13 +53,13 @@ def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[bool], Pr
         several = retrace(False)
     except CaptureError:
         return list(programs)  # the pipeline samples one image of a request: there is no other order
-    if several.batch < IMAGES:
-        return list(programs)  # the same, where it ignores how many are requested
     times = [_rows(op) // first.batch for op in noises]
     rows = [_rows(op) for op in _noises(several)]
     if len(rows) != len(times) or any(row not in (n, n * IMAGES) for row, n in zip(rows, times, strict=True)):
         what = f"{first.name} generates noise of {times} rows for one image, and of {rows} for {IMAGES}"
         raise CaptureError(what, fix="use a pipeline that generates the noise of all its images at once")
+    if several.batch < IMAGES:
+        return list(programs)  # the same, where it ignores how many are requested
     is_repeated = [row == n for row, n in zip(rows, times, strict=True)]
     if not any(is_repeated):
         return list(programs)
