@@ -260,7 +260,15 @@ def _fold(graph: onnx_ir.Graph, node: onnx_ir.Node, tensor: StoredTensor) -> Non
 
 
 def _legalize(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-    """Write out the rules of ATen: squeezing a dimension that is not 1 does nothing; masks repeat for every query."""
+    """Write out the rules of ATen: squeezing a dimension that is not 1 does nothing; masks repeat for every query.
+
+    The exporter states lengths of Fourier transforms as lists of one number, which are to be numbers.
+    """
+    if node.op_type == "DFT" and node.inputs[1] is not None:
+        length = onnx_ir.node("Squeeze", [node.inputs[1]])
+        length.outputs[0].name = f"{node.outputs[0].name}_length"
+        graph.insert_before(node, length)
+        node.replace_input_with(1, length.outputs[0])
     if node.op_type == "Squeeze" and node.inputs[0] is not None and node.inputs[0].shape == node.outputs[0].shape:
         node.op_type = "Identity"
         node.resize_inputs(1)

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, OutputKind, OutputSpec, TensorArgument
 
+from diffc.compiler.backends.onnx.decompositions import decompose
 from diffc.compiler.graph.aten import Trait, has
 
 aten = torch.ops.aten
@@ -31,10 +33,11 @@ class ExporterInput(ExportedProgram):
         graph.output(graph.graph_copy(body.graph, {}))
         for node in graph.nodes:
             node.args = _scalars_of_one_type(node.target, node.args)
+        decompose(graph)
         return ExporterInput(
             root=body.graph_module,
             graph=graph,
-            graph_signature=body.graph_signature,
+            graph_signature=_signature(body, graph),
             state_dict=body.state_dict,
             range_constraints=body.range_constraints,
             module_call_graph=body.module_call_graph,
@@ -48,6 +51,13 @@ class ExporterInput(ExportedProgram):
         operators = {node.target for node in self.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
         known = all(op not in decomp_table and (op in VIEWS or not _is_composite_view(op)) for op in operators)
         return self if known else super().run_decompositions(decomp_table, decompose_custom_triton_ops)
+
+
+def _signature(body: ExportedProgram, graph: fx.Graph) -> ExportGraphSignature:
+    """Return the signature of a graph whose results are those of another graph, under names of their own."""
+    results: Any = graph.output_node().args[0]
+    outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in results]
+    return ExportGraphSignature(body.graph_signature.input_specs, outputs)
 
 
 def _scalars_of_one_type(target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,0 +1,223 @@
+"""Replace operators that PyTorch's exporter lacks, or translates wrongly, by operators that it knows.
+
+Before:
+    y = aten.cdist.default(a, b)
+
+After:
+    d = aten.sub.Tensor(aten.unsqueeze.default(a, -2), aten.unsqueeze.default(b, -3))
+    y = aten.linalg_vector_norm.default(d, 2.0, [-1])
+
+Each function below computes an operator as PyTorch does; one that returns ``NotImplemented`` for some arguments leaves
+the operator as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+BY_PRODUCT = 25
+"""PyTorch computes Euclidean distances of more points than this as a product of matrices."""
+
+
+def decompose(graph: fx.Graph) -> None:
+    """Replace the operators of a graph that have a decomposition; results keep their types and shapes."""
+    for node in list(graph.nodes):
+        if node.target in DECOMPOSITIONS:
+            _replace(graph, node, DECOMPOSITIONS[node.target])
+
+
+def _replace(graph: fx.Graph, node: fx.Node, function: Callable[..., Any]) -> None:
+    leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
+    operands = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    left = list[bool]()
+
+    def call(*tensors: Tensor) -> list[Tensor]:
+        values = iter(tensors)
+        args, kwargs = pytree.tree_unflatten([next(values) if isinstance(x, fx.Node) else x for x in leaves], structure)
+        results = function(*args, **kwargs)
+        left.append(results is NotImplemented)
+        return [] if results is NotImplemented else pytree.tree_leaves(results)
+
+    types = [operand.meta["val"] for operand in operands]
+    with types[0].fake_mode:
+        traced = make_fx(call)(*types)
+    if left[-1]:
+        return
+    inputs = dict(zip(traced.graph.find_nodes(op="placeholder"), operands, strict=True))
+    with graph.inserting_before(node):
+        results: Any = graph.graph_copy(traced.graph, inputs)
+    if isinstance(node.meta["val"], torch.Tensor):
+        node.replace_all_uses_with(results[0])
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **options: Any) -> Any:
+    """Attend in four dimensions, which is how many ONNX's attention has."""
+    if q.dim() == 4:
+        return NotImplemented
+    batch = q.shape[:-2]
+    four = [x.expand(*batch, *x.shape[-2:]).reshape(1, -1, *x.shape[-2:]) for x in (q, k, v)]
+    mask = attn_mask
+    if mask is not None and mask.dim() > 2:
+        mask = mask.expand(*batch, *mask.shape[-2:]).reshape(1, -1, *mask.shape[-2:])
+    y = aten.scaled_dot_product_attention.default(*four, mask, *args, **options)
+    return y.reshape(*batch, *y.shape[-2:])
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float, _: bool
+) -> Any:
+    if training or mean is None:
+        return NotImplemented
+    column = (-1, *(1 for _ in x.shape[2:]))
+    factor = (variance + eps).rsqrt() * (1 if weight is None else weight)
+    y = (x - mean.reshape(column)) * factor.reshape(column)
+    return y if bias is None else y + bias.reshape(column)
+
+
+def _conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **options: Any) -> Any:
+    """Add zeros: ONNX Runtime's convolution of volumes reads a bias where there is none."""
+    if bias is not None:
+        return NotImplemented
+    return aten.conv3d.default(x, weight, torch.zeros(len(weight), dtype=x.dtype), *args, **options)
+
+
+def _scan(x: Tensor, dim: int, combine: Callable[[Any, Any], Any], index: Tensor | None = None) -> Any:
+    """Combine each element with all before it, in a logarithmic number of steps."""
+    state: Any = (x,) if index is None else (x, index)
+    size, step = x.shape[dim], 1
+    while step < size:
+        later = [part.narrow(dim, step, size - step) for part in state]
+        earlier = [part.narrow(dim, 0, size - step) for part in state]
+        combined = combine(earlier, later)
+        state = [torch.cat([part.narrow(dim, 0, step), new], dim) for part, new in zip(state, combined, strict=True)]
+        step *= 2
+    return state
+
+
+def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    x = x if x.is_floating_point() else x.long()
+    x = x if dtype is None else x.to(dtype)
+    product: Tensor = _scan(x, dim, lambda one, two: [one[0] * two[0]])[0] if x.dim() else x
+    return product
+
+
+def _extremes(is_later: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, int], Any]:
+    def extremes(x: Tensor, dim: int) -> Any:
+        places = (
+            torch.arange(x.shape[dim]).reshape(-1, *(1 for _ in range(x.dim() - 1 - dim % x.dim()))).expand(x.shape)
+        )
+
+        def combine(earlier: Any, later: Any) -> Any:
+            chosen = is_later(later[0], earlier[0])
+            return [torch.where(chosen, two, one) for one, two in zip(earlier, later, strict=True)]
+
+        return _scan(x, dim, combine, places)
+
+    return extremes
+
+
+def _median(x: Tensor) -> Tensor:
+    return x.flatten().sort().values[(x.numel() - 1) // 2]
+
+
+def _median_dim(x: Tensor, dim: int, keepdim: bool = False) -> Any:
+    return _kth(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+
+
+def _kth(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    """Return the k-th smallest values and their places, which are one of several where values are equal."""
+    parts = [part.narrow(dim, k - 1, 1) for part in x.sort(dim=dim)]
+    return parts if keepdim else [part.squeeze(dim) for part in parts]
+
+
+def _search(
+    boundaries: Tensor,
+    values: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """Count the boundaries that lie before each value."""
+    boundaries = boundaries if sorter is None else boundaries.gather(-1, sorter)
+    is_before = torch.le if right or side == "right" else torch.lt
+    counts = is_before(boundaries.unsqueeze(-2), values.unsqueeze(-1)).sum(-1)
+    return counts.int() if out_int32 else counts
+
+
+def _distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Any:
+    by_product = p == 2 and compute_mode != 2 and (max(a.shape[-2], b.shape[-2]) > BY_PRODUCT or compute_mode == 1)
+    if not by_product:
+        return aten.linalg_vector_norm.default(a.unsqueeze(-2) - b.unsqueeze(-3), p, [-1])
+    one, two = (x.square().sum(-1, keepdim=True) for x in (a, b))
+    return (one + two.mT - 2 * (a @ b.mT)).clamp_min(0).sqrt()
+
+
+def _aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    dims = list(range(x.dim())) if dim is None else [dim]
+    return x.amin(dims, keepdim), x.amax(dims, keepdim)
+
+
+def _adaptive_pool3d(x: Tensor, size: list[int]) -> Tensor:
+    """Average along one axis after the other, by a product with the weights of each window."""
+    for axis, count in zip((-3, -2, -1), size, strict=True):
+        length = x.shape[axis]
+        window, place = torch.arange(count).unsqueeze(-1), torch.arange(length)
+        start, end = window * length // count, ((window + 1) * length + count - 1) // count
+        weights = ((place >= start) & (place < end)).to(x.dtype) / (end - start).to(x.dtype)
+        x = (x.movedim(axis, -1) @ weights.mT).movedim(-1, axis)
+    return x
+
+
+def _avg_pool2d(
+    x: Tensor,
+    window: list[int],
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    if divisor_override is None:
+        return NotImplemented
+    factor = math.prod(window if len(window) == 2 else window * 2) / divisor_override
+    return aten.avg_pool2d.default(x, window, stride, padding, ceil_mode, True) * factor
+
+
+def _hypot(a: Tensor, b: Tensor) -> Tensor:
+    return (a.square() + b.square()).sqrt()
+
+
+DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.batch_norm.default: _batch_norm,
+    aten.conv3d.default: _conv3d,
+    aten.cumprod.default: _cumprod,
+    aten.cummax.default: _extremes(torch.ge),
+    aten.cummin.default: _extremes(torch.le),
+    aten.median.default: _median,
+    aten.median.dim: _median_dim,
+    aten.kthvalue.default: _kth,
+    aten.searchsorted.Tensor: _search,
+    aten.cdist.default: _distances,
+    aten.aminmax.default: _aminmax,
+    aten.adaptive_avg_pool3d.default: _adaptive_pool3d,
+    aten.avg_pool2d.default: _avg_pool2d,
+    aten.hypot.default: _hypot,
+}
+"""Functions that compute operators with others, by overload."""
