@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir
 
 from diffc.compiler.backends.onnx.cpu_dialect import CpuDialect
-from diffc.compiler.backends.onnx.dialect import NATIVE, is_quantized_op
+from diffc.compiler.backends.onnx.dialect import NATIVE, Dialect, is_quantized_op
 from diffc.compiler.backends.onnx.packing import packed
 from diffc.compiler.quantization.formats import FORMATS, parse_spec
 
@@ -24,6 +24,7 @@ class OrtDialect(CpuDialect):
     """Write the operators that ONNX Runtime's CPU kernels compute."""
 
     domains: ClassVar[frozenset[str]] = frozenset({MICROSOFT})
+    lacks, wider = Dialect.lacks, Dialect.wider
 
     def weight(self, quantized: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
         """Write a weight in groups that products alone read as blocks of the product."""

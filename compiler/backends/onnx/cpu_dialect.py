@@ -16,7 +16,16 @@ import numpy as np
 import onnx_ir
 import torch
 
-from diffc.compiler.backends.onnx.dialect import INT8, INT32, UINT4, UINT8, Dialect, is_quantized_op, storage_type
+from diffc.compiler.backends.onnx.dialect import (
+    INT8,
+    INT32,
+    UINT4,
+    UINT8,
+    Dialect,
+    Wider,
+    is_quantized_op,
+    storage_type,
+)
 from diffc.compiler.quantization.formats import E2M1, FORMATS
 
 MULTIPLIED = ("int2", "int3", "int4")
@@ -27,6 +36,8 @@ class CpuDialect(Dialect):
     """Write operators that an engine computes in 8-bit integers."""
 
     integers: ClassVar[frozenset[int]] = frozenset({8})
+    lacks: ClassVar[frozenset[str]] = frozenset()
+    wider: ClassVar[Wider] = {}
 
     def weight(self, quantized: Any, scale: Any, zero: Any, group: int, form: str) -> onnx_ir.Value | None:
         """Write a weight that is multiplied by integers as 8-bit integers, in whichever format it is stored."""

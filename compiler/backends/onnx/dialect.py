@@ -8,7 +8,7 @@ Specification: ONNX operators, https://onnx.ai/onnx/operators
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,10 @@ DOMAIN = "diffc"
 
 INT4, UINT4, INT8, UINT8 = (getattr(onnx_ir.DataType, name) for name in ("INT4", "UINT4", "INT8", "UINT8"))
 FLOAT, INT32 = onnx_ir.DataType.FLOAT, onnx_ir.DataType.INT32
+BOOL, BFLOAT16 = (getattr(onnx_ir.DataType, name) for name in ("BOOL", "BFLOAT16"))
+
+Wider = Mapping[tuple[str, onnx_ir.DataType], onnx_ir.DataType]
+"""Operators and the type of their results, and the type in which they are computed."""
 
 NATIVE = {
     "e4m3": onnx_ir.DataType.FLOAT8E4M3FN,
@@ -49,6 +53,13 @@ class Dialect:
     integers: ClassVar[frozenset[int]] = frozenset({1, 2, 3, 4, 8})
     """Bits of the integers that activations are stored in; others are cut off at their ends, and stored in 8."""
 
+    lacks: ClassVar[frozenset[str]] = frozenset({"GroupNormalization", "InstanceNormalization"})
+    """The operators that engines compute inexactly: ONNX's own definition of the first takes the difference of two
+    large sums for a variance, which is below zero, and its root NaN, where a group is constant."""
+
+    wider: ClassVar[Wider] = {("Where", BOOL): UINT8, ("Where", BFLOAT16): FLOAT}
+    """Selections for which ONNX Runtime has no kernel, and the type that holds the same values."""
+
     def __init__(self, graph: onnx_ir.Graph) -> None:
         self.graph, self.count = graph, 0
         self.at: Any = None
@@ -56,8 +67,43 @@ class Dialect:
         self.constants: dict[Any, onnx_ir.Value] = {}
 
     def finish(self) -> None:
-        """Rewrite the graph once every operator is written: state the sizes of what was written."""
+        """Rewrite the graph once every operator is written: legalize the others, and state all sizes."""
+        for node in list(self.graph):
+            dtype = next((value.dtype for value in (*node.outputs, *node.inputs[1:]) if value and value.dtype), None)
+            if node.op_type in self.lacks:
+                self._normalize_groups(node)
+            elif dtype is not None and (node.op_type, dtype) in self.wider:
+                self._widen(node, self.wider[node.op_type, dtype])
         state_sizes(self.graph)
+
+    def _normalize_groups(self, node: Any) -> None:
+        """Normalize each group as a layer, whose variance engines compute exactly, and scale each channel after it."""
+        x, *affine = node.inputs
+        y, shape = node.outputs[0], x.shape
+        self.at, self.float = node, y.dtype
+        groups = node.attributes["num_groups"].value if "num_groups" in node.attributes else shape[1]
+        rows = self.op("Reshape", x, self.sizes([0, groups, -1]))
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
+        normal = self.op("LayerNormalization", rows, self.number(np.ones(1)), axis=-1, epsilon=epsilon)
+        value = self.op("Reshape", normal, self.sizes(shape.numpy()) if shape.is_static() else self.op("Shape", x))
+        column = self.sizes([shape[1], *(1 for _ in shape[2:])])
+        for kind, weight in zip(("Mul", "Add"), affine, strict=True):
+            value = self.op(kind, value, self.op("Reshape", weight, column))
+        self._take_place(node, value)
+
+    def _widen(self, node: Any, wide: onnx_ir.DataType) -> None:
+        """Select values in another type, between conversions."""
+        self.at = node
+        condition, *values = node.inputs
+        narrow = next(value.dtype for value in (*node.outputs, *values) if value.dtype is not None)
+        wider = self.op(node.op_type, condition, *(self.op("Cast", value, to=wide) for value in values))
+        self._take_place(node, self.op("Cast", wider, to=narrow))
+
+    def _take_place(self, node: onnx_ir.Node, value: onnx_ir.Value) -> None:
+        """Put a value of the same shape and type in the place of a node."""
+        value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
+        self.replace(node.outputs[0], value)
+        self.graph.remove(node, safe=True)
 
     def write(self, node: onnx_ir.Node) -> None:
         """Replace a node; one that nothing reads any more is dropped."""

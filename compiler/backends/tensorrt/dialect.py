@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import onnx_ir
 
-from diffc.compiler.backends.onnx.dialect import NATIVE, Dialect
+from diffc.compiler.backends.onnx.dialect import NATIVE, Dialect, Wider
 from diffc.compiler.backends.tensorrt.int4_layout import lay_out
 from diffc.compiler.quantization.formats import parse_spec
 
@@ -17,6 +17,8 @@ class TensorRTDialect(Dialect):
     """Write operators that TensorRT's parser reads, with four-bit weights in the layout that its builder requires."""
 
     domains: ClassVar[frozenset[str]] = frozenset({TENSORRT})
+    lacks: ClassVar[frozenset[str]] = frozenset()
+    wider: ClassVar[Wider] = {}
 
     def grouped_activation(self, x: Any, spec: str) -> onnx_ir.Value:
         """Write blocks of four-bit floats with TensorRT's operator, and other groups in float arithmetic."""

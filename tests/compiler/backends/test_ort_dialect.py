@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffc.compiler.backends.ort_dialect import OrtDialect
 from tests.quantized_graphs import as_floats, close, legalized, operators, spread, stored_types
-from tests.tolerances import BLOCKS_IN_BYTES, LEGALIZED
+from tests.tolerances import BLOCKS_IN_BYTES, LEGALIZED, NORMALIZED
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((4, 64)).astype(np.float32)
@@ -100,3 +100,29 @@ def test_signed_integers_are_stored_without_a_sign_and_the_same_values() -> None
     np.testing.assert_array_equal(run(model), np.clip(np.round(X / step), -128, 127) * step)
     zeros = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT8]
     assert [onnx.numpy_helper.to_array(zero).item() for zero in zeros] == [128]
+
+
+@pytest.mark.parametrize("kind", ["GroupNormalization <epsilon = 1e-6, num_groups = 4>", "InstanceNormalization"])
+@pytest.mark.parametrize("deviation", [0.0, 1e-3, 1.0])
+def test_a_group_whose_values_are_almost_the_same_is_normalized(kind: str, deviation: float) -> None:
+    x = (RANDOM.standard_normal((2, 16, 8, 8)) * deviation + 127.3).astype(np.float32)
+    weight, bias = RANDOM.standard_normal((2, 16)).astype(np.float32)
+    shapes = {"x": "float[2, 16, 8, 8]", "y": "float[2, 16, 8, 8]"}
+    model = legalized(f"y = {kind} (x, weight, bias)", OrtDialect, shapes, weight=weight, bias=bias)
+    rows = x.astype(np.float64).reshape(2, 4 if "Group" in kind else 16, -1)
+    epsilon = 1e-6 if "Group" in kind else 1e-5
+    normal = (rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + epsilon)
+    close(run(model, x), normal.reshape(x.shape) * weight[:, None, None] + bias[:, None, None], NORMALIZED)
+
+
+@pytest.mark.parametrize("type_", ["bool", "bfloat16"])
+def test_values_are_selected_in_a_type_that_onnx_runtime_has(type_: str) -> None:
+    kind = onnx.TensorProto.DataType.Value(type_.upper())
+    body = (
+        f"b = Cast <to = 9> (x) c = Not (b) a = Cast <to = {kind}> (x) d = Cast <to = {kind}> (c) e = Where (b, a, d)"
+    )
+    shapes = {"x": "float[4, 64]", "y": "float[4, 64]", "b": "bool[4, 64]", "c": "bool[4, 64]"}
+    shapes |= dict.fromkeys("ade", f"{type_}[4, 64]")
+    model = legalized(f"{body} y = Cast <to = 1> (e)", OrtDialect, shapes)
+    x = RANDOM.integers(-3, 3, (4, 64)).astype(np.float32) / 2
+    close(run(model, x), np.where((x == 0) | (type_ == "bool"), 1, x), LEGALIZED)

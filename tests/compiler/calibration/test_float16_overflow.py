@@ -77,7 +77,7 @@ def test_only_what_meets_the_large_values_is_in_float32(tmp_path: Path) -> None:
     file = tmp_path / Onnx().lower(made.graphs, "fp32", tmp_path, lambda _: None)["net"]
     kinds = computed(file)
     assert (kinds["FLOAT", "Conv"], kinds["FLOAT16", "Conv"]) == (1, 2)
-    assert (kinds["FLOAT", "GroupNormalization"], kinds["FLOAT16", "GroupNormalization"]) == (1, 0)
+    assert (kinds["FLOAT", "LayerNormalization"], kinds["FLOAT16", "LayerNormalization"]) == (1, 0)
     assert report["dtype"] == "float16" and report["limit"] == 32752
     (row,) = report["wide"]
     assert (row["graph"], row["layer"]) == ("net", "block") and row["largest"] > 65504
