@@ -122,8 +122,8 @@ def _extremes(is_later: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor,
         )
 
         def combine(earlier: Any, later: Any) -> Any:
-            chosen = is_later(later[0], earlier[0])
-            return [torch.where(chosen, two, one) for one, two in zip(earlier, later, strict=True)]
+            replaces = is_later(later[0], earlier[0])
+            return [torch.where(replaces, two, one) for one, two in zip(earlier, later, strict=True)]
 
         return _scan(x, dim, combine, places)
 
