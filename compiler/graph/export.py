@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from diffc.compiler.errors import CaptureError, VerifyError
 from diffc.compiler.graph.aten import STRIDELESS, Trait, has
+from diffc.compiler.graph.complex_values import separate_complex
 from diffc.compiler.graph.symbolic import concrete, dynamic_axes, is_open, mode_of, ranges
 from diffc.compiler.ir.program import Type
 
@@ -92,6 +93,7 @@ def export(
             body = _strideless(torch.export.export(module, inputs, strict=False, dynamic_shapes=dynamic))
         if not all(map(_is_function, body.graph.nodes)):
             body = _strideless(body.run_decompositions({}))
+        separate_complex(body)
     _name_layers(body, layers_of(module) if layers is None else layers)
     _recompose(body.graph)
     _convert_only(body.graph)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -199,6 +200,19 @@ def _avg_pool2d(
     return aten.avg_pool2d.default(x, window, stride, padding, ceil_mode, True) * factor
 
 
+def _pad_sequence(
+    parts: list[Tensor], batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right"
+) -> Tensor:
+    length, rest = max(len(part) for part in parts), [0, 0] * (parts[0].dim() - 1)
+
+    def padded(part: Tensor) -> Tensor:
+        missing = length - len(part)
+        sides = [missing, 0] if padding_side == "left" else [0, missing]
+        return F.pad(part, [*rest, *sides], value=padding_value)
+
+    return torch.stack([padded(part) for part in parts], 0 if batch_first else 1)
+
+
 def _hypot(a: Tensor, b: Tensor) -> Tensor:
     return (a.square() + b.square()).sqrt()
 
@@ -219,5 +233,6 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.adaptive_avg_pool3d.default: _adaptive_pool3d,
     aten.avg_pool2d.default: _avg_pool2d,
     aten.hypot.default: _hypot,
+    aten.pad_sequence.default: _pad_sequence,
 }
 """Functions that compute operators with others, by overload."""

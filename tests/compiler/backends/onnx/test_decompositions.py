@@ -51,6 +51,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Results]] = {
     "pooling of volumes": lambda x: F.adaptive_avg_pool3d(VOLUME * x[0, 0, 0], (2, 3, 5)),
     "pooling with a divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
     "hypotenuse": lambda x: torch.hypot(x, x + 1),
+    "sequences": lambda x: nn.utils.rnn.pad_sequence([x[0, :4], x[1]], batch_first=True, padding_value=2.0),
+    "sequences from the left": lambda x: nn.utils.rnn.pad_sequence([x[0, :4], x[1]], padding_side="left"),
     "real transform": lambda x: torch.fft.irfft(torch.fft.rfft(x) * 2, n=5),
     "real transform of two axes": lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho"), s=(6, 5)).abs(),
 }
