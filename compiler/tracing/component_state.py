@@ -55,7 +55,7 @@ class ComponentState:
     """Hold the state of a module at a moment.
 
     Where the ``key`` of two states is equal, calls in both compute the same. Objects are compared by their attributes,
-    functions by their code and what they close over, tensors by their identity and version.
+    whatever their order, functions by their code and what they close over, tensors by their identity and version.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -104,7 +104,9 @@ class ComponentState:
             self._tokens.append(id(value))
             return []
         self._kinds.append((value, type(value)))
-        return [*self._class(type(value)), vars(value)]
+        attributes = self._keep(vars(value))
+        in_order = sorted(zip(attributes[::2], attributes[1::2], strict=True), key=lambda pair: str(pair[0]))
+        return [*self._class(type(value)), *(part for pair in in_order for part in pair)]
 
     def _keep(self, container: Any) -> list[Any]:
         """Copy a container; return its contents, with keys, but for those that number all hooks ever registered."""

@@ -75,6 +75,13 @@ CHANGES: dict[str, Callable[[Net], Any]] = {
 }
 
 
+def test_the_order_in_which_attributes_were_set_is_no_part_of_the_state() -> None:
+    net = Net()
+    before = ComponentState(net).key
+    net.processor = net.__dict__.pop("processor")
+    assert list(vars(net))[-1] == "processor" and ComponentState(net).key == before
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_seen_and_undone(change: str) -> None:
     net = Net()
