@@ -56,6 +56,24 @@ def _is_refusal(error: CaptureError) -> bool:
     return cause is not None and not isinstance(cause, CaptureError) and type(cause).__name__ not in UNREADABLE
 
 
+def check_rows(batch: Program, single: Program) -> None:
+    """Refuse a list of images that a pipeline takes for several of one prompt, and not for one of each.
+
+    Components of a batch are called with the arguments of one image, in more rows.
+    """
+    calls, others = _calls(batch), _calls(single)
+    is_same = [_ports(op) for op in calls] == [_ports(op) for op in others]
+    if not is_same or any(_row(batch, a) != _row(single, b) for a, b in zip(calls, others, strict=True)):
+        what = "the pipeline takes a list of images as several of one prompt"
+        raise CaptureError(what, fix="build for a batch of 1, and name several images with --input image=image,image")
+
+
+def _row(program: Program, call: Op) -> list[tuple[Any, ...]]:
+    """List the shapes of a call's arguments and results, each without its first size."""
+    types = program.types()
+    return [types[name].shape[1:] for name in (*call.reads(), *(result.name for result in call.results))]
+
+
 def have_same_arguments(one: Program, another: Program) -> bool:
     """Return whether components are called, and results returned, with the same values for one random image.
 

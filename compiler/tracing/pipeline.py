@@ -17,7 +17,7 @@ import transformers
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import ComponentCalls
-from diffc.compiler.tracing.image_form import AsImage, image_form
+from diffc.compiler.tracing.image_form import AsImage, check_rows, image_form
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Text
@@ -147,9 +147,15 @@ def _image_form(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], 
     arrays = requested_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
     if not any(isinstance(item, Image) for item in arrays.values()):
         return None
-    return image_form(
-        lambda form: _trace(pipeline, replace(sampling, as_image=form), {}, facts, ComponentCalls(), dict(scales))
-    )
+
+    def traced(form: AsImage | None, batch: int = sampling.batch) -> Program:
+        changed = replace(sampling, as_image=form, batch=batch)
+        return _trace(pipeline, changed, {}, facts, ComponentCalls(), dict(scales))
+
+    form = image_form(traced)
+    if form is not None and sampling.batch > 1:
+        check_rows(traced(form), traced(form, 1))
+    return form
 
 
 def text_inputs(parameters: Collection[str], inputs: Collection[str]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import ComponentCalls
-from diffc.compiler.tracing.image_form import AsImage, have_same_arguments, image_form
+from diffc.compiler.tracing.image_form import AsImage, check_rows, have_same_arguments, image_form
 from diffc.compiler.tracing.request_inputs import Image
 from diffc.compiler.tracing.symbolic_pixels import symbolic_images
 from diffc.compiler.tracing.trace import trace
@@ -98,3 +98,21 @@ def test_programs_differ_in_their_calls_and_in_what_they_return() -> None:
     one, *others = (traced(sampler, None) for sampler in (once, twice, halved))
     assert have_same_arguments(one, traced(once, None))
     assert not any(have_same_arguments(one, other) for other in others)
+
+
+def test_a_list_of_images_has_a_row_for_each() -> None:
+    def one_row_each(images: Any, model: Model) -> torch.Tensor:
+        return model(torch.cat([tensor_of(image) for image in (images if isinstance(images, list) else [images])]))
+
+    def joined(images: Any, model: Model) -> torch.Tensor:
+        return model(torch.cat([tensor_of(image) for image in (images if isinstance(images, list) else [images])], 2))
+
+    def program(sampler: Sampler, batch: int) -> Program:
+        model, inputs = Model(), {"image": Image((batch, 3, 4, 3))}
+        return trace(
+            lambda image: sampler(symbolic_images(image), model), {"model": model}, inputs, calls=ComponentCalls()
+        )
+
+    check_rows(program(one_row_each, 2), program(one_row_each, 1))
+    with pytest.raises(CaptureError, match="several of one prompt"):
+        check_rows(program(joined, 2), program(joined, 1))
