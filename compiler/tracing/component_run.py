@@ -6,7 +6,8 @@ as well. A tensor that depends on no argument is a cache: it is dropped, and lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +43,22 @@ def run_component(
 ) -> ComponentRun:
     """Run a method of a component that is in this state, on fake arguments."""
     computation = _Computation([leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)])
-    with fake_mode, torch.no_grad(), computation:
+    with fake_mode, torch.no_grad(), _without_caches(), computation:
         returned = method(**arguments)
     stored = _stored(state, computation)
     results = returned_tensors((returned, [value_at(place) for place in stored]))
     return ComponentRun(returned, stored, computation.text(results), bool(state.changes()))
+
+
+@contextmanager
+def _without_caches() -> Iterator[None]:
+    """Keep functions from caching fake tensors in this block, as they do not cache those of an export."""
+    before = torch.compiler._is_exporting_flag
+    torch.compiler._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_exporting_flag = before
 
 
 def _stored(state: ComponentState, computation: _Computation) -> tuple[Place, ...]:

@@ -63,15 +63,16 @@ def known_result(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Know
 
 
 def known_rows(tensor: Any, indices: Sequence[Any]) -> Any:
-    """Return the rows of a tensor that a known mask selects, as a slice where they are consecutive.
+    """Return the rows of a tensor that a known mask, or a constant one, selects: a slice where they are consecutive.
 
-    Returns None where the index is no known mask alone.
+    Returns None where the index is no such mask alone.
     """
     axis = sum(index is None for index in indices)
     mask = indices[-1]
-    if len(indices) != axis + 1 or getattr(mask, "known", None) is None or mask.dtype != torch.bool:
+    known = getattr(mask, "known", Known(mask, []))
+    if len(indices) != axis + 1 or known is None or mask.dtype != torch.bool:
         return None
-    *outer, rows = mask.known.answer().nonzero().unbind(1)
+    *outer, rows = known.answer().nonzero().unbind(1)
     start, count = (int(rows[0]), len(rows)) if len(rows) else (0, 0)
     is_run = torch.equal(rows, torch.arange(start, start + count)) and all((at == at[:1]).all() for at in outer)
     if not is_run or (outer and not count):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import lru_cache_unless_export
 from torch import nn
 
 from diffc.compiler.graph.lazy_weights import FAKES
@@ -68,3 +69,12 @@ def test_a_cache_is_dropped() -> None:
     result = run(net)
     assert not result.stored and not result.changed and net.memory is None
     assert run(net).computation == result.computation
+
+
+def test_functions_cache_no_fake_tensors() -> None:
+    @lru_cache_unless_export()
+    def positions(count: int) -> torch.Tensor:
+        return torch.arange(count)
+
+    run(Net(lambda net, x: x * positions(3)))
+    assert type(positions(3)) is torch.Tensor

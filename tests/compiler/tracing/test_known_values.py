@@ -83,6 +83,12 @@ def test_a_known_mask_selects_rows_as_a_slice(
     assert recorder.ops[-1].operator == "aten.slice.Tensor"
 
 
+def test_a_constant_mask_selects_rows(recorder: Recorder) -> None:
+    with recorder:
+        rows = symbolic(torch.zeros(1, 5, 2), "x")[MASK.bool()]
+    assert rows.shape == (3, 2)
+
+
 def test_a_value_is_not_known_if_an_operand_is_not(recorder: Recorder, mask: Symbolic) -> None:
     with recorder, pytest.raises(DataDependentOutputException):
         bool((symbolic(torch.zeros(1, 5), "x") * mask).sum() > 0)
