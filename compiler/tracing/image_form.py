@@ -131,5 +131,6 @@ def _are_equal(one: Any, another: Any) -> bool:
         return bool(one == another)
     if one.shape != another.shape or one.dtype != another.dtype:
         return False
+    one, another = one.double(), another.double()
     scale = max(1.0, float(one.abs().max())) if one.numel() else 1.0
-    return torch.allclose(one.double(), another.double(), rtol=0.0, atol=TOLERANCE * scale)
+    return torch.allclose(one, another, rtol=0.0, atol=TOLERANCE * scale)

@@ -49,6 +49,9 @@ def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[bool], Pr
         if [op.results for op in _noises(variant)] != [op.results for op in noises]:
             what = f"{variant.name} generates other noise than {first.name}"
             raise CaptureError(what, fix="use a pipeline whose noise does not depend on guidance")
+    if any(_rows(op) % first.batch for op in noises):
+        what = f"{first.name} generates the noise of each of {first.batch} images alone"
+        raise CaptureError(what, fix="build with --batch 1: the images are then sampled one by one")
     try:
         several = retrace(False)
     except CaptureError:

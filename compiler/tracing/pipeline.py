@@ -17,6 +17,7 @@ import transformers
 from diffc.compiler.errors import BuildError, CaptureError
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.crossed_rows import refuse_crossed_rows
 from diffc.compiler.tracing.image_form import AsImage, check_rows, image_form
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
@@ -98,6 +99,7 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
     scales = _scales(pipeline, _parameters(pipeline), sampling)
     sampling = replace(sampling, as_image=_image_form(pipeline, sampling, scales, facts))
     first = _first(pipeline, sampling, scales, facts, calls)
+    refuse_crossed_rows(first)
     ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
     off = {guard.scalar: 1.0 for guard in ranges if not COMPARISONS[guard.comparison](1.0, guard.bound)}
     programs = [first]

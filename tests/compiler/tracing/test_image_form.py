@@ -116,3 +116,19 @@ def test_a_list_of_images_has_a_row_for_each() -> None:
     check_rows(program(one_row_each, 2), program(one_row_each, 1))
     with pytest.raises(CaptureError, match="several of one prompt"):
         check_rows(program(joined, 2), program(joined, 1))
+
+
+def test_arguments_that_are_truth_values_are_compared() -> None:
+    class Selects(torch.nn.Module):
+        def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return image * mask
+
+    def selected(least: float) -> Program:
+        def function(image: torch.Tensor) -> torch.Tensor:
+            return selects(image, image > least)
+
+        return trace(function, {"selects": selects}, {"image": Image((1, 3, 4, 3))}, calls=ComponentCalls())
+
+    selects = Selects()
+    assert have_same_arguments(selected(0.5), selected(0.5))
+    assert not have_same_arguments(selected(0.5), selected(0.25))

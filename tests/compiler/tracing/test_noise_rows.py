@@ -55,6 +55,12 @@ def rows(several: Program, by_generators: Program, *variants: Program) -> list[P
     return with_rows_of_noise([ONE, *variants], lambda one_each: by_generators if one_each else several)
 
 
+def test_noise_of_each_image_alone_is_refused() -> None:
+    two = parse(PROGRAM.format(a=1, b=2, c=2, of_a="", of_b="", of_c="").replace("[1]", "[2]").replace("e[1", "e[2"))
+    with pytest.raises(CaptureError, match=r"p generates the noise of each of 2 images alone\n.*--batch 1"):
+        with_rows_of_noise([two], lambda _: two)
+
+
 def test_noise_follows_what_it_is_combined_with_first() -> None:
     one_generator = drawn(FIRST, FIRST, SECOND, FIRST)
     assert rows(program(1, IMAGES, 1), one_generator) == [
