@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,9 +66,10 @@ def work_of_graph(graph: Graph, ports: Mapping[str, Stage]) -> Work:
 def multiply_adds(node: fx.Node) -> int:
     """Count the multiply-adds of one node, as PyTorch's counter of floating-point operations does.
 
-    Open sizes count as they were when the graph was exported.
+    Open sizes count as they were when the graph was exported; what is no operator, such as a region with a mode of its
+    own, counts nothing.
     """
-    if node.op != "call_function" or node.target is operator.getitem or has(node.target, Trait.POINTWISE):
+    if not isinstance(node.target, torch._ops.OpOverload) or has(node.target, Trait.POINTWISE):
         return 0
     if len(node.all_input_nodes) < 2:
         return 0
@@ -84,5 +84,5 @@ def multiply_adds(node: fx.Node) -> int:
 
     args, kwargs = pytree.tree_map_only(fx.Node, empty, (node.args, dict(node.kwargs)))
     with FlopCounterMode(display=False) as counter:
-        node.target(*args, **kwargs)  # type: ignore[operator]
+        node.target(*args, **kwargs)
     return int(counter.get_total_flops()) // 2

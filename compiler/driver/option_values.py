@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -85,3 +86,16 @@ def read_mapping(option: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise BuildError(f"{option} is {value!r}", where=option, fix='use a dictionary, such as {"num_frames": 16}')
     return dict(value)
+
+
+def read_arguments(option: str, value: Any) -> dict[str, Any]:
+    """Read values that a bundle can record, by their names. Raises `BuildError` for what JSON does not hold."""
+    arguments = read_mapping(option, value)
+    for name, argument in arguments.items():
+        try:
+            json.dumps(argument)
+        except (TypeError, ValueError) as error:
+            what = f"{name} is of type {type(argument).__name__}, which a bundle cannot record"
+            fix = "use numbers, texts, lists and dictionaries; name arrays of the request with inputs"
+            raise BuildError(what, where=option, fix=fix) from error
+    return arguments

@@ -15,6 +15,7 @@ from diffc.compiler.backends.target import Target, parse_target
 from diffc.compiler.calibration.prompts import read_prompts
 from diffc.compiler.checkpoint.load import ENCODER
 from diffc.compiler.driver.option_values import (
+    read_arguments,
     read_counts,
     read_flag,
     read_fractions,
@@ -220,7 +221,7 @@ def read_options(
         sizes=requested_sizes(size),
         batch=read_integer("batch", batch, 1),
         strength=read_number("strength", strength, 0.0, 1.0),
-        settings=read_mapping("options", options),
+        settings=read_arguments("options", options),
         inputs=({IP_ADAPTER_IMAGE: PREPARED} if adapter else {}) | read_mapping("inputs", inputs),
         ip_adapter=adapter,
         component_files=read_mapping("component_files", component_files),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from diffc.compiler.analysis.stages import BUILD, LATENT, REQUEST, STEP
 from diffc.compiler.analysis.work import multiply_adds, work_of_graph
@@ -46,3 +46,10 @@ def test_a_sum_multiplies_nothing() -> None:
     nodes = [node for node in body_of(graph()).graph.nodes if node.op == "call_function"]
     counts = {str(node.target): multiply_adds(node) for node in nodes}
     assert counts["aten.add.Tensor"] == 0 and counts["aten.linear.default"] > 0
+
+
+def test_a_region_that_is_no_operator_counts_nothing() -> None:
+    graph = fx.Graph()
+    region, x = graph.get_attr("region"), graph.placeholder("x")
+    node = graph.call_function(torch.ops.higher_order.wrap_with_autocast, ("cpu", None, False, None, region, x))
+    assert multiply_adds(node) == 0

@@ -66,3 +66,9 @@ def test_what_the_command_line_would_refuse_is_refused_with_its_value(option: st
 def test_a_source_that_is_no_path_is_refused() -> None:
     with pytest.raises(BuildError, match="source is 3"):
         build(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), {"frames": np.zeros(2)}, object()])
+def test_an_argument_that_a_bundle_cannot_record_is_refused_before_the_work(value: Any) -> None:
+    with pytest.raises(BuildError, match=f"connectors is of type {type(value).__name__}, which a bundle cannot record"):
+        read_options("ort-fp32", options={"num_frames": 5, "connectors": value})
