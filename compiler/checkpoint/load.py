@@ -42,7 +42,7 @@ from diffc.compiler.checkpoint.sampling_markers import MARKERS, follow_markers, 
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, in_float32, unused_tensors
 from diffc.compiler.checkpoint.tasks import TASKS
-from diffc.compiler.checkpoint.tokenizer_check import check_tokenizer
+from diffc.compiler.checkpoint.tokenizer_check import check_tokenizer, refuse_pieces
 from diffc.compiler.checkpoint.unread_files import refuse_other_folders, unread_files
 from diffc.compiler.errors import DiffcWarning, LoadError, first_line
 from diffc.compiler.graph.lazy_weights import materialize, postponed, read
@@ -260,6 +260,7 @@ def _assemble(folder: Path, source: Path, index: Mapping[str, Any], modules: Mod
     parameters = inspect.signature(pipeline_class(index, str(source)).__init__).parameters
     null = {name for name, value in index.items() if value == [None, None]}
     absent: dict[str, None] = {name: None for name in sorted(null.union(UNUSED)) if name in parameters}
+    refuse_pieces((folder / name for name in components_of(index) if name not in modules), str(source))
     try:
         with _without_weights(folder, index, modules) as rest:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(

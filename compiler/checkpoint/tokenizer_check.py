@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,17 @@ LENGTH = 64
 """Tokens to which a probe is cut or padded."""
 
 FIX = "restore the tokenizer's files as they were saved"
+
+
+def refuse_pieces(folders: Iterable[Path], where: str) -> None:
+    """Raise `LoadError` for a tokenizer whose only vocabulary is SentencePiece's, where that package is missing."""
+    if importlib.util.find_spec("sentencepiece") is not None:
+        return
+    for folder in folders:
+        pieces = sorted(folder.glob("*.model"))
+        if pieces and not (folder / "tokenizer.json").exists():
+            what = f"{folder.name} has its vocabulary in {pieces[0].name}, and the package sentencepiece is missing"
+            raise LoadError(what, where=where, fix="pip install sentencepiece, or add the tokenizer.json of the model")
 
 
 def check_tokenizer(name: str, tokenizer: Any, folder: Path, where: str) -> None:

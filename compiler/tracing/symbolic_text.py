@@ -235,9 +235,9 @@ class SymbolicText:
     __hash__ = object.__hash__
 
 
-def refusal(what: str, derivation: Derivation) -> CaptureError:
+def refusal(what: str, derivation: Derivation, fix: str = FIX) -> CaptureError:
     """Refuse what the runtime has no operation for."""
-    return CaptureError(f"{what} of {derivation.key}, a text that only the run knows", fix=FIX)
+    return CaptureError(f"{what} of {derivation.key}, a text that only the run knows", fix=fix)
 
 
 def _refusing(what: str) -> Any:

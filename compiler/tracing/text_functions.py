@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from diffc.compiler.tracing.symbolic_text import Derivation, Texts, refusal
+from diffc.compiler.tracing.symbolic_text import FIX, Derivation, Texts, refusal
 
 SPECIAL = frozenset(".^$*+?{}[]\\|()")
 """Characters that mean something else than themselves in a regular expression."""
@@ -27,6 +27,10 @@ REFUSED = {
     "ftfy": ("fix_text", "fix_and_explain", "fix_encoding"),
 }
 """Functions of modules that the runtime has no operation for."""
+
+
+PACKAGES = ("ftfy",)
+"""Modules that pipelines use where they are installed, and leave out elsewhere."""
 
 
 @contextmanager
@@ -98,7 +102,12 @@ def _refusing(texts: Texts, real: Callable[..., Any], module: str) -> Callable[.
         for argument in (*args, *kwargs.values()):
             derivation = texts.derivation(argument)
             if derivation is not None:
-                raise refusal(f"{module}.{real.__name__}", derivation)
+                fix = (
+                    f"build where {module} is not installed, if the pipeline does without it"
+                    if module in PACKAGES
+                    else FIX
+                )
+                raise refusal(f"{module}.{real.__name__}", derivation, fix)
         return real(*args, **kwargs)
 
     return refuse

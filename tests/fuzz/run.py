@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import importlib.util
 import os
 import signal
 import sys
@@ -54,13 +55,20 @@ def all_subjects(folder: Path) -> Mapping[str, tuple[int, Any]]:
     """Write what is mutated below a folder; return each subject with its share of the inputs."""
     from tests.compiler.conftest import tiny_pipeline
     from tests.format.opening_cases import ROOT
-    from tests.fuzz.subjects import Bundles, Checkpoints, Requests
+    from tests.fuzz.subjects import Bundles, Checkpoints, Requests, Vocabularies
+    from tests.fuzz.vocabularies import save_merges, save_pieces
 
     tiny_pipeline().save_pretrained(folder / "checkpoint")
+    save_merges(folder / "merges")
+    subjects = {"vocabulary of merges": (1, Vocabularies(folder / "merges", folder / "mutated"))}
+    if importlib.util.find_spec("sentencepiece"):
+        save_pieces(folder / "pieces")
+        subjects["vocabulary of pieces"] = (1, Vocabularies(folder / "pieces", folder / "mutated"))
     return {
         "bundle": (14, Bundles(ROOT, folder / "bundle.diffc")),
         "request": (5, Requests(ROOT)),
         "checkpoint": (1, Checkpoints(folder / "checkpoint", folder / "mutated")),
+        **subjects,
     }
 
 

@@ -15,7 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from diffc.compiler.bundle.tokenizer_file import check_encodings, tokenizer_text
 from diffc.compiler.checkpoint.load import load as load_checkpoint
+from diffc.compiler.ir.program import Op
 from diffc.runtime import load
 from diffc.runtime.errors import DiffcError
 from tests.checkpoints import NEURAL, weights_of
@@ -99,6 +101,28 @@ class Checkpoints:
         return None
 
 
+class Vocabularies:
+    """A file of a tokenizer is changed: it is refused, or a bundle's file encodes texts as the tokenizer does."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        self.source, self.folder = source, folder
+        names = ("vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
+        self.files = [file.relative_to(source) for name in names for file in sorted(source.rglob(name))]
+
+    def try_one(self, random: Random) -> str | None:
+        name = random.choice(self.files)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(self.source, self.folder)
+        (self.folder / name).write_bytes(_mutated(random, name.name, (self.source / name).read_bytes()))
+        try:
+            tokenizer = load_checkpoint(self.folder, lazy_weights=True).tokenizer
+            attrs = (("length", 16), ("pad", tokenizer.pad_token_id))
+            check_encodings("tokenizer", tokenizer, tokenizer_text("tokenizer", tokenizer), [Op("tokenize", (), attrs)])
+        except DiffcError as error:
+            return str(error)
+        return None
+
+
 class Requests:
     """Values of a request are changed: it is refused, or returns finite images of the requested number."""
 
@@ -144,6 +168,8 @@ def _mutated(random: Random, name: str, content: bytes) -> bytes:
         return mutated_bytes(random, content)
     if name.endswith(".safetensors"):
         return mutated_safetensors(random, content)
+    if name.endswith(".txt"):
+        return mutated_text(random, content.decode("utf-8")).encode("utf-8", "surrogatepass")
     if not name.endswith(".json"):
         return mutated_bytes(random, content)
     value = json.loads(content)

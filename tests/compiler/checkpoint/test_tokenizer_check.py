@@ -9,7 +9,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from diffc.compiler.checkpoint.load import load
-from diffc.compiler.checkpoint.tokenizer_check import check_tokenizer
+from diffc.compiler.checkpoint.tokenizer_check import check_tokenizer, refuse_pieces
 from diffc.compiler.errors import LoadError
 
 
@@ -57,3 +57,18 @@ def test_a_tokenizer_that_pads_with_nothing_is_accepted(saved_pipeline: Path) ->
     tokenizer = CLIPTokenizer.from_pretrained(saved_pipeline / "tokenizer")
     tokenizer.pad_token = None
     check_tokenizer("tokenizer", tokenizer, saved_pipeline, "x")
+
+
+def test_a_vocabulary_of_pieces_needs_its_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = folder / "tokenizer"
+    (tokenizer / "spiece.model").write_bytes(b"pieces")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refuse_pieces([tokenizer], "x")
+    (tokenizer / "tokenizer.json").unlink()
+    with pytest.raises(
+        LoadError, match=r"tokenizer has its vocabulary in spiece\.model, and the sentencepiece"
+    ) as refused:
+        load(folder)
+    assert "pip install sentencepiece" in str(refused.value.fix)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    refuse_pieces([tokenizer], "x")
