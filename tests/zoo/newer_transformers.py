@@ -5,7 +5,7 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from tests.zoo.components import LANGUAGE_MODEL, clip, flow, flow_kl, llama_tokenizer, qwen_3, qwen_tokenizer, t5
+from tests.zoo.components import LANGUAGE_MODEL, clip, flow, flow_kl, kl, llama_tokenizer, qwen_3, qwen_tokenizer, t5
 from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, stand_in_for_ftfy, texts, without
 from tests.zoo.transformers import chroma, sana
 
@@ -179,5 +179,7 @@ def omnigen() -> Entry:
         rope_scaling={"long_factor": [1.0, 1.1], "short_factor": [1.0, 1.0]},
     )
     scheduler = d.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1)
-    pipeline = d.OmniGenPipeline(transformer=transformer, scheduler=scheduler, vae=flow_kl(), tokenizer=tokenizer)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = kl(block_out_channels=(8, 8, 8, 16), **blocks)  # the pipeline counts on its factor of 8
+    pipeline = d.OmniGenPipeline(transformer=transformer, scheduler=scheduler, vae=vae, tokenizer=tokenizer)
     return Entry(pipeline, without(texts(), "negative_prompt"))
