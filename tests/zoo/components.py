@@ -166,15 +166,19 @@ LANGUAGE_MODEL: dict[str, Any] = {
 }
 
 
+def image_token_ids(tokenizer: t.Qwen2Tokenizer) -> dict[str, int]:
+    """Return the tokens around an image, as the configuration of a model that sees has them."""
+    image, start, end = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|vision_start|>", "<|vision_end|>"])
+    return {"image_token_id": image, "vision_start_token_id": start, "vision_end_token_id": end}
+
+
 def qwen_2_5_config(tokenizer: t.Qwen2Tokenizer, layers: int = 2) -> t.Qwen2_5_VLConfig:
     """Describe a Qwen 2.5 that sees, of a vision tower and some layers of language."""
-    image, start, end = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|vision_start|>", "<|vision_end|>"])
     rotary = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
     language = LANGUAGE_MODEL | {"vocab_size": len(tokenizer), "num_hidden_layers": layers, "rope_parameters": rotary}
     vision = {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 37, "patch_size": 14}
     vision |= {"out_hidden_size": WIDTH, "fullatt_block_indexes": [1]}
-    ids = {"image_token_id": image, "vision_start_token_id": start, "vision_end_token_id": end}
-    return t.Qwen2_5_VLConfig(text_config=language, vision_config=vision, **ids)
+    return t.Qwen2_5_VLConfig(text_config=language, vision_config=vision, **image_token_ids(tokenizer))
 
 
 def qwen_2_5() -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import diffusers as d
+import transformers as t
 
-from tests.zoo.components import flow, qwen_3
+from tests.zoo.components import LANGUAGE_MODEL, flow, qwen_3, qwen_tokenizer
 from tests.zoo.entry import WIDTH, Entry, entry, photo, photo_mask, texts, without
 from tests.zoo.transformers import flux, flux_transformer
 
@@ -27,17 +28,17 @@ def inpaint() -> Entry:
     return derived(d.FluxInpaintPipeline, image=photo(), mask_image=photo_mask(), strength=0.7)
 
 
-@entry("FluxControlPipeline", wrong="by 0.15")
+@entry("FluxControlPipeline")
 def control() -> Entry:
     return derived(d.FluxControlPipeline, 32, control_image=photo())
 
 
-@entry("FluxControlImg2ImgPipeline", wrong="by 0.09")
+@entry("FluxControlImg2ImgPipeline")
 def control_image_to_image() -> Entry:
     return derived(d.FluxControlImg2ImgPipeline, 32, image=photo(), control_image=photo(seed=2), strength=0.7)
 
 
-@entry("FluxControlInpaintPipeline", wrong="by 0.052")
+@entry("FluxControlInpaintPipeline")
 def control_inpaint() -> Entry:
     images = {"image": photo(), "control_image": photo(seed=2), "mask_image": photo_mask()}
     return derived(d.FluxControlInpaintPipeline, 32, strength=0.7, **images)
@@ -56,9 +57,9 @@ def kontext() -> Entry:
 # FLUX.2
 
 
-def klein(pipeline: type, *, is_distilled: bool = False, **request: Any) -> Entry:
-    """Put a pipeline of FLUX.2's smaller kind together."""
-    transformer = d.Flux2Transformer2DModel(
+def flux_2_transformer(*, guidance_embeds: bool) -> d.Flux2Transformer2DModel:
+    """Make the denoiser of FLUX.2."""
+    return d.Flux2Transformer2DModel(
         in_channels=16,
         num_layers=1,
         num_single_layers=1,
@@ -67,8 +68,12 @@ def klein(pipeline: type, *, is_distilled: bool = False, **request: Any) -> Entr
         joint_attention_dim=3 * WIDTH,
         timestep_guidance_channels=32,
         axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
+        guidance_embeds=guidance_embeds,
     )
+
+
+def klein(pipeline: type, *, is_distilled: bool = False, **request: Any) -> Entry:
+    """Put a pipeline of FLUX.2's smaller kind together."""
     vae = d.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -79,7 +84,11 @@ def klein(pipeline: type, *, is_distilled: bool = False, **request: Any) -> Entr
         sample_size=16,
     )
     made = pipeline(
-        scheduler=flow(), vae=vae, **qwen_3(causal=True), transformer=transformer, is_distilled=is_distilled
+        scheduler=flow(),
+        vae=vae,
+        **qwen_3(causal=True),
+        transformer=flux_2_transformer(guidance_embeds=False),
+        is_distilled=is_distilled,
     )
     settings = {"max_sequence_length": 16, "text_encoder_out_layers": [0, 1, 2]}
     return Entry(made, without(texts(**settings | request), "negative_prompt"))
@@ -111,3 +120,17 @@ def klein_inpaint() -> Entry:
 def klein_kv() -> Entry:
     entry = klein(d.Flux2KleinKVPipeline, is_distilled=True, image=[photo(64)])
     return Entry(entry.pipeline, without(entry.request, "guidance_scale"))
+
+
+@entry("Flux2Pipeline")
+def flux_2() -> Entry:
+    tokenizer = qwen_tokenizer()
+    language = LANGUAGE_MODEL | {"head_dim": 8, "vocab_size": len(tokenizer), "model_type": "mistral"}
+    vision = {"hidden_size": 16, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "head_dim": 8, "model_type": "pixtral"}
+    config = t.Mistral3Config(text_config=language, vision_config=vision)
+    base = klein(d.Flux2KleinPipeline)
+    components = base.pipeline.components | {"tokenizer": tokenizer}
+    components["text_encoder"] = t.Mistral3ForConditionalGeneration(config)
+    components["transformer"] = flux_2_transformer(guidance_embeds=True)
+    return Entry(d.Flux2Pipeline(**components), base.request | {"max_sequence_length": 512})

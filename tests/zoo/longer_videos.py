@@ -6,9 +6,10 @@ from typing import Any
 import diffusers as d
 import torch
 import transformers as t
+from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
 from tests.zoo.components import LANGUAGE_MODEL, betas, gemma, gemma_tokenizer, kl, qwen_2_5, t5
-from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, texts
+from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, texts, without
 from tests.zoo.video_and_audio import ltx
 
 
@@ -300,3 +301,31 @@ def sana_video() -> Entry:
         pipeline,
         texts(frames=5, height=32, width=32, **size, complex_human_instruction=["improve the prompt", "prompt "]),
     )
+
+
+@entry("MotifVideoPipeline")
+def motif() -> Entry:
+    tokenizer = gemma_tokenizer(add_bos_token=True)
+    language = LANGUAGE_MODEL | {"head_dim": 8, "vocab_size": len(tokenizer), "sliding_window": 16}
+    language |= {"layer_types": ["sliding_attention", "full_attention"], "dropout_rate": 0.0}
+    vision = {"hidden_size": 16, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+    config = t.T5Gemma2EncoderConfig(text_config=language, vision_config=vision)
+    transformer = d.MotifVideoTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_decoder_layers=1,
+        text_embed_dim=WIDTH,
+        rope_axes_dim=(4, 6, 6),
+    )
+    pipeline = d.MotifVideoPipeline(
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        vae=d.AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+        text_encoder=T5Gemma2Encoder(config),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        guider=d.ClassifierFreeGuidance(guidance_scale=4.0),
+    )
+    return Entry(pipeline, without(texts(num_frames=5, max_sequence_length=LENGTH), "guidance_scale"))

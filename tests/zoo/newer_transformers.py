@@ -5,8 +5,20 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from tests.zoo.components import LANGUAGE_MODEL, clip, flow, flow_kl, kl, llama_tokenizer, qwen_3, qwen_tokenizer, t5
+from tests.zoo.components import (
+    LANGUAGE_MODEL,
+    clip,
+    flow,
+    flow_kl,
+    image_token_ids,
+    kl,
+    llama_tokenizer,
+    qwen_3,
+    qwen_tokenizer,
+    t5,
+)
 from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, stand_in_for_ftfy, texts, without
+from tests.zoo.qwen_image import vae as qwen_vae
 from tests.zoo.transformers import chroma, sana
 
 
@@ -183,3 +195,40 @@ def omnigen() -> Entry:
     vae = kl(block_out_channels=(8, 8, 8, 16), **blocks)  # the pipeline counts on its factor of 8
     pipeline = d.OmniGenPipeline(transformer=transformer, scheduler=scheduler, vae=vae, tokenizer=tokenizer)
     return Entry(pipeline, without(texts(), "negative_prompt"))
+
+
+@entry("NucleusMoEImagePipeline")
+def nucleus() -> Entry:
+    tokenizer = qwen_tokenizer()
+    rotary = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6, "mrope_interleaved": True}
+    language = LANGUAGE_MODEL | {"head_dim": 8, "vocab_size": len(tokenizer), "rope_parameters": rotary}
+    language["num_hidden_layers"] = 3
+    vision = {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 37, "out_hidden_size": WIDTH}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    config = t.Qwen3VLConfig(
+        text_config=language,
+        vision_config=vision,
+        **image_token_ids(tokenizer),
+    )
+    transformer = d.NucleusMoEImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+        dense_moe_strategy="leave_first_block_dense",
+        num_experts=4,
+        moe_intermediate_dim=16,
+        capacity_factors=[0.0, 2.0],
+    )
+    pipeline = d.NucleusMoEImagePipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        vae=qwen_vae(),
+        text_encoder=t.Qwen3VLForConditionalGeneration(config),
+        processor=tokenizer,
+    )
+    return Entry(pipeline, texts(max_sequence_length=512, return_index=-2))

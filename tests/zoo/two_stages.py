@@ -1,5 +1,6 @@
 """Assemble pipelines of two stages, from a text to an embedding to an image."""
 
+from string import ascii_lowercase
 from typing import Any
 
 import diffusers as d
@@ -7,6 +8,7 @@ import torch
 import transformers as t
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenPrior
 from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext import WuerstchenDiffNeXt
+from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from diffusers.pipelines.shap_e import ShapERenderer
 
 from tests.zoo.components import UNET, clip, clip_vision, movq
@@ -173,3 +175,49 @@ def shap_e() -> Entry:
     pipeline = d.ShapEPipeline(prior=prior, **clip(projected=True), scheduler=scheduler, shap_e_renderer=renderer)
     request = without(texts(frame_size=64, num_inference_steps=2, output_type="np"), "negative_prompt", *SIZE)
     return Entry(pipeline, request)
+
+
+# Kandinsky 2.1 reads the text again where the image is sampled.
+
+
+def kandinsky_2_1(pipeline: type, *, in_channels: int = 4, **request: Any) -> Entry:
+    """Put a pipeline of Kandinsky 2.1's kind together."""
+    unet = kandinsky().pipeline.unet
+    options = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    options |= {"addition_embed_type": "text_image", "encoder_hid_dim_type": "text_image_proj"}
+    options |= {"in_channels": in_channels, "class_embed_type": None}
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    tokenizer = t.XLMRobertaTokenizer(
+        vocab=[*pieces, *((letter, -5.0) for letter in ascii_lowercase), ("<mask>", 0.0)], model_max_length=77
+    )
+    config = MCLIPConfig(
+        numDims=WIDTH,
+        transformerDimensions=WIDTH,
+        hidden_size=WIDTH,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        vocab_size=64,
+        max_position_embeddings=80,
+    )
+    scheduler = d.DDIMScheduler(beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False)
+    model = pipeline(
+        text_encoder=MultilingualCLIP(config),
+        tokenizer=tokenizer,
+        unet=d.UNet2DConditionModel(**options),
+        scheduler=scheduler,
+        movq=movq(),
+    )
+    embeddings = {"image_embeds": torch.randn(1, WIDTH), "negative_image_embeds": torch.randn(1, WIDTH)}
+    return Entry(model, texts(**embeddings, **request))
+
+
+@entry("KandinskyPipeline")
+def kandinsky_2_1_text() -> Entry:
+    return kandinsky_2_1(d.KandinskyPipeline)
+
+
+@entry("KandinskyInpaintPipeline")
+def kandinsky_2_1_inpaint() -> Entry:
+    images = {"image": photo(), "mask_image": photo_mask()}
+    return kandinsky_2_1(d.KandinskyInpaintPipeline, in_channels=9, **images)
