@@ -101,7 +101,7 @@ def audio_ldm() -> Entry:
     return Entry(pipeline, without(texts(audio_length_in_s=0.5), *SIZE) | {"output_type": "np"})
 
 
-@entry("AudioLDM2Pipeline")
+@entry("AudioLDM2Pipeline", refused="aten.equal.default reads the value of a symbolic tensor")
 def audio_ldm_2() -> Entry:
     tokenizer = roberta_tokenizer()
     config = t.ClapConfig(text_config=clap_text(tokenizer), audio_config=clap_audio(), projection_dim=WIDTH)
@@ -145,7 +145,7 @@ def oobleck(sampling_rate: int = 16) -> d.AutoencoderOobleck:
     )
 
 
-@entry("AceStepPipeline")
+@entry("AceStepPipeline", refused="aten._local_scalar_dense.default reads the value of a symbolic tensor")
 def ace_step() -> Entry:
     from diffusers.pipelines.ace_step import AceStepConditionEncoder  # not among the library's names
 
@@ -178,7 +178,7 @@ def ace_step() -> Entry:
     return Entry(pipeline, without(request, "negative_prompt", *SIZE))
 
 
-@entry("LongCatAudioDiTPipeline")
+@entry("LongCatAudioDiTPipeline", refused="component scheduler is missing")
 def longcat_audio() -> Entry:
     transformer = d.LongCatAudioDiTTransformer(
         dit_dim=32, dit_depth=2, dit_heads=4, dit_text_dim=WIDTH, latent_dim=4, text_conv=False

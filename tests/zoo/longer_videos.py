@@ -170,22 +170,38 @@ def cosmos_vae() -> d.AutoencoderKLCosmos:
     )
 
 
-@entry("CosmosTextToWorldPipeline", needs="torchvision")
+@entry(
+    "CosmosTextToWorldPipeline",
+    refused="the pipeline cannot be put together: The component <class",
+    needs="torchvision",
+)
 def text_to_world() -> Entry:
     return cosmos(d.CosmosTextToWorldPipeline, edm(), vae=cosmos_vae(), channels=4, num_frames=9, **SQUARE)
 
 
-@entry("CosmosVideoToWorldPipeline", needs="torchvision")
+@entry(
+    "CosmosVideoToWorldPipeline",
+    refused="the pipeline cannot be put together: The component <class",
+    needs="torchvision",
+)
 def video_to_world() -> Entry:
     return cosmos(d.CosmosVideoToWorldPipeline, edm(), vae=cosmos_vae(), num_frames=9, image=photo(32), **SQUARE)
 
 
-@entry("Cosmos2TextToImagePipeline", needs="torchvision")
+@entry(
+    "Cosmos2TextToImagePipeline",
+    refused="the pipeline cannot be put together: The component <class",
+    needs="torchvision",
+)
 def cosmos_2_text_to_image() -> Entry:
     return cosmos(d.Cosmos2TextToImagePipeline, karras(), channels=16, **SQUARE)
 
 
-@entry("Cosmos2VideoToWorldPipeline", needs="torchvision")
+@entry(
+    "Cosmos2VideoToWorldPipeline",
+    refused="the pipeline cannot be put together: The component <class",
+    needs="torchvision",
+)
 def cosmos_2_video_to_world() -> Entry:
     return cosmos(d.Cosmos2VideoToWorldPipeline, karras(), channels=17, num_frames=5, image=photo(32), **SQUARE)
 

@@ -174,7 +174,7 @@ def prx() -> Entry:
     return Entry(pipeline, texts(use_resolution_binning=False) | SIZE)
 
 
-@entry("OmniGenPipeline", needs="torchvision")
+@entry("OmniGenPipeline", refused="what occurs of prompt, a text that only the run knows", needs="torchvision")
 def omnigen() -> Entry:
     tokenizer = llama_tokenizer()
     transformer = d.OmniGenTransformer2DModel(

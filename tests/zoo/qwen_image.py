@@ -64,7 +64,7 @@ def controlnet() -> Entry:
     return qwen_image(d.QwenImageControlNetPipeline, request(control_image=photo()), controlnet=control)
 
 
-@entry("QwenImageEditPipeline", needs="torchvision")
+@entry("QwenImageEditPipeline", refused="re.finditer of prompt, a text that only the run knows", needs="torchvision")
 def edit() -> Entry:
     return editing(d.QwenImageEditPipeline, photo())
 
