@@ -29,8 +29,8 @@ REFUSED = {
 """Functions of modules that the runtime has no operation for."""
 
 
-PACKAGES = ("ftfy",)
-"""Modules that pipelines use where they are installed, and leave out elsewhere."""
+FIXES = {"ftfy": "build where ftfy is not installed, if the pipeline does without it (docs/limits.md)"}
+"""What helps with a module, where that is not another operation."""
 
 
 @contextmanager
@@ -102,12 +102,7 @@ def _refusing(texts: Texts, real: Callable[..., Any], module: str) -> Callable[.
         for argument in (*args, *kwargs.values()):
             derivation = texts.derivation(argument)
             if derivation is not None:
-                fix = (
-                    f"build where {module} is not installed, if the pipeline does without it"
-                    if module in PACKAGES
-                    else FIX
-                )
-                raise refusal(f"{module}.{real.__name__}", derivation, fix)
+                raise refusal(f"{module}.{real.__name__}", derivation, FIXES.get(module, FIX))
         return real(*args, **kwargs)
 
     return refuse

@@ -66,7 +66,7 @@ def test_a_vocabulary_of_pieces_needs_its_package(folder: Path, monkeypatch: pyt
     refuse_pieces([tokenizer], "x")
     (tokenizer / "tokenizer.json").unlink()
     with pytest.raises(
-        LoadError, match=r"tokenizer has its vocabulary in spiece\.model, and the sentencepiece"
+        LoadError, match=r"tokenizer has its vocabulary in spiece\.model, and the package sent"
     ) as refused:
         load(folder)
     assert "pip install sentencepiece" in str(refused.value.fix)

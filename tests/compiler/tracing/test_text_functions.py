@@ -70,7 +70,8 @@ def test_ftfy_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def sample(prompt: list[str]) -> torch.Tensor:
         return words([sys.modules["ftfy"].fix_text(prompt[0])], **OPTIONS)["input_ids"]
 
-    with pytest.raises(CaptureError, match=r"ftfy\.fix_text of prompt"):
+    with pytest.raises(CaptureError, match=r"ftfy\.fix_text of prompt") as refused:
         capture(sample, {"words": words})
+    assert "build where ftfy is not installed" in str(refused.value.fix)
     assert ftfy.fix_text("a") == "a", "the module is as it was"
     assert (re.sub("a", "b", "a"), html.unescape("&lt;")) == ("b", "<")
