@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffc.compiler.driver.half_precision import half_precision
+from diffc.compiler.errors import VerifyError
 from diffc.compiler.graph.evaluate import evaluate
 from diffc.passes.stage import stage
 from diffc.runtime import load
@@ -45,6 +46,11 @@ def test_bundles_are_right_at_every_length(target: str, tmp_path: Path) -> None:
     result = sampler(prompts, negative_prompt=negatives, latents=NOISE.numpy(), output="np")
     expected = torch.cat([sampled(tokens(*prompts), NOISE) for prompts in PROMPTS[1:3]]).numpy()
     np.testing.assert_allclose(result, expected, rtol=0, atol=STAGED)
+
+
+def test_engines_of_fixed_sizes_refuse_open_ones_by_name(tmp_path: Path) -> None:
+    with pytest.raises(VerifyError, match="engines of TensorRT serve fixed sizes only, and each request decides the"):
+        write_bundle(open_program(), "trt-fp16", tmp_path / "x.diffc")
 
 
 def test_graphs_compute_in_16_bits() -> None:

@@ -12,7 +12,7 @@ from diffc.compiler.driver.options import CACHE, CacheOptions
 from diffc.compiler.driver.pass_manager import PROGRAMS, Times, run_recipe
 from diffc.compiler.driver.state import State
 from diffc.compiler.errors import DiffcError, Progress
-from diffc.compiler.ir.program import Program
+from diffc.compiler.ir.program import Program, require_fixed_sizes
 from diffc.compiler.recipe import optional
 from diffc.passes.cache import Need
 from diffc.passes.cache.auto.search import Searched
@@ -20,6 +20,7 @@ from diffc.passes.cache.auto.search import Searched
 
 def cache(state: State, *, options: CacheOptions) -> State:
     """Rewrite all programs so that most steps reuse features of earlier ones."""
+    require_fixed_sizes((graph for program in state.programs for graph in program.graphs), "feature caches")
     finer, times = next(iter(state.finer), None), Times()
     programs, reports = apply_cache(state.programs, options, state.calibrator, state.progress, finer, times)
     reports = {**state.reports, **reports}

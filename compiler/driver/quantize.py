@@ -17,7 +17,7 @@ from diffc.compiler.driver.pass_manager import Subject, Times, run_recipe
 from diffc.compiler.driver.state import State
 from diffc.compiler.errors import DiffcWarning, Progress, RecipeError
 from diffc.compiler.graph.lazy_weights import release
-from diffc.compiler.ir.program import Program
+from diffc.compiler.ir.program import Program, require_fixed_sizes
 from diffc.compiler.quantization.apply_plan import applied
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec, parse_spec
 from diffc.compiler.quantization.layer import Layer
@@ -41,6 +41,7 @@ SMALLEST_GROUP = 16
 
 def quantize(state: State, *, options: QuantizationOptions) -> State:
     """Quantize all programs, calibrated on the trajectories of the first."""
+    require_fixed_sizes((graph for program in state.programs for graph in program.graphs), "quantized layers")
     times = Times()
     plan, notes = plan_of(state.programs, state.options.target, options, state.calibrator, state.progress, times)
     provenance = {**state.provenance, "calibration": plan.calibration.digest}

@@ -12,6 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from diffc.runtime.errors import VerifyError
 from diffc.runtime.program import program as executable
 from diffc.runtime.program.facts import Facts
 from diffc.runtime.program.polynomial import Polynomial
@@ -51,6 +52,7 @@ __all__ = [
     "Table",
     "Type",
     "Value",
+    "require_fixed_sizes",
 ]
 
 TOKENIZER_CALLS = ("tokenize", "expand")
@@ -128,6 +130,16 @@ class Program(executable.Program):
 
 def _has_unused_mask(op: Op, needed: set[str]) -> bool:
     return op.operator == "tokenize" and len(op.results) == 2 and op.results[1].name not in needed
+
+
+def require_fixed_sizes(graphs: Iterable[Graph], user: str) -> None:
+    """Raise `VerifyError` where a port of a graph has an open size, which ``user`` does not serve."""
+    for graph in graphs:
+        for port in (*graph.inputs, *graph.outputs):
+            if port.type.lengths:
+                what = f"{user} serve fixed sizes only, and each request decides the size of {port}"
+                fix = "leave them out, or build for ort-fp32, ov-fp32, ort-bf16 or ov-bf16"
+                raise VerifyError(what, where=f"graph {graph.name}", fix=fix)
 
 
 class Names:

@@ -20,7 +20,7 @@ from diffc.compiler.backends.tensorrt.build import build_engines, engine_request
 from diffc.compiler.backends.tensorrt.dialect import TensorRTDialect
 from diffc.compiler.backends.tensorrt.merge_shapes import merge_files
 from diffc.compiler.errors import Progress
-from diffc.compiler.ir.program import Graph
+from diffc.compiler.ir.program import Graph, require_fixed_sizes
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.runtime.engines.tensorrt_library import RTX, installed
 from diffc.runtime.precisions import PRECISIONS, Precision
@@ -46,6 +46,7 @@ class TensorRT(Onnx):
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write graphs that differ in the shapes of their inputs alone as one: its engine holds the weights once."""
+        require_fixed_sizes(graphs, "engines of TensorRT")
         files = super().lower(graphs, precision, folder, progress)
         components: dict[str, list[str]] = {}
         for graph in graphs:

@@ -28,7 +28,7 @@ from diffc.compiler.backends.tensorrt.backend import TensorRT, component_of, fro
 from diffc.compiler.backends.tensorrt.build import build_engines, engine_requests
 from diffc.compiler.errors import Progress
 from diffc.compiler.graph.lazy_weights import read
-from diffc.compiler.ir.program import Graph
+from diffc.compiler.ir.program import Graph, require_fixed_sizes
 from diffc.runtime.engines.tensorrt_library import MODULES, RTX, Library
 from diffc.runtime.precisions import Precision
 
@@ -59,6 +59,7 @@ class TorchTensorRT(Onnx):
 
     def lower(self, graphs: Sequence[Graph], precision: str, folder: Path, progress: Progress) -> dict[str, str]:
         """Write each graph, and keep its exported program."""
+        require_fixed_sizes(graphs, "engines of TensorRT")
         self.bodies = {graph.name: graph.body for graph in graphs}
         return super().lower(graphs, precision, folder, progress)
 
