@@ -46,10 +46,7 @@ def parts(transformer: type = d.HunyuanVideoTransformer3DModel, **changes: Any) 
     }
 
 
-@entry(
-    "HunyuanVideoPipeline",
-    refused="ONNX Runtime refuses transformer: [ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not",
-)
+@entry("HunyuanVideoPipeline")
 def text_to_video() -> Entry:
     return Entry(d.HunyuanVideoPipeline(**parts()), without(texts(**VIDEO), "negative_prompt"))
 
