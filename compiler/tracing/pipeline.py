@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,13 @@ from typing import Any, get_args, get_origin
 import torch
 import transformers
 
-from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.errors import BuildError, CaptureError, DiffcWarning
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.crossed_rows import refuse_crossed_rows
 from diffc.compiler.tracing.image_form import AsImage, check_rows, image_form
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
+from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Text
 from diffc.compiler.tracing.schedule_faults import check_finite, explained
@@ -103,9 +105,8 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
     ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
     off = {guard.scalar: 1.0 for guard in ranges if not COMPARISONS[guard.comparison](1.0, guard.bound)}
     programs = [first]
-    if any(item.name == NEGATIVE for item in first.inputs) and _needs_negative(pipeline, sampling, scales, facts):
-        absent = {NEGATIVE: _parameters(pipeline)[NEGATIVE].default}
-        programs.append(_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), calls, absent))
+    if any(item.name == NEGATIVE for item in first.inputs):
+        programs += _without_negative(pipeline, sampling, scales, facts, calls)
     if off:
         programs.append(_trace(pipeline, sampling, scales | off, replace(facts, variant=UNGUIDED), calls))
     counts = [name for name in COUNTS if name in _parameters(pipeline)]
@@ -163,6 +164,21 @@ def _image_form(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], 
 def text_inputs(parameters: Collection[str], inputs: Collection[str]) -> list[str]:
     """List the texts that a pipeline takes of a request, but for those whose embeddings are among the inputs."""
     return [text for text in TEXTS if text in parameters and f"{text}_embeds" not in inputs]
+
+
+def _without_negative(
+    pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts, calls: ComponentCalls
+) -> list[Program]:
+    """Trace the pipeline without a negative prompt where that differs from an empty one; warn where it refuses that."""
+    absent = {NEGATIVE: _parameters(pipeline)[NEGATIVE].default}
+    try:
+        if not _needs_negative(pipeline, sampling, scales, facts):
+            return []
+        return [_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), calls, absent)]
+    except PipelineRefusal:
+        what = f"{type(pipeline).__name__} refuses a request without {NEGATIVE}: the bundle takes an empty one for it"
+        warnings.warn(what, DiffcWarning, stacklevel=2)
+        return []
 
 
 def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> bool:

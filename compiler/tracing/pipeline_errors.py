@@ -16,20 +16,26 @@ OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 STDLIB = sysconfig.get_path("stdlib")
 
 
+class PipelineRefusal(CaptureError):
+    """Report that the pipeline itself refuses the request."""
+
+
 @contextmanager
 def pipeline_errors() -> Iterator[None]:
     """Raise each failure as a `CaptureError` that names the line of the pipeline's code where it arose."""
     try:
         yield
     except Exception as error:
+        kind = CaptureError
         if isinstance(error, CaptureError):
             what, fix = error.what, error.fix
         elif type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
             what, fix = f"{error} reads the value of a symbolic tensor", None
         else:
             what, fix = f"the pipeline refuses: {error}", "ask for what the pipeline can do"
+            kind = PipelineRefusal
         fix = fix or "the sampler must not branch on, or read, what only the run knows"
-        raise CaptureError(what, where=pipeline_line(traceback.extract_tb(error.__traceback__)), fix=fix) from error
+        raise kind(what, where=pipeline_line(traceback.extract_tb(error.__traceback__)), fix=fix) from error
 
 
 def pipeline_line(frames: Sequence[traceback.FrameSummary]) -> str:

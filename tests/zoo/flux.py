@@ -94,14 +94,12 @@ def klein(pipeline: type, *, is_distilled: bool = False, **request: Any) -> Entr
     return Entry(made, without(texts(**settings | request), "negative_prompt"))
 
 
-@entry("Flux2KleinPipeline", refused="aten.scatter_.src writes a value known only at run time into a constant")
+@entry("Flux2KleinPipeline")
 def klein_text_to_image() -> Entry:
     return klein(d.Flux2KleinPipeline)
 
 
-@entry(
-    "Flux2KleinPipeline (distilled)", refused="aten.scatter_.src writes a value known only at run time into a constant"
-)
+@entry("Flux2KleinPipeline (distilled)")
 def klein_distilled() -> Entry:
     return klein(d.Flux2KleinPipeline, is_distilled=True, guidance_scale=1.0)
 
@@ -111,7 +109,7 @@ def klein_edit() -> Entry:
     return klein(d.Flux2KleinPipeline, image=[photo(64), photo(64, seed=2)])
 
 
-@entry("Flux2KleinInpaintPipeline", refused="aten.scatter_.src writes a value known only at run time into a constant")
+@entry("Flux2KleinInpaintPipeline")
 def klein_inpaint() -> Entry:
     return klein(d.Flux2KleinInpaintPipeline, image=photo(64), mask_image=photo_mask(64), height=64, width=64)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.errors import BuildError, CaptureError
+from diffc.compiler.errors import BuildError, CaptureError, DiffcWarning
 from diffc.compiler.ir.program import Guard, Input, Program, Type
 from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.pipeline import (
@@ -168,6 +168,17 @@ def test_no_negative_prompt_has_a_program_where_it_differs_from_an_empty_one(lea
     assert [program.facts.variant for program in programs] == ["", *([NO_NEGATIVE] if leaves_out else [])]
     assert [item.name for item in programs[0].inputs] == ["negative_prompt"]
     assert all(program.inputs == () for program in programs[1:])
+
+
+def test_a_pipeline_that_refuses_no_negative_prompt_is_built_with_a_warning() -> None:
+    class Needs(Negative):
+        def __call__(self, negative_prompt: Any = None, **request: Any) -> torch.Tensor:  # type: ignore[override]
+            return super().__call__(negative_prompt=list(negative_prompt), **request)
+
+    Needs.__call__.__signature__ = inspect.signature(Negative.__call__)  # type: ignore[attr-defined]
+    with pytest.warns(DiffcWarning, match="Needs refuses a request without negative_prompt"):
+        (program,) = traced(Needs(leaves_out=False))
+    assert [item.name for item in program.inputs] == ["negative_prompt"]
 
 
 @pytest.mark.parametrize(
