@@ -106,7 +106,10 @@ def test_a_quantized_graph_has_one_type_of_float(
     tmp_path: Path, weight: str, activation: str, dtype: torch.dtype
 ) -> None:
     file, found = compared(*quantized(weight, activation), dtype, tmp_path)
-    assert {kind: count for (type_, kind), count in computed(file).items() if type_ == "FLOAT"} == {"Cast": 1}
+    wide = {kind: count for (type_, kind), count in computed(file).items() if type_ == "FLOAT"}
+    selections = wide.pop("Where", 0)
+    assert wide == {"Cast": 1 + 2 * selections}
+    assert selections == 0 or dtype == torch.bfloat16, "for which ONNX Runtime has no selection"
     assert found > ROUNDED_SQNR.get(activation.partition(":")[0], HALVES[dtype])
 
 
