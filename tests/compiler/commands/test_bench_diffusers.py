@@ -11,7 +11,8 @@ from diffc.compiler.commands import bench_diffusers
 
 REQUEST = {
     "threads": torch.get_num_threads(),
-    "source": "model.safetensors",
+    "source": "model",
+    "component_files": {"vae": "vae.safetensors"},
     "sampler": "ddim",
     "task": "inpaint",
     "seed": 7,
@@ -43,7 +44,8 @@ def test_samples_with_the_seed_and_reports_steps(monkeypatch: pytest.MonkeyPatch
     sample, steps = bench_diffusers.load_pipeline(REQUEST), list[None]()
     for _ in range(2):
         sample(["a circle"], lambda: steps.append(None))
-    assert loaded == [("model.safetensors", {"sampler": "ddim", "task": "inpaint"})]
+    options = {"sampler": "ddim", "task": "inpaint", "component_files": {"vae": "vae.safetensors"}}
+    assert loaded == [("model", options)]
     assert len(steps) == 6
     noise = torch.randn(4, generator=torch.Generator("cpu").manual_seed(7))
     for call in pipeline.called:
