@@ -13,6 +13,7 @@ from tests.zoo.sweep import quiet, sweep
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning"),
     pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
 ]
 
