@@ -23,6 +23,7 @@ from torch.export.graph_signature import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.value_ranges import bound_sympy
 
 from diffc.compiler.errors import CaptureError, VerifyError
 from diffc.compiler.graph.aten import STRIDELESS, Trait, has
@@ -94,12 +95,31 @@ def export(
         if not all(map(_is_function, body.graph.nodes)):
             body = _strideless(body.run_decompositions({}))
         separate_complex(body)
+    _need_declared(name, body, sizes)
     _name_layers(body, layers_of(module) if layers is None else layers)
     _recompose(body.graph)
     _convert_only(body.graph)
     body.graph.eliminate_dead_code()
     body.graph_module.recompile()
     return body
+
+
+def _need_declared(name: str, body: ExportedProgram, sizes: Sequence[dict[int, Any] | None]) -> None:
+    """Raise `CaptureError` where a graph holds for fewer sizes than were declared open, as after a branch on one."""
+    ports = dict(zip(body.graph_signature.user_inputs, sizes, strict=False))
+    for node in body.graph.find_nodes(op="placeholder"):
+        for axis, declared in (ports.get(node.name) or {}).items():
+            size = node.meta["val"].shape[axis]
+            if isinstance(size, torch.SymInt):
+                held = bound_sympy(size.node.expr, body.range_constraints)
+                least, most = held.lower, held.upper
+            else:
+                least, most = size, size
+            if least > max(declared.min, 2) or most < declared.max:
+                span = f"{least} to {most} of {declared.min} to {declared.max}"
+                what = f"{name} computes by the size of {node.name}'s axis {axis}, which each request decides: {span}"
+                fix = "compute the same for every number of tokens, without a branch on a size"
+                raise CaptureError(what[:300], where=f"the component {name}", fix=fix)
 
 
 def _name_layers(body: ExportedProgram, layers: Mapping[str, str]) -> None:

@@ -87,8 +87,10 @@ def fit_over_lengths(first: LengthTrace, bounds: Mapping[str, Span], trace: Trac
         spans[name] = Span(_end(span.at, span.least, turn), _end(span.at, span.most, turn), span.at)
     least, most = ({name: getattr(span, end) for name, span in spans.items()} for end in ("least", "most"))
     middle = {name: (span.least + 2 * span.most) // 3 for name, span in spans.items()}
-    comparison, ops = fit([*near, least, middle, most], spans)
-    lengths = tuple(Length(name, spans[name].least, spans[name].most) for name in spans if name in comparison.used)
+    mixed = [ends | {name: end[name]} for ends, end in ((least, most), (most, least)) for name in ends]
+    comparison, ops = fit([*near, least, middle, most, *mixed], spans)
+    needed = [name for name, span in spans.items() if name in comparison.used or span != bounds[name]]
+    lengths = tuple(Length(name, spans[name].least, spans[name].most) for name in needed)
     fitted = {item.op.results[0].name: item for item in comparison.opened(ops) if item.op.results}
     return OpenProgram(fitted, comparison.tables, lengths)
 

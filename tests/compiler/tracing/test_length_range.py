@@ -12,7 +12,12 @@ from torch import nn
 from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.evaluate import evaluate
+from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Length, Program
+from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.length_fit import LengthTrace, Misfit
+from diffc.compiler.tracing.length_range import Counts, fit_over_lengths
+from diffc.compiler.tracing.open_signatures import Span
 from diffc.compiler.tracing.trace import capture
 from diffc.passes import NORMAL_FORM
 from tests.request_values import request_values
@@ -170,3 +175,65 @@ def test_a_length_that_is_not_needed_leaves_the_program_as_it_is() -> None:
         return hidden if int(mask.sum()) < 100 else -hidden
 
     assert not traced(sample).lengths
+
+
+def thresholded(prompt: list[str]) -> torch.Tensor:
+    hidden, mask = encoded(prompt, "max_length")
+    return hidden if int(mask.sum()) < 12 else -hidden
+
+
+def test_a_branch_on_a_length_bounds_it_though_no_size_has_it() -> None:
+    assert traced(thresholded).lengths == (Length("L0", 1, 11),)
+
+
+class Branching(Encoder):
+    """Compute by the number of tokens."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, count: int = 0) -> torch.Tensor:
+        """Add the mean of all tokens if there are more than four."""
+        return super().forward(ids, mask, count) if ids.shape[1] > 4 else self.embedding(ids)
+
+
+class Scaled(Encoder):
+    """Hold a number that a pipeline sets before a call."""
+
+    factor = 1
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, count: int = 0) -> torch.Tensor:
+        """Multiply by the number."""
+        return super().forward(ids, mask, count) * self.factor
+
+
+branching, scaled = Branching().requires_grad_(False), Scaled().requires_grad_(False)
+
+
+def test_a_component_that_branches_on_an_open_size_is_refused() -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        tokens = words(prompt, return_tensors="pt", padding=True, truncation=True)
+        return branching(tokens["input_ids"], tokens["attention_mask"]).sum(1)
+
+    with pytest.raises(CaptureError, match="branching computes by the size of .*, which each request decides"):
+        capture(sample, COMPONENTS | {"branching": branching})
+
+
+def test_a_component_whose_state_holds_the_length_is_refused() -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        tokens = words(prompt, return_tensors="pt", padding=True, truncation=True)
+        scaled.factor = int(tokens["attention_mask"].sum())
+        hidden = scaled(tokens["input_ids"], tokens["attention_mask"])
+        scaled.factor = 1
+        return hidden.sum(1)
+
+    with pytest.raises(CaptureError, match="the number of tokens of a text decides what is computed"):
+        capture(sample, COMPONENTS | {"scaled": scaled})
+
+
+def test_the_longer_of_two_texts_is_refused_where_either_may_be_longer() -> None:
+    def trace(counts: Counts) -> LengthTrace:
+        line = f"v: float32[{max(counts.values())}, 9] = aten.slice.Tensor(n, 0, 0, {max(counts.values())})"
+        program = parse(f"program p() {{ n: float32[20, 9] = noise() {line} return v }}")
+        return LengthTrace(counts, program, ComponentCalls())
+
+    bounds = {"L0": Span(2, MOST, 5), "L1": Span(9, MOST, 12)}
+    with pytest.raises(Misfit, match="the number of tokens of a text decides what is computed"):
+        fit_over_lengths(trace({"L0": 5, "L1": 12}), bounds, trace)
