@@ -9,19 +9,20 @@ After:
     im = aten.select.int(x, -1, 1)
     y = aten.stack.default([re * freqs_re - im * freqs_im, re * freqs_im + im * freqs_re], -1)
 
-What moves or adds elements does so in either part. An operator without a rule, such as a Fourier transform, stays, and
-alone has complex operands and results.
+What moves or adds elements does so in either part; a real operand has an imaginary part of zeros. An operator without
+a rule, such as a Fourier transform, stays, and alone has complex operands and results.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -32,7 +33,7 @@ aten = torch.ops.aten
 PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 """The type of the parts of a complex type."""
 
-MOVED = (aten.index.Tensor, aten.index_select.default, aten.pad_sequence.default, aten.gather.default)
+MOVED = (aten.index.Tensor, aten.index_select.default, aten.gather.default)
 """Operators, beside those of `Trait.MOVES`, that move elements by places that other operands hold."""
 
 
@@ -75,6 +76,13 @@ class _Separation:
     def __init__(self, body: ExportedProgram) -> None:
         self.body, self.pairs = body, dict[fx.Node, Pair]()
 
+    @cached_property
+    def mode(self) -> FakeTensorMode:
+        """Return the mode of the graph's values."""
+        values = pytree.tree_leaves([node.meta.get("val") for node in self.body.graph.nodes])
+        mode: FakeTensorMode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
+        return mode
+
     def constant(self, node: fx.Node) -> Pair:
         """Make the two parts of a constant the last dimension of a real one."""
         target = next(spec.target for spec in self.body.graph_signature.input_specs if spec.arg.name == node.name)
@@ -93,11 +101,22 @@ class _Separation:
             result: Pair | fx.Node = RULES[node.target](self.op, *args, **kwargs)
             return result
         if node.target in MOVED or node.target is operator.getitem or has(node.target, EITHER):
-            real, imaginary = (_mapped(operator.itemgetter(at), Pair, args) for at in (0, 1))
-            return Pair((self.op(node.target, *real, **kwargs), self.op(node.target, *imaginary, **kwargs)))
+            real = self.op(node.target, *_mapped(operator.itemgetter(0), Pair, args), **kwargs)
+            if not _is_complex(node):  # a conversion to real values
+                return real
+            zeros = (lambda leaf: leaf) if node.target in MOVED else self._zeros
+            imaginary = _mapped(lambda leaf: leaf[1] if isinstance(leaf, Pair) else zeros(leaf), Pair | fx.Node, args)
+            return Pair((real, self.op(node.target, *imaginary, **kwargs)))
         args, kwargs = _mapped(lambda pair: self.op(aten.complex.default, *pair), Pair, (args, kwargs))
         stays = self.op(node.target, *args, **kwargs)
-        return self.unpack(self.op(aten.view_as_real.default, stays)) if _is_complex(stays) else stays
+        if _is_complex(stays):
+            return self.unpack(self.op(aten.view_as_real.default, stays))
+        return Pair((stays, self._zeros(stays))) if _is_complex(node) else stays
+
+    def _zeros(self, real: fx.Node) -> fx.Node:
+        """Return the imaginary part of a real tensor; a size stays."""
+        is_tensor = isinstance(real.meta["val"], Tensor)
+        return self.op(aten.zeros_like.default, real) if is_tensor else real
 
     def _operand(self, leaf: Any) -> Any:
         if isinstance(leaf, complex):
@@ -108,8 +127,7 @@ class _Separation:
         """Insert an operator, with the type of its result."""
         node: fx.Node = self.body.graph.call_function(target, args, kwargs)
         values = _mapped(lambda operand: operand.meta["val"], fx.Node, (args, kwargs))
-        mode = next(x.fake_mode for x in pytree.tree_leaves(values) if isinstance(x, FakeTensor))
-        with mode:
+        with self.mode:
             node.meta["val"] = target(*values[0], **values[1])
         return node
 
@@ -158,12 +176,25 @@ def _sum(target: Any) -> Callable[..., Pair]:
 
     def rule(op: Op, a: Any, b: Any, *, alpha: Any = 1) -> Pair:
         real, imaginary = ([x[at] if isinstance(x, Pair) else x if at == 0 else 0.0 for x in (a, b)] for at in (0, 1))
-        if not isinstance(a, Pair):  # its imaginary part is a zero of the other's shape
+        if not isinstance(a, Pair):  # its imaginary part is a zero of both shapes
             real[0] = _times(op, op(aten.ones_like.default, b[0]), real[0])
-            imaginary[0] = op(aten.zeros_like.default, b[1])
+            imaginary[0] = op(aten.zeros_like.default, real[0])
+        elif isinstance(b, fx.Node):
+            imaginary[1] = op(aten.zeros_like.default, b)
         return Pair((op(target, *real, alpha=alpha), op(target, *imaginary, alpha=alpha)))
 
     return rule
+
+
+def _padded(op: Op, parts: Any, batch_first: bool = False, padding_value: float = 0.0, *rest: Any) -> Pair:
+    """Pad either part of each sequence; the padding is real."""
+    if not all(isinstance(part, Pair) for part in parts):
+        raise TypeError("it pads both real and complex sequences")
+    real, imaginary = zip(*parts, strict=True)
+    return Pair(
+        op(aten.pad_sequence.default, list(part), batch_first, value, *rest)
+        for part, value in ((real, padding_value), (imaginary, 0.0))
+    )
 
 
 def _polar(op: Op, size: fx.Node, angle: fx.Node) -> Pair:
@@ -194,6 +225,7 @@ RULES: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((aten.resolve_conj.default, aten._assert_tensor_metadata.default), lambda _, z, *a, **b: z),
     **dict.fromkeys((aten.mul.Tensor, aten.mul.Scalar), _product),
     **dict.fromkeys((aten.div.Tensor, aten.div.Scalar), _quotient),
+    aten.pad_sequence.default: _padded,
     aten.reciprocal.default: lambda op, z: _quotient(op, 1.0, z),
     **{target: _sum(target) for target in (aten.add.Tensor, aten.sub.Tensor)},
 }

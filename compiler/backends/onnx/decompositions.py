@@ -8,7 +8,7 @@ After:
     y = aten.linalg_vector_norm.default(d, 2.0, [-1])
 
 Each function below computes an operator as PyTorch does; one that returns ``NotImplemented`` for some arguments leaves
-the operator as it is.
+the operator as it is. One that decides by an open size is refused: its operators are those of one size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ BY_PRODUCT = 25
 
 
 def decompose(graph: fx.Graph) -> None:
-    """Replace the operators of a graph that have a decomposition; results keep their types and shapes."""
+    """Replace the operators of a graph that have a decomposition; results keep their types and shapes.
+
+    Raises `ValueError` for an operator that cannot be decomposed exactly.
+    """
     for node in list(graph.nodes):
         if node.target in DECOMPOSITIONS:
             _replace(graph, node, DECOMPOSITIONS[node.target])
@@ -49,10 +52,14 @@ def _replace(graph: fx.Graph, node: fx.Node, function: Callable[..., Any]) -> No
         return [] if results is NotImplemented else pytree.tree_leaves(results)
 
     types = [operand.meta["val"] for operand in operands]
-    with types[0].fake_mode:
+    mode = types[0].fake_mode
+    decided = 0 if mode.shape_env is None else len(mode.shape_env.guards)
+    with mode:
         traced = make_fx(call)(*types)
     if left[-1]:
         return
+    if mode.shape_env is not None and len(mode.shape_env.guards) > decided:
+        raise ValueError(f"the decomposition of {node.target} depends on a size that each request decides")
     inputs = dict(zip(traced.graph.find_nodes(op="placeholder"), operands, strict=True))
     with graph.inserting_before(node):
         results: Any = graph.graph_copy(traced.graph, inputs)
@@ -196,6 +203,8 @@ def _avg_pool2d(
 ) -> Any:
     if divisor_override is None:
         return NotImplemented
+    if ceil_mode:
+        raise ValueError("aten.avg_pool2d.default has both ceil_mode and divisor_override")
     factor = math.prod(window if len(window) == 2 else window * 2) / divisor_override
     return aten.avg_pool2d.default(x, window, stride, padding, ceil_mode, True) * factor
 

@@ -28,12 +28,19 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "splits": lambda x: (as_complex(x).split(2, 1)[1].real, as_complex(x).chunk(2, 2)[1].imag),
     "sums": lambda x: torch.view_as_real((as_complex(x) + x[..., :4]) - (1 + 2j)),
     "sums of real and complex": lambda x: torch.view_as_real(1.5 + as_complex(x) * 2 + (x[..., :4] - as_complex(x))),
+    "sums of other shapes": lambda x: torch.view_as_real((x + as_complex(x)[0, 0, 0]) - (as_complex(x)[0, 0, 0] - x)),
     "quotients": lambda x: torch.view_as_real(as_complex(x) / (as_complex(x + 3) * 1j) / 2.0 + 1 / as_complex(x + 1)),
     "sizes and angles": lambda x: (as_complex(x).abs(), as_complex(x).angle()),
     "polar": lambda x: torch.view_as_real(torch.polar(x.abs(), x)),
     "exponential": lambda x: torch.view_as_real(torch.exp(1j * x)),
     "Fourier transforms": lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.exp(2j * x[..., :5])),
     "of complex numbers": lambda x: torch.fft.ifft2(torch.fft.fft2(torch.complex(x[0], x[1])) * 2).abs(),
+    "conversions": lambda x: torch.view_as_real(x.to(torch.complex64) * 1j + x[..., :1].type_as(as_complex(x))),
+    "real and complex": lambda x: torch.view_as_real(torch.cat([as_complex(x), x[..., :4]])),
+    "zeros": lambda x: torch.view_as_real(torch.cat([as_complex(x), torch.zeros(1, 6, 4, dtype=torch.complex64)])),
+    "padding": lambda x: torch.view_as_real(
+        nn.utils.rnn.pad_sequence([as_complex(x)[0], as_complex(x)[1, :2]], padding_value=2.0)
+    ),
     "bfloat16": lambda x: (torch.view_as_real(as_complex(x.bfloat16().float()) * TURNS)).bfloat16().float(),
 }
 
@@ -75,3 +82,12 @@ def test_a_graph_that_returns_complex_numbers_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="returns complex numbers"):
         export("net", Returns(), (torch.ones(3, 2),))
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values to real")
+def test_a_conversion_to_real_drops_the_imaginary_part() -> None:
+    class Drops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return as_complex(x).float().abs()
+
+    torch.testing.assert_close(export("net", Drops(), (X,)).module()(X), as_complex(X).real.abs())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffc.compiler.backends.onnx.decompositions import DECOMPOSITIONS
 from diffc.compiler.backends.onnx.export import Onnx
+from diffc.compiler.backends.onnx.exporter_input import ExporterInput
 from diffc.compiler.errors import BackendError
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.ir.program import Graph, Value
@@ -98,3 +99,35 @@ def test_an_operator_without_a_form_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(BackendError, match=r"net has no ONNX form: .*aten\.linalg_inv"):
         lowered(Inverts(), tmp_path)
+
+
+class Open(nn.Module):
+    """Compute a function of an array whose second size is open."""
+
+    def __init__(self, function: Callable[[Tensor], Results]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> Results:
+        return self.function(*tensors)
+
+
+@pytest.mark.parametrize("name", ["cumulative product", "cumulative maximum", "median of all", "sequences"])
+def test_a_decomposition_of_one_size_is_refused_where_the_size_is_open(name: str) -> None:
+    sizes = [{1: torch.export.Dim.DYNAMIC(min=5, max=100)}]
+    body = export("net", Open(FUNCTIONS[name]), (X,), sizes=sizes)
+    with pytest.raises(ValueError, match=r"decomposition of aten\..* depends on a size that each request decides"):
+        ExporterInput.of(body)
+
+
+def test_a_decomposition_along_other_sizes_leaves_a_size_open() -> None:
+    sizes = [{1: torch.export.Dim.DYNAMIC(min=5, max=100)}]
+    body = ExporterInput.of(export("net", Open(lambda x: x.cumprod(2)), (X,), sizes=sizes))
+    longer = torch.cat([X, X], 1)
+    torch.testing.assert_close(body.module()(longer), longer.cumprod(2))
+
+
+def test_windows_that_are_cut_at_the_edge_have_no_divisor(tmp_path: Path) -> None:
+    pooling = Open(lambda x: F.avg_pool2d(x, 2, ceil_mode=True, divisor_override=3))
+    with pytest.raises(BackendError, match="net has no ONNX form: .*both ceil_mode and divisor_override"):
+        lowered(pooling, tmp_path)
