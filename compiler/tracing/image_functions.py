@@ -57,8 +57,8 @@ def _to_array(real: Function) -> Function:
         if array is None:
             return real(item, *args, **kwargs)
         dtype = args[0] if args else kwargs.get("dtype")
-        array = array.copy() if real.__name__ == "array" else array
-        return array if dtype is None else array.astype(dtype)
+        array = array.copy() if kwargs.get("copy", real.__name__ == "array") else array
+        return array if dtype is None else array.astype(dtype, copy=False)
 
     return convert
 
@@ -68,6 +68,7 @@ def _to_tensor(real: Function) -> Function:
         array = _array(item)
         if array is None:
             return real(item, *args, **kwargs)
+        array = array.copy() if real.__name__ == "tensor" else array
         dtype = kwargs.get("dtype")
         return array.tensor() if dtype is None else array.tensor().to(dtype)
 

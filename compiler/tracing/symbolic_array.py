@@ -75,11 +75,15 @@ class SymbolicArray(np.ndarray):
         if method == "__call__" and ufunc in UFUNCS and not kwargs:
             return _pointwise(ufunc, args)
         rule = REDUCED.get(ufunc) if method == "reduce" else None
-        return _recorded(ufunc, rule, args, {key: value for key, value in kwargs.items() if value is not None})
+        options = {key: value for key, value in kwargs.items() if value is not UNUSED.get(key, UNUSED)}
+        return _recorded(ufunc, rule, args, options)
 
-    def astype(self, dtype: Any, *_: Any, **__: Any) -> SymbolicArray:
-        """Convert the elements."""
-        target, values = np.dtype(dtype), self.values
+    def astype(self, dtype: Any, *_: Any, **options: Any) -> SymbolicArray:
+        """Convert the elements, of a copy but where ``copy`` is false and they have that type."""
+        target = np.dtype(dtype)
+        if not options.get("copy", True) and target == self.dtype:
+            return self
+        values = self.copy().values
         if BOOL in (target, self.dtype):
             values = values.to(torch.bool if target == BOOL else torch.float32)
         elif np.issubdtype(target, np.integer) and not np.issubdtype(self.dtype, np.integer):
@@ -92,9 +96,8 @@ class SymbolicArray(np.ndarray):
         return SymbolicArray(_indexed(self.values, index), self.dtype)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        index = tuple(map(_operand, index)) if isinstance(index, tuple) else _operand(index)
         bounds, new = self.bounds, _operand(value)
-        self.values[index] = new
+        self.values[_operand(index)] = new
         ends = _bounds(new)
         _within(self.values, (min(bounds[0], ends[0]), max(bounds[1], ends[1])) if bounds and ends else None)
 
@@ -185,9 +188,12 @@ UFUNCS: Mapping[Any, Callable[..., torch.Tensor]] = {
 """What is computed for each element: it rises or falls with its first operand, and but for quotients with each."""
 
 REDUCED: Mapping[Any, Callable[..., torch.Tensor]] = {
-    np.minimum: lambda array, axis=None, **_: array.amin() if axis is None else array.amin(axis),
-    np.maximum: lambda array, axis=None, **_: array.amax() if axis is None else array.amax(axis),
+    np.minimum: lambda array, axis=0, keepdims=False: array.amin(() if axis is None else axis, keepdims),
+    np.maximum: lambda array, axis=0, keepdims=False: array.amax(() if axis is None else axis, keepdims),
 }
+
+UNUSED: Mapping[str, Any] = {"dtype": None, "out": None, "where": True}
+"""Options of a reduction, with the values at which they change nothing."""
 
 FUNCTIONS: Mapping[Any, Callable[..., torch.Tensor]] = {
     np.stack: lambda arrays, axis=0: torch.stack(list(arrays), axis),
@@ -229,14 +235,17 @@ def _recorded(function: Any, rule: Callable[..., torch.Tensor] | None, args: Any
 
 
 def _operand(item: Any) -> Any:
-    """Return a tensor for an array, also in a list; anything else as it is."""
+    """Return a tensor for an array, also in a list or tuple; anything else as it is."""
     if isinstance(item, SymbolicArray):
         return item.values
     if isinstance(item, np.ndarray) and item.dtype != object:
         return torch.from_numpy(item if item.dtype == BOOL else item.astype(np.float32))
     if isinstance(item, np.generic):
         return item.item()
-    return [_operand(entry) for entry in item] if isinstance(item, list) else item
+    if isinstance(item, list | tuple):
+        entries = [_operand(entry) for entry in item]
+        return entries if isinstance(item, list) else tuple(entries)
+    return item
 
 
 def _pointwise(ufunc: Any, args: tuple[Any, ...]) -> SymbolicArray:

@@ -61,7 +61,7 @@ class Pixels:
         return UnknownPixels()
 
     def copy(self) -> Pixels:
-        """Return the same pixels: they are never changed in place."""
+        """Return the same pixels for another image: `paste` replaces the tensor of one, and changes no tensor."""
         return Pixels(self.values)
 
     def resize(self, size: tuple[int, int], resample: int, box: Box) -> Pixels:
@@ -77,8 +77,8 @@ class Pixels:
         """Cut out a part; what lies outside of the image is black."""
         left, upper, right, lower = box
         (width, height), values = self.size, self.values
-        inside = values[:, max(upper, 0) : max(lower, 0), max(left, 0) : max(right, 0)]
-        margins = [max(0, -left), max(0, right - width), max(0, -upper), max(0, lower - height)]
+        margins = [*_margins(left, right, width), *_margins(upper, lower, height)]
+        inside = values[:, upper + margins[2] : lower - margins[3], left + margins[0] : right - margins[1]]
         return Pixels(pad(inside, margins) if any(margins) else inside)
 
     def convert(self, mode: str, *_: Any) -> Pixels:
@@ -99,6 +99,8 @@ class Pixels:
         if pixels is None or mask is not None:
             raise CaptureError("a colour, or an image with a mask, is pasted", fix="paste an image")
         ends = max(left, 0), max(upper, 0), min(right, width), min(lower, height)
+        if ends[0] >= ends[2] or ends[1] >= ends[3]:
+            return
         part = pixels[:, ends[1] - upper : ends[3] - upper, ends[0] - left : ends[2] - left]
         rows = torch.cat(
             [self.values[:, ends[1] : ends[3], : ends[0]], part, self.values[:, ends[1] : ends[3], ends[2] :]], 2
@@ -151,6 +153,11 @@ def _weighted(values: torch.Tensor, axis: int, matrix: np.ndarray[Any, Any]) -> 
     table, exact = torch.from_numpy(matrix), values.to(torch.float64)
     total = exact @ table.T if axis == 2 else table @ exact
     return torch.floor((total + UNIT / 2) / UNIT).clamp(0.0, 255.0).to(torch.float32)
+
+
+def _margins(start: int, end: int, size: int) -> tuple[int, int]:
+    """Return how much of a part of an axis lies before it and after it, also where all of it does."""
+    return min(max(-start, 0), end - start), min(max(end - size, 0), end - start)
 
 
 def _eight_bits(values: torch.Tensor) -> torch.Tensor:

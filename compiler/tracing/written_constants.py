@@ -31,7 +31,7 @@ class WrittenConstants:
         self._record, self._constant = record, constant
         self._written = dict[int, tuple[torch.Tensor, Symbolic]]()
         self._views = dict[int, tuple[torch.Tensor, torch.Tensor, Link]]()
-        self._memory = set[int]()
+        self._memory = list[range]()
 
     def add_views(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
         """Remember how an operator viewed a constant."""
@@ -45,7 +45,7 @@ class WrittenConstants:
         """Return the symbolic tensor in the place of a constant that was written, itself or through a view."""
         if id(tensor) in self._written:
             return self._written[id(tensor)][1]
-        if not self._memory or isinstance(tensor, Symbolic) or _memory(tensor) not in self._memory:
+        if not self._memory or isinstance(tensor, Symbolic) or not self._is_written(tensor):
             return tensor
         return self.write(tensor)
 
@@ -58,16 +58,24 @@ class WrittenConstants:
         if id(tensor) in self._views:
             _, source, link = self._views[id(tensor)]
             symbolic: Symbolic = link.take(self.write(source), self._record)
-        elif _memory(tensor) in self._memory:
+        elif self._is_written(tensor):
             raise CaptureError("a constant shares its memory with one that is written", fix="clone the tensor first")
         else:
             symbolic = self._constant(tensor)
-            self._memory.add(_memory(tensor))
+            self._memory.append(_memory(tensor))
         self._written[id(tensor)] = tensor, symbolic
         for method in READS:  # instead of reading what the memory held before
             setattr(tensor, method, getattr(symbolic, method))
         return symbolic
 
+    def _is_written(self, tensor: torch.Tensor) -> bool:
+        memory = _memory(tensor)
+        return any(max(memory.start, one.start) < min(memory.stop, one.stop) for one in self._memory)
 
-def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata if type(tensor) is torch.Tensor else 0
+
+def _memory(tensor: torch.Tensor) -> range:
+    """Return the addresses of a constant's storage, which several tensors over one array of NumPy share."""
+    if type(tensor) is not torch.Tensor or tensor.is_meta:
+        return range(0)
+    storage = tensor.untyped_storage()
+    return range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())

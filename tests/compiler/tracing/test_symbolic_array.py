@@ -29,6 +29,18 @@ def written(array: Any) -> Any:
     return mask
 
 
+def written_copy(copied: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Write into what a function returns of an array, and show both."""
+
+    def function(array: Any) -> Any:
+        array = array.astype(np.float32)
+        copy = copied(array)
+        copy[0] = 5
+        return np.stack([array, torch.as_tensor(copy).numpy()])
+
+    return function
+
+
 CASES: dict[str, Callable[[Any], Any]] = {
     "scale": lambda array: array.astype(np.float32) / 255.0,
     "scale in float64": lambda array: array.astype(np.float64) * (1 / 255),
@@ -50,6 +62,15 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "clip": lambda array: np.clip(array.astype(np.float32), 3, 90).astype(np.uint8),
     "repeat": lambda array: np.repeat(np.tile(array, (2, 1, 1)), 2, axis=0),
     "convert": lambda array: np.asarray(array, dtype=np.float32),
+    "copy by astype": written_copy(lambda array: array.astype(np.float32)),
+    "no copy by astype": written_copy(lambda array: array.astype(np.float32, copy=False)),
+    "no copy by asarray": written_copy(lambda array: np.asarray(array, dtype=np.float32)),
+    "copy by a tensor": written_copy(lambda array: torch.tensor(array)),
+    "no copy by a tensor": written_copy(lambda array: torch.from_numpy(array)),
+    "concatenate a tuple": lambda array: np.concatenate((array, array), axis=2),
+    "keep an axis": lambda array: array.max(axis=1, keepdims=True),
+    "least of all": lambda array: np.stack([array.min(), np.maximum.reduce(array, axis=None)]),
+    "reduce the first axis": lambda array: np.minimum.reduce(array),
     "tensor": lambda array: torch.from_numpy(array.copy()).permute(2, 0, 1).float().numpy(),
 }
 
@@ -83,6 +104,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "decision": (lambda array: bool((array > 3)[0, 0, 0]), "a condition depends on elements"),
     "list": (lambda array: array.tolist(), "elements of an image are read"),
     "part backwards": (lambda array: array[2:0:-1], "backwards in part"),
+    "largest of more": (lambda array: array.max(initial=9), "argument 'initial'"),
+    "largest of some": (lambda array: array.max(where=PIXELS > 3, initial=9), "with these arguments"),
     "unseen copy": (lambda array: np.frompyfunc(float, 1, 1)(np.ndarray.view(array, np.ndarray)), "is read"),
 }
 

@@ -44,14 +44,20 @@ def test_resizes_as_pillow_does(resample: Resampling, mode: str) -> None:
         assert_same(lambda one, size=size: one.resize(size, resample, (1.5, 2, 20.25, 19)), image)  # type: ignore[misc]
 
 
-def pasted(image: Image) -> Image:
+def pasted(image: Image, at: tuple[int, int] = (-5, 20)) -> Image:
     canvas = PIL.Image.new("RGB", (30, 30), (1, 2, 3))
-    canvas.paste(image, (-5, 20))
+    canvas.paste(image, at)
     return canvas
 
 
 METHODS: dict[str, Callable[[Image], Any]] = {
     "crop": lambda image: image.crop((-3, 2, 30, 40)),
+    "crop right of it": lambda image: image.crop((40, 2, 43, 9)),
+    "crop left of it": lambda image: image.crop((-5, 2, -1, 9)),
+    "crop above it": lambda image: image.crop((30, -9, 40, -2)),
+    "crop around it": lambda image: image.crop((-2, -3, 40, 30)),
+    "paste right of it": lambda image: pasted(image, (32, 2)),
+    "paste above it": lambda image: pasted(image, (0, -40)),
     "grey": lambda image: image.convert("L"),
     "colour": lambda image: image.convert("L").convert("RGB"),
     "flip": lambda image: image.transpose(Transpose.FLIP_LEFT_RIGHT).transpose(Transpose.FLIP_TOP_BOTTOM),

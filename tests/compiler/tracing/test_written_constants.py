@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -84,6 +85,17 @@ def test_a_constant_that_is_returned_is_an_output() -> None:
     program = capture(sample, {})
     first, *constants = numbers(program, [x := torch.randn(2, 3)])
     assert torch.equal(first, x) and [constant.tolist() for constant in constants] == [[0.0, 1.0, 2.0], 2]
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_write_into_an_array_of_numpy_is_refused_where_another_tensor_reads_it(start: int) -> None:
+    def sample() -> torch.Tensor:
+        array = np.zeros(4, dtype=np.float32)
+        torch.from_numpy(array)[:] = torch.randn(4)
+        return torch.from_numpy(array[start:]) + 1
+
+    with pytest.raises(CaptureError, match="shares its memory"):
+        capture(sample, {})
 
 
 def test_a_write_into_a_weight_and_into_unknown_memory_is_refused() -> None:
