@@ -19,9 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
 from diffc.compiler.tracing.returned_values import returned_tensors
 
-# from diffc.compiler.tracing.returned_values import returned_tensors
-
-SMALL = 256
+COMPARED_ELEMENTS = 256
 """Constants of no more elements are compared by their values, larger ones by their identity."""
 
 
@@ -112,7 +110,7 @@ class _Computation(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return type(leaf), leaf
         if id(leaf) in self._numbers:
             return self._numbers[id(leaf)]
-        if isinstance(leaf, FakeTensor | torch.nn.Parameter) or leaf.numel() > SMALL:
+        if isinstance(leaf, FakeTensor | torch.nn.Parameter) or leaf.numel() > COMPARED_ELEMENTS:
             self._reached.append(leaf)
             return id(leaf)
         with _disable_current_modes():

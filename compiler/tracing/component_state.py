@@ -13,7 +13,7 @@ import functools
 import logging
 import operator
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 ATOMS = (types.NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, range)
-DATA = (*ATOMS[1:], list, dict, tuple, set, frozenset)
+DATA = (*ATOMS, list, dict, tuple, set, frozenset, deque)
 OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, logging.Logger, enum.Enum, torch.Generator)
 """Objects that are what they are: nothing is reached from them."""
 
@@ -89,9 +89,9 @@ class ComponentState:
             self._tokens += (id(value), *version)
             self._versions.append((value, version))
             return []
-        if isinstance(value, list | dict | types.CellType):
+        if isinstance(value, list | dict | set | deque | types.CellType):
             return self._keep(value)
-        if isinstance(value, tuple | set | frozenset):
+        if isinstance(value, tuple | frozenset):
             self._tokens.append(len(value))
             return list(value)
         if isinstance(value, types.FunctionType):
@@ -122,7 +122,7 @@ class ComponentState:
         if _is_of_library(function):
             return []
         namespace = function.__globals__
-        names = [n for n in function.__code__.co_names if type(namespace.get(n)) in DATA]
+        names = [n for n in function.__code__.co_names if n in namespace and type(namespace[n]) in DATA]
         data = self._keep(Globals(namespace, tuple(names))) if names else []
         return [*data, function.__defaults__, function.__kwdefaults__, *(function.__closure__ or ())]
 
@@ -199,7 +199,7 @@ def _is_of_library(definition: Any) -> bool:
 
 
 def _contents(container: Any) -> dict[Any, Any]:
-    """Copy the contents of a container, by key; a cell has one key at most."""
+    """Copy the contents of a container, by key; a cell has one key at most, elements of a set are their own."""
     if isinstance(container, Globals):
         return {name: container.namespace[name] for name in container.names if name in container.namespace}
     if isinstance(container, types.CellType):
@@ -207,6 +207,8 @@ def _contents(container: Any) -> dict[Any, Any]:
             return {0: container.cell_contents}
         except ValueError:  # nothing is assigned yet
             return {}
+    if isinstance(container, set):
+        return {element: element for element in container}
     return dict(container.items() if isinstance(container, dict) else enumerate(container))
 
 
@@ -214,12 +216,17 @@ def _fill(container: Any, contents: dict[Any, Any]) -> None:
     if isinstance(container, Globals):
         container.namespace.update(contents)
     elif isinstance(container, types.CellType):
-        container.cell_contents = contents[0]
-    elif isinstance(container, dict):
-        container.clear()
-        container.update(contents)
+        del container.cell_contents
+        if contents:
+            container.cell_contents = contents[0]
     else:
-        container[:] = contents.values()
+        container.clear()
+        if isinstance(container, dict):
+            container.update(contents)
+        elif isinstance(container, set):
+            container.update(contents.values())
+        else:
+            container.extend(contents.values())
 
 
 def _holds(container: Any, copy: dict[Any, Any]) -> bool:

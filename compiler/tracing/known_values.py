@@ -17,17 +17,6 @@ from torch.utils import _pytree as pytree
 
 from diffc.compiler.tracing.pipeline_errors import pipeline_line
 
-aten = torch.ops.aten
-SHAPED = (
-    aten.ones_like.default,
-    aten.zeros_like.default,
-    aten.full_like.default,
-    aten.new_ones.default,
-    aten.new_zeros.default,
-    aten.new_full.default,
-)
-"""Operators that read the shape of their tensor only."""
-
 
 @dataclass(frozen=True, eq=False)
 class Known:
@@ -51,13 +40,11 @@ def known_result(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Know
     symbolic = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if hasattr(leaf, "known")]
     elements = [operand.known for operand in symbolic]
     questions = next((known.questions for known in elements if known is not None), None)
-    if questions is None or (None in elements and func not in SHAPED):
+    if questions is None or None in elements:
         return None
 
     def known(leaf: Any) -> Any:
-        if not hasattr(leaf, "known"):
-            return leaf
-        return torch.zeros(leaf.shape, dtype=leaf.dtype) if leaf.known is None else leaf.known.result
+        return leaf.known.result if hasattr(leaf, "known") else leaf
 
     return Known(func(*pytree.tree_map(known, args), **pytree.tree_map(known, kwargs)), questions)
 
@@ -70,7 +57,7 @@ def known_rows(tensor: Any, indices: Sequence[Any]) -> Any:
     axis = sum(index is None for index in indices)
     mask = indices[-1]
     known = getattr(mask, "known", Known(mask, []))
-    if len(indices) != axis + 1 or known is None or mask.dtype != torch.bool:
+    if mask is None or len(indices) != axis + 1 or known is None or mask.dtype != torch.bool:
         return None
     *outer, rows = known.answer().nonzero().unbind(1)
     start, count = (int(rows[0]), len(rows)) if len(rows) else (0, 0)

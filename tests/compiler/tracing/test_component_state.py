@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,9 @@ from diffc.compiler.tracing.component_state import ComponentState, put, value_at
 SCALE = 1.0
 """Data of this Python module that a call reads."""
 
+OFFSET: float | None = None
+"""Data that are set later."""
+
 
 class Scaled:
     """Scale, as an attention processor would."""
@@ -27,17 +31,18 @@ class Scaled:
 
 
 class Net(nn.Module):
-    """Compute with a processor, a weight, a table of options and a number of this Python module."""
+    """Compute with a processor, a weight, a table of options and values of this Python module."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(3, 3)
         self.processor: Callable[[torch.Tensor], torch.Tensor] = Scaled(2.0)
         self.options = {"scales": [1.0, 2.0]}
+        self.skipped, self.recent = {8, 0}, deque([1.0])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute."""
-        return self.processor(self.inner(x)) * SCALE
+        return self.processor(self.inner(x)) * SCALE * (OFFSET or 1.0)
 
 
 def hook(factor: float) -> Callable[..., Any]:
@@ -65,6 +70,9 @@ CHANGES: dict[str, Callable[[Net], Any]] = {
     "a processor": lambda net: setattr(net, "processor", Scaled(3.0)),
     "an attribute of a processor": lambda net: setattr(net.processor, "scale", 3.0),
     "an entry of a list": lambda net: net.options["scales"].append(3.0),
+    "an element of a set": lambda net: net.skipped.add(3),
+    "another element of a set": lambda net: [net.skipped.discard(8), net.skipped.add(16)],
+    "an end of a queue": lambda net: net.recent.appendleft(2.0),
     "a hook": lambda net: net.inner.register_forward_hook(hook(1.0)),
     "a module": lambda net: setattr(net, "inner", nn.Linear(3, 3)),
     "the mode": lambda net: net.inner.eval(),
@@ -104,6 +112,31 @@ def test_data_that_a_function_reads_belong_to_the_state(monkeypatch: pytest.Monk
     with state.restored():
         assert SCALE == 1.0
     assert SCALE == 2.0
+
+
+def test_data_that_are_set_later_belong_to_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = ComponentState(Net())
+    monkeypatch.setitem(globals(), "OFFSET", 2.0)
+    assert not state.holds()
+    with state.restored():
+        assert OFFSET is None
+    assert OFFSET == 2.0
+
+
+def test_a_variable_of_a_closure_that_is_assigned_later_is_restored() -> None:
+    def assign(value: float) -> None:
+        nonlocal scale
+        scale = value
+
+    net = Net()
+    net.processor = lambda x: x * scale
+    state = ComponentState(net)
+    scale: float
+    assign(2.0)
+    assert not state.holds()
+    with state.restored(), pytest.raises(NameError):
+        net(torch.zeros(1, 3))
+    assert scale == 2.0
 
 
 def test_a_place_is_an_entry_or_a_variable_of_a_closure() -> None:

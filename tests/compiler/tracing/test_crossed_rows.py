@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffc.compiler.errors import CaptureError
+from diffc.compiler.ir.program import Input, Op, Program, Ref, Type, Value
 from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.crossed_rows import refuse_crossed_rows
 from diffc.compiler.tracing.pipeline import Sampling, trace_pipeline
@@ -42,10 +43,22 @@ def test_rows_of_their_own_images_are_served() -> None:
     check(guided)
 
 
-@pytest.mark.parametrize("function", [joined, swapped])
+def undefined(image: Tensor) -> Tensor:
+    return torch.randn(2, 3, 4, 4) + (MODEL(image)[None].mean(1) - 9).sqrt()
+
+
+@pytest.mark.parametrize("function", [joined, swapped, undefined])
 def test_rows_that_reach_other_images_are_refused(function: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(CaptureError, match=r"every image of main depends on all rows of image\n.*--batch 1"):
         check(function)
+
+
+def test_operators_on_texts_are_passed_over() -> None:
+    kind = Type("float32", (2, 3, 4, 4))
+    double = Op("aten.mul.Tensor", (Ref("image"), 2.0), (), results=(Value("v0", kind),))
+    lower = Op("lower", (Ref("prompt"),), (), results=(Value("text0", Type("text", (2,))),))
+    inputs = Input("prompt", Type("text", (2,)), None), Input("image", kind, None)
+    refuse_crossed_rows(Program("main", inputs, (), (), (), (lower, double), ("v0",)))
 
 
 def test_images_of_an_ip_adapter_are_one_condition_of_all() -> None:

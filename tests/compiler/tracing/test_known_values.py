@@ -89,6 +89,12 @@ def test_a_constant_mask_selects_rows(recorder: Recorder) -> None:
     assert rows.shape == (3, 2)
 
 
+def test_an_index_of_the_first_of_all_axes_is_recorded(recorder: Recorder) -> None:
+    with recorder:
+        rows = torch.ops.aten.index.Tensor(symbolic(torch.zeros(3, 5), "x"), [torch.tensor([0, 2]), None])
+    assert rows.shape == (2, 5)
+
+
 def test_a_value_is_not_known_if_an_operand_is_not(recorder: Recorder, mask: Symbolic) -> None:
     with recorder, pytest.raises(DataDependentOutputException):
         bool((symbolic(torch.zeros(1, 5), "x") * mask).sum() > 0)
