@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.ir.program import Literal, Op, Polynomial, Program, Ref, Table, Type, Value
+from diffc.compiler.ir.program import Literal, Op, Program, Ref, Table, Type, Value
 from diffc.compiler.tracing.component_calls import ComponentCalls, Signature
 from diffc.compiler.tracing.open_signatures import OpenCall, Span, localized
 from diffc.runtime.program.size import AnySize, Size
@@ -106,10 +106,13 @@ class LengthFit:
             raise self._differs(first)
         if called:
             self.signatures[first.operator] = called[0]
-        literal = self._port if called else self._literal
-        args = tuple(literal(first, column) for column in zip(*(op.args for op in ops), strict=True))
+        args = tuple(self._literal(first, column) for column in zip(*(op.args for op in ops), strict=True))
         values = zip(*([value for _, value in op.attrs] for op in ops), strict=True)
-        attrs = tuple((key, literal(first, column)) for (key, _), column in zip(first.attrs, values, strict=True))
+        ports = {port.name: port.type for port in called[0].inputs} if called else {}
+        attrs = tuple(
+            (key, self._port(first, column, ports[key]) if key in ports else self._literal(first, column))
+            for (key, _), column in zip(first.attrs, values, strict=True)
+        )
         results = self._values(first, [op.results for op in ops])
         call = self._open_call(first, called) if called else None
         return Fitted(tuple(self.before), replace(first, args=args, attrs=attrs, results=results), call)
@@ -147,7 +150,7 @@ class LengthFit:
         shape = (self.size(op, sizes) for sizes in zip(*(type_.fixed for type_ in types), strict=True))
         return Value(column[0].name, Type(types[0].dtype, tuple(shape)))
 
-    def _port(self, op: Op, column: Sequence[Literal]) -> Any:
+    def _port(self, op: Op, column: Sequence[Literal], port: Type) -> Any:
         """Return an argument of a component: a constant that differs becomes a value of its own."""
         arrays = [self._array(constants, item) for constants, item in zip(self.constants, column, strict=True)]
         known = [array for array in arrays if array is not None]
@@ -155,23 +158,21 @@ class LengthFit:
             return self._literal(op, column)
         if len({array.shape for array in known}) > 1:
             return self._table(op, [Table.of(array) for array in known])
-        return self._number(op, known)
+        return self._number(op, known, port)
 
     def _array(self, constants: Mapping[str, Table], item: Literal) -> np.ndarray[Any, Any] | None:
         if isinstance(item, Ref):
             return constants[item.name].data if item.name in constants else None
         return np.asarray(item) if isinstance(item, int | float | tuple) else None
 
-    def _number(self, op: Op, arrays: Sequence[np.ndarray[Any, Any]]) -> Ref:
-        """Append a ``linear`` of lengths that has the one integer of arrays of the same shape."""
-        if any(array.dtype != np.int64 or array.size == 0 or (array != array.flat[0]).any() for array in arrays):
+    def _number(self, op: Op, arrays: Sequence[np.ndarray[Any, Any]], port: Type) -> Ref:
+        """Append a tensor of a port's type that is filled with the one integer of each of these arrays."""
+        if any(array.size == 0 or (array != array.flat[0]).any() or array.flat[0] % 1 for array in arrays):
             raise self._differs(op)
         size = self.size(op, [int(array.flat[0]) for array in arrays])
-        assert isinstance(size, Size)
-        factors = [float(factor) for _, factor in size.factors] + [float(size.constant)] * bool(size.constant)
-        operands = tuple(Ref(name) for name in size.lengths)
-        result = self._new(op, Type("int64", arrays[0].shape))
-        self.before.append(Op("linear", operands, (), tuple(map(Polynomial.constant, factors)), (result,)))
+        result = self._new(op, Type(port.dtype, arrays[0].shape))
+        filled = Op("aten.full.default", (arrays[0].shape, size), (("dtype", port.dtype),), results=(result,))
+        self.before.append(filled)
         return Ref(result.name)
 
     def _new(self, op: Op, type_: Type) -> Value:

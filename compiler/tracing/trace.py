@@ -151,8 +151,21 @@ def _opened(program: Program, first: _Run, base: LengthTrace, at_counts: Trace, 
     counted = {label: name for label, name in first.texts.counted.items() if name in names}
     if names > set(counted.values()):
         raise CaptureError("the number of tokens of a text that is not cut decides what is computed", where=line)
+    _need_counts(ops, counted, first.texts.open, line)
     ops = [_counting(op, counted, first.texts.open) for op in ops]
     return replace(program, ops=tuple(ops), tables=tuple(tables.values()), lengths=opened.lengths).live()
+
+
+def _need_counts(ops: Sequence[Op], counted: Mapping[str, str], is_open: Mapping[str, str], line: str) -> None:
+    """Raise `CaptureError` where a call that is to count tokens is not needed, or one that is open does not count."""
+    encodings = [op.results[0].name for op in ops if op.operator == "tokenize"]
+    if not counted.keys() <= set(encodings):
+        what = "the number of tokens of a text decides what is computed, but its tokens do not"
+        raise CaptureError(what, where=line, fix="compute with the tokens whose number decides")
+    again = next((is_open[name] for name in encodings if name in is_open and name not in counted), None)
+    if again is not None:
+        what = "a text is encoded again without padding"
+        raise CaptureError(what, where=again, fix="encode the text once, and use the tokens of that call twice")
 
 
 def _counting(op: Op, counted: Mapping[str, str], is_open: Collection[str]) -> Op:

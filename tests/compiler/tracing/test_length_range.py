@@ -95,12 +95,12 @@ def two(prompt: list[str], negative: list[str]) -> torch.Tensor:
     return both.mean(1) * both.shape[1]
 
 
-def traced(sample: Callable[..., torch.Tensor]) -> Program:
+def traced(sample: Callable[..., torch.Tensor], **components: nn.Module) -> Program:
     def noisy(*args: Any, **texts: Any) -> torch.Tensor:
         return sample(*args, **texts) + 0 * torch.randn(1)
 
     noisy.__signature__ = __import__("inspect").signature(sample)  # type: ignore[attr-defined]
-    return run(capture(noisy, COMPONENTS), NORMAL_FORM)
+    return run(capture(noisy, COMPONENTS | components), NORMAL_FORM)
 
 
 def evaluated(program: Program, **texts: str) -> torch.Tensor:
@@ -237,3 +237,34 @@ def test_the_longer_of_two_texts_is_refused_where_either_may_be_longer() -> None
     bounds = {"L0": Span(2, MOST, 5), "L1": Span(9, MOST, 12)}
     with pytest.raises(Misfit, match="the number of tokens of a text decides what is computed"):
         fit_over_lengths(trace({"L0": 5, "L1": 12}), bounds, trace)
+
+
+class Times(nn.Module):
+    """Multiply by a tensor."""
+
+    def forward(self, x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """Return the product, in the type of the first."""
+        return x * count
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((), torch.int64), ((1,), torch.int32), ((1,), torch.float32)])
+def test_a_length_is_a_tensor_of_a_component(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    times = Times()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        hidden, mask = encoded(prompt, "max_length")
+        return times(hidden, torch.full(shape, int(mask.sum()) + 2, dtype=dtype))
+
+    program = traced(sample, times=times)
+    for count in (1, 5, 14):
+        text = "word " * count
+        torch.testing.assert_close(evaluated(program, prompt=text), sample([text]))
+
+
+def test_a_text_that_is_encoded_again_without_padding_is_refused() -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        return encoded(prompt, True)[0].sum(1) + 2 * encoded(prompt, True)[0].sum(1)
+
+    with pytest.raises(CaptureError, match="encoded again without padding") as refused:
+        capture(sample, COMPONENTS)
+    assert "test_length_range.py:" in str(refused.value.where)
