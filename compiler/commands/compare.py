@@ -17,7 +17,7 @@ from diffc.compiler.bundle.provenance import arguments_of, check_component_files
 from diffc.compiler.checkpoint.load import load, quiet
 from diffc.compiler.commands.compare_components import ComponentCall, compare_components, recorded
 from diffc.compiler.commands.limit_guidance import limit_guidance
-from diffc.compiler.errors import BuildError, Progress
+from diffc.compiler.errors import BuildError, Progress, first_line
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.metrics import Array, psnr, ssim
 from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS, text_inputs
@@ -80,7 +80,7 @@ def compare(
         progress(f"sample {at + 1}/{len(prompts)}: {shorten(prompt, PROMPT_WIDTH, placeholder='…')}")
         negative = _negative(prompt, is_required=program is not None) if reads_negative else {}
         texts = {TEXTS[0]: prompt, **negative}
-        with quiet(), recorded(pipeline, calls), limit_guidance(pipeline, recipe, steps) as limited:
+        with recorded(pipeline, calls), limit_guidance(pipeline, recipe, steps) as limited:
             reference = _reference(pipeline, texts, limited, facts, scale, seed + at, arrays)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
         options |= negative | _for_the_bundle(sampler, inputs, arrays)
@@ -188,7 +188,7 @@ def _default(text: str) -> float | None:
 def _reference(
     pipeline: Any, texts: Mapping[str, Any], recipe: Any, facts: Facts, guidance: float | None, seed: int, arrays: Any
 ) -> Array:
-    """Sample with the pipeline as a user does, who hands it images; tensors where it refuses these."""
+    """Sample with the pipeline as a user does, who hands it images; tensors, with a warning, where it refuses these."""
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
     takes = inspect.signature(type(pipeline).__call__).parameters
     options |= {key: value for key, value in arguments_of(facts, recipe).items() if key in takes}
@@ -197,11 +197,18 @@ def _reference(
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
 
     def sample(as_image: Callable[[Any], Any] | None) -> Array:
-        arguments = as_arguments(pipeline, recipe["inputs"], tensors, as_image)
         generator = torch.Generator("cpu").manual_seed(seed)
-        return np.asarray(pipeline(**options, **arguments, generator=generator, output_type="np")[0])
+        with quiet():
+            arguments = as_arguments(pipeline, recipe["inputs"], tensors, as_image)
+            return np.asarray(pipeline(**options, **arguments, generator=generator, output_type="np")[0])
 
+    if not arrays:
+        return sample(None)
     try:
         return sample(pil_images)
-    except (TypeError, ValueError, AttributeError, RuntimeError):
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"the pipeline refuses images ({first_line(error)}): compared with what it samples from tensors"
+        warnings.warn(what, DiffcWarning, stacklevel=2)
         return sample(None)

@@ -6,11 +6,17 @@ import html
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import PIL.Image
+import pytest
 import torch
 
 from diffc.compiler import capture, write_bundle
-from diffc.compiler.commands.compare import VERIFICATION_PROMPTS
+from diffc.compiler.commands.compare import VERIFICATION_PROMPTS, _reference
+from diffc.runtime.errors import DiffcWarning
+from diffc.runtime.program.facts import Facts
 from tests.command_line import diffc, refused, succeeded
 from tests.conftest import PROMPT, UNET
 from tests.tolerances import VERIFIED_PSNR
@@ -45,6 +51,34 @@ def test_verify_notices_another_checkpoint(bundle: Path, tmp_path: Path) -> None
     found = succeeded("verify", bundle, "--against", tmp_path / "other.safetensors")
     assert found["psnr"] < VERIFIED_PSNR
     assert found["components"]["unet"]["sqnr"] < found["components"]["text_encoder"]["sqnr"]
+
+
+class Samples:
+    """Return a tensor as it is, and refuse an image."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __call__(self, image: list[Any], **options: Any) -> tuple[Any]:
+        if isinstance(image[0], PIL.Image.Image):
+            raise self.error("no such image")
+        return (image[0].movedim(1, -1).numpy(),)
+
+
+def reference(error: type[Exception]) -> Any:
+    recipe = {"inputs": {"image": "image"}, "options": {}, "strength": None, "batch": 1}
+    arrays = {"image": np.full((1, 3, 8, 8), 0.5, np.float32)}
+    return _reference(Samples(error), {}, recipe, Facts("image-to-image", 1), None, 0, arrays)
+
+
+def test_a_comparison_by_tensors_names_the_error_that_images_raise() -> None:
+    with pytest.warns(DiffcWarning, match=r"refuses images \(no such image\): .* tensors"):
+        assert reference(ValueError).shape == (1, 8, 8, 3)
+
+
+def test_a_fault_that_is_no_refusal_of_images_ends_the_comparison() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        reference(torch.OutOfMemoryError)
 
 
 def test_default_prompts_show_what_a_pipeline_does_to_them() -> None:
