@@ -97,6 +97,7 @@ PREPARED = (
 """Pipelines that scale, crop and normalize images, and do none of it to tensors."""
 
 
+@pytest.mark.filterwarnings("ignore:.*the prompt is longer than")
 @pytest.mark.parametrize("name", PREPARED)
 def test_a_pipeline_prepares_its_images_itself(name: str, tmp_path: Path) -> None:
     outcome = sweep(name, tmp_path)
