@@ -7,14 +7,17 @@ runs through the arithmetic of both programs, between random results of the comp
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.evaluate import Executor
 from diffc.compiler.ir.program import BUILTINS, Literal, Op, Program, Ref, Type
+from diffc.compiler.tracing.symbolic_array import FIX
 from diffc.compiler.tracing.symbolic_pixels import symbolic_images
 from diffc.runtime.program.texts import TEXT_OPERATORS
 
@@ -23,6 +26,9 @@ AsImage = Callable[[torch.Tensor], Any]
 
 TOLERANCE = 1e-4
 """The largest difference of equal arguments, relative to the largest value: a step of 8 bits is 40 times as much."""
+
+HOLLOW = np.object_.__name__
+"""The element type of symbolic arrays to functions in C, which PyTorch's constructors name where they refuse it."""
 
 UNREADABLE = ("DataDependentOutputException", "DynamicOutputShapeException")
 """Errors of PyTorch where the value of a symbolic tensor is read."""
@@ -38,6 +44,9 @@ def image_form(trace: Callable[[AsImage | None], Program]) -> AsImage | None:
     if isinstance(images, Program):
         is_same = isinstance(tensors, Program) and have_same_arguments(images, tensors)
         return None if is_same else symbolic_images
+    if isinstance(tensors, Program) and _is_of_symbols(images):
+        what = f"the pipeline prepares images with a function that is not recorded: {images.__cause__}"
+        raise CaptureError(what, where=images.where, fix=FIX) from images
     if isinstance(tensors, Program) and not _is_refusal(images):
         raise images
     return symbolic_images if not isinstance(tensors, Program) and _is_refusal(tensors) else None
@@ -54,6 +63,16 @@ def _is_refusal(error: CaptureError) -> bool:
     """Return whether the pipeline itself refuses its arguments, and not this compiler what it does with them."""
     cause = error.__cause__
     return cause is not None and not isinstance(cause, CaptureError) and type(cause).__name__ not in UNREADABLE
+
+
+def _is_of_symbols(error: CaptureError) -> bool:
+    """Return whether symbolic images may be what was refused: by Pillow, NumPy or this compiler, or as an array."""
+    cause = error.__cause__
+    if cause is None or not _is_refusal(error):
+        return False
+    *_, (innermost, _line) = traceback.walk_tb(cause.__traceback__)
+    package = innermost.f_globals.get("__name__", "").partition(".")[0]
+    return package in ("PIL", "numpy", "diffc") or (isinstance(cause, TypeError) and HOLLOW in str(cause))
 
 
 def check_rows(batch: Program, single: Program) -> None:

@@ -58,6 +58,13 @@ def reads_pixels(image: Any, model: Model) -> torch.Tensor:
     return model(image)
 
 
+PREPARATIONS: dict[str, Callable[[Any], Any]] = {
+    "merge": lambda image: tensor_of(PIL.Image.merge("RGB", [image.convert("L")] * 3)),
+    "rotate": lambda image: tensor_of(image.rotate(30)),
+    "four channels": lambda image: tensor_of(PIL.Image.fromarray(np.array(image)[:, :, [0, 1, 2, 0]])),
+    "a constructor": lambda image: torch.Tensor(np.array(image)).permute(2, 0, 1)[None],
+}
+
 Sampler = Callable[[Any, Model], torch.Tensor]
 
 
@@ -83,6 +90,16 @@ def test_a_pipeline_is_handed_images_where_tensors_mean_something_else(sampler: 
 def test_a_pipeline_whose_preparation_is_not_recorded_is_refused() -> None:
     with pytest.raises(CaptureError, match="getbbox reads the pixels"):
         image_form(lambda form: traced(reads_pixels, form))
+
+
+@pytest.mark.parametrize("name", PREPARATIONS)
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_refusal_of_symbolic_images_is_none_of_the_pipeline(name: str) -> None:
+    def sampler(image: Any, model: Model) -> torch.Tensor:
+        return model(image if isinstance(image, torch.Tensor) else PREPARATIONS[name](image))
+
+    with pytest.raises(CaptureError, match="prepares images with a function that is not recorded"):
+        image_form(lambda form: traced(sampler, form))
 
 
 def test_programs_differ_in_their_calls_and_in_what_they_return() -> None:
