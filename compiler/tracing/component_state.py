@@ -134,11 +134,6 @@ class ComponentState:
         self._members += bases
         return [member for _, own in bases for member in own.values() if isinstance(member, types.FunctionType)]
 
-    def atoms(self) -> tuple[tuple[type, Any], ...]:
-        """Return the constants of the state, without what tells one tensor or function from another."""
-        pairs = zip(self.key, self.key[1:], strict=False)
-        return tuple(pair for pair in pairs if isinstance(pair[0], type) and pair[0] in ATOMS)
-
     def holds(self) -> bool:
         """Return whether the module is still in this state, in far less time than it takes to describe it."""
         return (

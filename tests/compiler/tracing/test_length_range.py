@@ -194,17 +194,7 @@ class Branching(Encoder):
         return super().forward(ids, mask, count) if ids.shape[1] > 4 else self.embedding(ids)
 
 
-class Scaled(Encoder):
-    """Hold a number that a pipeline sets before a call."""
-
-    factor = 1
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor, count: int = 0) -> torch.Tensor:
-        """Multiply by the number."""
-        return super().forward(ids, mask, count) * self.factor
-
-
-branching, scaled = Branching().requires_grad_(False), Scaled().requires_grad_(False)
+branching = Branching().requires_grad_(False)
 
 
 def test_a_component_that_branches_on_an_open_size_is_refused() -> None:
@@ -214,18 +204,6 @@ def test_a_component_that_branches_on_an_open_size_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="branching computes by the size of .*, which each request decides"):
         capture(sample, COMPONENTS | {"branching": branching})
-
-
-def test_a_component_whose_state_holds_the_length_is_refused() -> None:
-    def sample(prompt: list[str]) -> torch.Tensor:
-        tokens = words(prompt, return_tensors="pt", padding=True, truncation=True)
-        scaled.factor = int(tokens["attention_mask"].sum())
-        hidden = scaled(tokens["input_ids"], tokens["attention_mask"])
-        scaled.factor = 1
-        return hidden.sum(1)
-
-    with pytest.raises(CaptureError, match="the number of tokens of a text decides what is computed"):
-        capture(sample, COMPONENTS | {"scaled": scaled})
 
 
 def test_the_longer_of_two_texts_is_refused_where_either_may_be_longer() -> None:
@@ -266,5 +244,15 @@ def test_a_text_that_is_encoded_again_without_padding_is_refused() -> None:
         return encoded(prompt, True)[0].sum(1) + 2 * encoded(prompt, True)[0].sum(1)
 
     with pytest.raises(CaptureError, match="encoded again without padding") as refused:
+        capture(sample, COMPONENTS)
+    assert "test_length_range.py:" in str(refused.value.where)
+
+
+def test_a_number_of_tokens_without_the_tokens_is_refused() -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        count = words(prompt, return_tensors="pt", padding=True, truncation=True)["input_ids"].shape[1]
+        return encoded(prompt, "max_length")[0] * count
+
+    with pytest.raises(CaptureError, match="but its tokens do not") as refused:
         capture(sample, COMPONENTS)
     assert "test_length_range.py:" in str(refused.value.where)
