@@ -124,7 +124,6 @@ class TokenizerCalls:
         self.batches = {key: item.batch for key, item in inputs.items() if isinstance(item, Text)}
         self.calls, self.unpadded = list[TextCall](), dict[str, CaptureError]()
         self.names, self.open = dict[Derivation, str](), dict[str, str]()
-        self.unpadded_lines = list[str]()
         self.lengths, self.counted = TextLengths(texts.markers), dict[str, str]()
 
     @property
@@ -230,8 +229,6 @@ class TokenizerCalls:
         attrs += [("pad", call.pad), *(last[1] if last is not None and is_filled else ()), *call.sides.items()]
         self.recorder.append("tokenize", (Ref(text),), attrs, results)
         labels = [value.label for value in results]
-        if not call.is_padded:
-            self.unpadded_lines.append(pipeline_line(traceback.extract_stack()))
         if call.most(most) is None or not call.is_padded and self.batches[key] > 1:
             self.unpadded |= dict.fromkeys(labels, call.unpadded())
         elif not call.is_padded:

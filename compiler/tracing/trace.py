@@ -115,7 +115,7 @@ def trace(
         if refusal is not None:
             raise refusal
     line = first.line_of_length(live)
-    if line is None and not first.texts.unpadded_lines:
+    if line is None:
         return live
 
     branch = calls.branch()
@@ -124,9 +124,6 @@ def trace(
         repeated = run(defaults, replace(texts, markers=tuple(counts.values())), calls=branch)
         return repeated.counted(ports, branch)
 
-    if line is None:
-        _need_no_lengths(first.counted(ports, calls), at_counts, first.texts.unpadded_lines[0])
-        return live
     return _opened(program, first, first.counted(ports, calls), at_counts, line)
 
 
@@ -157,14 +154,6 @@ def _opened(program: Program, first: _Run, base: LengthTrace, at_counts: Trace, 
     _need_counts(ops, counted, first.texts.open, line)
     ops = [_counting(op, counted, first.texts.open) for op in ops]
     return replace(program, ops=tuple(ops), tables=tuple(tables.values()), lengths=opened.lengths).live()
-
-
-def _need_no_lengths(base: LengthTrace, at_counts: Trace, line: str) -> None:
-    """Raise `CaptureError` where a program reads no tokens of an unpadded text, but computes with their number."""
-    longer = at_counts({name: count + 1 for name, count in base.counts.items()})
-    if longer.program != base.program:
-        what = "the number of tokens of an unpadded text decides what is computed, but its tokens do not"
-        raise CaptureError(what, where=line, fix="compute with the tokens whose number decides")
 
 
 def _need_counts(ops: Sequence[Op], counted: Mapping[str, str], is_open: Mapping[str, str], line: str) -> None:

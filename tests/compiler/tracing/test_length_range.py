@@ -246,13 +246,3 @@ def test_a_text_that_is_encoded_again_without_padding_is_refused() -> None:
     with pytest.raises(CaptureError, match="encoded again without padding") as refused:
         capture(sample, COMPONENTS)
     assert "test_length_range.py:" in str(refused.value.where)
-
-
-def test_a_number_of_tokens_without_the_tokens_is_refused() -> None:
-    def sample(prompt: list[str]) -> torch.Tensor:
-        count = words(prompt, return_tensors="pt", padding=True, truncation=True)["input_ids"].shape[1]
-        return encoded(prompt, "max_length")[0] * count
-
-    with pytest.raises(CaptureError, match="but its tokens do not") as refused:
-        capture(sample, COMPONENTS)
-    assert "test_length_range.py:" in str(refused.value.where)
