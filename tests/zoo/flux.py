@@ -44,7 +44,7 @@ def control_inpaint() -> Entry:
     return derived(d.FluxControlInpaintPipeline, 32, strength=0.7, **images)
 
 
-@entry("FluxFillPipeline", refused="FluxFillPipeline takes neither images nor tensors as image")
+@entry("FluxFillPipeline")
 def fill() -> Entry:
     return derived(d.FluxFillPipeline, 48, image=photo(), mask_image=photo_mask())
 

@@ -45,10 +45,7 @@ def unclip() -> Entry:
     return Entry(pipeline, texts(image=photo(), noise_level=10))
 
 
-@entry(
-    "StableVideoDiffusionPipeline",
-    refused="the pipeline refuses: Input image must be either in PIL or numpy format but got <class",
-)
+@entry("StableVideoDiffusionPipeline")
 def stable_video() -> Entry:
     denoiser = d.UNetSpatioTemporalConditionModel(
         block_out_channels=(32, 64),
@@ -159,20 +156,14 @@ def video(size: int = 16, frames: int = FRAMES) -> list[Any]:
     return [photo(size, seed) for seed in range(frames)]
 
 
-@entry(
-    "AnimateDiffControlNetPipeline",
-    refused="AnimateDiffControlNetPipeline takes neither images nor tensors as conditioning_frames",
-)
+@entry("AnimateDiffControlNetPipeline")
 def animate_controlnet() -> Entry:
     control = d.ControlNetModel.from_unet(unet(), conditioning_embedding_out_channels=(8, 16))
     request = {"num_frames": FRAMES, "conditioning_frames": video()}
     return animated(d.AnimateDiffControlNetPipeline, controlnet=control, **request)
 
 
-@entry(
-    "AnimateDiffSparseControlNetPipeline",
-    refused="AnimateDiffSparseControlNetPipeline takes neither images nor tensors as",
-)
+@entry("AnimateDiffSparseControlNetPipeline")
 def animate_sparse_controlnet() -> Entry:
     control = d.SparseControlNetModel(
         block_out_channels=(16, 32),
@@ -190,10 +181,7 @@ def animate_sparse_controlnet() -> Entry:
     return animated(d.AnimateDiffSparseControlNetPipeline, controlnet=control, **request)
 
 
-@entry(
-    "AnimateDiffVideoToVideoPipeline",
-    refused="AnimateDiffVideoToVideoPipeline takes neither images nor tensors as video",
-)
+@entry("AnimateDiffVideoToVideoPipeline")
 def animate_video() -> Entry:
     request = {"video": video(), "strength": 0.7, "num_inference_steps": 5}
     return animated(d.AnimateDiffVideoToVideoPipeline, **request)
