@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -81,10 +82,7 @@ class Checkpoints:
         self.files = sorted(file.relative_to(source) for file in source.rglob("*") if file.is_file())
 
     def try_one(self, random: Random) -> str | None:
-        name = random.choice(self.files)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(self.source, self.folder)
-        (self.folder / name).write_bytes(_mutated(random, name.name, (self.source / name).read_bytes()))
+        _copy_with_one_mutated(random, self.source, self.folder, self.files)
         try:
             pipeline: Any = load_checkpoint(self.folder)
         except DiffcError as error:
@@ -110,10 +108,7 @@ class Vocabularies:
         self.files = [file.relative_to(source) for name in names for file in sorted(source.rglob(name))]
 
     def try_one(self, random: Random) -> str | None:
-        name = random.choice(self.files)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(self.source, self.folder)
-        (self.folder / name).write_bytes(_mutated(random, name.name, (self.source / name).read_bytes()))
+        _copy_with_one_mutated(random, self.source, self.folder, self.files)
         try:
             tokenizer = load_checkpoint(self.folder, lazy_weights=True).tokenizer
             attrs = (("length", 16), ("pad", tokenizer.pad_token_id))
@@ -160,6 +155,14 @@ class Requests:
 
     def _value(self, random: Random, value: Any) -> Any:
         return random.choice(ODD_VALUES) if random.random() < 0.15 else value
+
+
+def _copy_with_one_mutated(random: Random, source: Path, folder: Path, files: Sequence[Path]) -> None:
+    """Copy a folder anew, with one of its files mutated."""
+    name = random.choice(files)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    (folder / name).write_bytes(_mutated(random, name.name, (source / name).read_bytes()))
 
 
 def _mutated(random: Random, name: str, content: bytes) -> bytes:

@@ -8,26 +8,15 @@ import transformers as t
 from tests.zoo.components import LANGUAGE_MODEL, betas, glm_tokenizer, kl, t5
 from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, texts, without
 from tests.zoo.given_images import video
-from tests.zoo.video_and_audio import cogvideox
+from tests.zoo.video_and_audio import cogvideox, cogvideox_transformer
 
 
 def derived(pipeline: type, *dropped: str, in_channels: int = 4, **request: Any) -> Entry:
     """Put CogVideoX's components together to another pipeline."""
     base = cogvideox()
     parts = base.pipeline.components
-    parts["transformer"] = d.CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=in_channels,
-        out_channels=4,
-        time_embed_dim=8,
-        text_embed_dim=WIDTH,
-        num_layers=2,
-        sample_width=2,
-        sample_height=2,
-        sample_frames=9,
-        max_text_seq_length=LENGTH,
-        use_rotary_positional_embeddings=True,
+    parts["transformer"] = cogvideox_transformer(
+        in_channels=in_channels, num_attention_heads=2, attention_head_dim=16, use_rotary_positional_embeddings=True
     )
     return Entry(pipeline(**parts), without(base.request, *dropped) | request)
 

@@ -19,12 +19,9 @@ def wan() -> Entry:
     return Entry(pipeline, texts(num_frames=5, max_sequence_length=LENGTH))
 
 
-@entry("CogVideoXPipeline")
-def cogvideox() -> Entry:
-    transformer = d.CogVideoXTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=8,
-        in_channels=4,
+def cogvideox_transformer(**config: Any) -> d.CogVideoXTransformer3DModel:
+    """Return a tiny transformer of CogVideoX, of 9 frames of 2 x 2 latents."""
+    return d.CogVideoXTransformer3DModel(
         out_channels=4,
         time_embed_dim=8,
         text_embed_dim=WIDTH,
@@ -33,7 +30,13 @@ def cogvideox() -> Entry:
         sample_height=2,
         sample_frames=9,
         max_text_seq_length=LENGTH,
+        **config,
     )
+
+
+@entry("CogVideoXPipeline")
+def cogvideox() -> Entry:
+    transformer = cogvideox_transformer(in_channels=4, num_attention_heads=4, attention_head_dim=8)
     vae = d.AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
     )
