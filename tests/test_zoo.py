@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.tolerances import PICTURE
-from tests.zoo import ABSENT, REFUSED, WRONG, ZOO
+from tests.tolerances import PICTURE, PROMPTS_APART
+from tests.zoo import ABSENT, REFUSED, WRONG, ZOO, Entry
 from tests.zoo.page import PAGE, page, rows_of, status_of
 from tests.zoo.sweep import quiet, sweep
 
@@ -17,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
 ]
 
-SAMPLE = list(ZOO)[::5]
+SAMPLE = list(ZOO)[::6]
 """The entries that every run samples; ``make test-zoo`` sweeps all."""
 
 
@@ -26,6 +28,16 @@ def test_a_pipeline_of_the_zoo_samples(name: str) -> None:
     sampled = ZOO[name]().draw()
     assert sampled.isfinite().all()
     assert sampled.std() > 1e-3, "random weights sample a constant image"
+
+
+def test_images_that_hardly_depend_on_the_prompt_prove_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def pipeline(prompt: str, **_: Any) -> tuple[np.ndarray]:
+        return (np.full((1, 2, 2, 3), len(prompt) * PROMPTS_APART / 100),)
+
+    monkeypatch.setitem(ZOO, "the same for all", lambda: Entry(pipeline, {"prompt": ""}))
+    outcome = sweep("the same for all", tmp_path)
+    assert outcome.status == "failed"
+    assert outcome.message.startswith("images of two prompts differ by 2e-03 only")
 
 
 @pytest.mark.zoo

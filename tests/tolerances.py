@@ -15,6 +15,9 @@ REWRITE_SINGLE = 5e-7
 PICTURE = 1e-3
 """A picture on [0, 1] against diffusers', at the same seed, 20 steps. test_parity.py: at worst 7e-5 before training."""
 
+PROMPTS_APART = 1e-2
+"""By how much images of two prompts must differ for a sweep to prove something: ten times PICTURE."""
+
 PICTURE_OF_PROMPT = 1e-5
 """A tiny picture on [0, 1] against diffusers', whatever the prompt, 3 steps. test_prompts.py: at worst 8.4e-7."""
 

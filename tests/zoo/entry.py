@@ -1,7 +1,8 @@
 """Register pipelines of the zoo: what an entry is, and the requests that most share."""
 
+import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -115,6 +116,15 @@ def texts(**request: Any) -> dict[str, Any]:
 def without(request: dict[str, Any], *keys: str) -> dict[str, Any]:
     """Leave out what a pipeline does not take."""
     return {key: value for key, value in request.items() if key not in keys}
+
+
+def rebuilt(
+    pipeline: type, base: Entry, *dropped: str, parts: Mapping[str, Any] | None = None, **request: Any
+) -> Entry:
+    """Put the components of a pipeline together to another pipeline, some replaced; change the request as well."""
+    taken = inspect.signature(pipeline).parameters
+    components = {name: component for name, component in base.pipeline.components.items() if name in taken}
+    return Entry(pipeline(**components | dict(parts or {})), without(base.request, *dropped) | request)
 
 
 def picture(channels: int = 3, size: int = 16) -> torch.Tensor:

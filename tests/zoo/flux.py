@@ -5,7 +5,7 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from tests.zoo.components import LANGUAGE_MODEL, flow, qwen_3, qwen_tokenizer
+from tests.zoo.components import LANGUAGE_MODEL, amplified, flow, qwen_3, qwen_tokenizer
 from tests.zoo.entry import WIDTH, Entry, entry, photo, photo_mask, texts, without
 from tests.zoo.transformers import flux, flux_transformer
 
@@ -59,7 +59,7 @@ def kontext() -> Entry:
 
 def flux_2_transformer(*, guidance_embeds: bool) -> d.Flux2Transformer2DModel:
     """Make the denoiser of FLUX.2."""
-    return d.Flux2Transformer2DModel(
+    denoiser = d.Flux2Transformer2DModel(
         in_channels=16,
         num_layers=1,
         num_single_layers=1,
@@ -70,6 +70,7 @@ def flux_2_transformer(*, guidance_embeds: bool) -> d.Flux2Transformer2DModel:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=guidance_embeds,
     )
+    return amplified(denoiser)
 
 
 def klein(pipeline: type, *, is_distilled: bool = False, **request: Any) -> Entry:

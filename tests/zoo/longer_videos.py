@@ -8,7 +8,7 @@ import torch
 import transformers as t
 from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
-from tests.zoo.components import LANGUAGE_MODEL, betas, gemma, gemma_tokenizer, kl, qwen_2_5, t5
+from tests.zoo.components import LANGUAGE_MODEL, amplified, betas, gemma, gemma_tokenizer, kl, qwen_2_5, t5
 from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, texts, without
 from tests.zoo.video_and_audio import ltx
 
@@ -343,7 +343,7 @@ def motif() -> Entry:
         vae=d.AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
         text_encoder=T5Gemma2Encoder(config),
         tokenizer=tokenizer,
-        transformer=transformer,
+        transformer=amplified(transformer, 3),
         guider=d.ClassifierFreeGuidance(guidance_scale=4.0),
     )
     return Entry(pipeline, without(texts(num_frames=5, max_sequence_length=LENGTH), "guidance_scale"))

@@ -7,6 +7,7 @@ import transformers as t
 
 from tests.zoo.components import (
     LANGUAGE_MODEL,
+    amplified,
     clip,
     flow,
     flow_kl,
@@ -150,7 +151,7 @@ def ovis() -> Entry:
         joint_attention_dim=WIDTH,
         axes_dims_rope=(4, 4, 8),
     )
-    pipeline = d.OvisImagePipeline(scheduler=flow(), vae=flow_kl(), **qwen_3(), transformer=transformer)
+    pipeline = d.OvisImagePipeline(scheduler=flow(), vae=flow_kl(), **qwen_3(), transformer=amplified(transformer))
     return Entry(pipeline, texts(max_sequence_length=LENGTH))
 
 

@@ -1,13 +1,13 @@
 """Assemble pipelines with perturbed-attention guidance, of the components of the pipelines without it."""
 
-import inspect
 from typing import Any
 
 import diffusers as d
 
 from tests.zoo import stable_diffusion as sd
 from tests.zoo import transformers as dit
-from tests.zoo.entry import SIZE, Entry, entry, photo, photo_mask, without
+from tests.zoo.controlnets import xl_controlled
+from tests.zoo.entry import SIZE, Entry, entry, photo, photo_mask, rebuilt
 
 IMAGE = {"image": photo(), "strength": 0.7, "num_inference_steps": 5}
 
@@ -16,12 +16,7 @@ def perturbed(
     pipeline: type, base: Entry, *dropped: str, options: dict[str, Any] | None = None, **request: Any
 ) -> Entry:
     """Put the components of a pipeline together with guidance by perturbed attention."""
-    taken = inspect.signature(pipeline).parameters
-    components = {name: component for name, component in base.pipeline.components.items() if name in taken}
-    return Entry(
-        pipeline(**components, **options or {}),
-        without(base.request, *dropped) | {"pag_scale": 3.0} | request,
-    )
+    return rebuilt(pipeline, base, *dropped, parts=options, pag_scale=3.0, **request)
 
 
 SD = {"options": {"requires_safety_checker": False}}
@@ -73,13 +68,14 @@ def xl_inpaint() -> Entry:
 
 @entry("StableDiffusionXLControlNetPAGPipeline")
 def xl_controlnet() -> Entry:
-    base = sd.sdxl()
-    components = {
-        "controlnet": d.ControlNetModel.from_unet(base.pipeline.unet, conditioning_embedding_out_channels=(8, 16))
-    }
-    return perturbed(
-        d.StableDiffusionXLControlNetPAGPipeline, base, options=SDXL["options"] | components, image=photo()
-    )
+    base = xl_controlled(d.StableDiffusionXLControlNetPipeline, image=photo())
+    return perturbed(d.StableDiffusionXLControlNetPAGPipeline, base, **SDXL)
+
+
+@entry("StableDiffusionXLControlNetPAGImg2ImgPipeline")
+def xl_controlnet_image_to_image() -> Entry:
+    base = xl_controlled(d.StableDiffusionXLControlNetPipeline, *SIZE, control_image=photo(seed=2), **IMAGE)
+    return perturbed(d.StableDiffusionXLControlNetPAGImg2ImgPipeline, base, **SDXL)
 
 
 @entry("StableDiffusion3PAGPipeline")

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from tests.zoo.components import flow, qwen_2_5
+from tests.zoo.components import amplified, flow, qwen_2_5
 from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, photo_mask, texts, without
 
 DENOISER: dict[str, Any] = {
@@ -34,7 +34,11 @@ def vae(levels: int = 3) -> d.AutoencoderKLQwenImage:
 
 def qwen_image(pipeline: type, request: dict[str, Any], levels: int = 3, **components: Any) -> Entry:
     """Put a pipeline of Qwen-Image's kind together."""
-    parts = {"scheduler": flow(), "vae": vae(levels), "transformer": d.QwenImageTransformer2DModel(**DENOISER)}
+    parts = {
+        "scheduler": flow(),
+        "vae": vae(levels),
+        "transformer": amplified(d.QwenImageTransformer2DModel(**DENOISER), 3),
+    }
     return Entry(pipeline(**parts | qwen_2_5() | components), request)
 
 

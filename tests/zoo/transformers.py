@@ -5,7 +5,7 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from tests.zoo.components import bert_tokenizer, betas, clip, flow_kl, gemma, kl, t5
+from tests.zoo.components import amplified, bert_tokenizer, betas, clip, flow_kl, gemma, kl, t5
 from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, texts, without
 
 
@@ -70,7 +70,7 @@ def flux_transformer(**changes: Any) -> d.FluxTransformer2DModel:
         "guidance_embeds": True,
         "axes_dims_rope": (4, 4, 8),
     }
-    return d.FluxTransformer2DModel(**settings | changes)
+    return amplified(d.FluxTransformer2DModel(**settings | changes))
 
 
 @entry("FluxPipeline")
@@ -186,7 +186,7 @@ def hunyuan_dit() -> Entry:
         patch_size=2,
         sample_size=8,
         hidden_size=16,
-        num_layers=2,
+        num_layers=4,  # of fewer, no connection skips a layer
         cross_attention_dim=WIDTH,
         cross_attention_dim_t5=WIDTH,
         pooled_projection_dim=16,
@@ -222,7 +222,9 @@ def aura_flow() -> Entry:
         pos_embed_max_size=64,
     )
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=1.73)
-    pipeline = d.AuraFlowPipeline(**t5(multilingual=True), vae=kl(), transformer=transformer, scheduler=scheduler)
+    pipeline = d.AuraFlowPipeline(
+        **t5(multilingual=True), vae=kl(), transformer=amplified(transformer), scheduler=scheduler
+    )
     return Entry(pipeline, texts(max_sequence_length=LENGTH))
 
 
@@ -242,5 +244,5 @@ def lumina_2() -> Entry:
         cap_feat_dim=WIDTH,
     )
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=6.0)
-    pipeline = d.Lumina2Pipeline(transformer=transformer, scheduler=scheduler, vae=flow_kl(), **gemma())
+    pipeline = d.Lumina2Pipeline(transformer=amplified(transformer, 4.5), scheduler=scheduler, vae=flow_kl(), **gemma())
     return Entry(pipeline, texts(max_sequence_length=2 * LENGTH, system_prompt="paint well"))

@@ -11,7 +11,7 @@ from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext impo
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from diffusers.pipelines.shap_e import ShapERenderer
 
-from tests.zoo.components import UNET, clip, clip_vision, movq
+from tests.zoo.components import UNET, amplified, clip, clip_vision, movq
 from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, photo_mask, texts, without
 
 
@@ -67,7 +67,7 @@ def cascade_prior() -> Entry:
         switch_level=(False,),
     )
     scheduler = d.DDPMWuerstchenScheduler()
-    pipeline = d.StableCascadePriorPipeline(**clip(projected=True), prior=prior, scheduler=scheduler)
+    pipeline = d.StableCascadePriorPipeline(**clip(projected=True), prior=amplified(prior), scheduler=scheduler)
     return Entry(pipeline, texts(height=256, width=256))
 
 
@@ -124,7 +124,7 @@ def kandinsky_inpaint() -> Entry:
 @entry("WuerstchenPriorPipeline")
 def wuerstchen_prior() -> Entry:
     prior = WuerstchenPrior(c_in=2, c=8, depth=2, c_cond=WIDTH, c_r=8, nhead=2)
-    pipeline = d.WuerstchenPriorPipeline(**clip(), prior=prior, scheduler=d.DDPMWuerstchenScheduler())
+    pipeline = d.WuerstchenPriorPipeline(**clip(), prior=amplified(prior, 1.5), scheduler=d.DDPMWuerstchenScheduler())
     return Entry(pipeline, texts(height=256, width=256))
 
 
@@ -133,9 +133,9 @@ def wuerstchen_decoder() -> Entry:
     decoder = WuerstchenDiffNeXt(
         c_cond=WIDTH,
         c_hidden=[16],
-        nhead=[-1],
+        nhead=[2],
         blocks=[4],
-        level_config=["CT"],
+        level_config=["CTA"],
         clip_embd=WIDTH,
         inject_effnet=[False],
     )

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from tests.zoo.components import clip_vision, t5
+from tests.zoo.components import amplified, clip_vision, t5
 from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, stand_in_for_ftfy, texts, without
 from tests.zoo.given_images import feature_extractor, video
 
@@ -27,7 +27,7 @@ def parts(transformer: type = d.WanTransformer3DModel, **changes: Any) -> dict[s
         **t5(multilingual=True),
         "vae": d.AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
         "scheduler": d.UniPCMultistepScheduler(**shift),
-        "transformer": transformer(**DENOISER | changes),
+        "transformer": amplified(transformer(**DENOISER | changes)),
     }
 
 
