@@ -58,8 +58,9 @@ def page(rows: Mapping[str, str]) -> str:
 What becomes of {len(lines)} pipelines of diffusers {diffusers.__version__}: {counted}.
 The tests assemble each from tiny random weights, save it, build it with `diffc build`, and sample
 {len(PROMPTS)} prompts (an empty one, five words, one longer than the maximum) at {len(SEEDS)} seeds each; the
-images of any two prompts differ by at least {PROMPTS_APART}. *Right*: the largest difference from what diffusers samples is
-at most 1e-3, in float32, relative to the largest value where that is above 1. *Refused*: the build or the run ends with this message, and nothing is sampled. *Staged*: the share of
+images of any two prompts differ by at least {PROMPTS_APART}. *Right*: the largest difference from what
+diffusers samples is at most 1e-3, in float32, relative to the largest value where that is above 1.
+*Refused*: the build or the run ends with this message, and nothing is sampled. *Staged*: the share of
 the denoiser's parameters that depends on no latents, and can so leave the loop.
 
 `make test-zoo` checks every row; `make zoo-page` writes the page again.
