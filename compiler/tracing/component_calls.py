@@ -39,7 +39,8 @@ class Signature:
     """Hold one signature of a component: its state, method, ports, static arguments and outputs.
 
     ``returned`` has what the method returns, and the values that it stores in ``places``, as fake tensors. Sizes among
-    the ports, and integers among the static arguments, may be functions of ``lengths``.
+    the ports, and integers among the static arguments, may be functions of ``lengths``. In each of the ``states`` the
+    ``computation`` is the same.
     """
 
     name: str
@@ -54,8 +55,21 @@ class Signature:
     outputs: tuple[Value, ...]
     returned: tuple[Any, list[Any]]
     places: tuple[Place, ...]
+    computation: tuple[Any, ...]
+    states: list[ComponentState] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     lengths: Mapping[str, Span] = field(default_factory=dict)
+
+    def computes_alike(self, base: Signature) -> bool:
+        """Return whether the call computes in the state of another call of its method what it does in its own."""
+        if any(one.key == two.key for one in self.states for two in base.states):
+            return True
+        with FAKES:
+            tensors = iter(example_inputs(self.inputs))
+        leaves = [next(tensors) if isinstance(leaf, _Port) else leaf for leaf in self.leaves]
+        with base.state.restored():
+            run = run_component(base.method, pytree.tree_unflatten(leaves, self.structure), base.state, FAKES)
+        return run.computation == self.computation
 
 
 class ComponentCalls:
@@ -115,8 +129,10 @@ class ComponentCalls:
                 _output_ports(returned, {port.name for port in ports}),
                 returned,
                 run.stored,
+                run.computation,
             )
         self.signatures[key] = self._computations[computation]
+        self.signatures[key].states.append(state)
         return self.signatures[key], tensors, run.stored
 
     def _state(self, module: nn.Module) -> ComponentState:

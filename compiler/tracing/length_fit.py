@@ -121,6 +121,8 @@ class LengthFit:
         """Return the signature that has the sizes of all these; None where they are the same."""
         if len({signature.key[:3] for signature in called}) > 1:
             raise self._differs(op)
+        if not all(signature.computes_alike(called[0]) for signature in called):
+            raise Misfit(f"the number of tokens of a text decides the state of {called[0].component}: {op}"[:300], None)
         inputs = self._types(op, [signature.inputs for signature in called])
         outputs = self._types(op, [signature.outputs for signature in called])
         leaves = [self._leaf(op, column) for column in zip(*(signature.leaves for signature in called), strict=True)]

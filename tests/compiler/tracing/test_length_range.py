@@ -246,3 +246,51 @@ def test_a_text_that_is_encoded_again_without_padding_is_refused() -> None:
     with pytest.raises(CaptureError, match="encoded again without padding") as refused:
         capture(sample, COMPONENTS)
     assert "test_length_range.py:" in str(refused.value.where)
+
+
+class Scaled(Encoder):
+    """Multiply by what a pipeline sets before a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: Any = [1]
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, count: int = 0) -> torch.Tensor:
+        """Multiply by the sum of the factors."""
+        return super().forward(ids, mask, count) * sum(self.factors)
+
+
+STATES: dict[str, Callable[[Scaled, int], Any]] = {
+    "a number": lambda module, count: module.factors.append(count),
+    "a float": lambda module, count: module.factors.append(1 + 0.1 * count),
+    "a small tensor": lambda module, count: module.factors.append(torch.tensor(count)),
+    "a large tensor": lambda module, count: module.factors.append(torch.arange(300)[:, None, None].float() * count),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_component_whose_state_holds_the_length_is_refused(state: str) -> None:
+    scaled = Scaled().requires_grad_(False)
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        tokens = words(prompt, return_tensors="pt", padding="max_length", truncation=True)
+        scaled.factors = [1]
+        STATES[state](scaled, int(tokens["attention_mask"].sum()))
+        hidden = scaled(tokens["input_ids"], tokens["attention_mask"])
+        return hidden.sum(1)
+
+    with pytest.raises(CaptureError, match="the number of tokens of a text decides the state of scaled"):
+        capture(sample, COMPONENTS | {"scaled": scaled})
+
+
+def test_a_component_whose_state_notes_the_length_and_computes_without_it_is_exact() -> None:
+    scaled = Scaled().requires_grad_(False)
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        tokens = words(prompt, return_tensors="pt", padding=True, truncation=True)
+        scaled.noted = int(tokens["attention_mask"].sum())
+        return scaled(tokens["input_ids"], tokens["attention_mask"]).sum(1)
+
+    program = traced(sample, scaled=scaled)
+    for text in ("", "word " * 9):
+        torch.testing.assert_close(evaluated(program, prompt=text), sample([text]))
