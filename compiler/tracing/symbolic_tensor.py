@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -66,6 +66,13 @@ class Symbolic(torch.Tensor):
     def tolist(self) -> Any:
         """Return the elements in lists where they are known; raise `CaptureError` otherwise."""
         return super().tolist() if self.known is None else self.known.answer().tolist()
+
+    def __deepcopy__(self, _: object) -> torch.Tensor:
+        """Return a copy that later writes do not change."""
+        return self.clone()
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise CaptureError("a symbolic value is pickled, or copied without its memory", fix="use its clone()")
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Symbolic({self.label}: {type_of(self.fake)})"

@@ -251,6 +251,7 @@ def _run(
             stack.enter_context(texts.recorded(name, tokenizer))
         stack.enter_context(recorded_functions(texts.texts))
         stack.enter_context(recorded_images())
+        stack.enter_context(recorder.written.read())
         stack.enter_context(torch.no_grad())
         stack.enter_context(global_generators_unused())
         stack.enter_context(pipeline_errors())

@@ -6,8 +6,9 @@ that the sampler holds; what is recorded of it is the symbolic tensor that took 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -16,8 +17,9 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.tracing.functionalize import Link, Record
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
+from diffc.compiler.tracing.text_functions import replaced
 
-READS = ("tolist", "numpy")
+READS = ("numpy", "tolist", "__deepcopy__", "__reduce_ex__")
 """Methods that read a tensor's memory without an operator."""
 
 
@@ -60,17 +62,40 @@ class WrittenConstants:
             symbolic: Symbolic = link.take(self.write(source), self._record)
         elif self._is_written(tensor):
             raise CaptureError("a constant shares its memory with one that is written", fix="clone the tensor first")
+        elif not tensor.untyped_storage().resizable():
+            what = "a value known only at run time is written into a constant that shares its memory with an array"
+            raise CaptureError(what, fix="clone the tensor first")
         else:
             symbolic = self._constant(tensor)
             self._memory.append(_memory(tensor))
         self._written[id(tensor)] = tensor, symbolic
-        for method in READS:  # instead of reading what the memory held before
-            setattr(tensor, method, getattr(symbolic, method))
         return symbolic
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Replace in this block the methods of tensors that would read what their memory held before a write."""
+        with ExitStack() as stack:
+            for method in READS:
+                stack.enter_context(replaced(torch.Tensor, method, self._reading(method)))
+            stack.enter_context(replaced(torch.Tensor, "__dlpack__", _refuse_sharing))
+            yield
+
+    def _reading(self, method: str) -> Callable[..., Any]:
+        real = getattr(torch.Tensor, method)
+
+        def read(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            present = self.present(tensor)
+            return real(tensor, *args, **kwargs) if present is tensor else getattr(present, method)(*args, **kwargs)
+
+        return read
 
     def _is_written(self, tensor: torch.Tensor) -> bool:
         memory = _memory(tensor)
         return any(max(memory.start, one.start) < min(memory.stop, one.stop) for one in self._memory)
+
+
+def _refuse_sharing(*_: Any, **__: Any) -> NoReturn:
+    raise CaptureError("the memory of a tensor is shared with another library", fix="use a copy, or NumPy's asarray")
 
 
 def _memory(tensor: torch.Tensor) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -105,3 +106,67 @@ def test_a_write_into_a_weight_and_into_unknown_memory_is_refused() -> None:
         capture(lambda: weight.copy_(torch.randn(3)), {})
     with pytest.raises(CaptureError, match="shares its memory"):
         capture(lambda: outside.copy_(torch.randn(3)) + view, {})
+
+
+SHARED: dict[str, Callable[[], tuple[torch.Tensor, Any]]] = {
+    "from_numpy": lambda: (torch.from_numpy(array := np.zeros(4, np.float32)), array),
+    "as_tensor": lambda: (torch.as_tensor(array := np.zeros(4, np.float32))[1:], array),
+    "asarray": lambda: (torch.asarray(array := np.zeros(4, np.float32)), array),
+    "frombuffer": lambda: (torch.frombuffer(array := bytearray(16), dtype=torch.float32), np.frombuffer(array)),
+    "numpy": lambda: ((tensor := torch.zeros(4)), tensor.numpy()),
+    "asarray of a tensor": lambda: ((tensor := torch.zeros(4)), np.asarray(tensor[1:])),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_write_into_memory_that_numpy_reads_is_refused(name: str) -> None:
+    def sample() -> torch.Tensor:
+        tensor, array = SHARED[name]()
+        tensor[:] = torch.randn(tensor.shape)
+        return torch.tensor(array.sum()) + tensor
+
+    with pytest.raises(CaptureError, match="shares its memory with an array"):
+        capture(sample, {})
+
+
+def test_memory_that_another_library_shares_is_refused() -> None:
+    def sample() -> torch.Tensor:
+        tensor = torch.zeros(4)
+        array = np.from_dlpack(tensor)
+        tensor[:] = torch.randn(4)
+        return torch.tensor(array.sum()) + tensor
+
+    with pytest.raises(CaptureError, match="the memory of a tensor is shared with another library"):
+        capture(sample, {})
+
+
+READS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "numpy": lambda buffer: torch.from_numpy(buffer.data.numpy() * 2),
+    "a deep copy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_is_read_without_an_operator_is_what_was_written(name: str) -> None:
+    def sample() -> torch.Tensor:
+        buffer = torch.zeros(2, 3)
+        buffer[:] = torch.randn(2, 3)
+        read = READS[name](buffer)
+        buffer += 1
+        return read * 2 + buffer
+
+    program = capture(sample, {})
+    torch.manual_seed(0)
+    expected = sample()
+    torch.manual_seed(0)
+    assert difference(numbers(program, [torch.randn(2, 3)]), [expected]) <= 1e-6
+
+
+def test_a_copy_of_what_was_written_that_shares_its_memory_is_refused() -> None:
+    def sample() -> torch.Tensor:
+        buffer = torch.zeros(4)
+        buffer[:] = torch.randn(4)
+        return copy.copy(buffer) * 2
+
+    with pytest.raises(CaptureError, match="a symbolic value is pickled"):
+        capture(sample, {})
