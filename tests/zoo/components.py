@@ -239,9 +239,9 @@ def flow(**options: Any) -> d.FlowMatchEulerDiscreteScheduler:
     return d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, **options)
 
 
-def flow_kl() -> d.AutoencoderKL:
+def flow_kl(**changes: Any) -> d.AutoencoderKL:
     """Make an autoencoder as flow-matching models have it, with a shift and without convolutions around the latents."""
-    return kl(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5)
+    return kl(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5, **changes)
 
 
 def kl(**changes: Any) -> d.AutoencoderKL:
