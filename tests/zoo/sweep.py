@@ -173,7 +173,8 @@ def is_images(value: Any) -> bool:
 def build_options(entry: Entry) -> list[str]:
     """Return the options of ``diffc build`` that fix all of a request but its texts and images."""
     request = entry.request
-    images = [item for value in request.values() for item in (value if is_images(value) else [value])]
+    values = [as_user_brings(value) for value in request.values()]
+    images = [item for value in values for item in (value if is_images(value) else [value])]
     size = next((item.size for item in images if isinstance(item, PIL.Image.Image)), (16, 16))
     size = request.get("width", size[0]), request.get("height", size[1])
     options = ["--size", "{}x{}".format(*size)]
