@@ -21,6 +21,7 @@ from tests.zoo import (  # noqa: F401  (they register)
     kandinsky,
     longer_videos,
     newer_transformers,
+    newest,
     older,
     pag,
     qwen_image,

@@ -6,7 +6,7 @@ import diffusers as d
 import transformers as t
 
 from tests.zoo.components import LANGUAGE_MODEL, betas, glm_tokenizer, kl, t5
-from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, texts, without
+from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, rebuilt, texts, without
 from tests.zoo.given_images import video
 from tests.zoo.video_and_audio import cogvideox, cogvideox_transformer
 
@@ -79,3 +79,12 @@ def cogview_4() -> Entry:
         tokenizer=tokenizer, text_encoder=t.GlmModel(glm), vae=kl(), transformer=transformer, scheduler=scheduler
     )
     return Entry(pipeline, texts(max_sequence_length=LENGTH) | SIZE)
+
+
+@entry("CogView4ControlPipeline")
+def cogview_4_control() -> Entry:
+    base = cogview_4()
+    denoiser = d.CogView4Transformer2DModel(
+        **COGVIEW | {"in_channels": 8, "out_channels": 4}, pos_embed_max_size=16, rope_axes_dim=(8, 8)
+    )
+    return rebuilt(d.CogView4ControlPipeline, base, parts={"transformer": denoiser}, control_image=photo())

@@ -10,6 +10,7 @@ from tests.zoo.components import flow_kl
 from tests.zoo.entry import SIZE, WIDTH, Entry, entry, photo, photo_mask, rebuilt
 from tests.zoo.longer_videos import sana_video
 from tests.zoo.two_stages import kandinsky_2_1, kandinsky_prior
+from tests.zoo.video_and_audio import ltx
 
 FROM_IMAGE = {"image": photo(), "strength": 0.7, "num_inference_steps": 5}
 INPAINT = {"image": photo(), "mask_image": photo_mask()}
@@ -105,3 +106,14 @@ def kandinsky_2_1_image() -> Entry:
     entry = kandinsky_2_1(d.KandinskyImg2ImgPipeline, **FROM_IMAGE)
     parts = {"scheduler": d.DDIMScheduler(beta_start=0.00085, beta_end=0.012, clip_sample=False)}
     return rebuilt(d.KandinskyImg2ImgPipeline, entry, parts=parts)
+
+
+@entry("LTXConditionPipeline")
+def ltx_condition() -> Entry:
+    return rebuilt(
+        d.LTXConditionPipeline,
+        ltx(),
+        parts={"scheduler": d.FlowMatchEulerDiscreteScheduler()},
+        image=photo(32),
+        image_cond_noise_scale=0.1,
+    )

@@ -37,7 +37,7 @@ def qwen_image(pipeline: type, request: dict[str, Any], levels: int = 3, **compo
     parts = {
         "scheduler": flow(),
         "vae": vae(levels),
-        "transformer": amplified(d.QwenImageTransformer2DModel(**DENOISER), 3),
+        "transformer": amplified(d.QwenImageTransformer2DModel(**DENOISER), 4),
     }
     return Entry(pipeline(**parts | qwen_2_5() | components), request)
 
@@ -86,3 +86,10 @@ def editing(pipeline: type, image: Any) -> Entry:
     return qwen_image(
         pipeline, without(request(image=image), *SIZE) | {"height": 64, "width": 64}, 6, processor=processor, **language
     )
+
+
+@entry("QwenImageControlNetInpaintPipeline")
+def controlnet_inpaint() -> Entry:
+    control = d.QwenImageControlNetModel(**DENOISER, extra_condition_channels=4)
+    images = request(control_image=photo(), control_mask=photo_mask())
+    return qwen_image(d.QwenImageControlNetInpaintPipeline, images, controlnet=control)

@@ -27,7 +27,7 @@ def parts(transformer: type = d.WanTransformer3DModel, **changes: Any) -> dict[s
         **t5(multilingual=True),
         "vae": d.AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
         "scheduler": d.UniPCMultistepScheduler(**shift),
-        "transformer": amplified(transformer(**DENOISER | changes)),
+        "transformer": amplified(transformer(**DENOISER | changes), 3),
     }
 
 
@@ -109,3 +109,20 @@ def skyreels_image_to_video() -> Entry:
 def skyreels_forcing() -> Entry:
     components = parts(d.SkyReelsV2Transformer3DModel, inject_sample_info=True)
     return wan(d.SkyReelsV2DiffusionForcingPipeline, components, base_num_frames=5)
+
+
+@entry("SkyReelsV2DiffusionForcingImageToVideoPipeline")
+def skyreels_forcing_image() -> Entry:
+    components = parts(d.SkyReelsV2Transformer3DModel, inject_sample_info=True)
+    return wan(d.SkyReelsV2DiffusionForcingImageToVideoPipeline, components, image=photo(), base_num_frames=5)
+
+
+@entry("LucyEditPipeline")
+def lucy() -> Entry:
+    return wan(d.LucyEditPipeline, parts(in_channels=32), video=video(frames=5))
+
+
+@entry("ChronoEditPipeline")
+def chrono_edit() -> Entry:
+    components = parts(d.ChronoEditTransformer3DModel, in_channels=36, image_dim=WIDTH) | vision()
+    return wan(d.ChronoEditPipeline, components, image=photo())
