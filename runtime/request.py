@@ -37,7 +37,7 @@ class Request:
     texts: Mapping[str, Sequence[str]]
     arrays: Mapping[str, NDArray[np.float32]]
     scalars: Mapping[str, float]
-    noises: Mapping[str, NDArray[np.float32]]
+    noises: Mapping[str, NDArray[Any]]
     count: int
     seed: Seed
 
@@ -222,13 +222,13 @@ def _repeated(name: str, rows: NDArray[np.float32], count: int, num_images: int)
 
 def _noises(
     program: Program, row_counts: Mapping[str, int], count: int, seed: Seed, latents: ArrayLike | None
-) -> Mapping[str, NDArray[np.float32]]:
-    """Generate each noise of the program, float32[count, times, …]: an execution reads ``times`` rows per image.
+) -> Mapping[str, NDArray[Any]]:
+    """Generate each noise of the program, [count, times, …]: an execution reads ``times`` rows per image.
 
     ``row_counts`` are the numbers of rows of the texts and arrays of the request, which some noises follow.
     """
     operations = [op for op in program.ops if op.operator == "noise"]
-    noises = dict[str, NDArray[np.float32]]()
+    noises = dict[str, NDArray[Any]]()
     if latents is not None:
         noises |= _replaced(program, operations, latents, count)
     generators = _generators(seed, count)
@@ -245,7 +245,7 @@ def _noises(
             what = f"{program.name} has several rows of noise per image, and in which order for {at_once} is not known"
             raise RequestError(what, fix=f"request {program.batch} with one seed, or build with --batch {at_once}")
         if op.results[0].name not in noises:
-            parts = [_by_image(generator.randn((times * at_once, *shape)), at_once) for generator in used]
+            parts = [_by_image(generator.noise(op, (times * at_once, *shape)), at_once) for generator in used]
             noises[op.results[0].name] = np.broadcast_to(np.concatenate(parts), (count, times, *shape))
     return noises
 
@@ -262,8 +262,8 @@ def _generators(seed: Seed, count: int) -> list[Generator]:
 def _replaced(
     program: Program, operations: Sequence[Op], latents: ArrayLike, count: int
 ) -> Mapping[str, NDArray[np.float32]]:
-    """Return the latents in the place of the first noise that has a row for each image."""
-    first = next((op for op in operations if not op.args), None)
+    """Return the latents in the place of the first normal noise that has a row for each image."""
+    first = next((op for op in operations if not op.args and op.attr("kind") is None), None)
     if first is None:
         raise RequestError("this program has no noise that latents could replace", fix="leave latents out")
     times, *shape = _rows_and_shape(program, first)
@@ -276,7 +276,7 @@ def _rows_and_shape(program: Program, op: Op) -> tuple[int, ...]:
     return rows // program.batch, *shape
 
 
-def _by_image(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+def _by_image(rows: NDArray[Any], count: int) -> NDArray[Any]:
     """Return rows [times * count, …], those of all images in turn, as [count, times, …]."""
     return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
 

@@ -1,19 +1,25 @@
-"""Generate the normal values that ``torch.randn`` generates on a CPU, without PyTorch.
+"""Generate the random values that PyTorch generates on a CPU, without PyTorch.
 
 Source: Matsumoto and Nishimura, "Mersenne Twister: A 623-dimensionally equidistributed uniform pseudo-random number
         generator", ACM TOMACS 8(1), 1998 (MT19937 and ``init_genrand``).
 Source: Box and Muller, "A note on the generation of random normal deviates", Ann. Math. Statist. 29(2), 1958.
-Specification: PyTorch's ATen on the CPU, ``normal_fill`` (16 values or more) and ``normal_distribution`` (fewer).
+Specification: PyTorch's ATen on the CPU: ``normal_fill`` (16 values or more) and ``normal_distribution`` (fewer), and
+               ``uniform_real_distribution``, ``exponential_distribution`` and ``uniform_int_from_to_distribution``.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffc.runtime.errors import RequestError
+from diffc.runtime.program.program import Op
+
+ONE_WORD = 2**28
+"""From as many integers on, each takes two words of the generator."""
 
 LOWEST, HIGHEST = -(2**63), 2**64 - 1
 
@@ -32,6 +38,36 @@ class Generator:
             raise RequestError(f"seed is {seed!r}", fix="give an integer from -2**63 to 2**64 - 1")
         self._engine = np.random.RandomState(int(seed) & 0xFFFFFFFF)
         self._cached: float | None = None
+
+    def noise(self, op: Op, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the next values of an operation ``noise``, of ``shape`` and of its kind and element type."""
+        match op.attr("kind", "normal"):
+            case "uniform":
+                return self.uniform(shape, op.results[0].type.dtype)
+            case "exponential":
+                return self.exponential(shape)
+            case "integers":
+                low, high = op.attr("low"), op.attr("high")
+                assert isinstance(low, int) and isinstance(high, int)
+                return self.integers(shape, low, high)
+        return self.randn(shape)
+
+    def uniform(self, shape: tuple[int, ...], dtype: str = "float32") -> NDArray[Any]:
+        """Return the next values that ``torch.rand`` generates, float32 or float64 of ``shape``."""
+        count = math.prod(shape)
+        return (self._uniform(count) if dtype == "float32" else self._uniform_64(count)).reshape(shape)
+
+    def exponential(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return the next values that ``exponential_`` generates at the rate 1, float32 of ``shape``."""
+        values: NDArray[np.float32] = (-np.log1p(-self._uniform_64(math.prod(shape)))).astype(np.float32)
+        return values.reshape(shape)
+
+    def integers(self, shape: tuple[int, ...], low: int, high: int) -> NDArray[np.int64]:
+        """Return the next values that ``torch.randint`` generates, int64 of ``shape`` from ``low`` to ``high`` - 1."""
+        count = math.prod(shape)
+        words = self._words(count).astype(np.uint64) if high - low < ONE_WORD else self._double_words(count)
+        offsets = words % np.uint64(high - low)
+        return (offsets + np.uint64(low % 2**64)).view(np.int64).reshape(shape)  # modulo 2^64
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return the next normal values, float32 of ``shape``."""
@@ -52,6 +88,14 @@ class Generator:
     def _uniform(self, count: int) -> NDArray[np.float32]:
         return (self._words(count) & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
 
+    def _uniform_64(self, count: int) -> NDArray[np.float64]:
+        return (self._double_words(count) & np.uint64(2**53 - 1)).astype(np.float64) * 2.0**-53
+
+    def _double_words(self, count: int) -> NDArray[np.uint64]:
+        high, low = self._words(2 * count).astype(np.uint64).reshape(count, 2).T
+        words: NDArray[np.uint64] = high << np.uint64(32) | low
+        return words
+
     def _words(self, count: int) -> NDArray[np.uint32]:
         return self._engine.randint(0, 1 << 32, size=count, dtype=np.uint32)
 
@@ -60,9 +104,7 @@ class Generator:
         if self._cached is not None:
             value, self._cached = self._cached, None
             return value
-        high, low, high2, low2 = map(int, self._words(4))
-        turn = ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
-        height = ((high2 << 32 | low2) & (2**53 - 1)) * 2.0**-53
+        turn, height = map(float, self._uniform_64(2))
         radius, angle = math.sqrt(-2.0 * math.log1p(-height)), 2.0 * math.pi * turn
         self._cached = radius * math.sin(angle)
         return radius * math.cos(angle)

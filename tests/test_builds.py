@@ -49,7 +49,7 @@ SCHEDULE = "scheduler/scheduler_config.json"
         ({"num_train_timesteps": 0}, (), "cannot be put together"),
         ({"use_karras_sigmas": True, "use_exponential_sigmas": True}, ("--sampler", "euler"), "refuses the checkpoint"),
         ({}, ("--steps", "1001"), "1001"),
-        ({}, ("--sampler", "DPMSolverSDEScheduler"), "not normal"),
+        ({}, ("--sampler", "DPMSolverSDEScheduler"), "reads the value of a symbolic"),
         ({}, ("--size", "17x17"), "divisible by 8"),
         ({}, ("--set", "guidance_rescale=high"), "not supported between"),
         ({}, ("--set", "true_cfg_scale=2"), "takes no true_cfg_scale"),

@@ -19,6 +19,7 @@ from diffc.compiler.driver.pass_manager import run
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.evaluate import evaluate
 from diffc.passes import NORMAL_FORM
+from diffc.runtime.rng import Generator
 from tests.conftest import ROOT
 from tests.request_values import request_values
 from tests.tolerances import SCHEDULERS
@@ -50,6 +51,9 @@ TOKENS: dict[str, dict[str, Any]] = {
     "VQDiffusionScheduler": {"num_vec_classes": 8},
 }
 """Schedulers that choose among tokens, and how each is made."""
+
+BRANCHING = ("BlockRefinementScheduler",)
+"""Those of them that branch on the tokens."""
 
 Loop = Callable[[Any, Callable[[Tensor, Any], Tensor], Tensor], Tensor]
 LOOPS: dict[str, tuple[dict[str, Any], Loop]] = {}
@@ -281,13 +285,33 @@ def test_options_of_a_scheduler_are_followed(name: str, options: dict[str, Any])
 @pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde")
 @pytest.mark.parametrize("name", BROWNIAN)
 def test_a_brownian_tree_is_refused_with_the_line_that_seeds_it(name: str) -> None:
-    with pytest.raises(CaptureError, match="computes random values that are not normal") as refused:
+    with pytest.raises(CaptureError, match="reads the value of a symbolic tensor") as refused:
         compiled_and_own(name, {})
     assert "randint" in str(refused.value.where)
 
 
-@pytest.mark.parametrize("name", TOKENS)
-def test_a_choice_among_tokens_is_refused_with_its_line(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in TOKENS if name not in BRANCHING])
+def test_a_choice_among_tokens_is_the_scheduler_s(name: str) -> None:
+    model, sampler = chooser_of_tokens(name)
+    program = run(capture(sampler, {"model": model}), NORMAL_FORM)
+    for seed in range(3):
+        generator = Generator(seed)
+        noises = {op.results[0].name: op for op in program.ops if op.operator == "noise"}
+        values = {key: torch.from_numpy(generator.noise(op, op.results[0].type.fixed)) for key, op in noises.items()}
+        torch.manual_seed(seed)
+        assert torch.equal(evaluate(program, values)[0], sampler())
+
+
+@pytest.mark.parametrize("name", BRANCHING)
+def test_a_branch_on_tokens_is_refused_with_its_line(name: str) -> None:
+    model, sampler = chooser_of_tokens(name)
+    with pytest.raises(CaptureError) as refused:
+        capture(sampler, {"model": model})
+    assert ".py:" in str(refused.value.where)
+
+
+def chooser_of_tokens(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """Return a model of logits and a sampler of tokens with it."""
     weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
 
     class Logits(nn.Module):
@@ -306,9 +330,7 @@ def test_a_choice_among_tokens_is_refused_with_its_line(name: str) -> None:
             tokens = scheduler.step(model(tokens), t, tokens, **masked).prev_sample
         return tokens
 
-    with pytest.raises(CaptureError) as refused:
-        capture(sampler, {"model": model})
-    assert ".py:" in str(refused.value.where)
+    return model, sampler
 
 
 def table() -> str:
@@ -319,7 +341,8 @@ def table() -> str:
         **dict.fromkeys(LOOPS, "its pipeline's own loop: `linear`, and small graphs for what is not linear"),
         **dict.fromkeys((name for name, _ in VARIANTS if name not in (*LINEAR, *OWN)), "one `linear` a step"),
         **dict.fromkeys(BROWNIAN, "**refused**: draws its noise from a Brownian tree, with seeds of its own"),
-        **dict.fromkeys(TOKENS, "**refused**: chooses among tokens; there are no latents to combine"),
+        **dict.fromkeys(TOKENS, "small graphs: chooses among tokens, with noise of several kinds"),
+        **dict.fromkeys(BRANCHING, "**refused**: branches on the tokens"),
     }
     for name in CLIPPING:
         kinds[name] += "; with `clip_sample`, its default, a small graph too"
@@ -330,7 +353,7 @@ def table() -> str:
     }
     papers = {name: _paper(scheduler_class(name)) for name in own}
     own_rows = [f"| `{name}` | {papers[name]} | {own[name]} |" for name in own]
-    runs = sum("refused" not in kind for kind in kinds.values())
+    runs = len(kinds) - len(BROWNIAN) - len(BRANCHING)
     head = f"""# Schedulers
 
 How diffc compiles each of the {len(kinds)} schedulers of diffusers {diffusers.__version__}: {runs} run, and sample what

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,12 +83,12 @@ class ProgramRun:
         return self.tokenizers[tokenizer].tokens(text)
 
 
-def request_of(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[np.float32]]]:
+def request_of(program: Program, prompt: str, seed: int) -> tuple[dict[str, list[str]], dict[str, NDArray[Any]]]:
     """Return the texts and arrays of a request: noise of a seed, smooth images, normal values for other arrays."""
     random = Generator(seed)
     texts = {i.name: [_text(i, prompt)] * i.type.fixed[0] for i in program.inputs if i.type.dtype == "text"}
-    noises = [value for op in program.ops if op.operator == "noise" for value in op.results]
-    arrays = {value.name: random.randn(value.type.fixed) for value in noises}
+    noises = [op for op in program.ops if op.operator == "noise"]
+    arrays = {op.results[0].name: random.noise(op, op.results[0].type.fixed) for op in noises}
     arrays |= {i.name: _array(i, random) for i in program.inputs if i.type.dtype not in ("text", "scalar")}
     return texts, arrays
 

@@ -19,6 +19,7 @@ from diffc.runtime.program.polynomial import Polynomial
 from diffc.runtime.program.program import (
     BUILTINS,
     FLOATS,
+    NOISE_KINDS,
     SCALAR,
     UNTYPED,
     Guard,
@@ -43,6 +44,7 @@ __all__ = [
     "Input",
     "Length",
     "Literal",
+    "NOISE_KINDS",
     "Names",
     "Op",
     "Polynomial",

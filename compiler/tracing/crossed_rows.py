@@ -17,6 +17,7 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.ir.program import Op, Program, Ref, Value
 from diffc.runtime.program.texts import TEXT_OPERATORS
+from diffc.runtime.rng import Generator
 
 Values = dict[str, torch.Tensor]
 
@@ -33,9 +34,9 @@ def refuse_crossed_rows(program: Program) -> None:
         return
     random = torch.Generator().manual_seed(0)
     values = {table.name: torch.as_tensor(table.data) for table in program.tables}
-    types = {item.name: item.type for item in program.arrays}
-    types |= {value.name: value.type for op in program.ops if op.operator == "noise" for value in op.results}
-    values |= {name: torch.rand(type_.fixed, generator=random) for name, type_ in types.items()}
+    values |= {item.name: torch.rand(item.type.fixed, generator=random) for item in program.arrays}
+    for op in (op for op in program.ops if op.operator == "noise"):
+        values[op.results[0].name] = torch.from_numpy(Generator(0).noise(op, op.results[0].type.fixed))
     before = _first_image(program, values)
     for item in program.arrays:
         moved = values[item.name].clone()

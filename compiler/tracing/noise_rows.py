@@ -77,8 +77,8 @@ def _following(program: Program, following: Iterable[tuple[tuple[Ref, ...], Attr
     """Return the program with arguments for each of its noises, in order."""
     arguments, ops = iter(following), list[Op]()
     for op in program.ops:
-        args, attrs = next(arguments) if op.operator == "noise" else (op.args, op.attrs)
-        ops.append(replace(op, args=args, attrs=attrs))
+        args, attrs = next(arguments) if op.operator == "noise" else (op.args, ())
+        ops.append(replace(op, args=args, attrs=(*op.attrs, *attrs)))
     return replace(program, ops=tuple(ops))
 
 

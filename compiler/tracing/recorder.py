@@ -16,16 +16,14 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.aten import STRIDELESS, Trait, has
 from diffc.compiler.graph.export import type_of
 from diffc.compiler.graph.lazy_weights import read
-from diffc.compiler.ir.program import Literal, Op, Polynomial, Ref, Table, Value
+from diffc.compiler.ir.program import NOISE_KINDS, Literal, Op, Polynomial, Ref, Table, Value
 from diffc.compiler.tracing.functionalize import RESIZES, Link, become, functional, link, refresh, resized, write
 from diffc.compiler.tracing.known_values import known_result, known_rows
+from diffc.compiler.tracing.random_values import arguments_of, random_values
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 from diffc.compiler.tracing.value_ranges import decided, range_of_monotone, range_of_results
 from diffc.compiler.tracing.written_constants import WrittenConstants
-
-NOISE = ("aten::randn", "aten::randn_like", "aten::normal_functional")
-"""Random operators whose values are normally distributed."""
 
 GENERATOR = "generator"
 """The attribute of a noise of one of several generators: the generator's seed."""
@@ -164,7 +162,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args, kwargs = pytree.tree_map_only(torch.Tensor, self.written.present, (args, kwargs or {}))
         symbolic = any(isinstance(leaf, Symbolic) for leaf in pytree.tree_leaves((args, kwargs)))
         if torch.Tag.nondeterministic_seeded in func.tags:
-            return self._noise(func, args, kwargs)
+            return self._random(func, args, kwargs)
         if not symbolic:
             returned = func(*args, **kwargs)
             self.written.add_views(func, args, kwargs, returned)
@@ -207,25 +205,38 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with no_dispatch():  # of the tensor itself, which holds no values, its shape and strides
                 func(*args, **kwargs)
         else:
-            if new.dtype != target.dtype:
-                new = self.record(aten._to_copy.default, (new,), {"dtype": target.dtype})
-            write(target, new, self.record)
+            self._write(destination, new)
         return destination
 
-    def _noise(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Symbolic:
-        if func._schema.name not in NOISE:
-            raise CaptureError(
-                f"{func} computes random values that are not normal", fix="compute noise with torch.randn"
-            )
-        generator = kwargs.get("generator")
+    def _write(self, destination: Any, new: Any) -> Any:
+        """Write values into a tensor, in its type, and return it."""
+        target = destination if isinstance(destination, Symbolic) else self.written.write(destination)
+        if new.dtype != target.dtype:
+            new = self.record(aten._to_copy.default, (new,), {"dtype": target.dtype})
+        write(target, new, self.record)
+        return destination
+
+    def _random(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Record noise, and what a random operator computes from it."""
+        arguments = arguments_of(func, args, kwargs)
+        generator = arguments.get("generator")
         if generator is not None and generator.initial_seed() not in self.seeds:
             raise CaptureError(f"{func} uses a generator of its own", fix="use the request's seed: pass no generator")
-        fake = self._fake(func, args, kwargs)
-        if fake.dtype != torch.float32:
-            raise CaptureError(f"{func} computes noise in {fake.dtype}", fix="compute noise in float32")
-        noise = self.value(fake, "n")
-        self.append("noise", (), [] if generator is None else [(GENERATOR, generator.initial_seed())], [noise])
-        return noise
+
+        def noise(shape: Sequence[int], dtype: torch.dtype, **kind: Literal) -> torch.Tensor:
+            with self.fake_mode:
+                value = self.value(torch.empty(tuple(shape), dtype=dtype), "n")
+            if type_of(value.fake).dtype not in NOISE_KINDS[str(kind.get("kind", "normal"))]:
+                raise CaptureError(f"{func} computes noise in {dtype}", fix="compute noise in float32")
+            seed = {} if generator is None else {GENERATOR: generator.initial_seed()}
+            self.append("noise", (), list((kind | seed).items()), [value])
+            return value
+
+        is_written = func._schema.is_mutable
+        result = args[0] if is_written else self._fake(func, args, kwargs)
+        with self:
+            values = random_values(func, arguments, result, noise)
+        return self._write(args[0], values) if is_written else values
 
     def _table(self, tensor: torch.Tensor) -> Ref:
         data = read(tensor).detach().contiguous()

@@ -29,6 +29,7 @@ from diffc.compiler.tracing.length_fit import LengthTrace
 from diffc.compiler.tracing.length_range import Trace, fit_over_lengths
 from diffc.compiler.tracing.opaque_components import OpaqueComponents
 from diffc.compiler.tracing.pipeline_errors import pipeline_errors
+from diffc.compiler.tracing.random_values import unchecked_distributions
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Tensor, Text, declared
 from diffc.compiler.tracing.scalar_range import Traced, fit_over_range
@@ -254,6 +255,7 @@ def _run(
         stack.enter_context(recorder.written.read())
         stack.enter_context(torch.no_grad())
         stack.enter_context(global_generators_unused())
+        stack.enter_context(unchecked_distributions())
         stack.enter_context(pipeline_errors())
         stack.enter_context(recorder)
         result = function(**request)

@@ -32,6 +32,7 @@ programs that a runtime refuses: with operators of ATen such as ``aten.mul.Tenso
     ids, mask = tokenize(t, tokenizer="tokenizer", length=77, pad=0)         the mask is 1 where the text is
     ids = tokenize(t, tokenizer="tokenizer", length=77, pad=0, count="L0")   L0 is how many tokens the text has
     n = noise()                                the next sample of the seed's normal distribution, in program order
+    n = noise(kind="integers", low=0, high=9)  the next values of another distribution; `NOISE_KINDS` lists them
     x = linear(a, b; 0.5, guidance_scale)      0.5·a + guidance_scale·b; one coefficient more is a constant term
     u, c = split(y, axis=0)                    equal parts
     y = concat(u, c, axis=0)
@@ -49,6 +50,14 @@ from diffc.runtime.errors import VerifyError
 from diffc.runtime.program.polynomial import Polynomial
 from diffc.runtime.program.size import AnySize, Size, bind
 from diffc.runtime.program.texts import TEXT_OPERATORS
+
+NOISE_KINDS: dict[str, tuple[str, ...]] = {
+    "normal": ("float32",),
+    "uniform": ("float32", "float64"),
+    "exponential": ("float32",),
+    "integers": ("int64",),
+}
+"""The element types of each kind of noise."""
 
 BUILTINS = ("tokenize", "noise", "linear", "split", "concat", "step", *TEXT_OPERATORS)
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")

@@ -17,6 +17,7 @@ from diffc.runtime.program.program import (
     DTYPES,
     FLOATS,
     LENGTH,
+    NOISE_KINDS,
     SCALAR,
     Graph,
     Input,
@@ -291,14 +292,23 @@ class _Verifier:
             yield count
 
     def noise(self, op: Op) -> None:
-        self.takes(op, args=len(op.args), attrs=("each",), results=(1,))
-        self.need(op.results[0].type.dtype == "float32", "noise is sampled in float32")
+        kind = op.attr("kind", "normal")
+        dtypes = NOISE_KINDS.get(kind, ()) if isinstance(kind, str) else ()
+        limits = ("low", "high") if kind == "integers" else ()
+        self.takes(op, args=len(op.args), attrs=("each", "kind", *limits), results=(1,))
+        self.need(bool(dtypes) and op.attr("kind") != "normal", f"kind is none of {', '.join(list(NOISE_KINDS)[1:])}")
+        self.need(op.results[0].type.dtype in dtypes, f"noise is sampled in {' or '.join(dtypes)}")
+        low, high = (op.attr(limit) for limit in limits) if limits else (0, 1)
+        are_limits = type(low) is int and type(high) is int and -(2**63) <= low < high < 2**63
+        self.need(are_limits, f"no integers lie from {low} to below {high}")
         self.need(not op.results[0].type.lengths, "noise has an open size")
         rows = {item.name for item in (*self.program.texts, *self.program.arrays)}
         follows = all(isinstance(item, Ref) and item.name in rows for item in op.args)
         self.need(follows, "noise follows the rows of texts and arrays of the request only")
-        self.need(op.attr("each", False) is (bool(op.attrs)), "each is true, or left out")
-        self.need(bool(op.args) or not op.attrs, "noise that follows no input has a row for each image already")
+        self.need(op.attr("each", True) is True, "each is true, or left out")
+        self.need(
+            bool(op.args) or op.attr("each") is None, "noise that follows no input has a row for each image already"
+        )
 
     def linear(self, op: Op) -> None:
         operands = self.operands(op)

@@ -1,4 +1,4 @@
-"""Compare the generator with ``torch.randn``."""
+"""Compare the generator with PyTorch's."""
 
 from __future__ import annotations
 
@@ -58,3 +58,40 @@ def test_takes_the_seeds_that_torch_takes(seed: int) -> None:
 def test_refuses_other_seeds(seed: object) -> None:
     with pytest.raises(RequestError, match="seed is .*"):
         Generator(seed)  # type: ignore[arg-type]
+
+
+SIZES = [(), (1,), (3,), (16,), (5, 7), (1, 3, 8, 8), (100_003,)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_uniform_values_are_those_of_torch(dtype: str) -> None:
+    generator, reference = Generator(7), torch.Generator("cpu").manual_seed(7)
+    for shape in SIZES:
+        expected = torch.rand(shape, generator=reference, dtype=getattr(torch, dtype)).numpy()
+        assert generator.uniform(shape, dtype).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 1), (0, 10), (-5, 9), (0, 2**28 - 1), (0, 2**28), (-(2**31), 2**31), (0, 2**63 - 1), (-(2**63), 2**63 - 1)],
+)
+def test_integers_are_those_of_torch(low: int, high: int) -> None:
+    generator, reference = Generator(7), torch.Generator("cpu").manual_seed(7)
+    for shape in SIZES:
+        expected = torch.randint(low, high, shape, generator=reference).numpy()
+        assert generator.integers(shape, low, high).tobytes() == expected.tobytes()
+
+
+def test_exponential_values_are_those_of_torch() -> None:
+    generator, reference = Generator(7), torch.Generator("cpu").manual_seed(7)
+    for shape in SIZES:
+        expected = torch.empty(shape).exponential_(generator=reference).numpy()
+        np.testing.assert_allclose(generator.exponential(shape), expected, rtol=2e-7, atol=0)
+
+
+def test_kinds_of_noise_share_one_stream() -> None:
+    generator, reference = Generator(7), torch.Generator("cpu").manual_seed(7)
+    for _ in range(3):  # the sine that normal noise leaves stays over noise of other kinds
+        np.testing.assert_allclose(generator.randn((3,)), torch.randn(3, generator=reference), rtol=0, atol=CLOSE)
+        assert generator.uniform((5,)).tolist() == torch.rand(5, generator=reference).tolist()
+        assert generator.integers((4,), 0, 9).tolist() == torch.randint(9, (4,), generator=reference).tolist()

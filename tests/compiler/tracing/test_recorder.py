@@ -39,8 +39,8 @@ def test_an_image_alone_has_a_range() -> None:
     assert recorder.array("x", Tensor((1, 3, 2, 2))).bounds is None
 
 
-def test_numbers_that_are_not_normal_are_refused() -> None:
-    with pytest.raises(CaptureError, match="not normal"), Recorder(FAKES):
-        torch.rand(3)
+def test_noise_of_other_kinds_and_types_is_refused() -> None:
+    with pytest.raises(CaptureError, match="random values of a kind that programs do not have"), Recorder(FAKES):
+        torch.randperm(3)
     with pytest.raises(CaptureError, match=r"computes noise in torch\.float64"), Recorder(FAKES):
         torch.randn(3, dtype=torch.float64)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.tracing.trace import capture
@@ -50,20 +49,16 @@ def lists_a_written_constant(x: torch.Tensor) -> Any:
     return result.copy_(x[0]).tolist()  # here
 
 
-def draws_uniformly(x: torch.Tensor) -> Any:
-    return x + torch.rand(2, 3)  # here
-
-
-def drops_out(x: torch.Tensor) -> Any:
-    return nn.functional.dropout(x)  # here
+def permutes(x: torch.Tensor) -> Any:
+    return x[:, torch.randperm(3)]  # here
 
 
 def draws_doubles(x: torch.Tensor) -> Any:
     return x + torch.randn(2, 3, dtype=torch.float64)  # here
 
 
-def draws_into(x: torch.Tensor) -> Any:
-    return x.normal_()  # here
+def draws_several(x: torch.Tensor) -> Any:
+    return x.exp().multinomial(2, replacement=True)  # here
 
 
 def disagrees(x: torch.Tensor) -> Any:
@@ -83,10 +78,9 @@ REFUSALS: Mapping[Callable[..., Any], str] = {
     leaves_torch: "NumPy's sort of an image is not recorded",
     finds: "reads the value of a symbolic tensor",
     lists_a_written_constant: "tolist() is not supported for tensor subclasses, got Symbolic",
-    draws_uniformly: "aten.rand.default computes random values that are not normal",
-    drops_out: "computes random values that are not normal",
+    permutes: "aten.randperm.default computes random values of a kind that programs do not have",
     draws_doubles: "aten.randn.default computes noise in torch.float64",
-    draws_into: "computes random values that are not normal",
+    draws_several: "torch.multinomial returns several samples with replacement",
     disagrees: "the pipeline refuses: ",
     raises: "the pipeline refuses: no such mode",
 }
