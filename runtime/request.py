@@ -17,6 +17,7 @@ from PIL.Image import Image
 from diffc.runtime.bundle.tokenizer import check_text
 from diffc.runtime.errors import RequestError
 from diffc.runtime.images import arrays_from_images, open_image
+from diffc.runtime.noise import sampled
 from diffc.runtime.program.program import Input, Op, Program
 from diffc.runtime.rng import Generator
 
@@ -245,7 +246,7 @@ def _noises(
             what = f"{program.name} has several rows of noise per image, and in which order for {at_once} is not known"
             raise RequestError(what, fix=f"request {program.batch} with one seed, or build with --batch {at_once}")
         if op.results[0].name not in noises:
-            parts = [_by_image(generator.noise(op, (times * at_once, *shape)), at_once) for generator in used]
+            parts = [_by_image(sampled(op, generator, (times * at_once, *shape)), at_once) for generator in used]
             noises[op.results[0].name] = np.broadcast_to(np.concatenate(parts), (count, times, *shape))
     return noises
 

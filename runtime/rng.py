@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffc.runtime.errors import RequestError
-from diffc.runtime.program.program import Op
 
 ONE_WORD = 2**28
 """From as many integers on, each takes two words of the generator."""
@@ -39,16 +38,16 @@ class Generator:
         self._engine = np.random.RandomState(int(seed) & 0xFFFFFFFF)
         self._cached: float | None = None
 
-    def noise(self, op: Op, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the next values of an operation ``noise``, of ``shape`` and of its kind and element type."""
-        match op.attr("kind", "normal"):
+    def values(
+        self, shape: tuple[int, ...], dtype: str = "float32", *, kind: str = "normal", low: int = 0, high: int = 1
+    ) -> NDArray[Any]:
+        """Return the next values of a kind of noise, as the operation ``noise`` of programs names it."""
+        match kind:
             case "uniform":
-                return self.uniform(shape, op.results[0].type.dtype)
+                return self.uniform(shape, dtype)
             case "exponential":
                 return self.exponential(shape)
             case "integers":
-                low, high = op.attr("low"), op.attr("high")
-                assert isinstance(low, int) and isinstance(high, int)
                 return self.integers(shape, low, high)
         return self.randn(shape)
 

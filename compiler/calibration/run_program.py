@@ -20,6 +20,7 @@ from diffc.compiler.graph.evaluate import Call, Executor, Tensors
 from diffc.compiler.ir.program import Graph, Input, Op, Program
 from diffc.compiler.tracing.pipeline import NEGATIVE
 from diffc.runtime.bundle.tokenizer import Tokenizer, tokenize
+from diffc.runtime.noise import sampled
 from diffc.runtime.program.texts import TEXT_OPERATORS, transform
 from diffc.runtime.rng import Generator
 
@@ -88,7 +89,7 @@ def request_of(program: Program, prompt: str, seed: int) -> tuple[dict[str, list
     random = Generator(seed)
     texts = {i.name: [_text(i, prompt)] * i.type.fixed[0] for i in program.inputs if i.type.dtype == "text"}
     noises = [op for op in program.ops if op.operator == "noise"]
-    arrays = {op.results[0].name: random.noise(op, op.results[0].type.fixed) for op in noises}
+    arrays = {op.results[0].name: sampled(op, random, op.results[0].type.fixed) for op in noises}
     arrays |= {i.name: _array(i, random) for i in program.inputs if i.type.dtype not in ("text", "scalar")}
     return texts, arrays
 

@@ -16,6 +16,7 @@ import torch
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.ir.program import Op, Program, Ref, Value
+from diffc.runtime.noise import sampled
 from diffc.runtime.program.texts import TEXT_OPERATORS
 from diffc.runtime.rng import Generator
 
@@ -36,7 +37,7 @@ def refuse_crossed_rows(program: Program) -> None:
     values = {table.name: torch.as_tensor(table.data) for table in program.tables}
     values |= {item.name: torch.rand(item.type.fixed, generator=random) for item in program.arrays}
     for op in (op for op in program.ops if op.operator == "noise"):
-        values[op.results[0].name] = torch.from_numpy(Generator(0).noise(op, op.results[0].type.fixed))
+        values[op.results[0].name] = torch.from_numpy(sampled(op, Generator(0), op.results[0].type.fixed))
     before = _first_image(program, values)
     for item in program.arrays:
         moved = values[item.name].clone()
