@@ -21,7 +21,7 @@ from diffc.compiler.graph.export import export, layers_of, type_of
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.graph.open_sizes import dynamic_sizes, evaluated, lengths_of, sizes_stay_open
 from diffc.compiler.ir.program import BUILTINS, Graph, Length, Program, Type, Value
-from diffc.compiler.tracing.component_run import run_component
+from diffc.compiler.tracing.component_run import ComponentRuns, Computation, run_component
 from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
 from diffc.compiler.tracing.open_signatures import OpenCall, Span
 from diffc.compiler.tracing.returned_values import returned_tensors, tensors_of
@@ -55,7 +55,7 @@ class Signature:
     outputs: tuple[Value, ...]
     returned: tuple[Any, list[Any]]
     places: tuple[Place, ...]
-    computation: tuple[Any, ...]
+    computation: Computation
     states: list[ComponentState] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     lengths: Mapping[str, Span] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Signature:
             tensors = iter(example_inputs(self.inputs))
         leaves = [next(tensors) if isinstance(leaf, _Port) else leaf for leaf in self.leaves]
         with base.state.restored():
-            run = run_component(base.method, pytree.tree_unflatten(leaves, self.structure), base.state, FAKES)
+            run = run_component(base.method, pytree.tree_unflatten(leaves, self.structure), base.state)
         return run.computation == self.computation
 
 
@@ -76,20 +76,18 @@ class ComponentCalls:
     """Collect the calls of one or several traces, then export a graph for each distinct signature.
 
     Programs that are traced with one `ComponentCalls` share graphs. Outputs that no program reads are not computed.
+    Traces of one pipeline whose graphs are not needed may share the ``runs`` of its components.
     """
 
-    def __init__(self) -> None:
-        self.fake_mode = FAKES
+    def __init__(self, runs: ComponentRuns | None = None) -> None:
+        self.fake_mode, self.runs = FAKES, runs or ComponentRuns()
         self.signatures: dict[Key, Signature] = {}
         self._computations: dict[tuple[Any, ...], Signature] = {}
-        self._states: dict[int, ComponentState] = {}
-        self._unsettled: set[Key] = set()
 
     def branch(self) -> ComponentCalls:
         """Return calls that begin with these signatures, for traces whose own are not needed later."""
-        branch = ComponentCalls()
+        branch = ComponentCalls(self.runs)
         branch.signatures, branch._computations = dict(self.signatures), dict(self._computations)
-        branch._states, branch._unsettled = dict(self._states), set(self._unsettled)
         return branch
 
     def call(
@@ -104,15 +102,15 @@ class ComponentCalls:
         leaves, structure = pytree.tree_flatten(arguments)
         ports, tensors = tensor_ports(arguments)
         static = tuple(type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves)
-        state = self._state(module)
+        state = self.runs.state(module)
         key = (component, method, str(structure), state.key, static)
-        if key in self.signatures and key not in self._unsettled:
+        run = self.runs.find(key)
+        if run is not None and key in self.signatures:
             return self.signatures[key], tensors, ()
-        fakes = [self.fake_mode.from_tensor(t) if type(t) is torch.Tensor else getattr(t, "fake", t) for t in leaves]
-        with _misfit(component):
-            run = run_component(original, pytree.tree_unflatten(fakes, structure), state, self.fake_mode)
-        if run.changed:
-            self._unsettled.add(key)
+        if run is None:
+            with _misfit(component):
+                arguments = pytree.tree_unflatten(map(self._fake, leaves), structure)
+                run = self.runs.run(key, original, arguments, state)
         computation = (component, method, str(structure), static, run.computation)
         if computation not in self._computations:
             returned = (run.returned, [value_at(place) for place in run.stored])
@@ -121,7 +119,7 @@ class ComponentCalls:
                 key,
                 component,
                 module,
-                state,
+                run.state,
                 original,
                 structure,
                 [_PORT if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves],
@@ -135,11 +133,8 @@ class ComponentCalls:
         self.signatures[key].states.append(state)
         return self.signatures[key], tensors, run.stored
 
-    def _state(self, module: nn.Module) -> ComponentState:
-        state = self._states.get(id(module))
-        if state is None or not state.holds():
-            state = self._states[id(module)] = ComponentState(module)
-        return state
+    def _fake(self, leaf: Any) -> Any:
+        return self.fake_mode.from_tensor(leaf) if type(leaf) is torch.Tensor else getattr(leaf, "fake", leaf)
 
     def signature(self, name: str) -> Signature | None:
         """Return the signature of this name; None where the name is an operator's."""

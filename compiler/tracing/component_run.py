@@ -6,46 +6,94 @@ as well. A tensor that depends on no argument is a cache: it is dropped, and lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
 from diffc.compiler.tracing.returned_values import returned_tensors
 
 COMPARED_ELEMENTS = 256
 """Constants of no more elements are compared by their values, larger ones by their identity."""
 
+DECIDING = (bool, float, str, torch.dtype)
+"""The types of constants that are the same for all sizes of an operator's tensors."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """Hold the operators of a run with their operands, and its results: equal where the same is computed."""
+
+    steps: tuple[tuple[Any, ...], ...]
+    results: tuple[Any, ...]
+
+    @cached_property
+    def structure(self) -> tuple[tuple[Any, ...], ...]:
+        """List the operators, the tensors that they read and their other constants, without sizes and integers."""
+        return tuple(
+            (operator, *(leaf for leaf in leaves if type(leaf) is int or leaf[0] in DECIDING))
+            for operator, _, *leaves in self.steps
+        )
+
 
 @dataclass(frozen=True)
 class ComponentRun:
     """Hold the results of a run: returned values, places where tensors were stored, and the text of the computation.
 
-    ``changed`` is whether the run has left anything else than it found.
+    ``changed`` is whether the run has left the component in another state than the one that it found.
     """
 
+    state: ComponentState
     returned: Any
     stored: tuple[Place, ...]
-    computation: tuple[Any, ...]
+    computation: Computation
     changed: bool
 
 
-def run_component(
-    method: Callable[..., Any], arguments: Mapping[str, Any], state: ComponentState, fake_mode: FakeTensorMode
-) -> ComponentRun:
+class ComponentRuns:
+    """Hold runs of components for several traces: equal calls that change no state share one."""
+
+    def __init__(self) -> None:
+        self._states, self._runs = dict[int, ComponentState](), dict[Hashable, ComponentRun]()
+
+    def state(self, module: nn.Module) -> ComponentState:
+        """Return the state that a module is in."""
+        state = self._states.get(id(module))
+        if state is None or not state.holds():
+            state = self._states[id(module)] = ComponentState(module)
+        return state
+
+    def find(self, key: Hashable) -> ComponentRun | None:
+        """Return the run of an equal call that has left its component as it was; None where there is none."""
+        return self._runs.get(key)
+
+    def run(
+        self, key: Hashable, method: Callable[..., Any], arguments: Mapping[str, Any], state: ComponentState
+    ) -> ComponentRun:
+        """Run a method of a component that is in this state, and keep what later calls of this key may use."""
+        run = run_component(method, arguments, state)
+        if not run.changed:
+            self._runs[key] = run
+        return run
+
+
+def run_component(method: Callable[..., Any], arguments: Mapping[str, Any], state: ComponentState) -> ComponentRun:
     """Run a method of a component that is in this state, on fake arguments."""
-    computation = _Computation([leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)])
-    with fake_mode, torch.no_grad(), _without_caches(), computation:
+    recording = _Recording([leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)])
+    with FAKES, torch.no_grad(), _without_caches(), recording:
         returned = method(**arguments)
-    stored = _stored(state, computation)
+    stored = _stored(state, recording)
     results = returned_tensors((returned, [value_at(place) for place in stored]))
-    return ComponentRun(returned, stored, computation.text(results), bool(state.changes()))
+    return ComponentRun(state, returned, stored, recording.computation(results), not state.is_equal_now())
 
 
 @contextmanager
@@ -59,24 +107,24 @@ def _without_caches() -> Iterator[None]:
         torch.compiler._is_exporting_flag = before
 
 
-def _stored(state: ComponentState, computation: _Computation) -> tuple[Place, ...]:
+def _stored(state: ComponentState, recording: _Recording) -> tuple[Place, ...]:
     """List the places that hold tensors computed from the arguments; restore those that hold other new tensors."""
     stored = list[Place]()
     for place in state.changes():
         fakes = [tensor for tensor in returned_tensors(value_at(place)) if type(tensor) is FakeTensor]
-        if any(map(computation.depends, fakes)):
+        if any(map(recording.depends, fakes)):
             stored.append(place)
         elif fakes:
             state.restore(place[0])
     return tuple(stored)
 
 
-class _Computation(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record the operators of a run, their constants, and which tensors depend on its inputs."""
 
     def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._tokens = list[Any]()
+        self._steps = list[tuple[Any, ...]]()
         self._reached = list[torch.Tensor](inputs)  # so that no later tensor gets the id of one of them
         self._numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
         self._dependent = set(self._numbers)
@@ -84,7 +132,7 @@ class _Computation(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves, structure = pytree.tree_flatten((args, kwargs))
-        self._tokens += (func, structure, *map(self._token, leaves))
+        self._steps.append((func, structure, *map(self._token, leaves)))
         results = func(*args, **kwargs)
         depends = any(id(leaf) in self._dependent for leaf in leaves)
         for tensor in pytree.tree_leaves(results):
@@ -97,9 +145,9 @@ class _Computation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return whether a tensor is an input or depends on one."""
         return id(tensor) in self._dependent
 
-    def text(self, results: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-        """Return the computation of some results: equal where it is the same."""
-        return (*self._tokens, *map(self._token, results))
+    def computation(self, results: Sequence[torch.Tensor]) -> Computation:
+        """Return the computation of some results."""
+        return Computation(tuple(self._steps), tuple(map(self._token, results)))
 
     def _number(self, tensor: torch.Tensor) -> None:
         self._numbers[id(tensor)] = len(self._reached)

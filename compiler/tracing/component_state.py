@@ -59,6 +59,7 @@ class ComponentState:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self._tokens, self._seen, self._pending = list[Any](), dict[int, int](), list[Any]([module])
         self._reached, self._copies = list[Any](), list[tuple[Any, dict[Any, Any]]]()
         self._versions, self._kinds = list[tuple[torch.Tensor, tuple[int, ...]]](), list[tuple[Any, type]]()
@@ -142,6 +143,10 @@ class ComponentState:
             and all(type(value) is kind for value, kind in self._kinds)
             and all(vars(kind) == own for kind, own in self._members)
         )
+
+    def is_equal_now(self) -> bool:
+        """Return whether calls compute the same as in this state, be it in other containers of equal contents."""
+        return self.holds() or ComponentState(self.module).key == self.key
 
     def changes(self) -> list[Place]:
         """List the places whose values are no longer what they were."""

@@ -119,10 +119,13 @@ class LengthFit:
 
     def _open_call(self, op: Op, called: Sequence[Signature]) -> OpenCall | None:
         """Return the signature that has the sizes of all these; None where they are the same."""
-        if len({signature.key[:3] for signature in called}) > 1:
+        first, structure = called[0], called[0].computation.structure
+        if any(signature.key[:3] != first.key[:3] for signature in called):
             raise self._differs(op)
-        if not all(signature.computes_alike(called[0]) for signature in called):
-            raise Misfit(f"the number of tokens of a text decides the state of {called[0].component}: {op}"[:300], None)
+        if not all(signature.computes_alike(first) for signature in called):
+            raise Misfit(f"the number of tokens of a text decides the state of {first.component}: {op}"[:300], None)
+        if any(signature.computation.structure != structure for signature in called):
+            raise Misfit(f"the number of tokens of a text decides what {first.component} computes: {op}"[:300], None)
         inputs = self._types(op, [signature.inputs for signature in called])
         outputs = self._types(op, [signature.outputs for signature in called])
         leaves = [self._leaf(op, column) for column in zip(*(signature.leaves for signature in called), strict=True)]

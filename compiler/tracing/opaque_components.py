@@ -20,6 +20,8 @@ from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.returned_values import returned_tensors, with_tensors
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 
+REPLACED = (*ENTRY_POINTS, "to")
+
 INLINE = 16
 """Constant vectors of no more elements than this stand in a call; others become tables."""
 
@@ -77,12 +79,12 @@ class OpaqueComponents:
 
 def _own_methods(module: nn.Module) -> dict[str, Any]:
     """Return the methods that are attributes of a module and hide those of its class."""
-    return {method: module.__dict__[method] for method in ENTRY_POINTS if method in module.__dict__}
+    return {method: module.__dict__[method] for method in REPLACED if method in module.__dict__}
 
 
 def _set_methods(methods: Iterable[tuple[nn.Module, Mapping[str, Any]]]) -> None:
     for module, own in methods:
-        for method in ENTRY_POINTS:
+        for method in REPLACED:
             module.__dict__.pop(method, None)
         module.__dict__.update(own)
 

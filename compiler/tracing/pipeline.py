@@ -18,6 +18,7 @@ import transformers
 from diffc.compiler.errors import BuildError, CaptureError, DiffcWarning
 from diffc.compiler.ir.program import Program
 from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.component_run import ComponentRuns
 from diffc.compiler.tracing.crossed_rows import refuse_crossed_rows
 from diffc.compiler.tracing.image_form import AsImage, check_rows, image_form
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
@@ -99,7 +100,7 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
     facts = Facts(sampling.task, steps, sampling.size)
     scales = _scales(pipeline, _parameters(pipeline), sampling)
-    sampling = replace(sampling, as_image=_image_form(pipeline, sampling, scales, facts))
+    sampling = replace(sampling, as_image=_image_form(pipeline, sampling, scales, facts, calls.runs))
     first = _first(pipeline, sampling, scales, facts, calls)
     refuse_crossed_rows(first)
     ranges = [guard for guard in first.guards if guard.scalar in SCALES and guard.comparison != "=="]
@@ -110,7 +111,7 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
     if off:
         programs.append(_trace(pipeline, sampling, scales | off, replace(facts, variant=UNGUIDED), calls))
     counts = [name for name in COUNTS if name in _parameters(pipeline)]
-    several, rows = {**scales, **dict.fromkeys(counts[:1], IMAGES)}, ComponentCalls()
+    several, rows = {**scales, **dict.fromkeys(counts[:1], IMAGES)}, ComponentCalls(calls.runs)
 
     def retrace(one_generator_each: bool) -> Program:
         seeded = {GENERATOR: generators()} if one_generator_each else {}
@@ -145,7 +146,9 @@ def _first(
         raise explanation from error
 
 
-def _image_form(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> AsImage | None:
+def _image_form(
+    pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts, runs: ComponentRuns
+) -> AsImage | None:
     """Return how the pipeline is handed the images of the request; None for tensors, and where there are none."""
     arrays = requested_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
     if not any(isinstance(item, Image) for item in arrays.values()):
@@ -153,7 +156,7 @@ def _image_form(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], 
 
     def traced(form: AsImage | None, batch: int = sampling.batch) -> Program:
         changed = replace(sampling, as_image=form, batch=batch)
-        return _trace(pipeline, changed, {}, facts, ComponentCalls(), dict(scales))
+        return _trace(pipeline, changed, {}, facts, ComponentCalls(runs), dict(scales))
 
     form = image_form(traced)
     if form is not None and sampling.batch > 1:
@@ -172,7 +175,7 @@ def _without_negative(
     """Trace the pipeline without a negative prompt where that differs from an empty one; warn where it refuses that."""
     absent = {NEGATIVE: _parameters(pipeline)[NEGATIVE].default}
     try:
-        if not _needs_negative(pipeline, sampling, scales, facts):
+        if not _needs_negative(pipeline, sampling, scales, facts, calls.runs):
             return []
         return [_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), calls, absent)]
     except PipelineRefusal:
@@ -181,9 +184,11 @@ def _without_negative(
         return []
 
 
-def _needs_negative(pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts) -> bool:
+def _needs_negative(
+    pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts, runs: ComponentRuns
+) -> bool:
     """Return whether the pipeline does something else without a negative prompt than with an empty one."""
-    absent, calls = _parameters(pipeline)[NEGATIVE].default, ComponentCalls()
+    absent, calls = _parameters(pipeline)[NEGATIVE].default, ComponentCalls(runs)
     if absent == "":
         return False
     without_negative, with_empty = (

@@ -46,6 +46,32 @@ def test_calls_alike_share_a_graph_however_they_are_written() -> None:
     assert [port.type for port in (*signature.inputs, *signature.outputs)] == [Type("float32", (2, 3))] * 2
 
 
+class Cleared(Counted):
+    """Clear a cache after each call: a new list, of equal contents."""
+
+    runs = 0
+    cache: tuple[Any, ...] | list[Any] = ()
+
+    def forward(self, x: torch.Tensor, flip: bool = False) -> torch.Tensor:
+        """Add one, or take one away."""
+        self.cache = [None, None]
+        return super().forward(x, flip)
+
+
+def test_a_call_that_leaves_an_equal_state_is_not_run_again() -> None:
+    calls, net, x = ComponentCalls(), Cleared(), torch.zeros(2, 3)
+    assert [call(calls, net, x) for _ in range(4)] == ["net"] * 4
+    assert Cleared.runs == 2, "the first leaves a list where there was a tuple"
+
+
+def test_traces_share_runs_and_name_their_graphs_alone() -> None:
+    first, net = ComponentCalls(), type("Shared", (Counted,), {"runs": 0})()
+    second = ComponentCalls(first.runs)
+    assert call(first, net, torch.zeros(2, 3)) == "net" and call(first, net, torch.zeros(4, 3)) == "net_2"
+    assert call(second, net, torch.zeros(4, 3)) == "net" and type(net).runs == 2
+    assert [signature.name for signature in second.signatures.values()] == ["net"]
+
+
 def test_a_call_with_half_of_the_batch_is_part_of_the_other() -> None:
     calls, net = ComponentCalls(), Counted()
     for rows in (4, 2, 3):

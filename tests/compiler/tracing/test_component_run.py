@@ -27,7 +27,7 @@ class Net(nn.Module):
 def run(net: Net) -> ComponentRun:
     """Run the net on fake numbers."""
     x = FAKES.from_tensor(torch.zeros(2, 3))
-    return run_component(lambda x: net.function(net, x), {"x": x}, ComponentState(net), FAKES)
+    return run_component(lambda x: net.function(net, x), {"x": x}, ComponentState(net))
 
 
 def scaled(factor: float) -> Callable[[Net, torch.Tensor], torch.Tensor]:

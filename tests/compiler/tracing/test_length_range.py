@@ -202,8 +202,28 @@ def test_a_component_that_branches_on_an_open_size_is_refused() -> None:
         tokens = words(prompt, return_tensors="pt", padding=True, truncation=True)
         return branching(tokens["input_ids"], tokens["attention_mask"]).sum(1)
 
-    with pytest.raises(CaptureError, match="branching computes by the size of .*, which each request decides"):
+    with pytest.raises(CaptureError, match="the number of tokens of a text decides what branching computes"):
         capture(sample, COMPONENTS | {"branching": branching})
+
+
+class Single(Encoder):
+    """Compute something else for a single token: an export does not see that, since its open sizes are two or more."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, count: int = 0) -> torch.Tensor:
+        """Add the mean of all tokens unless there is but one."""
+        return super().forward(ids, mask, count) if ids.shape[1] != 1 else -self.embedding(ids)
+
+
+single = Single().requires_grad_(False)
+
+
+def test_a_component_that_branches_on_a_single_token_bounds_the_length() -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        tokens = words(prompt, return_tensors="pt", padding=True, truncation=True)
+        return single(tokens["input_ids"], tokens["attention_mask"]).sum(1)
+
+    program = capture(sample, COMPONENTS | {"single": single})
+    assert program.lengths[0] == Length("L0", 3, MOST)
 
 
 def test_the_longer_of_two_texts_is_refused_where_either_may_be_longer() -> None:
