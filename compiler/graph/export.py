@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch.utils._sympy.value_ranges import bound_sympy
 from diffc.compiler.errors import CaptureError, VerifyError
 from diffc.compiler.graph.aten import STRIDELESS, Trait, has
 from diffc.compiler.graph.complex_values import separate_complex
-from diffc.compiler.graph.symbolic import concrete, dynamic_axes, is_open, mode_of, ranges
+from diffc.compiler.graph.symbolic import concrete, counted, counted_sizes, dynamic_axes, is_open, mode_of, ranges
 from diffc.compiler.ir.program import Type
 
 aten = torch.ops.aten
@@ -180,8 +181,11 @@ def _strideless(body: ExportedProgram) -> ExportedProgram:
 
 
 def _is_function(node: fx.Node) -> bool:
-    """Return whether a node is an operator that writes into nothing; those of ``torch.vmap`` are no operators."""
-    if node.op != "call_function" or node.target is operator.getitem:
+    """Return whether a node is an operator that writes into nothing; those of ``torch.vmap`` are no operators.
+
+    Python's own functions take results apart, and compute with sizes.
+    """
+    if node.op != "call_function" or isinstance(node.target, BuiltinFunctionType):
         return True
     return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
 
@@ -208,7 +212,7 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
     """
     lifted, env, held = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, fx.Node]()
     tensors, constants = dict[str, torch.Tensor](), dict[str, Any]()
-    inputs, fakes, mode = list[InputSpec](), list[torch.Tensor](), mode_of(example)
+    inputs, fakes, mode = list[InputSpec](), list[torch.Tensor](), mode_of(example, module.graph)
     for node in module.graph.find_nodes(op="get_attr"):
         target = str(node.target)
         if target not in held:
@@ -228,8 +232,8 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
         if node not in env:
             env[node] = lifted.node_copy(node, env.__getitem__)
     graph = fx.GraphModule(nn.Module(), lifted)
-    with mode:
-        _Typed(graph).run(*fakes)
+    with counted_sizes(mode), mode:
+        _Typed(graph, mode).run(*fakes)
     results: Any = lifted.output_node().args[0]
     outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in results]
     given_as = pytree.tree_structure((tuple(example), {}))
@@ -248,10 +252,14 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
 class _Typed(fx.Interpreter):
     """Run a graph on shapes and types, and record the type of each node's result."""
 
+    def __init__(self, graph: fx.GraphModule, mode: FakeTensorMode) -> None:
+        super().__init__(graph)
+        self.symbols = mode.shape_env
+
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
         if n.op != "output":
-            n.meta = {"val": result}
+            n.meta = {"val": result, **counted(result, self.symbols)}
         return result
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, compute_unbacked_bindings
 
 from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.lazy_weights import FAKES
@@ -46,10 +50,44 @@ def ports_like(ports: Sequence[Value], graph: Graph) -> list[torch.Tensor]:
     return [captured[port.name] if port.type.lengths else example_inputs([port])[0] for port in ports]
 
 
-def mode_of(tensors: Iterable[torch.Tensor]) -> FakeTensorMode:
-    """Return the mode of tensors with open sizes, or that of lazy weights where all sizes are fixed."""
+def mode_of(tensors: Iterable[torch.Tensor], graph: fx.Graph) -> FakeTensorMode:
+    """Return the mode of tensors with open sizes, or that of lazy weights where all sizes of a graph are fixed."""
     modes: list[Any] = [tensor for tensor in tensors if is_open(tensor)]
-    return modes[0].fake_mode if modes else FAKES
+    fallback = counting_mode() if counts(graph) else FAKES
+    return modes[0].fake_mode if modes else fallback
+
+
+def counting_mode() -> FakeTensorMode:
+    """Return a mode of its own for a graph in which values decide sizes."""
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=_symbols(), static_shapes=True)
+
+
+@contextmanager
+def counted_sizes(mode: FakeTensorMode) -> Iterator[None]:
+    """Run operators whose values decide sizes on fake tensors in this block: such a size is an integer with bounds."""
+    before = mode.shape_env
+    mode.shape_env = before or _symbols()
+    try:
+        with enable_python_dispatcher():
+            yield
+    finally:
+        mode.shape_env = before
+
+
+def _symbols() -> ShapeEnv:
+    return ShapeEnv(allow_scalar_outputs=False)
+
+
+def counted(result: Any, symbols: ShapeEnv | None) -> dict[str, Any]:
+    """Return the metadata of a node that names the sizes which its values decide."""
+    bindings = compute_unbacked_bindings(symbols, result)
+    return {"unbacked_bindings": bindings} if bindings else {}
+
+
+def counts(graph: fx.Graph) -> bool:
+    """Return whether values decide sizes in a graph, as those of a mask decide how many elements it selects."""
+    tags = (node.target.tags for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload))
+    return any(torch.Tag.dynamic_output_shape in tag for tag in tags)
 
 
 def dynamic_axes(tensors: Iterable[torch.Tensor]) -> list[dict[int, Any] | None]:

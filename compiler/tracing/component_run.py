@@ -14,16 +14,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.lazy_weights import FAKES
+from diffc.compiler.graph.symbolic import counted_sizes, is_open
 from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
 from diffc.compiler.tracing.returned_values import returned_tensors
 
 COMPARED_ELEMENTS = 256
 """Constants of no more elements are compared by their values, larger ones by their identity."""
+
+COUNTED, FIX = "a size that values of the run decide", "return tensors of fixed sizes, such as padded ones"
 
 DECIDING = (bool, float, str, torch.dtype)
 """The types of constants that are the same for all sizes of an operator's tensors."""
@@ -87,7 +92,26 @@ class ComponentRuns:
 
 
 def run_component(method: Callable[..., Any], arguments: Mapping[str, Any], state: ComponentState) -> ComponentRun:
-    """Run a method of a component that is in this state, on fake arguments."""
+    """Run a method of a component that is in this state, on fake arguments.
+
+    Where a value of the run decides a size, such a size is an integer that only a request decides.
+    """
+    try:
+        return _run(method, arguments, state)
+    except DynamicOutputShapeException:
+        state.undo()
+    try:
+        with counted_sizes(FAKES):
+            run = _run(method, arguments, state)
+    except GuardOnDataDependentSymNode as error:
+        raise CaptureError(f"a branch depends on {COUNTED}: {error.cond}", fix=FIX) from error
+    counted = next((t for t in returned_tensors((run.returned, [value_at(p) for p in run.stored])) if is_open(t)), None)
+    if counted is not None:
+        raise CaptureError(f"a result {list(counted.shape)} of a component has {COUNTED}", fix=FIX)
+    return run
+
+
+def _run(method: Callable[..., Any], arguments: Mapping[str, Any], state: ComponentState) -> ComponentRun:
     recording = _Recording([leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)])
     with FAKES, torch.no_grad(), _without_caches(), recording:
         returned = method(**arguments)
@@ -155,7 +179,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _token(self, leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
-            return type(leaf), leaf
+            return type(leaf), str(leaf) if isinstance(leaf, torch.SymInt) else leaf
         if id(leaf) in self._numbers:
             return self._numbers[id(leaf)]
         if isinstance(leaf, FakeTensor | torch.nn.Parameter) or leaf.numel() > COMPARED_ELEMENTS:

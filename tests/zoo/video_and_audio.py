@@ -73,7 +73,7 @@ def ltx() -> Entry:
     return Entry(pipeline, texts(height=32, width=32, num_frames=9, max_sequence_length=LENGTH))
 
 
-@entry("MochiPipeline", refused="aten.nonzero.default reads the value of a symbolic tensor")
+@entry("MochiPipeline")
 def mochi() -> Entry:
     transformer = d.MochiTransformer3DModel(
         num_attention_heads=2,

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import fx
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from diffc.compiler.errors import VerifyError
 from diffc.compiler.graph.export import type_of
-from diffc.compiler.graph.symbolic import concrete, dynamic_axes, elements, is_open, mode_of, ranges, typical
+from diffc.compiler.graph.lazy_weights import FAKES
+from diffc.compiler.graph.symbolic import (
+    concrete,
+    counted_sizes,
+    counts,
+    dynamic_axes,
+    elements,
+    is_open,
+    mode_of,
+    ranges,
+    typical,
+)
 from tests.open_program import LEAST, MOST, open_like
 
 
@@ -20,7 +33,23 @@ def test_open_sizes_have_bounds_and_a_typical_value() -> None:
     assert without is None and axes is not None and (axes[1].min, axes[1].max) == (LEAST, MOST)
     [bounds] = ranges([fixed, tokens]).values()
     assert (int(bounds.lower), int(bounds.upper)) == (LEAST, MOST)
-    assert mode_of([fixed, tokens]) is tokens.fake_mode  # type: ignore[attr-defined]
+    assert mode_of([fixed, tokens], fx.Graph()) is tokens.fake_mode  # type: ignore[attr-defined]
+
+
+def test_values_decide_sizes_in_a_mode_that_has_symbols() -> None:
+    def selected(x: torch.Tensor) -> torch.Tensor:
+        return x[x > 0]
+
+    graph = fx.symbolic_trace(selected).graph
+    assert not counts(graph) and mode_of([], graph) is FAKES
+    graph.call_function(torch.ops.aten.nonzero.default, (next(iter(graph.nodes)),))
+    assert counts(graph) and mode_of([], graph) is not FAKES
+    tensor = FAKES.from_tensor(torch.zeros(4))
+    with pytest.raises(DynamicOutputShapeException), FAKES:
+        selected(tensor)
+    with counted_sizes(FAKES), FAKES:
+        [size] = selected(tensor).shape
+    assert isinstance(size, torch.SymInt) and FAKES.shape_env is None
 
 
 def test_an_open_size_has_no_fixed_type() -> None:
