@@ -24,16 +24,17 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 
 from diffc.compiler.errors import PassError
-from diffc.compiler.graph.body import example_inputs
+from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.graph.export import export
-from diffc.compiler.graph.open_sizes import dynamic_sizes, evaluated, lengths_in, lengths_of, marker, number
+from diffc.compiler.graph.open_sizes import check_ends, dynamic_sizes, evaluated, lengths_in, lengths_of, marker, number
 from diffc.compiler.ir.program import Graph, Length, Op, Polynomial, Program, Ref, Size, Table, Type, Value
 
 FACTORS = "factors"
@@ -140,11 +141,20 @@ class _Region(torch.nn.Module):
         outputs = tuple(
             Value(f"out{i}" if len(self.results) > 1 else "out", value.type) for i, value in enumerate(self.results)
         )
-        markers = {length.name: marker(length) for length in self.lengths}
-        markers |= {self.ports[length.name]: markers[length.name] for length in self.counts}
+        markers, least, most = (
+            self._assumed({length.name: count(length) for length in self.lengths})
+            for count in (marker, attrgetter("least"), attrgetter("most"))
+        )
         sizes = dynamic_sizes([port.type for port in self.inputs], self.lengths)
         body = export(self.name, self, example_inputs(self.inputs, markers), sizes=sizes)
-        return Graph(self.name, self.inputs, outputs, body, "arithmetic")
+        graph = Graph(self.name, self.inputs, outputs, body, "arithmetic")
+        if self.lengths:
+            check_ends(self.name, self, body_of(graph), self.inputs, (least, most))
+        return graph
+
+    def _assumed(self, lengths: Mapping[str, int]) -> dict[str, int]:
+        """Return lengths by name, and by the ports that take them."""
+        return {**lengths, **{self.ports[length.name]: lengths[length.name] for length in self.counts}}
 
     def call(self) -> Op:
         """Call the graph where the computation stood."""

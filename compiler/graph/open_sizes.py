@@ -11,7 +11,12 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.ir.program import Length, Size, Type, Value
+
+RELATIVE = 1e-4
+"""How far a captured graph may be off in float32, since its operators are decomposed: more is another computation."""
 
 
 def lengths_of(ports: Sequence[Value], tensors: Sequence[torch.Tensor]) -> dict[str, Any]:
@@ -42,6 +47,31 @@ def lengths_in(types: Iterable[Type]) -> set[str]:
 def marker(length: Length) -> int:
     """Return a value of a length to export a graph at: neither end of its range, if it has others."""
     return min(length.most, length.least + 2 + (length.most - length.least) // 3)
+
+
+def check_ends(
+    name: str, module: nn.Module, captured: nn.Module, ports: Sequence[Value], ends: Iterable[Mapping[str, int]]
+) -> None:
+    """Compute with a module and the graph that was captured of it, at the least and the most of its sizes.
+
+    Floating-point ports have normal values; ``ends`` are the lengths, by name, and the values of ports that take them.
+    Raises `CaptureError` with the lengths at which the results differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for lengths in ends:
+        inputs = example_inputs(ports, lengths)
+        inputs = [x.normal_(generator=generator) if x.is_floating_point() else x for x in inputs]
+        pairs = zip(module(*inputs), captured(*inputs), strict=True)
+        if not all(_is_close(one, two) for one, two in pairs):
+            sizes = ", ".join(f"{length} = {count}" for length, count in lengths.items())
+            what = f"{name} computes something else with open sizes than at {sizes}"
+            raise CaptureError(what, fix="compute the same for every number of tokens, without a branch on a size")
+
+
+def _is_close(one: torch.Tensor, two: torch.Tensor) -> bool:
+    if (one.shape, one.dtype) != (two.shape, two.dtype) or not one.is_floating_point():
+        return torch.equal(one, two)
+    return torch.allclose(one, two, rtol=RELATIVE, atol=RELATIVE, equal_nan=True)
 
 
 def evaluated(size: Any, lengths: Mapping[str, Any]) -> Any:

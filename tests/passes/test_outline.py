@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -231,3 +232,14 @@ def test_refuses_arithmetic_on_what_is_no_tensor() -> None:
 def test_refuses_arithmetic_on_what_has_no_type() -> None:
     with pytest.raises(PassError, match="outline: in has no tensor type"):
         outline(parse("n = noise()\na = aten.abs.default(n)"))
+
+
+def test_graphs_of_open_sizes_are_compared_at_the_ends_of_their_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = parse(
+        'program p(prompt: text[1]) { length L0 from 1 to 9 ids: int64[1, L0] = tokenize(prompt, tokenizer="t",'
+        ' length=9, pad=0, count="L0") y: int64[1] = aten.sum.dim_IntList(ids, [1]) return y }'
+    )
+    compared = list[object]()
+    monkeypatch.setattr(sys.modules["diffc.passes.outline"], "check_ends", lambda *about: compared.append(about[-1]))
+    outline(program)
+    assert compared == [({"L0": 1}, {"L0": 9})]

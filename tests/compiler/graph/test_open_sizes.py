@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.open_sizes import (
+    check_ends,
     dynamic_sizes,
     evaluated,
     lengths_in,
@@ -54,3 +57,30 @@ def test_a_graph_keeps_its_sizes_open() -> None:
     for count in (1, 6, 20):
         assert torch.equal(body(torch.zeros(1, count))[0], torch.arange(count)[None].float())
     assert "int" not in vars(__import__(__name__, fromlist=["x"]))
+
+
+class Alone(nn.Module):
+    """Compute something else for a single column, which an export of open sizes does not see."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Multiply a single column, and list the columns of more than half a unit."""
+        [x] = tensors
+        return x * self.factor if x.shape[1] == 1 else x, x > 0.5
+
+
+def test_a_captured_graph_is_compared_with_its_module_at_the_ends_of_its_sizes() -> None:
+    ports, ends = [Value("x", Type("float32", (3, L0)))], [{"L0": 1}, {"L0": 20}]
+    sizes = dynamic_sizes([port.type for port in ports], [Length("L0", 1, 20)])
+    for factor in (1.0, 2.0):
+        module = Alone(factor)
+        captured = export("alone", module, example_inputs(ports, {"L0": 6}), sizes=sizes).module(check_guards=False)
+        if factor == 1.0:
+            check_ends("alone", module, captured, ports, ends)
+            continue
+        with pytest.raises(CaptureError, match="alone computes something else with open sizes than at L0 = 1"):
+            check_ends("alone", module, captured, ports, ends)
+        check_ends("alone", module, captured, ports, ends[1:])
