@@ -193,7 +193,8 @@ def _reference(
     takes = inspect.signature(type(pipeline).__call__).parameters
     options |= {key: value for key, value in arguments_of(facts, recipe).items() if key in takes}
     read = text_inputs(takes, recipe["inputs"])
-    options |= {name: [text] * recipe["batch"] for name, text in texts.items() if name in read}
+    several = recipe["batch"] > 1
+    options |= {name: [text] * recipe["batch"] if several else text for name, text in texts.items() if name in read}
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
 
     def sample(as_image: Callable[[Any], Any] | None) -> Array:

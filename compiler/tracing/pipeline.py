@@ -49,7 +49,8 @@ class Sampling:
 
     None stands for the pipeline's default. ``options`` are other arguments of its call, by name, and ``inputs`` the
     kinds of those that the request sets. With ``says_size`` the names of programs contain the size. `trace_pipeline`
-    finds out ``as_image``: how the pipeline is handed its images, None for tensors.
+    finds out ``as_image``: how the pipeline is handed its images, None for tensors, and whether it ``takes_lists`` of
+    texts.
     """
 
     task: str = "text-to-image"
@@ -62,6 +63,7 @@ class Sampling:
     options: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     as_image: AsImage | None = None
+    takes_lists: bool = True
 
 
 def requested_sizes(size: Any) -> tuple[Size, ...]:
@@ -90,11 +92,25 @@ def default_steps(pipeline: Any) -> int:
 def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[Program]:
     """Trace the pipeline; where it drops its guidance branch at scale 1, trace it without as well.
 
-    Where no negative prompt differs from an empty one, there is a program for that too.
+    Where no negative prompt differs from an empty one, there is a program for that too. The texts of one image are
+    handed over in lists, or as they are where the pipeline refuses lists.
 
     Raises `CaptureError` with the pipeline's file, line and source where it cannot be traced, and `BuildError` with
     what would work where that is the schedule's fault.
     """
+    try:
+        return _programs(pipeline, sampling, calls)
+    except PipelineRefusal as error:
+        if sampling.batch > 1:
+            raise
+        try:
+            return _programs(pipeline, replace(sampling, takes_lists=False), calls)
+        except PipelineRefusal:
+            raise error from error.__cause__
+
+
+def _programs(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[Program]:
+    """Trace the pipeline for each variant of the request that is served by a program of its own."""
     steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
     if steps < 1:
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
@@ -193,7 +209,7 @@ def _needs_negative(
         return False
     without_negative, with_empty = (
         _trace(pipeline, sampling, {}, facts, calls, {**scales, NEGATIVE: negative})
-        for negative in (absent, [""] * sampling.batch)
+        for negative in (absent, [""] * sampling.batch if sampling.takes_lists else "")
     )
     return without_negative != with_empty
 
@@ -287,6 +303,8 @@ def _call(pipeline: Any, fixed: Mapping[str, Any], sampling: Sampling, *, takes_
                 on_step(values.get("latents"))
             return values
 
+        if not sampling.takes_lists:
+            request |= {text: request[text][0] for text in TEXTS if text in request}
         arguments = as_arguments(pipeline, sampling.inputs, request, sampling.as_image)
         result = pipeline(**arguments, **fixed, **({CALLBACK: after} if takes_callback else {}))
         first = result[0] if isinstance(result, tuple) else result

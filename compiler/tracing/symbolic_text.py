@@ -153,6 +153,10 @@ class SymbolicText:
     def __deepcopy__(self, _: object) -> SymbolicText:
         return self
 
+    def __bool__(self) -> bool:
+        self.texts.are_exact = False  # an empty text has to be proved to come to the same
+        return True
+
     def __str__(self) -> str:
         self.texts.are_exact = False
         return self.texts.marker(self.derivation)
@@ -248,7 +252,6 @@ def _refusing(what: str) -> Any:
 
 
 REFUSED = {
-    "bool": "whether there is any",
     "len": "the length",
     "iter": "the characters",
     "getitem": "characters",

@@ -71,6 +71,16 @@ def reference(error: type[Exception]) -> Any:
     return _reference(Samples(error), {}, recipe, Facts("image-to-image", 1), None, 0, arrays)
 
 
+def test_a_single_prompt_is_no_list() -> None:
+    class Measures:
+        def __call__(self, prompt: Any, **options: Any) -> tuple[Any]:
+            return (np.array(len(prompt)),)
+
+    facts, recipe = Facts("text-to-image", 1), {"inputs": {}, "options": {}, "strength": None}
+    lengths = [_reference(Measures(), {"prompt": "red"}, recipe | {"batch": n}, facts, None, 0, {}) for n in (1, 2)]
+    assert lengths == [len("red"), 2]
+
+
 def test_a_comparison_by_tensors_names_the_error_that_images_raise() -> None:
     with pytest.warns(DiffcWarning, match=r"refuses images \(no such image\): .* tensors"):
         assert reference(ValueError).shape == (1, 8, 8, 3)

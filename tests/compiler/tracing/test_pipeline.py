@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
 from diffc.compiler.errors import BuildError, CaptureError, DiffcWarning
@@ -179,6 +180,29 @@ def test_a_pipeline_that_refuses_no_negative_prompt_is_built_with_a_warning() ->
     with pytest.warns(DiffcWarning, match="Needs refuses a request without negative_prompt"):
         (program,) = traced(Needs(leaves_out=False))
     assert [item.name for item in program.inputs] == ["negative_prompt"]
+
+
+class OneText(Negative):
+    """Refuse a list of texts, in code that is not the scheduler's."""
+
+    def __init__(self) -> None:
+        super().__init__(leaves_out=False)
+        self.scheduler: Any = DDIMScheduler()
+
+    def __call__(self, negative_prompt: Any = "", **request: Any) -> torch.Tensor:  # type: ignore[override]
+        if isinstance(negative_prompt, list):
+            raise TypeError("no lists of texts")
+        return super().__call__(negative_prompt=[negative_prompt or ""], **request)
+
+
+OneText.__call__.__signature__ = inspect.signature(Negative.__call__)  # type: ignore[attr-defined]
+
+
+def test_a_text_is_handed_over_alone_where_a_pipeline_refuses_a_list() -> None:
+    programs = traced(OneText())
+    assert [str(item) for item in programs[0].inputs] == ["negative_prompt: text[1]"]
+    with pytest.raises(CaptureError, match="the pipeline refuses: no lists of texts"):
+        traced(OneText(), batch=2)
 
 
 @pytest.mark.parametrize(

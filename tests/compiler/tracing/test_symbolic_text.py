@@ -29,6 +29,7 @@ CHANGES: list[tuple[Callable[[str], str], list[str]]] = [
     (lambda text: " ".join(text.split()), ["strip", "collapse"]),
     (lambda text: "_".join(text.lower().split()), ["lower", "strip", "collapse"]),
     (lambda text: str(text), []),
+    (lambda text: text or "", []),
 ]
 
 
@@ -43,7 +44,7 @@ REFUSED: list[tuple[Callable[[str], str], str]] = [
     (lambda text: text[:10], "characters of prompt"),
     (lambda text: text if "red" in text else "", "what occurs of prompt"),
     (lambda text: text if len(text) < 9 else "", "the length of prompt"),
-    (lambda text: text if text else "none", "whether there is any of prompt"),
+    (lambda text: text if text else "none", "'' becomes 'none'"),
     (lambda text: "none" if text == "" else text, "a comparison of prompt"),
     (lambda text: text * 2, "an operator of prompt"),
     (lambda text: text.replace("a", "b", 1), "a replacement of some occurrences, or by another text of prompt"),
