@@ -176,7 +176,8 @@ class Sampler:
         images = _images(arrays)
         for at, image in enumerate(images):
             for frame in image if isinstance(image, list) else [image]:
-                frame.info["seed"] = request.seed[at] if isinstance(request.seed, Sequence) else request.seed
+                several = isinstance(request.seed, Sequence)
+                frame.info["seed"] = request.seed[at * request.count // len(images)] if several else request.seed
         return images
 
     def _sample(self, request: Request, callback: Callback | None) -> NDArray[np.float32]:
@@ -185,7 +186,7 @@ class Sampler:
             on_step = self._on_step(request, start, callback) if callback else None
             outputs = self._interpreter.run(program, request.chunk(start), request.scalars, on_step=on_step)
             batches.append(channels_last(outputs[program.outputs[0]]))
-        result = np.concatenate(batches)[: request.count]
+        result = np.concatenate(batches)[: request.count * program.rows // program.batch]
         check_finite(result)
         return result
 
@@ -199,7 +200,8 @@ class Sampler:
         def on_step(op: Op, values: dict[str, Any]) -> None:
             nonlocal done
             done += 1
-            latents = linear(op, values, scalars)[: len(images)]
+            latents = linear(op, values, scalars)
+            latents = latents[: len(latents) * len(images) // program.batch]
             decode = preview(self._interpreter, program, op, values, scalars)
             if callback(Progress(done, steps, images, latents, request.seed, decode)) is True:
                 raise Cancelled(f"cancelled after step {done} of {steps}")

@@ -61,7 +61,7 @@ def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[bool], Pr
     if len(rows) != len(times) or any(row not in (n, n * IMAGES) for row, n in zip(rows, times, strict=True)):
         what = f"{first.name} generates noise of {times} rows for one image, and of {rows} for {IMAGES}"
         raise CaptureError(what, fix="use a pipeline that generates the noise of all its images at once")
-    if several.batch < IMAGES:
+    if several.rows < IMAGES * first.rows // first.batch:
         return list(programs)  # the same, where it ignores how many are requested
     is_repeated = [row == n for row, n in zip(rows, times, strict=True)]
     if not any(is_repeated):

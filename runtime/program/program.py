@@ -305,7 +305,12 @@ class Program:
 
     @property
     def batch(self) -> int:
-        """Return the number of images of one execution."""
+        """Return the number of images of one execution: of rows of its texts and arrays, or of its first output."""
+        return next((item.type.fixed[0] for item in (*self.texts, *self.arrays)), self.rows)
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows of the first output: an image of one execution has one of them, or several."""
         return self.types()[self.outputs[0]].fixed[0]
 
     @property

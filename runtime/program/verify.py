@@ -365,7 +365,8 @@ class _Verifier:
         first = self.types[self.program.outputs[0]]
         is_batch = bool(first.shape) and 0 not in first.shape and first.dtype in self.floats and not first.lengths
         self.need(is_batch, f"the first output is {first}, no batch")
-        batch = first.fixed[0]
+        batch, rows = self.program.batch, self.program.rows
+        self.need(rows == batch or batch == 1, f"the first output is {first}, no row for each of {batch} images")
         for item in (*self.program.texts, *self.program.arrays):
             self.need(item.type.shape[0] == batch, f"{item.name} is not one for each of {batch} images")
         for noise in self.program.noises:

@@ -308,6 +308,8 @@ def program_cases() -> Iterator[tuple[str, str, str]]:
     yield "no inputs", EXECUTABLE, SIMPLE.format(input="", constant="1.0")
     yield "no texts", EXECUTABLE, SIMPLE.format(input="g: scalar", constant="-g*g*g + 2.0*g*g - 1.0")
     yield "a batch of no rows", NORMAL_FORM, SIMPLE.format(input="", constant="1.0").replace("[1, 2]", "[0, 2]")
+    several = SIMPLE.format(input="a: float32[1, 9]", constant="1.0").replace("[1, 2]", "[2, 2]")
+    yield "several rows of one image returned", EXECUTABLE, several
     yield "one number returned", NORMAL_FORM, SIMPLE.format(input="", constant="1.0").replace("[1, 2]", "[]")
     for name, level, old, new in CHANGES:
         assert PROGRAM.count(old), f"{name}: {old}"

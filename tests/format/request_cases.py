@@ -37,6 +37,7 @@ def request_cases() -> Iterator[Case]:
         small_noise(),
         kinds_of_noise(),
         both_branches(),
+        several_rows(),
         steps(),
         stages(),
     )
@@ -370,6 +371,32 @@ def both_branches() -> Case:
         Request("a seed for each image", {"num_images": 2, "seed": [1, 2]}, refused="request"),
     ]
     return Case("both_branches", {"p": text}, requests)
+
+
+def several_rows() -> Case:
+    """Return two rows for each image: those of one image follow one another."""
+    text = """program p(a: float32[1, 3]) {
+    n: float32[1, 3] = noise()
+    m: float32[1, 3] = linear(a; 2.0)
+    step(m; 1.0)
+    y: float32[2, 3] = concat(n, m, axis=0)
+    return y
+}
+"""
+    a = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    def result(noises: Array, arrays: Array) -> Array:
+        return np.stack([noises, 2 * arrays], axis=1).reshape(-1, 3)
+
+    one, two = noise(4, (1, 3))[0], noise(4, (2, 3))[0]
+    seeds = np.concatenate([noise(seed, (1, 3))[0] for seed in (1, 2)])
+    requests = [
+        Request("one image", {"a": a[:1], "seed": 4}, result(one, a[:1])),
+        Request("two arrays", {"a": a, "seed": 4}, result(two, a)),
+        Request("two images of one array", {"a": a[:1], "num_images": 2, "seed": 4}, result(two, a[[0, 0]])),
+        Request("a seed for each image", {"a": a[:1], "num_images": 2, "seed": [1, 2]}, result(seeds, a[[0, 0]])),
+    ]
+    return Case("several_rows", {"p": text}, requests)
 
 
 def stages() -> Case:

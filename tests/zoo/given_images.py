@@ -99,7 +99,7 @@ def normals() -> Entry:
     return marigold_of(d.MarigoldNormalsPipeline, prediction_type="normals")
 
 
-@entry("MarigoldIntrinsicsPipeline", refused="image is not one for each of 2 images")
+@entry("MarigoldIntrinsicsPipeline")
 def intrinsics() -> Entry:
     properties: dict[str, Any] = {"target_names": ["albedo", "material"]}
     properties["albedo"] = {"prediction_space": "linear", "up_to_scale": False}

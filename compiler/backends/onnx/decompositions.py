@@ -222,6 +222,23 @@ def _pad_sequence(
     return torch.stack([padded(part) for part in parts], 0 if batch_first else 1)
 
 
+def _nearest_exact(x: Tensor, size: list[int], *scales: float | None) -> Tensor:
+    """Take the value whose centre is nearest, along one axis after the other."""
+    for axis, (count, scale) in enumerate(zip(size, scales or [None] * len(size), strict=True), start=2):
+        length = x.shape[axis]
+        stride = 1 / scale if scale else length / count
+        places = ((torch.arange(count) + 0.5) * stride).floor().long().clamp(max=length - 1)
+        x = x.index_select(axis, places)
+    return x
+
+
+def _nearest_exact_of(x: Tensor, size: list[int] | None, factors: list[float] | None) -> Tensor:
+    """Do the same by a size or by factors."""
+    if factors is None:
+        return _nearest_exact(x, size or [])
+    return _nearest_exact(x, [int(n * factor) for n, factor in zip(x.shape[2:], factors, strict=True)], *factors)
+
+
 def _hypot(a: Tensor, b: Tensor) -> Tensor:
     return (a.square() + b.square()).sqrt()
 
@@ -241,6 +258,8 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.aminmax.default: _aminmax,
     aten.adaptive_avg_pool3d.default: _adaptive_pool3d,
     aten.avg_pool2d.default: _avg_pool2d,
+    aten._upsample_nearest_exact3d.default: _nearest_exact,
+    aten._upsample_nearest_exact3d.vec: _nearest_exact_of,
     aten.hypot.default: _hypot,
     aten.pad_sequence.default: _pad_sequence,
 }
