@@ -31,7 +31,7 @@ from tests.format.program_cases import PROGRAM
         ('"a \\"{}\\""', '"a"', "template is 'a'"),
         ("mask: int32[2, 8]", "mask: bool[2, 8]", "mask does not hold integers"),
         ("return c, mask", "return mask, c", r"the first output is int32\[2, 8\], no batch"),
-        ("return c, mask", "return y", "prompt is not one for each of 4 images"),
+        ("return c, mask", "return y", "no row for each of 2 images"),
         ("return c, mask", "return c, g", "the program returns g, which is no tensor"),
     ],
 )
