@@ -174,10 +174,11 @@ class Sampler:
         if output == "np":
             return arrays
         images = _images(arrays)
+        rows_of_one = len(images) // request.count
         for at, image in enumerate(images):
             for frame in image if isinstance(image, list) else [image]:
-                several = isinstance(request.seed, Sequence)
-                frame.info["seed"] = request.seed[at * request.count // len(images)] if several else request.seed
+                seed = request.seed
+                frame.info["seed"] = seed[at // rows_of_one] if isinstance(seed, Sequence) else seed
         return images
 
     def _sample(self, request: Request, callback: Callback | None) -> NDArray[np.float32]:
