@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
 ]
 
-SAMPLE = list(ZOO)[::6]
+SAMPLE = list(ZOO)[::8]
 """The entries that every run samples; ``make test-zoo`` sweeps all."""
 
 

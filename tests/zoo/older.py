@@ -37,7 +37,10 @@ def panorama() -> Entry:
     return rebuilt(d.StableDiffusionPanoramaPipeline, base, parts=SD, height=16, width=32, view_batch_size=2)
 
 
-@entry("SemanticStableDiffusionPipeline")
+@entry(
+    "SemanticStableDiffusionPipeline",
+    refused="the pipeline refuses: Sizes of tensors must match except in dimension 0",
+)
 def semantic_guidance() -> Entry:
     request = {"editing_prompt": ["blue"], "edit_guidance_scale": 5.0, "edit_warmup_steps": 1, "edit_threshold": 0.9}
     return rebuilt(d.SemanticStableDiffusionPipeline, sd.stable_diffusion(), parts=SD, **request)
