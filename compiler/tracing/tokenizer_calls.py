@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
@@ -210,7 +211,9 @@ class TokenizerCalls:
             start = rows.stop
             real = [column[rows] for column in columns]
             parts.append(real if derivation is None else self._symbolic(call, derivation, real))
-        return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
+        pads, on_left = (call.pad, 0), "padding_side" in call.sides  # of the tokens and the mask
+        columns_of_parts = zip(zip(*parts, strict=True), pads, strict=False)
+        return [_joined(rows, pad, on_left=on_left) for rows, pad in columns_of_parts]
 
     def _symbolic(self, call: _Call, derivation: Derivation, real: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Record an operation for texts of one input. One text may be repeated, as one for several images is."""
@@ -263,6 +266,16 @@ class TokenizerCalls:
             self.recorder.ops.append(Op(operator, (Ref(source),), attrs, results=(result,)))
             self.names[derivation] = result.name
         return self.names[derivation]
+
+
+def _joined(rows: Sequence[torch.Tensor], pad: int, *, on_left: bool) -> torch.Tensor:
+    """Join the rows of several texts, padded to the longest of them."""
+    missing = [max(part.shape[-1] for part in rows) - part.shape[-1] for part in rows]
+    sides = [(count, 0) if on_left else (0, count) for count in missing]
+    padded = [
+        nn.functional.pad(part, side, value=pad) if any(side) else part for part, side in zip(rows, sides, strict=True)
+    ]
+    return padded[0] if len(padded) == 1 else torch.cat(padded)
 
 
 def _encode(real: type, tokenizer: Any, args: Sequence[Any], options: Mapping[str, Any], text: str) -> Any:

@@ -27,6 +27,7 @@ from diffc.compiler.tracing.global_generators import global_generators_unused
 from diffc.compiler.tracing.image_functions import recorded_images
 from diffc.compiler.tracing.length_fit import LengthTrace
 from diffc.compiler.tracing.length_range import Trace, fit_over_lengths
+from diffc.compiler.tracing.mask_functions import with_mask_functions
 from diffc.compiler.tracing.opaque_components import OpaqueComponents
 from diffc.compiler.tracing.pipeline_errors import pipeline_errors
 from diffc.compiler.tracing.random_values import unchecked_distributions
@@ -91,8 +92,11 @@ def trace(
     def run(
         numbers: Mapping[str, float], texts: RequestTexts, limit: float = math.inf, calls: ComponentCalls = calls
     ) -> _Run:
-        received = TokenizerCalls(Recorder(calls.fake_mode, seeds, limit), inputs, texts)
-        return _run(function, components, inputs, numbers, received, calls, tokenizers, on_step)
+        def once() -> _Run:
+            received = TokenizerCalls(Recorder(calls.fake_mode, seeds, limit), inputs, texts)
+            return _run(function, components, inputs, numbers, received, calls, tokenizers, on_step)
+
+        return with_mask_functions(once)
 
     first, texts = _first_run(lambda texts: run(defaults, texts), inputs, tokenizers)
     ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)

@@ -122,6 +122,19 @@ def test_several_texts_of_one_call_are_tokenized_apart() -> None:
     assert str(program.ops[2]) == f"v0: int64[3, 4] = aten.cat.default([ids0, {table.name}, ids1])"
 
 
+def test_several_texts_of_one_call_are_padded_to_the_longest() -> None:
+    words = Words()
+
+    def sample(prompt: list[str], negative: list[str]) -> torch.Tensor:
+        texts = [*prompt, *negative]
+        ids = words(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        longest = words(texts, padding="longest", return_tensors="pt")["input_ids"]
+        return ids * 2 if longest.shape[-1] > 0 else longest
+
+    program = capture(sample, {"words": words})
+    assert [op.operator for op in program.ops].count("tokenize") == 2
+
+
 def test_a_text_that_is_repeated_is_tokenized_once() -> None:
     words = Words()
 
