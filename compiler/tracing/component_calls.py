@@ -21,6 +21,7 @@ from diffc.compiler.graph.export import export, layers_of, type_of
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.graph.open_sizes import dynamic_sizes, evaluated, lengths_of, sizes_stay_open
 from diffc.compiler.ir.program import BUILTINS, Graph, Length, Program, Type, Value
+from diffc.compiler.tracing import tiles
 from diffc.compiler.tracing.component_run import ComponentRuns, Computation, run_component
 from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
 from diffc.compiler.tracing.open_signatures import OpenCall, Span
@@ -108,9 +109,14 @@ class ComponentCalls:
         if run is not None and key in self.signatures:
             return self.signatures[key], tensors, ()
         if run is None:
-            with _misfit(component):
-                arguments = pytree.tree_unflatten(map(self._fake, leaves), structure)
-                run = self.runs.run(key, original, arguments, state)
+            try:
+                with _misfit(component):
+                    arguments = pytree.tree_unflatten(map(self._fake, leaves), structure)
+                    run = self.runs.run(key, original, arguments, state)
+            except CaptureError as error:
+                if isinstance(error.__cause__, NotImplementedError) and tiles.turn_on(component, module):
+                    return self.call(component, module, method, args, kwargs)
+                raise
         computation = (component, method, str(structure), static, run.computation)
         if computation not in self._computations:
             returned = (run.returned, [value_at(place) for place in run.stored])

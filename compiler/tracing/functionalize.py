@@ -96,7 +96,8 @@ def link(view: Any, source: Any, step: Link) -> None:
     """Record that a tensor was made as a view of another."""
     if source.alias is None:
         base = type(source)(source.fake, source.label)
-        base.bounds, base.known, source.alias = source.bounds, source.known, View(base, (), 0)
+        base.bounds, base.known, base.tokens = source.bounds, source.known, source.tokens
+        source.alias = View(base, (), 0)
     view.alias = View(source.alias.base, (*source.alias.path, step), source.alias.base.version)
 
 
@@ -133,7 +134,7 @@ def write(target: Any, new: Any, record: Record) -> None:
 
 def _assign(target: Any, new: Any) -> None:
     """Make the elements of a tensor those of another."""
-    target.label, target.bounds, target.known = new.label, new.bounds, new.known
+    target.label, target.bounds, target.known, target.tokens = new.label, new.bounds, new.known, new.tokens
 
 
 def become(target: Any, view: Any) -> None:

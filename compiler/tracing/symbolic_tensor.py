@@ -23,6 +23,8 @@ class Symbolic(torch.Tensor):
     version: int
     bounds: Bounds | None
     known: Known | None
+    tokens: tuple[Any, ...] | None
+    """Of which text, and how encoded, these are the tokens: tensors of one shape with the same are equal."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -32,7 +34,7 @@ class Symbolic(torch.Tensor):
             cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
         symbolic.fake, symbolic.label, symbolic.alias, symbolic.version = fake, name, None, 0
-        symbolic.bounds, symbolic.known = None, None
+        symbolic.bounds = symbolic.known = symbolic.tokens = None
         return symbolic
 
     def __init__(self, fake: torch.Tensor, name: str) -> None:
@@ -76,3 +78,11 @@ class Symbolic(torch.Tensor):
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Symbolic({self.label}: {type_of(self.fake)})"
+
+
+def equal(one: Any, two: Any) -> bool | None:
+    """Return whether two tensors have the same elements; None where that is not known before the run."""
+    if one.shape != two.shape:
+        return False
+    tokens = [tensor.tokens for tensor in (one, two) if isinstance(tensor, Symbolic)]
+    return True if len(tokens) == 2 and tokens[0] is not None and tokens[0] == tokens[1] else None

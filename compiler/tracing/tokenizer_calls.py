@@ -249,6 +249,7 @@ class TokenizerCalls:
             columns = [column.new_zeros((self.batches[derivation.key], width)) for column in real]
             fakes = [self.recorder.fake_mode.from_tensor(column) for column in columns]
         results = [self.recorder.value(fake, prefix) for fake, prefix in zip(fakes, ("ids", "mask"), strict=False)]
+        results[0].tokens = call.tokenizer, derivation, count, *call.sides.items()
         for mask in results[1:]:
             mask.known = self.lengths.mask(columns[1], count, width=width, on_left="padding_side" in call.sides)
         if most is not None and length.name not in self.counted.values() and count == length.at:

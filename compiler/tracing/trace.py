@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.export import one_layout
 from diffc.compiler.ir.program import Guard, Input, Op, Program, Size, Table
 from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.global_generators import global_generators_unused
@@ -258,6 +259,7 @@ def _run(
         stack.enter_context(recorded_images())
         stack.enter_context(recorder.written.read())
         stack.enter_context(torch.no_grad())
+        stack.enter_context(one_layout())
         stack.enter_context(global_generators_unused())
         stack.enter_context(unchecked_distributions())
         stack.enter_context(pipeline_errors())

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Input, Type
 from diffc.compiler.tracing.trace import capture
 from diffc.runtime.program.verify import verify
-from tests.small_models import Words, operators
+from tests.small_models import OPTIONS, Words, operators
 
 
 def test_a_text_becomes_ids() -> None:
@@ -146,6 +147,22 @@ def test_a_text_that_is_repeated_is_tokenized_once() -> None:
     assert str(program.ops[1]).endswith("aten.cat.default([ids0, ids0])")
     with pytest.raises(CaptureError, match="words is given 4 texts made of prompt"):  # in which order, nobody knows
         capture(sample, {"words": words}, batch=2)
+
+
+def test_tokens_of_one_text_are_equal_and_those_of_two_are_not_compared() -> None:
+    words = Words()
+
+    def sample(prompt: list[str], negative_prompt: list[str]) -> torch.Tensor:
+        ids, again = (words(prompt, **OPTIONS)["input_ids"] for _ in range(2))
+        negative = words(negative_prompt, **OPTIONS)["input_ids"]
+        assert torch.equal(ids, again) and not torch.equal(ids[:, :2], negative)
+        again[:, 0] = 0
+        for tensor in (negative, again):
+            with pytest.raises(DataDependentOutputException):
+                torch.equal(ids, tensor)
+        return ids + again + negative
+
+    capture(sample, {"words": words})
 
 
 def test_a_fixed_text_is_no_template_whatever_it_says() -> None:

@@ -141,6 +141,14 @@ def test_an_operator_with_several_results() -> None:
     assert "aten.split.Tensor" in operators(same_as_torch(sample))
 
 
+def test_attention_outside_of_components_is_recorded() -> None:
+    def sample() -> torch.Tensor:
+        query, key = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 5, 4)
+        return nn.functional.scaled_dot_product_attention(query, key, key)
+
+    assert operators(capture(sample, {})).count("aten.bmm.default") == 2
+
+
 def test_a_component_that_calls_a_component_is_one_call() -> None:
     inner = Model()
 
