@@ -5,7 +5,7 @@ from typing import Any
 import diffusers as d
 from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import LearnedClassifierFreeSamplingEmbeddings
 
-from tests.zoo.components import clip
+from tests.zoo.components import amplified, clip
 from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, texts, without
 
 
@@ -78,7 +78,7 @@ def vq_diffusion() -> Entry:
     pipeline = d.VQDiffusionPipeline(
         vqvae=vqvae,
         **clip(),
-        transformer=transformer,
+        transformer=amplified(transformer, 4),
         scheduler=d.VQDiffusionScheduler(num_vec_classes=12, num_train_timesteps=12),
         learned_classifier_free_sampling_embeddings=LearnedClassifierFreeSamplingEmbeddings(
             learnable=True, hidden_size=WIDTH, length=LENGTH

@@ -5,7 +5,16 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from tests.zoo.components import LANGUAGE_MODEL, byt5, clip, llama, llama_tokenizer, qwen_2_5_config, qwen_tokenizer
+from tests.zoo.components import (
+    LANGUAGE_MODEL,
+    amplified,
+    byt5,
+    clip,
+    llama,
+    llama_tokenizer,
+    qwen_2_5_config,
+    qwen_tokenizer,
+)
 from tests.zoo.entry import LENGTH, WIDTH, Entry, entry, photo, texts, without
 
 DENOISER: dict[str, Any] = {
@@ -136,7 +145,7 @@ def hunyuan_video_1_5() -> Entry:
         text_encoder=t.Qwen2_5_VLTextModel(qwen_2_5_config(tokenizer, layers=3).text_config),
         tokenizer=tokenizer,
         **byt5(),
-        transformer=transformer,
+        transformer=amplified(transformer),
         vae=video,
         scheduler=d.FlowMatchEulerDiscreteScheduler(shift=7.0),
         guider=d.ClassifierFreeGuidance(guidance_scale=4.0),

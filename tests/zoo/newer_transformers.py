@@ -4,6 +4,7 @@ from typing import Any
 
 import diffusers as d
 import transformers as t
+from torch import nn
 
 from tests.zoo.components import (
     LANGUAGE_MODEL,
@@ -225,8 +226,11 @@ def nucleus() -> Entry:
         moe_intermediate_dim=16,
         capacity_factors=[0.0, 2.0],
     )
+    for name, weight in transformer.named_parameters():
+        if "experts" in name:
+            nn.init.normal_(weight, std=0.1)  # diffusers leaves them as memory was
     pipeline = d.NucleusMoEImagePipeline(
-        transformer=transformer,
+        transformer=amplified(transformer, 3),
         scheduler=flow(),
         vae=qwen_vae(),
         text_encoder=t.Qwen3VLForConditionalGeneration(config),
