@@ -28,6 +28,9 @@ aten = torch.ops.aten
 BY_PRODUCT = 25
 """PyTorch computes Euclidean distances of more points than this as a product of matrices."""
 
+SHORT = (torch.int8, torch.int16, torch.int32)
+"""Signed integers of less than 64 bits."""
+
 
 def decompose(graph: fx.Graph) -> None:
     """Replace the operators of a graph that have a decomposition; results keep their types and shapes.
@@ -212,6 +215,8 @@ def _avg_pool2d(
 def _pad_sequence(
     parts: list[Tensor], batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right"
 ) -> Tensor:
+    if len(parts) == 1:
+        return parts[0].unsqueeze(0 if batch_first else 1)
     length, rest = max(len(part) for part in parts), [0, 0] * (parts[0].dim() - 1)
 
     def padded(part: Tensor) -> Tensor:
@@ -239,6 +244,14 @@ def _nearest_exact_of(x: Tensor, size: list[int] | None, factors: list[float] | 
     return _nearest_exact(x, [int(n * factor) for n, factor in zip(x.shape[2:], factors, strict=True)], *factors)
 
 
+def _index(x: Tensor, indices: list[Tensor | None]) -> Any:
+    """Index with numbers of 64 bits, the only ones that ONNX indexes several axes with."""
+    if not any(index is not None and index.dtype in SHORT for index in indices):
+        return NotImplemented
+    wide = [index.long() if index is not None and index.dtype in SHORT else index for index in indices]
+    return aten.index.Tensor(x, wide)
+
+
 def _hypot(a: Tensor, b: Tensor) -> Tensor:
     return (a.square() + b.square()).sqrt()
 
@@ -261,6 +274,7 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten._upsample_nearest_exact3d.default: _nearest_exact,
     aten._upsample_nearest_exact3d.vec: _nearest_exact_of,
     aten.hypot.default: _hypot,
+    aten.index.Tensor: _index,
     aten.pad_sequence.default: _pad_sequence,
 }
 """Functions that compute operators with others, by overload."""
