@@ -33,7 +33,7 @@ def stages_of_values(program: Program) -> dict[str, Stage]:
     stages: dict[str, Stage] = {item.name: REQUEST for item in program.inputs} | {t.name: BUILD for t in program.tables}
     for op in program.ops:
         stage = LATENT if op.operator == "noise" else join(stages[name] for name in op.reads())
-        stages |= {value.name: stage for value in op.results}
+        stages |= dict.fromkeys(op.defines(), stage)
     return stages
 
 

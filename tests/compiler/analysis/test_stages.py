@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffc.compiler.analysis.stages import stages_of_values
+from diffc.compiler.analysis.stages import REQUEST, stages_of_values
 from diffc.compiler.analysis.work import work_by_stage
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.ir.program import Program
@@ -137,3 +137,9 @@ def test_a_program_without_graphs_has_no_parameters() -> None:
     assert parameters(parse("program p() { n: float32[1] = noise() return n }")) == dict.fromkeys(
         ("step", "request", "request_step", "latent"), 0
     )
+
+
+def test_a_number_of_tokens_is_known_with_the_request() -> None:
+    count = 'i: int64[1, L0] = tokenize(t, tokenizer="t", length=9, pad=0, count="L0") n: int64[] = linear(L0; 1)'
+    stages = stages_of_values(parse(f"program p(t: text[1]) {{ length L0 from 1 to 9 {count} return n }}"))
+    assert (stages["i"], stages["L0"], stages["n"]) == (REQUEST, REQUEST, REQUEST)
