@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,7 @@ from torch.utils._sympy.value_ranges import bound_sympy
 from diffc.compiler.errors import CaptureError, VerifyError
 from diffc.compiler.graph.aten import STRIDELESS, Trait, has
 from diffc.compiler.graph.complex_values import separate_complex
+from diffc.compiler.graph.size_branches import need_every_branch
 from diffc.compiler.graph.symbolic import concrete, counted, counted_sizes, dynamic_axes, is_open, mode_of, ranges
 from diffc.compiler.ir.program import Type
 
@@ -90,11 +92,7 @@ def export(
         if isinstance(module, fx.GraphModule):
             body = _strideless(lift(module, example))
         else:
-            axes, inputs = sizes or dynamic_axes(example), tuple(concrete(example))
-            dynamic = (tuple(axes),) if any(axes) else None
-            body = _strideless(torch.export.export(module, inputs, strict=False, dynamic_shapes=dynamic))
-        if not all(map(_is_function, body.graph.nodes)):
-            body = _strideless(body.run_decompositions({}))
+            body = _captured(name, module, concrete(example), sizes or dynamic_axes(example))
         separate_complex(body)
     _need_declared(name, body, sizes)
     _name_layers(body, layers_of(module) if layers is None else layers)
@@ -102,6 +100,20 @@ def export(
     _convert_only(body.graph)
     body.graph.eliminate_dead_code()
     body.graph_module.recompile()
+    return body
+
+
+def _captured(
+    name: str, module: nn.Module, example: Sequence[torch.Tensor], axes: Sequence[dict[int, Any] | None]
+) -> ExportedProgram:
+    """Capture the code of a module at the sizes of an example, of which those of ``axes`` are open."""
+
+    def captured(inputs: Sequence[torch.Tensor], dynamic: Any = None) -> ExportedProgram:
+        body = _strideless(torch.export.export(module, tuple(inputs), strict=False, dynamic_shapes=dynamic))
+        return body if all(map(_is_function, body.graph.nodes)) else _strideless(body.run_decompositions({}))
+
+    body = captured(example, (tuple(axes),) if any(axes) else None)
+    need_every_branch(name, body, example, captured)
     return body
 
 
@@ -194,6 +206,8 @@ def _is_function(node: fx.Node) -> bool:
 def _named_failure(name: str) -> Any:
     try:
         yield
+    except CaptureError:
+        raise
     except Exception as error:
         first = str(error).strip().splitlines()[:1]
         raise CaptureError(
@@ -219,7 +233,7 @@ def lift(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> ExportedPro
             tensor = operator.attrgetter(target)(module)
             kind = _kind(module, target)
             (constants if kind == InputKind.CONSTANT_TENSOR else tensors)[target] = tensor
-            held[target] = lifted.placeholder(f"{kind.name.lower()}_{target.replace('.', '_')}")
+            held[target] = lifted.placeholder(re.sub(r"\W", "_", f"{kind.name.lower()}_{target}"))
             persistent = True if kind == InputKind.BUFFER else None
             inputs.append(InputSpec(kind, TensorArgument(held[target].name), target, persistent))
             fakes.append(_fake(tensor, mode))

@@ -113,15 +113,26 @@ class _Integer(metaclass=_Integers):
     """Stand for ``int`` in the modules of a component's code."""
 
 
+def _length(sized: Any) -> Any:
+    """Stand for ``len`` in the modules of a component's code: that of a tensor may be an open size."""
+    return sized.shape[0] if isinstance(sized, torch.Tensor) else len(sized)
+
+
+OPEN_BUILTINS = {"int": _Integer, "len": _length}
+"""What stands for functions of Python that would fix a size."""
+
+
 @contextmanager
 def sizes_stay_open(component: nn.Module) -> Iterator[None]:
-    """Keep ``int(size)`` in the code of a component from fixing the size in this block."""
+    """Keep ``int(size)`` and ``len(tensor)`` in the code of a component from fixing the size in this block."""
     names = {type(layer).__module__ for layer in component.modules()}
-    modules = [sys.modules[name] for name in names if name in sys.modules and "int" not in vars(sys.modules[name])]
-    for module in modules:
-        vars(module)["int"] = _Integer
+    modules = [vars(sys.modules[name]) for name in names if name in sys.modules]
+    replaced = [(module, OPEN_BUILTINS.keys() - module.keys()) for module in modules]
+    for module, builtins in replaced:
+        module.update({name: OPEN_BUILTINS[name] for name in builtins})
     try:
         yield
     finally:
-        for module in modules:
-            del vars(module)["int"]
+        for module, builtins in replaced:
+            for name in builtins:
+                del module[name]

@@ -124,7 +124,8 @@ class LengthFit:
             raise self._differs(op)
         if not all(signature.computes_alike(first) for signature in called):
             raise Misfit(f"the number of tokens of a text decides the state of {first.component}: {op}"[:300], None)
-        if any(signature.computation.structure != structure for signature in called):
+        singles = [signature for signature in called if _is_single(signature, first)]
+        if any(signature.computation.structure != structure for signature in singles):
             raise Misfit(f"the number of tokens of a text decides what {first.component} computes: {op}"[:300], None)
         inputs = self._types(op, [signature.inputs for signature in called])
         outputs = self._types(op, [signature.outputs for signature in called])
@@ -251,6 +252,12 @@ class LengthFit:
 
     def _differs(self, op: Op, turn: int | None = None) -> Misfit:
         return Misfit(f"the number of tokens of a text decides what is computed: {op}"[:300], turn)
+
+
+def _is_single(signature: Signature, base: Signature) -> bool:
+    """Return whether a size of a call is below two, which an export of open sizes does not see as another branch."""
+    pairs = zip(signature.inputs, base.inputs, strict=True)
+    return any(n < 2 <= of for one, like in pairs for n, of in zip(one.type.fixed, like.type.fixed, strict=True))
 
 
 def _turns(fitted: AnySize, base: Mapping[str, int], counts: Mapping[str, int], size: int) -> int | None:

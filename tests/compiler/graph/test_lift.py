@@ -70,3 +70,21 @@ def test_nodes_and_ports_are_those_of_a_trace(module: fx.GraphModule) -> None:
 
     assert values(lifted) == values(traced)
     assert kinds(lifted) == kinds(traced)
+
+
+class Dashed(nn.Module):
+    """Hold a layer under a name that is none in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"2-1": nn.Linear(2, 2)})
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """Apply the layer."""
+        return (self.layers["2-1"](x),)
+
+
+def test_a_layer_may_have_a_name_that_is_none_in_python() -> None:
+    model, x = Dashed().requires_grad_(False), torch.ones(1, 2)
+    lifted = lift(export("model", model, (x,)).module(check_guards=False), (x,))
+    assert torch.equal(lifted.module(check_guards=False)(x)[0], model(x)[0])
