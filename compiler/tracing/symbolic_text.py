@@ -236,8 +236,6 @@ class SymbolicText:
     def _refuse(self, what: str) -> NoReturn:
         raise refusal(what, self.derivation)
 
-    __hash__ = object.__hash__
-
 
 def refusal(what: str, derivation: Derivation, fix: str = FIX) -> CaptureError:
     """Refuse what the runtime has no operation for."""
@@ -256,6 +254,7 @@ REFUSED = {
     "iter": "the characters",
     "getitem": "characters",
     "contains": "what occurs",
+    "hash": "a look-up",
     **dict.fromkeys(("lt", "le", "gt", "ge"), "a comparison"),
     **dict.fromkeys(("mul", "rmul", "mod", "rmod"), "an operator"),
 }

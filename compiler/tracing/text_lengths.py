@@ -68,6 +68,13 @@ class TextLengths:
             for length in self.lengths.values()
         }
 
+    @property
+    def elsewhere(self) -> list[tuple[int, ...]]:
+        """List the most tokens that texts have which are not cut, and the least, where these are not assumed."""
+        spans = self.spans.values()
+        ends = [tuple(max(span.least, span.most - 1) for span in spans), tuple(span.least for span in spans)]
+        return [counts for counts in ends if counts != tuple(span.at for span in spans)]
+
     def mask(self, like: torch.Tensor, count: int, *, width: int, on_left: bool) -> Known:
         """Return the mask of texts [texts, width] that have ``count`` tokens each."""
         row = torch.zeros(width, dtype=like.dtype)

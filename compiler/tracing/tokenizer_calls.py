@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+import transformers
+from torch.nn.functional import pad
 from torch.utils._python_dispatch import _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
@@ -25,6 +26,7 @@ from diffc.compiler.tracing.text_lengths import LIMIT, TextLengths
 from diffc.runtime.program.verify import SIDES
 
 COLUMNS = ("input_ids", "attention_mask")
+TYPES = "token_type_ids"
 
 OPTIONS = (
     *("padding", "truncation", "max_length", "padding_side", "add_special_tokens", "return_tensors", "verbose"),
@@ -128,6 +130,16 @@ class TokenizerCalls:
         self.lengths, self.counted = TextLengths(texts.markers), dict[str, str]()
 
     @property
+    def unpadded_lines(self) -> list[str]:
+        """List the lines of the calls that return as many tokens as a text has."""
+        return [*self.open.values(), *(str(refusal.where) for refusal in self.unpadded.values())]
+
+    @property
+    def elsewhere(self) -> list[tuple[int, ...]]:
+        """List other numbers of tokens that the texts may have; none where no call returns as many as a text has."""
+        return self.lengths.elsewhere if self.unpadded_lines else []
+
+    @property
     def request(self) -> dict[str, list[Any]]:
         """List what stands for the texts of each input."""
         if self.probes is not None:
@@ -163,8 +175,7 @@ class TokenizerCalls:
                 recorded.check(this)
                 present = [column for column in COLUMNS if column in encoding]
                 columns = self._encoded(recorded, sources, [encoding[column] for column in present])
-                for column, tensor in zip(present, columns, strict=True):
-                    encoding[column] = tensor
+                _replace(encoding, dict(zip(present, columns, strict=True)))
             return encoding
 
         methods: dict[str, Any] = {"__call__": call}
@@ -211,9 +222,13 @@ class TokenizerCalls:
             start = rows.stop
             real = [column[rows] for column in columns]
             parts.append(real if derivation is None else self._symbolic(call, derivation, real))
-        pads, on_left = (call.pad, 0), "padding_side" in call.sides  # of the tokens and the mask
-        columns_of_parts = zip(zip(*parts, strict=True), pads, strict=False)
-        return [_joined(rows, pad, on_left=on_left) for rows, pad in columns_of_parts]
+        if len(parts) == 1:
+            return parts[0]
+        by_column = [*zip(*parts, strict=True)]
+        if not call.is_padded:
+            on_left, fills = "padding_side" in call.sides, (call.pad, 0)
+            by_column = [_to_longest(texts, fill, on_left) for texts, fill in zip(by_column, fills, strict=False)]
+        return [torch.cat(texts) for texts in by_column]
 
     def _symbolic(self, call: _Call, derivation: Derivation, real: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Record an operation for texts of one input. One text may be repeated, as one for several images is."""
@@ -269,14 +284,23 @@ class TokenizerCalls:
         return self.names[derivation]
 
 
-def _joined(rows: Sequence[torch.Tensor], pad: int, *, on_left: bool) -> torch.Tensor:
-    """Join the rows of several texts, padded to the longest of them."""
-    missing = [max(part.shape[-1] for part in rows) - part.shape[-1] for part in rows]
-    sides = [(count, 0) if on_left else (0, count) for count in missing]
-    padded = [
-        nn.functional.pad(part, side, value=pad) if any(side) else part for part, side in zip(rows, sides, strict=True)
-    ]
-    return padded[0] if len(padded) == 1 else torch.cat(padded)
+def _to_longest(texts: Sequence[torch.Tensor], fill: int, on_left: bool) -> tuple[torch.Tensor, ...]:
+    """Pad the rows of several texts to the longest."""
+    lacking = [max(text.shape[-1] for text in texts) - text.shape[-1] for text in texts]
+    sides = [(count, 0) if on_left else (0, count) for count in lacking]
+    return tuple(pad(text, side, value=fill) for text, side in zip(texts, sides, strict=True))
+
+
+def _replace(encoding: Any, columns: Mapping[str, torch.Tensor]) -> None:
+    """Replace all that a tokenizer has returned for the string in the place of a text; types of tokens stay zero."""
+    for column in list(encoding):
+        if column == TYPES and not torch.as_tensor(encoding[column]).any():
+            encoding[column] = torch.zeros(columns[COLUMNS[0]].shape, dtype=torch.int64)
+        elif column not in columns:
+            del encoding[column]
+    encoding.update(columns)
+    if isinstance(encoding, transformers.BatchEncoding):
+        encoding._encodings = None
 
 
 def _encode(real: type, tokenizer: Any, args: Sequence[Any], options: Mapping[str, Any], text: str) -> Any:

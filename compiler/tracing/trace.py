@@ -15,6 +15,8 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -100,28 +102,28 @@ def trace(
         return with_mask_functions(once)
 
     first, texts = _first_run(lambda texts: run(defaults, texts), inputs, tokenizers)
-    ops, tables, guards = list(first.ops), dict(first.tables), list(first.guards)
-    for scalar, at in defaults.items():
-
-        def at_value(value: float, scalar: str = scalar) -> Traced:
-            repeated = run(defaults | {scalar: value}, texts, limit=len(first.ops))
-            return repeated.ops, repeated.tables
-
-        fit = fit_over_range(scalar, at, (first.ops, first.tables), guards, at_value)
-        joined = combine(first.ops, ops, fit.ops) if fit else None
-        if fit is None or joined is None:
-            guards += [guard for guard in [Guard(scalar, "==", at)] if guard not in guards]
-        else:
-            ops, tables = joined, tables | fit.tables
-            guards += fit.guards
     ports = tuple(declared(key, item) for key, item in inputs.items())
-    program = Program(name, ports, tuple(guards), (), tuple(tables.values()), tuple(ops), tuple(first.outputs))
+    base = first.live(ports)
+    line = first.line_of_length(base)
+    elsewhere = [] if line else first.texts.elsewhere
+    assumed = cycle([replace(texts, markers=counts) for counts in elsewhere] or [texts])
+
+    def recorded(one: _Run) -> Sequence[Op]:
+        return one.ops if line else one.live(ports).ops
+
+    def at_value(scalar: str, value: float) -> Traced:
+        repeated = run(defaults | {scalar: value}, next(assumed), limit=len(first.ops))
+        return recorded(repeated), repeated.tables
+
+    program = Program(name, ports, tuple(first.guards), (), (), (), tuple(first.outputs))
+    program, is_fitted = _fit_scalars(program, defaults, (recorded(first), first.tables), at_value)
     live = program.live()
     for refusal in (first.texts.unpadded.get(value.name) for op in live.ops for value in op.results):
         if refusal is not None:
             raise refusal
-    line = first.line_of_length(live)
     if line is None:
+        for counts in [] if is_fitted else elsewhere:
+            _need_no_lengths(base, run(defaults, replace(texts, markers=counts)).live(ports), first.texts)
         return live
 
     branch = calls.branch()
@@ -131,6 +133,24 @@ def trace(
         return repeated.counted(ports, branch)
 
     return _opened(program, first, first.counted(ports, calls), at_counts, line)
+
+
+def _fit_scalars(
+    program: Program, defaults: Mapping[str, float], first: Traced, at_value: Callable[[str, float], Traced]
+) -> tuple[Program, bool]:
+    """Return a program with the operations of a trace as functions of scalars, and whether all were fitted."""
+    (original, tables), guards = first, list(program.guards)
+    ops, is_fitted = list(original), bool(defaults)
+    for scalar, at in defaults.items():
+        fit = fit_over_range(scalar, at, first, guards, partial(at_value, scalar))
+        joined = combine(original, ops, fit.ops) if fit else None
+        is_fitted = is_fitted and fit is not None
+        if fit is None or joined is None:
+            guards += [guard for guard in [Guard(scalar, "==", at)] if guard not in guards]
+        else:
+            ops, tables = joined, {**tables, **fit.tables}
+            guards += fit.guards
+    return replace(program, guards=tuple(guards), ops=tuple(ops), tables=tuple(tables.values())), is_fitted
 
 
 def _opened(program: Program, first: _Run, base: LengthTrace, at_counts: Trace, line: str) -> Program:
@@ -160,6 +180,13 @@ def _opened(program: Program, first: _Run, base: LengthTrace, at_counts: Trace, 
     _need_counts(ops, counted, first.texts.open, line)
     ops = [_counting(op, counted, first.texts.open) for op in ops]
     return replace(program, ops=tuple(ops), tables=tuple(tables.values()), lengths=opened.lengths).live()
+
+
+def _need_no_lengths(base: Program, longer: Program, texts: TokenizerCalls) -> None:
+    """Raise `CaptureError` where a program reads no tokens of an unpadded text, but depends on their number."""
+    if base != longer:
+        what = "the number of tokens of a text decides what is computed, but its tokens do not"
+        raise CaptureError(what, where=texts.unpadded_lines[0], fix="compute with the tokens whose number decides")
 
 
 def _need_counts(ops: Sequence[Op], counted: Mapping[str, str], is_open: Mapping[str, str], line: str) -> None:
@@ -199,10 +226,13 @@ class _Run:
         open_lines = (self.texts.open.get(value.name) for op in program.ops for value in op.results)
         return next((line for line in (*self.texts.lengths.questions, *open_lines) if line is not None), None)
 
+    def live(self, inputs: tuple[Input, ...]) -> Program:
+        """Return what the run has recorded, without operations that no output needs."""
+        return Program("", inputs, (), (), tuple(self.tables.values()), tuple(self.ops), tuple(self.outputs)).live()
+
     def counted(self, inputs: tuple[Input, ...], calls: ComponentCalls) -> LengthTrace:
         """Return the run as one of several that differ in the numbers of tokens."""
-        program = Program("", inputs, (), (), tuple(self.tables.values()), tuple(self.ops), tuple(self.outputs))
-        return LengthTrace({n.name: n.at for n in self.texts.lengths.lengths.values()}, program.live(), calls)
+        return LengthTrace({n.name: n.at for n in self.texts.lengths.lengths.values()}, self.live(inputs), calls)
 
 
 def _first_run(

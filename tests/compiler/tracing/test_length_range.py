@@ -316,3 +316,44 @@ def test_a_component_whose_state_notes_the_length_and_computes_without_it_is_exa
     program = traced(sample, scaled=scaled)
     for text in ("", "word " * 9):
         torch.testing.assert_close(evaluated(program, prompt=text), sample([text]))
+
+
+def count(prompt: list[str]) -> int:
+    return int(words(prompt, return_tensors="pt", padding="longest")["input_ids"].shape[-1])
+
+
+COUNTED: dict[str, Callable[[torch.Tensor, float, int], torch.Tensor]] = {
+    "a factor": lambda hidden, guidance, n: hidden * (guidance * (1 + 0.1 * n)),
+    "a sum": lambda hidden, guidance, n: hidden * (guidance + n / 1000),
+    "a threshold": lambda hidden, guidance, n: hidden * (guidance + (n > 2)),
+    "a long text": lambda hidden, guidance, n: hidden * (guidance + (n > 13)),
+    "a root": lambda hidden, guidance, n: hidden * (abs(guidance) ** 0.5 * n),
+    "a slice": lambda hidden, guidance, n: hidden[:, :n].sum(1) * guidance,
+    "noise": lambda hidden, guidance, n: hidden + guidance * torch.randn(1, n, 1).sum(),
+    "a loop": lambda hidden, guidance, n: hidden * guidance + sum(torch.randn(1) for _ in range(n)),
+}
+
+
+@pytest.mark.parametrize(("name", "is_guided"), [("a factor", False), *((name, True) for name in COUNTED)])
+def test_a_number_of_tokens_without_the_tokens_is_refused(name: str, is_guided: bool) -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        return COUNTED[name](encoded(prompt, "max_length")[0], 4.0, count(prompt)) + torch.randn(1)
+
+    def guided(prompt: list[str], guidance: float = 4.0) -> torch.Tensor:
+        return COUNTED[name](encoded(prompt, "max_length")[0], guidance, count(prompt)) + torch.randn(1)
+
+    with pytest.raises(CaptureError, match="but its tokens do not") as refused:
+        capture(guided if is_guided else sample, COMPONENTS)
+    assert "test_length_range.py:" in str(refused.value.where)
+
+
+def test_a_number_of_tokens_that_decides_nothing_needs_no_further_trace() -> None:
+    traces = list[float]()
+
+    def sample(prompt: list[str], guidance: float = 4.0) -> torch.Tensor:
+        traces.append(float(guidance))
+        hidden, mask = encoded(prompt, "max_length")
+        return hidden * guidance if count(prompt) < mask.shape[1] else -hidden
+
+    assert not capture(sample, COMPONENTS).guards
+    assert len(set(traces)) == len(traces)

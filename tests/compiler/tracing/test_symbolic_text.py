@@ -46,6 +46,7 @@ REFUSED: list[tuple[Callable[[str], str], str]] = [
     (lambda text: text if len(text) < 9 else "", "the length of prompt"),
     (lambda text: text if text else "none", "'' becomes 'none'"),
     (lambda text: "none" if text == "" else text, "a comparison of prompt"),
+    (lambda text: {"": "none"}.get(text, text), "a look-up of prompt"),
     (lambda text: text * 2, "an operator of prompt"),
     (lambda text: text.replace("a", "b", 1), "a replacement of some occurrences, or by another text of prompt"),
     (lambda text: text.replace("a", text), "a replacement of some occurrences, or by another text of prompt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Input, Type
+from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.trace import capture
 from diffc.runtime.program.verify import verify
 from tests.small_models import OPTIONS, Words, operators
+from tests.zoo.components import clip_tokenizer
 
 
 def test_a_text_becomes_ids() -> None:
@@ -130,7 +133,7 @@ def test_several_texts_of_one_call_are_padded_to_the_longest() -> None:
         texts = [*prompt, *negative]
         ids = words(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
         longest = words(texts, padding="longest", return_tensors="pt")["input_ids"]
-        return ids * 2 if longest.shape[-1] > 0 else longest
+        return ids * 2 if longest.shape[-1] < 9 else longest
 
     program = capture(sample, {"words": words})
     assert [op.operator for op in program.ops].count("tokenize") == 2
@@ -197,8 +200,45 @@ def test_tokens_that_nothing_needs_may_have_any_number() -> None:
     words = Words()
 
     def sample(prompt: list[str]) -> torch.Tensor:
-        longest = words(prompt, padding="longest", return_tensors="pt")["input_ids"]
         ids = words(prompt, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
-        return ids if longest.shape[-1] > 0 else longest
+        longest = words(prompt, padding="longest", return_tensors="pt")["input_ids"]
+        return ids if longest.shape[-1] < ids.shape[-1] else longest
 
     assert operators(capture(sample, {"words": words})) == ["tokenize"]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda encoding: encoding["length"].sum(),
+        lambda encoding: encoding["special_tokens_mask"].sum(),
+        lambda encoding: len(encoding.tokens()),
+        lambda encoding: sum(word is None for word in encoding.word_ids(0)),
+        lambda encoding: sum(encoding[0].attention_mask),
+    ],
+)
+def test_what_belongs_to_the_string_in_the_place_of_a_text_is_not_returned(read: Callable[[Any], Any]) -> None:
+    tokenizer = clip_tokenizer()
+    options: dict[str, Any] = {"max_length": 8, "padding": "max_length", "truncation": True, "return_tensors": "pt"}
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        encoding = tokenizer(prompt, **options, return_length=True, return_special_tokens_mask=True)
+        return encoding["input_ids"] * read(encoding)
+
+    with pytest.raises(PipelineRefusal):
+        capture(sample, {"tokenizer": tokenizer})
+
+
+def test_types_of_tokens_are_zero_for_any_text() -> None:
+    class Typed(Words):
+        def __call__(self, text: Any, **options: Any) -> Any:
+            encoding = super().__call__(text, **options)
+            return encoding | {"token_type_ids": torch.zeros_like(encoding["input_ids"])}
+
+    words = Typed()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        encoding = words(prompt, padding="max_length", truncation=True, return_tensors="pt")
+        return encoding["input_ids"] + encoding["token_type_ids"]
+
+    assert operators(capture(sample, {"words": words})) == ["tokenize", "aten.add.Tensor"]
