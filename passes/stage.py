@@ -15,13 +15,14 @@ After:
     out = attention(hidden, request)
 
 where ``request`` and ``request_step`` are graphs of their own: the first is called once, the second once for all steps,
-whose values of linear(timestep, w1) are the rows of ``table``.
+whose values of linear(timestep, w1) are the rows of ``table``. A value of the request whose sizes a text decides is a
+port of its own; others of one stage lie side by side in one.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,8 +33,9 @@ from diffc.compiler.analysis.stages import REQUEST, STEP, calls, known
 from diffc.compiler.graph.body import needed, size
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.graph.lazy_weights import materialized
-from diffc.compiler.graph.symbolic import ports_like
+from diffc.compiler.graph.symbolic import is_open, ports_like
 from diffc.compiler.ir.program import Graph, Literal, Names, Op, Program, Ref, Table, Type, Value
+from diffc.runtime.program.program import sizes_of_call
 
 aten = torch.ops.aten
 
@@ -51,30 +53,46 @@ def stage(programs: Sequence[Program]) -> tuple[Program, ...]:
 
 @dataclass(frozen=True)
 class _Packed:
-    """Hold values of one stage and element type side by side in one tensor, [1 or steps, elements]."""
+    """Hold values of one stage and element type side by side in one tensor, [1 or steps, elements].
+
+    A value of open sizes stands alone, as a tensor of its ``open_type``.
+    """
 
     name: str
     nodes: tuple[fx.Node, ...]
+    open_type: Type | None = None
 
     @staticmethod
-    def of(name: str, nodes: Sequence[fx.Node]) -> list[_Packed]:
+    def of(name: str, nodes: Sequence[fx.Node], cut: Cut) -> list[_Packed]:
         """Group values by their element type; the first group has the plain name."""
         by_type: dict[str, list[fx.Node]] = {}
         for node in nodes:
-            by_type.setdefault(type_of(node.meta["val"]).dtype, []).append(node)
-        return [_Packed(f"{name}_{dtype}" if at else name, tuple(of)) for at, (dtype, of) in enumerate(by_type.items())]
+            if not is_open(node.meta["val"]):
+                by_type.setdefault(type_of(node.meta["val"]).dtype, []).append(node)
+        packs = [_Packed(f"{name}_{dtype}" if at else name, (*of,)) for at, (dtype, of) in enumerate(by_type.items())]
+        alone = [node for node in nodes if is_open(node.meta["val"])]
+        return [*packs, *(_Packed(f"{name}_{at}", (node,), cut.open_type(node)) for at, node in enumerate(alone))]
 
     def type(self, rows: int = 1) -> Type:
         """Describe the tensor."""
-        return Type(type_of(self.nodes[0].meta["val"]).dtype, (rows, sum(self.sizes)))
+        return self.open_type or Type(type_of(self.nodes[0].meta["val"]).dtype, (rows, sum(self.sizes)))
 
     @property
     def sizes(self) -> list[int]:
         """Count the elements of each value."""
         return [node.meta["val"].numel() for node in self.nodes]
 
+    def pack(self, graph: fx.Graph, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """Lay values of a graph, by the nodes that they stand for, side by side in one row."""
+        if self.open_type:
+            return env[self.nodes[0]]
+        row = [graph.call_function(aten.reshape.default, (env[node], [1, -1])) for node in self.nodes]
+        return graph.call_function(aten.cat.default, (row, 1))
+
     def unpack(self, graph: fx.Graph, packed: fx.Node) -> dict[fx.Node, fx.Node]:
         """Take the values apart again in a graph."""
+        if self.open_type:
+            return {self.nodes[0]: packed}
         parts = graph.call_function(aten.split_with_sizes.default, (packed, self.sizes, 1))
         return {
             node: graph.call_function(
@@ -94,7 +112,8 @@ class _Split:
         }
         self.tables = {table.name: table.data for program in programs for table in program.tables}
         self.packs = {
-            stage: _Packed.of(self._free(stage), cut.hoisted[stage]) for stage in ("step", "request", "request_step")
+            stage: _Packed.of(self._free(stage), cut.hoisted[stage], cut)
+            for stage in ("step", "request", "request_step")
         }
         self.main = self._main()
         self.request = self._request() if self.packs["request"] else None
@@ -132,8 +151,7 @@ class _Split:
         ports = cut.ports_of(cut.hoisted["request"])
         env = {cut.node(port): graph.placeholder(port.name) for port in ports}
         _copy(cut.body.graph, graph, cut.hoisted["request"], env)
-        rows = [[graph.call_function(aten.reshape.default, (env[n], [1, -1])) for n in pack.nodes] for pack in packs]
-        graph.output(tuple(graph.call_function(aten.cat.default, (row, 1)) for row in rows))
+        graph.output(tuple(pack.pack(graph, env) for pack in packs))
         outputs = [Value(f"{pack.name}_out", pack.type()) for pack in packs]
         return self._graph(f"{cut.graph.name}_request", fx.GraphModule(cut.body, graph), ports, outputs, "request")
 
@@ -157,7 +175,10 @@ class _Split:
     def _graph(
         self, name: str, module: nn.Module, inputs: Sequence[Value], outputs: Sequence[Value], stage: str = ""
     ) -> Graph:
-        example = ports_like(inputs, self.cut.graph)
+        hoisted = {pack.name: pack.nodes[0].meta["val"] for pack in self.packs["request"] if pack.open_type}
+        example = [
+            hoisted[port.name] if port.name in hoisted else ports_like([port], self.cut.graph)[0] for port in inputs
+        ]
         return Graph(
             name, tuple(inputs), tuple(outputs), export(name, module, example), self.cut.graph.component, stage
         )
@@ -187,7 +208,8 @@ class _Split:
     # Calls
 
     def _rewritten(self, program: Program) -> Program:
-        cut, ops, tables, names = self.cut, list[Op](), list(program.tables), Names(program.types())
+        cut, ops, tables, types = self.cut, list[Op](), list(program.tables), program.types()
+        names = Names(types)
         rows: dict[Row, dict[Row, None]] = {}
         for op in calls(program, cut.graph):
             rows.setdefault(self._request_row(op), {})[known(op, cut.ports)] = None
@@ -205,7 +227,7 @@ class _Split:
                     self._taken_apart(pack, tables[-1].name, timed, names, ops)
             request_row, row = self._request_row(op), known(op, cut.ports)
             if request_row not in preludes:
-                preludes[request_row] = self._prelude(op, tuple(rows[request_row]), names, ops)
+                preludes[request_row] = self._prelude(op, tuple(rows[request_row]), types, names, ops)
             arguments = dict(op.attrs) | timed[row] | preludes[request_row][row]
             ops.append(replace(op, attrs=tuple((port.name, arguments[port.name]) for port in self.main.inputs)))
         graphs = [self.main if graph.name == cut.graph.name else graph for graph in program.graphs]
@@ -219,15 +241,17 @@ class _Split:
         """Return the arguments of a call that are known with the request."""
         return tuple((port, value) for port, value in op.attrs if self.cut.ports[port] == REQUEST)
 
-    def _prelude(self, op: Op, rows: tuple[Row, ...], names: Names, ops: list[Op]) -> dict[Row, dict[str, Literal]]:
+    def _prelude(
+        self, op: Op, rows: tuple[Row, ...], types: Mapping[str, Type], names: Names, ops: list[Op]
+    ) -> dict[Row, dict[str, Literal]]:
         """Call the graphs that run before the loop, and return each row's arguments."""
         each: dict[Row, dict[str, Literal]] = {row: {} for row in rows}
         if self.request:
-            for pack, value in zip(self.packs["request"], _call(self.request, op, names, ops), strict=True):
+            for pack, value in zip(self.packs["request"], _call(self.request, op, types, names, ops), strict=True):
                 for row in rows:
                     each[row][pack.name] = Ref(value.name)
         if self.packs["request_step"]:
-            results = _call(self._over_steps(rows), op, names, ops)
+            results = _call(self._over_steps(rows), op, types, names, ops)
             for pack, batch in zip(self.packs["request_step"], results, strict=True):
                 self._taken_apart(pack, batch.name, each, names, ops)
         return each
@@ -258,10 +282,13 @@ class _OverSteps(nn.Module):
         return tuple(torch.cat(pack, 1) for pack in packs)
 
 
-def _call(graph: Graph, op: Op, names: Names, ops: list[Op]) -> tuple[Value, ...]:
+def _call(graph: Graph, op: Op, types: Mapping[str, Type], names: Names, ops: list[Op]) -> tuple[Value, ...]:
     """Call a graph with the arguments of another call on the ports of the same names."""
-    results = tuple(Value(names.new(graph.name), port.type) for port in graph.outputs)
-    ops.append(Op(graph.name, (), tuple((port.name, op.attr(port.name)) for port in graph.inputs), (), results))
+    attrs = tuple((port.name, op.attr(port.name)) for port in graph.inputs)
+    call = Op(graph.name, (), attrs, (), ())
+    sizes = sizes_of_call(call, graph, {name: type_.shape for name, type_ in types.items()})
+    results = tuple(Value(names.new(graph.name), port.type.replaced(sizes)) for port in graph.outputs)
+    ops.append(replace(call, results=results))
     return results
 
 

@@ -19,14 +19,25 @@ from tests.open_program import PROMPTS, open_program, sampled, tokens, write_bun
 from tests.tolerances import FLOAT16_SQNR, STAGED
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffc.runtime.errors.DiffcWarning")
+LAYERS, HOISTED = 7, 4
+"""The linear layers of the denoiser, and those of them that see no latents: text, pool, step and modulation."""
+
 NOISE = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(3))
 
 
-def test_staging_hoists_fixed_values_and_leaves_open_ones() -> None:
+def test_staging_hoists_values_of_the_request_in_their_open_sizes() -> None:
     [program] = stage((open_program(),))
     verify(program, Level.EXECUTABLE)
-    early = next(graph for graph in program.graphs if graph.stage == "request_step")
-    assert str(early) == "denoiser_request_step(text: float32[1, L0, 16]) -> (request_step_out: float32[2, 48])"
+    early = {graph.stage: graph for graph in program.graphs if graph.stage}
+    ports = "text: float32[1, L0, 16]"
+    assert str(early["request_step"]) == f"denoiser_request_step({ports}) -> (request_step_out: float32[2, 48])"
+    assert str(early["request"]) == f"denoiser_request({ports}) -> (request_0_out: float32[1, L0, 16])"
+    called = [op for op in program.ops if op.operator == "denoiser_request"]
+    assert [str(op.results[0].type) for op in called] == ["float32[1, L0, 16]", "float32[1, L1, 16]"], (
+        "one for each text"
+    )
+    [denoiser] = [graph for graph in program.graphs if graph.name == "denoiser"]
+    assert sum("linear" in str(node.target) for node in denoiser.body.graph.nodes) == LAYERS - HOISTED
     for prompts in PROMPTS:
         values = tokens(*prompts)
         [result] = evaluate(program, values | {"n": NOISE})
@@ -54,7 +65,7 @@ def test_engines_of_fixed_sizes_refuse_open_ones_by_name(tmp_path: Path) -> None
 
 
 def test_graphs_compute_in_16_bits() -> None:
-    [program], _ = half_precision((open_program(),), None, torch.float16, lambda _: None)
+    [program], _ = half_precision(stage((open_program(),)), None, torch.float16, lambda _: None)
     for prompts in PROMPTS[1:4]:
         values = tokens(*prompts)
         [result] = evaluate(program, values | {"n": NOISE})

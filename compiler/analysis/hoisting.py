@@ -6,6 +6,8 @@ import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx
@@ -25,7 +27,8 @@ from diffc.compiler.errors import DiffcWarning
 from diffc.compiler.graph.aten import Trait, has
 from diffc.compiler.graph.body import body_of, needed
 from diffc.compiler.graph.symbolic import elements, is_open
-from diffc.compiler.ir.program import Graph, Literal, Program, Value
+from diffc.compiler.ir.program import Graph, Literal, Program, Type, Value
+from diffc.runtime.program.size import AnySize
 
 FREE_BYTES = 64 << 20
 """Bytes that are hoisted in any case; more are hoisted only where they replace as many bytes of weights."""
@@ -70,6 +73,24 @@ class Cut:
             warnings.warn(f"{graph.name} computes {what}", DiffcWarning, stacklevel=2)
         return cut
 
+    @cached_property
+    def open_sizes(self) -> Mapping[Any, AnySize]:
+        """Map the open sizes of the body's ports, as expressions of its symbols, to those of the graph's."""
+        pairs = (
+            (symbol, size)
+            for port in self.graph.inputs
+            if port.type.lengths
+            for symbol, size in zip(self.node(port).meta["val"].shape, port.type.shape, strict=True)
+        )
+        return {symbol.node.expr: size for symbol, size in pairs if isinstance(symbol, torch.SymInt)}
+
+    def open_type(self, node: fx.Node) -> Type | None:
+        """Return the type of a value of open sizes; None where they are not those of ports."""
+        value = node.meta["val"]
+        sizes = [self.open_sizes.get(n.node.expr) if isinstance(n, torch.SymInt) else n for n in value.shape]
+        named = tuple(size for size in sizes if size is not None)
+        return Type(str(value.dtype).removeprefix("torch."), named) if len(named) == len(sizes) else None
+
     def node(self, port: Value) -> fx.Node:
         """Find the placeholder of a port."""
         placeholders: list[fx.Node] = self.body.graph.find_nodes(op="placeholder")
@@ -84,14 +105,14 @@ class Cut:
 class _Worth:
     """Decide which early values are worth keeping.
 
-    Views are not: their bases are kept instead. Nor are values of an open size, since values are
-    packed side by side. Nor are values larger than all of their sources, unless keeping them
-    saves multiply-adds. A value that depends on the request takes memory in every run, and must save at least one
-    multiply-add for each of its elements.
+    Views are not: their bases are kept instead. Nor are values of an open size, unless the request alone decides them
+    and a port has that size. Nor are values larger than all of their sources, unless keeping them saves multiply-adds.
+    A value that depends on the request takes memory in every run, and must save at least one multiply-add for each of
+    its elements.
     """
 
     def __init__(self, cut: Cut) -> None:
-        self.stages, self.rows = cut.stages, len(cut.rows)
+        self.cut, self.stages, self.rows = cut, cut.stages, len(cut.rows)
         self.work: dict[fx.Node, int] = {}
         self.weights: dict[fx.Node, frozenset[fx.Node]] = {}
         self.too_large: dict[fx.Node, int] = {}
@@ -107,11 +128,13 @@ class _Worth:
 
     def __call__(self, node: fx.Node) -> bool:
         value, stage, size = node.meta.get("val"), self.stages[node], self.size(node)
-        if not isinstance(value, torch.Tensor) or is_open(value) or _looks(node):
+        if not isinstance(value, torch.Tensor) or _looks(node):
+            return False
+        if is_open(value) and (stage != REQUEST or self.cut.open_type(node) is None):
             return False
         if size > sum(map(self.size, node.all_input_nodes)) and not multiply_adds(node):
             return False
-        if "request" in stage and self.work[node] < value.numel():
+        if "request" in stage and self.work[node] < elements(value):
             return False
         if size > max(FREE_BYTES, sum(map(_bytes, self.weights[node]))):
             self.too_large[node] = size
