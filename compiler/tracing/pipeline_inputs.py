@@ -3,8 +3,9 @@
 An image that a pipeline requires is in its signature, and has the size of the sampled images. The shape of an embedding
 is in no signature, and is an option of the build: ``--input image_embeds=1280`` requests 1280 values for each image,
 ``--input image=image,image`` a list of two images, which the request calls ``image_1`` and ``image_2``, ``--input
-last_image=image:224x224`` an image of another size, and ``--input ip_adapter_image=prepared`` one that the pipeline's
-feature extractor prepares for an image encoder. ``picture`` is the former word for ``image``.
+hidden=16x24,`` a list of one array, ``--input last_image=image:224x224`` an image of another size, and ``--input
+ip_adapter_image=prepared`` one that the pipeline's feature extractor prepares for an image encoder. ``picture`` is the
+former word for ``image``.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def requested_arrays(
     _refuse_unknown_shapes(pipeline, parameters, kinds)
     arrays: dict[str, Image | Tensor] = {}
     for name, kind in _all_kinds(parameters, kinds).items():
-        each = kind.split(",")
+        each = _listed(kind)
         for item, one in zip(_names(name, each), each, strict=True):
             arrays[item] = _array(pipeline, item, one, batch, size)
     return arrays
@@ -70,10 +71,10 @@ def as_arguments(
     parameters = inspect.signature(type(pipeline).__call__).parameters
     arguments = dict(request)
     for name, kind in _all_kinds(parameters, kinds).items():
-        each = kind.split(",")
+        each = _listed(kind)
         items = [arguments.pop(item) for item in _names(name, each)]
         items = [_argument(pipeline, item, one, as_image) for item, one in zip(items, each, strict=True)]
-        alone = len(items) == 1 and ARRAYS & set(_types(parameters[name]))
+        alone = "," not in kind and ARRAYS & set(_types(parameters[name]))
         arguments[name] = items[0] if alone else items
     return arguments
 
@@ -88,6 +89,11 @@ def _argument(pipeline: Any, tensor: Any, kind: str, as_image: Callable[[Any], A
     if as_image is not None and not _shape(kind):
         return as_image(tensor)
     return _prepared(pipeline, tensor) if kind == PREPARED else tensor
+
+
+def _listed(kind: str) -> list[str]:
+    """Return the kinds in a list; one of a single item ends with a comma."""
+    return kind.removesuffix(",").split(",")
 
 
 def _shape(kind: str) -> str | None:

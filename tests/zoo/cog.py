@@ -3,9 +3,10 @@
 from typing import Any
 
 import diffusers as d
+import torch
 import transformers as t
 
-from tests.zoo.components import LANGUAGE_MODEL, betas, glm_tokenizer, kl, t5
+from tests.zoo.components import LANGUAGE_MODEL, amplified, betas, glm_tokenizer, kl, t5
 from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, rebuilt, texts, without
 from tests.zoo.given_images import video
 from tests.zoo.video_and_audio import cogvideox, cogvideox_transformer
@@ -40,6 +41,44 @@ def video_to_video() -> Entry:
 @entry("CogVideoXFunControlPipeline")
 def control() -> Entry:
     return derived(d.CogVideoXFunControlPipeline, "num_frames", in_channels=8, control_video=video(frames=9))
+
+
+@entry("ConsisIDPipeline")
+def consisid() -> Entry:
+    from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline
+
+    d.ConsisIDPipeline = ConsisIDPipeline  # hidden where OpenCV is not installed, which draws the points of a face only
+    transformer = d.ConsisIDTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=8,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=WIDTH,
+        num_layers=1,
+        sample_width=2,
+        sample_height=2,
+        sample_frames=9,
+        max_text_seq_length=LENGTH,
+        use_rotary_positional_embeddings=True,
+        cross_attn_interval=1,
+        is_kps=False,
+        is_train_face=True,
+        cross_attn_dim_head=1,
+        cross_attn_num_heads=1,
+        LFE_id_dim=2,
+        LFE_vit_dim=2,
+        LFE_depth=5,
+        LFE_num_heads=8,
+        LFE_num_scale=1,
+        LFE_output_dim=21,
+        LFE_ff_mult=1,
+        LFE_num_id_token=1,
+    )
+    base = cogvideox()
+    parts = base.pipeline.components | {"transformer": amplified(transformer)}
+    face = {"id_vit_hidden": [torch.ones(1, 2, 2)], "id_cond": torch.ones(1, 2)}
+    return Entry(d.ConsisIDPipeline(**parts), base.request | face | {"image": photo()})
 
 
 # CogView

@@ -160,14 +160,20 @@ def bundle_inputs(name: str, value: Any) -> dict[str, Any]:
         return {name: value}
     if isinstance(value, torch.Tensor | np.ndarray):
         return {name: np.asarray(value)}
-    if is_images(value):
-        return {name: value[0]} if len(value) == 1 else {f"{name}_{n}": item for n, item in enumerate(value, 1)}
+    if is_images(value) or is_arrays(value):
+        items = [np.asarray(item) if isinstance(item, torch.Tensor) else item for item in value]
+        return {name: items[0]} if len(items) == 1 else {f"{name}_{n}": item for n, item in enumerate(items, 1)}
     return {}
 
 
 def is_images(value: Any) -> bool:
     """Return whether a value is a list of images."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, PIL.Image.Image) for item in value)
+
+
+def is_arrays(value: Any) -> bool:
+    """Return whether a value is a list of tensors other than images."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, torch.Tensor) for item in value)
 
 
 def build_options(entry: Entry) -> list[str]:
@@ -204,8 +210,15 @@ def _option(parameter: inspect.Parameter, value: Any, size: tuple[int, int]) -> 
     if PIL.Image.Image in types and isinstance(value, torch.Tensor):
         return []
     if isinstance(value, torch.Tensor | np.ndarray):
-        return ["--input", f"{parameter.name}={'x'.join(map(str, value.shape[1:]))}"]
+        return ["--input", f"{parameter.name}={_shape(value)}"]
+    if is_arrays(value):
+        return ["--input", f"{parameter.name}={''.join(f'{_shape(item)},' for item in value)}"]
     return ["--set", f"{parameter.name}={json.dumps(value)}"]
+
+
+def _shape(array: torch.Tensor | np.ndarray) -> str:
+    """Return the shape of an array for one image."""
+    return "x".join(map(str, array.shape[1:]))
 
 
 def _kind(image: PIL.Image.Image, size: tuple[int, int]) -> str:

@@ -71,6 +71,8 @@ def test_lists_are_put_together_again() -> None:
     request = {"embeds": 1, "image_1": 2, "image_2": 3, "mask_image": 5, "pair": 4, "prompt": "x"}
     given = as_arguments(Pipeline(), kinds, request)
     assert given == {"embeds": 1, "image": [2, 3], "mask_image": 5, "pair": [4], "prompt": "x"}
+    assert asked(embeds="7,") == asked(embeds="7"), "a list of one has no number"
+    assert as_arguments(Pipeline(), kinds | {"embeds": "7,"}, request)["embeds"] == [1]
 
 
 def test_annotations_are_seen_through_lists_and_older_types() -> None:
@@ -98,7 +100,7 @@ def test_images_are_handed_over_as_images() -> None:
         ({}, "Pipeline needs embeds, of a shape that its signature lacks"),
         ({"embeds": "0x4"}, "'0x4' is no input"),
         ({"embeds": "picture:8"}, "'picture:8' is no input"),
-        ({"embeds": "7,"}, "'' is no input"),
+        ({"embeds": "7,,"}, "'' is no input"),
         ({"embeds": "7", "prompt": "4"}, "Pipeline takes neither images nor tensors as prompt"),
         ({"embeds": "7", "latents": "4"}, "Pipeline takes neither images nor tensors as latents"),
     ],
