@@ -80,7 +80,7 @@ def sweep(name: str, folder: Path) -> Outcome:
 
 def _sweep(name: str, folder: Path) -> Outcome:
     entry = ZOO[name]()
-    request = {key: as_user_brings(value) for key, value in entry.request.items()}
+    request = request_of_user(entry)
     expected = {(prompt, seed): sampled(entry, prompt, seed, request) for prompt in prompts(entry) for seed in SEEDS}
     apart = least_difference([array for (_, seed), array in expected.items() if seed == SEEDS[0]])
     if not apart >= PROMPTS_APART:
@@ -144,6 +144,15 @@ def difference(array: np.ndarray, expected: np.ndarray) -> float:
 # Requests
 
 
+def request_of_user(entry: Entry) -> dict[str, Any]:
+    """Return an entry's request with images as PIL images, but where the pipeline takes tensors only."""
+    parameters = inspect.signature(type(entry.pipeline).__call__).parameters
+    return {
+        key: value if parameters[key].annotation is torch.Tensor else as_user_brings(value)
+        for key, value in entry.request.items()
+    }
+
+
 def as_user_brings(value: Any) -> Any:
     """Turn an image that is a tensor into a PIL image; return other values as they are."""
     if isinstance(value, list):
@@ -179,7 +188,7 @@ def is_arrays(value: Any) -> bool:
 def build_options(entry: Entry) -> list[str]:
     """Return the options of ``diffc build`` that fix all of a request but its texts and images."""
     request = entry.request
-    values = [as_user_brings(value) for value in request.values()]
+    values = request_of_user(entry).values()
     images = [item for value in values for item in (value if is_images(value) else [value])]
     size = next((item.size for item in images if isinstance(item, PIL.Image.Image)), (16, 16))
     size = request.get("width", size[0]), request.get("height", size[1])

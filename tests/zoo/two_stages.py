@@ -137,7 +137,8 @@ def wuerstchen_decoder() -> Entry:
         blocks=[4],
         level_config=["CTA"],
         clip_embd=WIDTH,
-        inject_effnet=[False],
+        inject_effnet=[True],
+        effnet_embd=4,
     )
     pipeline = d.WuerstchenDecoderPipeline(
         decoder=decoder,
