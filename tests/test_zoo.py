@@ -31,10 +31,11 @@ def test_a_pipeline_of_the_zoo_samples(name: str) -> None:
 
 
 def test_images_that_hardly_depend_on_the_prompt_prove_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def pipeline(prompt: str, **_: Any) -> tuple[np.ndarray]:
-        return (np.full((1, 2, 2, 3), len(prompt) * PROMPTS_APART / 100),)
+    class Pipeline:
+        def __call__(self, prompt: str, **_: Any) -> tuple[np.ndarray]:
+            return (np.full((1, 2, 2, 3), len(prompt) * PROMPTS_APART / 100),)
 
-    monkeypatch.setitem(ZOO, "the same for all", lambda: Entry(pipeline, {"prompt": ""}))
+    monkeypatch.setitem(ZOO, "the same for all", lambda: Entry(Pipeline(), {"prompt": ""}))
     outcome = sweep("the same for all", tmp_path)
     assert outcome.status == "failed"
     assert outcome.message.startswith("images of two prompts differ by 2e-03 only")

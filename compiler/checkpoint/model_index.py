@@ -79,7 +79,7 @@ def _check_components(folder: Path, index: Mapping[str, Any], where: str) -> Non
 def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return library and class of each component that is present and used."""
     pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
-    named = {name: (str(pair[0]), str(pair[1])) for name, pair in pairs.items() if pair[0] is not None}
+    named = {name: (pair[0], pair[1]) for name, pair in pairs.items() if all(isinstance(part, str) for part in pair)}
     return {name: pair for name, pair in named.items() if name not in UNUSED and not name.startswith("_")}
 
 

@@ -37,6 +37,11 @@ def test_reads_components_that_are_present_and_used(tmp_path: Path) -> None:
     assert neural_components(tmp_path, index) == {"unet": diffusers.UNet2DModel}
 
 
+def test_an_option_that_is_two_numbers_is_no_component(tmp_path: Path) -> None:
+    index = read_index(folder_of(INDEX | {"text_encoder_select_layers": [1, 2], "sizes": [None, 4]}, tmp_path))
+    assert components_of(index) == components_of(INDEX)
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
