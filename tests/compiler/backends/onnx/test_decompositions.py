@@ -58,7 +58,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Results]] = {
     "sequences": lambda x: nn.utils.rnn.pad_sequence([x[0, :4], x[1]], batch_first=True, padding_value=2.0),
     "sequences from the left": lambda x: nn.utils.rnn.pad_sequence([x[0, :4], x[1]], padding_side="left"),
     "sequence alone": lambda x: nn.utils.rnn.pad_sequence([x[0]]),
-    "short indices": lambda x: x[:, torch.tensor([[1, 0]], dtype=torch.int32), (x[0, 0, :2] > 0).int()],
+    "short indices": lambda x: x[:, torch.arange(2).int()[None], (x[0, 0, :2] > 0).int()],
     "real transform": lambda x: torch.fft.irfft(torch.fft.rfft(x) * 2, n=5),
     "real transform of two axes": lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho"), s=(6, 5)).abs(),
 }
