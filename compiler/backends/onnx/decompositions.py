@@ -252,6 +252,36 @@ def _index(x: Tensor, indices: list[Tensor | None]) -> Any:
     return aten.index.Tensor(x, wide)
 
 
+def _qr(a: Tensor, mode: str = "reduced") -> Any:
+    """Reflect one column after the other, with the signs of LAPACK."""
+    if mode != "reduced":
+        return NotImplemented
+    (rows, columns), r = a.shape[-2:], a
+    rank, reflections = min(rows, columns), list[tuple[Tensor, Tensor]]()
+    for at in range(min(rows - 1, columns)):
+        _, column = r.select(-1, at).split([at, rows - at], -1)
+        first, rest = column.split([1, rows - at - 1], -1)
+        squares = rest.square().sum(-1, keepdim=True)
+        length = (first.square() + squares).sqrt()
+        target = torch.where(squares > 0, torch.where(first >= 0, -length, length), first)
+        factor = torch.where(squares > 0, (target - first) / target, 0.0)
+        tail = rest / torch.where(squares > 0, first - target, 1.0)
+        reflections.append((torch.cat([torch.ones_like(first), tail], -1), factor))
+        r = _reflected(r, *reflections[-1])
+    q = torch.eye(rows, rank, dtype=a.dtype).expand(*a.shape[:-1], rank)
+    for reflection in reversed(reflections):
+        q = _reflected(q, *reflection)
+    return q, r.split([rank, rows - rank], -2)[0].triu()
+
+
+def _reflected(matrix: Tensor, vector: Tensor, factor: Tensor) -> Tensor:
+    """Reflect the last rows of a matrix, as many as the vector has elements."""
+    count = vector.shape[-1]
+    before, part = matrix.split([matrix.shape[-2] - count, count], -2)
+    part = part - (factor * vector).unsqueeze(-1) * (vector.unsqueeze(-2) @ part)
+    return torch.cat([before, part], -2)
+
+
 def _hypot(a: Tensor, b: Tensor) -> Tensor:
     return (a.square() + b.square()).sqrt()
 
@@ -273,6 +303,7 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.avg_pool2d.default: _avg_pool2d,
     aten._upsample_nearest_exact3d.default: _nearest_exact,
     aten._upsample_nearest_exact3d.vec: _nearest_exact_of,
+    aten.linalg_qr.default: _qr,
     aten.hypot.default: _hypot,
     aten.index.Tensor: _index,
     aten.pad_sequence.default: _pad_sequence,

@@ -54,6 +54,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Results]] = {
     "nearest voxels": lambda x: F.interpolate(VOLUME * x[0, 0, 0], (2, 9, 5), mode="nearest-exact"),
     "nearest voxels at a scale": lambda x: F.interpolate(VOLUME * x[0, 0, 0], scale_factor=0.7, mode="nearest-exact"),
     "nearest voxels of a size": lambda x: torch.ops.aten._upsample_nearest_exact3d(VOLUME * x[0, 0, 0], [4, 3, 8]),
+    "orthogonal columns": lambda x: tuple(torch.linalg.qr(x)),
+    "orthogonal columns of a wide matrix": lambda x: tuple(torch.linalg.qr(x.mT)),
     "hypotenuse": lambda x: torch.hypot(x, x + 1),
     "sequences": lambda x: nn.utils.rnn.pad_sequence([x[0, :4], x[1]], batch_first=True, padding_value=2.0),
     "sequences from the left": lambda x: nn.utils.rnn.pad_sequence([x[0, :4], x[1]], padding_side="left"),
