@@ -259,8 +259,8 @@ def _qr(a: Tensor, mode: str = "reduced") -> Any:
     (rows, columns), r = a.shape[-2:], a
     rank, reflections = min(rows, columns), list[tuple[Tensor, Tensor]]()
     for at in range(min(rows - 1, columns)):
-        _, column = r.select(-1, at).split([at, rows - at], -1)
-        first, rest = column.split([1, rows - at - 1], -1)
+        _, column = aten.split_with_sizes.default(r.select(-1, at), [at, rows - at], -1)
+        first, rest = aten.split_with_sizes.default(column, [1, rows - at - 1], -1)
         squares = rest.square().sum(-1, keepdim=True)
         length = (first.square() + squares).sqrt()
         target = torch.where(squares > 0, torch.where(first >= 0, -length, length), first)
@@ -271,13 +271,13 @@ def _qr(a: Tensor, mode: str = "reduced") -> Any:
     q = torch.eye(rows, rank, dtype=a.dtype).expand(*a.shape[:-1], rank)
     for reflection in reversed(reflections):
         q = _reflected(q, *reflection)
-    return q, r.split([rank, rows - rank], -2)[0].triu()
+    return q, r.narrow(-2, 0, rank).triu()
 
 
 def _reflected(matrix: Tensor, vector: Tensor, factor: Tensor) -> Tensor:
     """Reflect the last rows of a matrix, as many as the vector has elements."""
     count = vector.shape[-1]
-    before, part = matrix.split([matrix.shape[-2] - count, count], -2)
+    before, part = aten.split_with_sizes.default(matrix, [matrix.shape[-2] - count, count], -2)
     part = part - (factor * vector).unsqueeze(-1) * (vector.unsqueeze(-2) @ part)
     return torch.cat([before, part], -2)
 
