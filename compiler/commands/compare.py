@@ -21,7 +21,13 @@ from diffc.compiler.errors import BuildError, Progress, first_line
 from diffc.compiler.ir.parse import parse
 from diffc.compiler.metrics import Array, psnr, ssim
 from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS, text_inputs
-from diffc.compiler.tracing.pipeline_inputs import as_arguments, pil_images, requested_arrays
+from diffc.compiler.tracing.pipeline_inputs import (
+    as_arguments,
+    parameter_at,
+    pil_images,
+    requested_arrays,
+    with_conditions,
+)
 from diffc.compiler.tracing.request_inputs import Image, RequestInput, Tensor
 from diffc.runtime import Sampler
 from diffc.runtime.errors import DiffcWarning
@@ -191,7 +197,7 @@ def _reference(
     """Sample with the pipeline as a user does, who hands it images; tensors, with a warning, where it refuses these."""
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
     takes = inspect.signature(type(pipeline).__call__).parameters
-    options |= {key: value for key, value in arguments_of(facts, recipe).items() if key in takes}
+    options |= {key: value for key, value in arguments_of(facts, recipe).items() if parameter_at(takes, key)}
     read = text_inputs(takes, recipe["inputs"])
     several = recipe["batch"] > 1
     options |= {name: [text] * recipe["batch"] if several else text for name, text in texts.items() if name in read}
@@ -201,7 +207,8 @@ def _reference(
         generator = torch.Generator("cpu").manual_seed(seed)
         with quiet():
             arguments = as_arguments(pipeline, recipe["inputs"], tensors, as_image)
-            return np.asarray(pipeline(**options, **arguments, generator=generator, output_type="np")[0])
+            arguments = with_conditions(pipeline, {**options, **arguments})
+            return np.asarray(pipeline(**arguments, generator=generator, output_type="np")[0])
 
     if not arrays:
         return sample(None)

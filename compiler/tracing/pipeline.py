@@ -23,7 +23,14 @@ from diffc.compiler.tracing.crossed_rows import refuse_crossed_rows
 from diffc.compiler.tracing.image_form import AsImage, check_rows, image_form
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
 from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
-from diffc.compiler.tracing.pipeline_inputs import Size, as_arguments, program_name, requested_arrays
+from diffc.compiler.tracing.pipeline_inputs import (
+    Size,
+    as_arguments,
+    parameter_at,
+    program_name,
+    requested_arrays,
+    with_conditions,
+)
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Text
 from diffc.compiler.tracing.schedule_faults import check_finite, explained
 from diffc.compiler.tracing.symbolic_array import SymbolicArray
@@ -281,11 +288,12 @@ def _options(
 ) -> Mapping[str, Any]:
     """Check that the pipeline takes the options, and that no other option sets them."""
     free = [name for name in parameters if name not in ("self", *taken)]
-    if unknown := [name for name in options if name not in free]:
+    paths = [name for name in options if "." in name and name not in taken and parameter_at(parameters, name)]
+    if unknown := [name for name in options if name not in (*free, *paths)]:
         what = f"{type(pipeline).__name__} takes no {unknown[0]} here"
         raise BuildError(what, where="--set", fix=f"set one of {', '.join(free)}")
     return {
-        name: tuple(value) if isinstance(value, list) and takes_tuples(parameters[name]) else value
+        name: tuple(value) if isinstance(value, list) and name in free and takes_tuples(parameters[name]) else value
         for name, value in options.items()
     }
 
@@ -306,7 +314,8 @@ def _call(pipeline: Any, fixed: Mapping[str, Any], sampling: Sampling, *, takes_
         if not sampling.takes_lists:
             request |= {text: request[text][0] for text in TEXTS if text in request}
         arguments = as_arguments(pipeline, sampling.inputs, request, sampling.as_image)
-        result = pipeline(**arguments, **fixed, **({CALLBACK: after} if takes_callback else {}))
+        arguments = with_conditions(pipeline, {**arguments, **fixed})
+        result = pipeline(**arguments, **({CALLBACK: after} if takes_callback else {}))
         first = result[0] if isinstance(result, tuple) else result
         return _channels_first(first.tensor() if isinstance(first, SymbolicArray) else first)
 

@@ -5,7 +5,8 @@ is in no signature, and is an option of the build: ``--input image_embeds=1280``
 ``--input image=image,image`` a list of two images, which the request calls ``image_1`` and ``image_2``, ``--input
 hidden=16x24,`` a list of one array, ``--input last_image=image:224x224`` an image of another size, and ``--input
 ip_adapter_image=prepared`` one that the pipeline's feature extractor prepares for an image encoder. ``picture`` is the
-former word for ``image``.
+former word for ``image``. Fields of conditions that are dataclasses have paths, ``--input conditions.frames=image``, and
+numbers where there are several conditions: ``conditions.0.frames``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_origin
 
 import PIL.Image
 import torch
@@ -47,7 +49,8 @@ def requested_arrays(
     """
     parameters = inspect.signature(type(pipeline).__call__).parameters
     for name in kinds:
-        if name not in parameters or not ARRAYS & _admitted(parameters[name]):
+        parameter = parameter_at(parameters, name)
+        if parameter is None or not ARRAYS & _admitted(parameter):
             what = f"{type(pipeline).__name__} takes neither images nor tensors as {name}"
             takes = [n for n, p in parameters.items() if ARRAYS & _admitted(p)]
             raise BuildError(what, where="--input", fix=f"use one of {', '.join(takes)}")
@@ -74,9 +77,50 @@ def as_arguments(
         each = _listed(kind)
         items = [arguments.pop(item) for item in _names(name, each)]
         items = [_argument(pipeline, item, one, as_image) for item, one in zip(items, each, strict=True)]
-        alone = "," not in kind and ARRAYS & set(_types(parameters[name]))
+        parameter = parameter_at(parameters, name)
+        alone = "," not in kind and parameter is not None and ARRAYS & set(_types(parameter))
         arguments[name] = items[0] if alone else items
     return arguments
+
+
+def parameter_at(parameters: Parameters, path: str) -> inspect.Parameter | None:
+    """Return a parameter, or that of a field of its dataclass, by its path; None where there is none."""
+    name, *places = path.split(".")
+    parameter = parameters.get(name)
+    if parameter is None or not places:
+        return parameter
+    condition = _condition(parameter)
+    return inspect.signature(condition).parameters.get(places[-1]) if condition else None
+
+
+def with_conditions(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call, with those that are fields of conditions together in these.
+
+    Raises `BuildError` for a condition that lacks a field.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    whole_arguments = {name: value for name, value in arguments.items() if "." not in name}
+    fields: dict[str, dict[str, dict[str, Any]]] = {}
+    for path, value in arguments.items():
+        if "." in path:
+            place, field = path.rsplit(".", 1)
+            fields.setdefault(place.partition(".")[0], {}).setdefault(place, {})[field] = value
+    for name, places in fields.items():
+        condition: Any = _condition(parameters[name])
+        for place, values in places.items():
+            try:
+                inspect.signature(condition).bind(**values)
+            except TypeError as error:
+                raise BuildError(f"{place}: {error}", where="--input", fix="name every field that it needs") from error
+        conditions = [condition(**places[place]) for place in sorted(places, key=lambda place: (len(place), place))]
+        takes_lists = any(get_origin(part) is list for part in _types(parameters[name]))
+        whole_arguments[name] = conditions if takes_lists else conditions[0]
+    return whole_arguments
+
+
+def _condition(parameter: inspect.Parameter) -> type | None:
+    """Return the dataclass that an annotation names; None where it names none."""
+    return next((leaf for leaf in _leaves(parameter.annotation) if is_dataclass(leaf) and isinstance(leaf, type)), None)
 
 
 def pil_images(tensor: torch.Tensor) -> PIL.Image.Image | list[PIL.Image.Image]:
@@ -109,6 +153,7 @@ def _all_kinds(parameters: Parameters, kinds: Mapping[str, str]) -> dict[str, st
 
 
 def _names(name: str, kinds: Sequence[str]) -> list[str]:
+    name = name.replace(".", "_")
     return [name] if len(kinds) == 1 else [f"{name}_{number}" for number in range(1, len(kinds) + 1)]
 
 

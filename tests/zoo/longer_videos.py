@@ -112,6 +112,15 @@ def ltx_2_image() -> Entry:
     return ltx_2(d.LTX2ImageToVideoPipeline, image=photo(32), image_crf=0)
 
 
+@entry("LTX2ConditionPipeline")
+def ltx_2_conditions() -> Entry:
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+
+    first = LTX2VideoCondition(frames=photo(32), crf=0)
+    last = LTX2VideoCondition(frames=photo(32, seed=2), index=1, strength=0.5, crf=0)
+    return ltx_2(d.LTX2ConditionPipeline, conditions=[first, last])
+
+
 # Cosmos
 
 

@@ -16,7 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +28,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from diffc.compiler.tracing.pipeline_inputs import parameter_at
 from diffc.runtime import load
 from diffc.runtime.errors import DiffcError
 from tests.command_line import diffc
@@ -95,8 +96,8 @@ def _sweep(name: str, folder: Path) -> Outcome:
         return Outcome(name, "refused" if is_refusal else "failed", message=message)
     sampler = load(bundle)
     inputs = dict[str, Any]()
-    for key, value in request.items():
-        inputs |= bundle_inputs(key, value)
+    for key, value in by_path(request).items():
+        inputs |= bundle_inputs(key.replace(".", "_"), value)
     if "negative_prompt" in request:
         inputs["negative_prompt"] = request["negative_prompt"]
     differences = [
@@ -163,6 +164,18 @@ def as_user_brings(value: Any) -> Any:
     return PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
+def by_path(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request with the fields of conditions by their paths."""
+    flat = dict[str, Any]()
+    for key, value in request.items():
+        if isinstance(value, list) and value and all(map(is_dataclass, value)):
+            fields = {f"{at}.{name}": field for at, item in enumerate(value) for name, field in vars(item).items()}
+            flat |= {f"{key}.{path}": field for path, field in fields.items() if field is not None}
+        else:
+            flat[key] = value
+    return flat
+
+
 def bundle_inputs(name: str, value: Any) -> dict[str, Any]:
     """Return the images and arrays of a request under the names that a bundle has for them."""
     if isinstance(value, PIL.Image.Image):
@@ -187,8 +200,8 @@ def is_arrays(value: Any) -> bool:
 
 def build_options(entry: Entry) -> list[str]:
     """Return the options of ``diffc build`` that fix all of a request but its texts and images."""
-    request = entry.request
-    values = request_of_user(entry).values()
+    request = by_path(entry.request)
+    values = by_path(request_of_user(entry)).values()
     images = [item for value in values for item in (value if is_images(value) else [value])]
     size = next((item.size for item in images if isinstance(item, PIL.Image.Image)), (16, 16))
     size = request.get("width", size[0]), request.get("height", size[1])
@@ -202,27 +215,27 @@ def build_options(entry: Entry) -> list[str]:
     parameters = inspect.signature(type(entry.pipeline).__call__).parameters
     for name, value in request.items():
         if name not in OPTIONS_OF_THEIR_OWN:
-            options += _option(parameters[name], value, size)
+            options += _option(name, parameter_at(parameters, name), value, size)
     return options
 
 
-def _option(parameter: inspect.Parameter, value: Any, size: tuple[int, int]) -> list[str]:
+def _option(name: str, parameter: Any, value: Any, size: tuple[int, int]) -> list[str]:
     """Return the option that fixes an argument, or declares it as an input; none for an image that is required."""
     types = get_args(parameter.annotation)
     if isinstance(value, PIL.Image.Image):
-        is_required = PIL.Image.Image in types and type(None) not in types and parameter.name.endswith("image")
-        return [] if is_required and value.size == size else ["--input", f"{parameter.name}={_kind(value, size)}"]
+        is_required = PIL.Image.Image in types and type(None) not in types and name.endswith("image")
+        return [] if is_required and value.size == size else ["--input", f"{name}={_kind(value, size)}"]
     if is_images(value):
-        return ["--input", f"{parameter.name}={','.join(_kind(item, size) for item in value)}"]
+        return ["--input", f"{name}={','.join(_kind(item, size) for item in value)}"]
     if PIL.Image.Image in types and isinstance(value, list):
-        return ["--input", f"{parameter.name}={','.join(['image'] * len(value))}"]
+        return ["--input", f"{name}={','.join(['image'] * len(value))}"]
     if PIL.Image.Image in types and isinstance(value, torch.Tensor):
         return []
     if isinstance(value, torch.Tensor | np.ndarray):
-        return ["--input", f"{parameter.name}={_shape(value)}"]
+        return ["--input", f"{name}={_shape(value)}"]
     if is_arrays(value):
-        return ["--input", f"{parameter.name}={''.join(f'{_shape(item)},' for item in value)}"]
-    return ["--set", f"{parameter.name}={json.dumps(value)}"]
+        return ["--input", f"{name}={''.join(f'{_shape(item)},' for item in value)}"]
+    return ["--set", f"{name}={json.dumps(value)}"]
 
 
 def _shape(array: torch.Tensor | np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """Ask for pictures and tensors as the signature of a pipeline's call has them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
@@ -10,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from diffc.compiler.errors import BuildError
-from diffc.compiler.tracing.pipeline_inputs import as_arguments, pil_images, requested_arrays
+from diffc.compiler.tracing.pipeline_inputs import as_arguments, pil_images, requested_arrays, with_conditions
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 
 Pictures = PIL.Image.Image | torch.Tensor | list[PIL.Image.Image] | list[torch.Tensor]
@@ -29,6 +30,12 @@ class Autoencoder(Model):
         return latents
 
 
+@dataclass
+class Condition:
+    frames: Pictures
+    index: int = 0
+
+
 class Pipeline:
     vae_scale_factor = 8
     components: dict[str, Any] = {"encoder": nn.Linear(1, 1), "autoencoder": Autoencoder(64), "denoiser": Model(4)}
@@ -42,6 +49,8 @@ class Pipeline:
         pair: list[torch.Tensor] | None = None,
         video: list[list[Pictures]] | None = None,
         frame: torch.FloatTensor | None = None,
+        conditions: Condition | list[Condition] | None = None,
+        condition: Condition | None = None,
         prompt: str = "",
     ) -> None:
         """Take what pipelines take."""
@@ -84,6 +93,19 @@ def test_annotations_are_seen_through_lists_and_older_types() -> None:
     assert (given["video"], given["frame"]) == ([4, 5], 6)
 
 
+def test_fields_of_conditions_have_paths() -> None:
+    kinds = {"embeds": "7", "conditions.0.frames": "image:8x4", "conditions.1.frames": "image,image"}
+    arrays = asked(**kinds)
+    assert arrays["conditions_0_frames"] == Image((2, 3, 4, 8))
+    request = {name: at for at, name in enumerate(arrays)}
+    arguments = with_conditions(Pipeline(), as_arguments(Pipeline(), kinds, request) | {"conditions.1.index": 9})
+    first, *others = (request[f"conditions_{name}"] for name in ("0_frames", "1_frames_1", "1_frames_2"))
+    assert arguments["conditions"] == [Condition(first), Condition(others, 9)]
+    assert with_conditions(Pipeline(), {"condition.frames": 1}) == {"condition": Condition(1)}
+    with pytest.raises(BuildError, match="conditions.0: missing a required argument: 'frames'"):
+        with_conditions(Pipeline(), {"conditions.0.index": 1})
+
+
 def test_images_are_handed_over_as_images() -> None:
     several, one = torch.zeros(2, 3, 4, 5), torch.full((1, 1, 4, 5), 0.5)
     request = {"embeds": several, "image_1": several, "image_2": several, "mask_image": one}
@@ -103,6 +125,8 @@ def test_images_are_handed_over_as_images() -> None:
         ({"embeds": "7,,"}, "'' is no input"),
         ({"embeds": "7", "prompt": "4"}, "Pipeline takes neither images nor tensors as prompt"),
         ({"embeds": "7", "latents": "4"}, "Pipeline takes neither images nor tensors as latents"),
+        ({"embeds": "7", "conditions.index": "image"}, "Pipeline takes neither images nor tensors as conditions.index"),
+        ({"embeds": "7", "frame.index": "image"}, "Pipeline takes neither images nor tensors as frame.index"),
     ],
 )
 def test_refuses(kinds: dict[str, str], message: str) -> None:
