@@ -69,7 +69,7 @@ class Names(click.ParamType[tuple[str, ...]]):
 
 
 class Named(click.ParamType[tuple[str, Any]]):
-    """Read a text with a name."""
+    """Read a text with a name, or with the path of a field, such as ``conditions.0.index``."""
 
     name = "NAME=VALUE"
 
@@ -79,7 +79,9 @@ class Named(click.ParamType[tuple[str, Any]]):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
         """Return the name and the text."""
         name, equals, text = str(value).partition("=")
-        if not equals or not name.isidentifier():
+        first, *places = name.split(".")
+        is_path = first.isidentifier() and all(part.isidentifier() or part.isdecimal() for part in places)
+        if not equals or not is_path:
             self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
         return name, text
 

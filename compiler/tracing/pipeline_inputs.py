@@ -5,8 +5,8 @@ is in no signature, and is an option of the build: ``--input image_embeds=1280``
 ``--input image=image,image`` a list of two images, which the request calls ``image_1`` and ``image_2``, ``--input
 hidden=16x24,`` a list of one array, ``--input last_image=image:224x224`` an image of another size, and ``--input
 ip_adapter_image=prepared`` one that the pipeline's feature extractor prepares for an image encoder. ``picture`` is the
-former word for ``image``. Fields of conditions that are dataclasses have paths, ``--input conditions.frames=image``, and
-numbers where there are several conditions: ``conditions.0.frames``.
+former word for ``image``. Fields of conditions that are dataclasses have paths, ``--input conditions.frames=image``,
+with numbers where there are several conditions: ``conditions.0.frames``.
 """
 
 from __future__ import annotations

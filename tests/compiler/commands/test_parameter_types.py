@@ -19,6 +19,7 @@ from diffc.compiler.commands.parameter_types import Counts, Interval, Named, Nam
         (Interval(), "0.2,0.8", (0.2, 0.8)),
         (Names(), "sm86,sm89,sm86", ("sm86", "sm89")),
         (Named("a=b"), "name=x=y", ("name", "x=y")),
+        (Named("a=b"), "conditions.0.index=x", ("conditions.0.index", "x")),
         (Setting("a=1"), "frames=16", ("frames", 16)),
         (Setting("a=1"), "flag=true", ("flag", True)),
         (Setting("a=1"), "text=two words", ("text", "two words")),
@@ -40,6 +41,7 @@ def test_reads(kind: click.ParamType[Any], word: str, value: object) -> None:
         (Interval(), "0.2", "0.2,0.8"),
         (Interval(), "0.2,0.8,1", "0.2,0.8"),
         (Named("image_embeds=1280"), "image_embeds", "image_embeds=1280"),
+        (Named("image_embeds=1280"), "conditions.-1=2", "image_embeds=1280"),
         (Setting("num_frames=16"), "1st=2", "num_frames=16"),
     ],
 )
