@@ -32,6 +32,14 @@ DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "g
 """Arguments of ATen operators for the storage of a tensor, which do not change its values."""
 
 aten = torch.ops.aten
+COMPARISONS = [
+    getattr(packet, overload)
+    for packet in (aten.lt, aten.le, aten.gt, aten.ge, aten.eq, aten.ne)
+    for overload in ("Scalar", "Tensor")
+]
+COMPARED_ELEMENTS = 16
+"""Comparisons of constants are noted where they have no more elements: those of scalars have few."""
+
 DECOMPOSED: dict[Any, Callable[..., torch.Tensor]] = {
     aten.lerp.Scalar: lambda start, end, weight: start + (end - start) * weight,
     aten.lerp.Tensor: lambda start, end, weight: start + (end - start) * weight,
@@ -53,6 +61,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fake_mode, self.seeds, self.limit = fake_mode, seeds, limit
         self.ops, self.tables, self.counts = list[Op](), dict[str, Table](), dict[str, int]()
         self.written = WrittenConstants(self.record, self.constant)
+        self.compared = list[list[float]]()
 
     def array(self, name: str, item: Image | Tensor) -> Symbolic:
         """Return the symbolic tensor of an input of the request."""
@@ -168,6 +177,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not symbolic:
             returned = func(*args, **kwargs)
             self.written.add_views(func, args, kwargs, returned)
+            if func in COMPARISONS and type(returned) is torch.Tensor and returned.numel() <= COMPARED_ELEMENTS:
+                self.compared.append((torch.as_tensor(args[0]).double() - args[1]).flatten().tolist())
             return returned
         if func in DECOMPOSED:
             with self:

@@ -231,7 +231,8 @@ def _recorded(function: Any, rule: Callable[..., torch.Tensor] | None, args: Any
     known = [ends for ends in bounds if ends is not None]
     if len(known) == len(bounds):
         _within(values, (min(0.0, *(low for low, _ in known)), max(0.0, *(high for _, high in known))))
-    return SymbolicArray(values, np.result_type(*(array.dtype for array in arrays)))
+    limits = [item for item in (*args[1:], *kwargs.values()) if function is np.clip and item is not None]
+    return SymbolicArray(values, np.result_type(*(array.dtype for array in arrays), *limits))
 
 
 def _operand(item: Any) -> Any:

@@ -108,15 +108,15 @@ def trace(
     elsewhere = [] if line else first.texts.elsewhere
     assumed = cycle([replace(texts, markers=counts) for counts in elsewhere] or [texts])
 
-    def recorded(one: _Run) -> Sequence[Op]:
-        return one.ops if line else one.live(ports).ops
+    def recorded(one: _Run) -> Traced:
+        return Traced(one.ops if line else one.live(ports).ops, one.tables, one.texts.recorder.compared)
 
     def at_value(scalar: str, value: float) -> Traced:
         repeated = run(defaults | {scalar: value}, next(assumed), limit=len(first.ops))
-        return recorded(repeated), repeated.tables
+        return recorded(repeated)
 
     program = Program(name, ports, tuple(first.guards), (), (), (), tuple(first.outputs))
-    program, is_fitted = _fit_scalars(program, defaults, (recorded(first), first.tables), at_value)
+    program, is_fitted = _fit_scalars(program, defaults, recorded(first), at_value)
     live = program.live()
     for refusal in (first.texts.unpadded.get(value.name) for op in live.ops for value in op.results):
         if refusal is not None:
@@ -139,11 +139,10 @@ def _fit_scalars(
     program: Program, defaults: Mapping[str, float], first: Traced, at_value: Callable[[str, float], Traced]
 ) -> tuple[Program, bool]:
     """Return a program with the operations of a trace as functions of scalars, and whether all were fitted."""
-    (original, tables), guards = first, list(program.guards)
-    ops, is_fitted = list(original), bool(defaults)
+    ops, tables, guards, is_fitted = list(first.ops), first.tables, list(program.guards), bool(defaults)
     for scalar, at in defaults.items():
         fit = fit_over_range(scalar, at, first, guards, partial(at_value, scalar))
-        joined = combine(original, ops, fit.ops) if fit else None
+        joined = combine(first.ops, ops, fit.ops) if fit else None
         is_fitted = is_fitted and fit is not None
         if fit is None or joined is None:
             guards += [guard for guard in [Guard(scalar, "==", at)] if guard not in guards]

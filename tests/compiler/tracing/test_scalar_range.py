@@ -12,7 +12,7 @@ import torch
 from diffc.compiler import capture
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Guard, Program
-from diffc.compiler.tracing.scalar_range import LARGEST, fit_over_range
+from diffc.compiler.tracing.scalar_range import LARGEST, Traced, fit_over_range
 from tests.random_programs import draws, numbers
 from tests.tolerances import SCALARS
 
@@ -122,9 +122,29 @@ def test_values_that_the_function_refuses_are_not_served() -> None:
     def trace(value: float) -> Any:
         if value != 2.0 and not 1.0 < value < 40.0:
             raise CaptureError("too large")
-        return capture(lambda g=value: torch.randn(3) * 2.0, {}).ops, {}
+        return Traced(capture(lambda g=value: torch.randn(3) * 2.0, {}).ops, {})
 
     fit = fit_over_range("g", 2.0, trace(2.0), [], trace)
     assert fit is not None
     low, high = fit.guards
     assert 1.0 < low.bound < 1.1 and 39.0 < high.bound < 40.0
+
+
+WINDOWS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], list[str]]] = {
+    "a narrow window": (lambda t: 1 + ((t > 20) & (t < 21)), ["g <= 20.0"]),
+    "a window of a multiple": (lambda t: torch.where((t * 2 > 7) & (t * 2 < 7.2), t, -t), ["g >= 3.6"]),
+    "one value": (lambda t: 1 + (t == 7.5), ["g <= 7"]),
+    "a window of a square": (lambda t: 1 + ((t * t > 400) & (t * t < 441)), ["g == 4.0"]),
+    "no window": (lambda t: torch.where(t > -1e9, t, -t), []),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_what_a_tensor_of_a_scalar_is_compared_with_bounds_its_range(name: str) -> None:
+    factor, guards = WINDOWS[name]
+
+    def sample(g: float = 4.0) -> torch.Tensor:
+        return torch.randn(3) * factor(torch.tensor([g]))
+
+    recorded = [str(guard) for guard in capture(sample, {}).guards]
+    assert len(recorded) == len(guards) and all(map(str.startswith, recorded, guards)), recorded

@@ -60,6 +60,8 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "write": written,
     "round": lambda array: (array.astype(np.float32) / 2).round(),
     "clip": lambda array: np.clip(array.astype(np.float32), 3, 90).astype(np.uint8),
+    "clip to a fraction": lambda array: np.clip(array, 0, 127.5),
+    "clip to whole numbers": lambda array: array.clip(3, 90),
     "repeat": lambda array: np.repeat(np.tile(array, (2, 1, 1)), 2, axis=0),
     "convert": lambda array: np.asarray(array, dtype=np.float32),
     "copy by astype": written_copy(lambda array: array.astype(np.float32)),
