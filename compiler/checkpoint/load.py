@@ -106,6 +106,8 @@ def load(
 def _left_out(path: Path, pipeline: Any, unused: list[str]) -> Iterator[str]:
     """Name the tensors that no component uses, and the files of a folder that none reads."""
     modules = [name for name, component in pipeline.components.items() if isinstance(component, nn.Module)]
+    if parts := [name for name in UNUSED if (path / name / "config.json").exists()]:
+        yield f"left out, since it works on images after sampling: {', '.join(parts)}"
     if path.is_dir() and (unread := unread_files(path, modules)):
         yield f"not read: {listed(unread, 'file')}"
     if unused:

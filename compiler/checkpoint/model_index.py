@@ -16,8 +16,8 @@ from torch import nn
 from diffc.compiler.errors import LoadError, first_line
 
 INDEX = "model_index.json"
-# Checks images after sampling; not a part of the sampler.
-UNUSED = ("safety_checker",)
+# Check or mark images after sampling; not parts of the sampler.
+UNUSED = ("safety_checker", "watermarker")
 
 
 def read_index(folder: Path, named: str | None = None) -> dict[str, Any]:
@@ -77,10 +77,19 @@ def _check_components(folder: Path, index: Mapping[str, Any], where: str) -> Non
 
 
 def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return library and class of each component that is present and used."""
+    """Return library and class of each component that is present, used, and not built by the pipeline itself."""
     pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     named = {name: (pair[0], pair[1]) for name, pair in pairs.items() if all(isinstance(part, str) for part in pair)}
-    return {name: pair for name, pair in named.items() if name not in UNUSED and not name.startswith("_")}
+    unused = {*UNUSED, *_own_components(index)}
+    return {name: pair for name, pair in named.items() if name not in unused and not name.startswith("_")}
+
+
+def _own_components(index: Mapping[str, Any]) -> list[str]:
+    """List the components for which the pipeline has a default: diffusers neither saves nor loads them."""
+    class_ = getattr(diffusers, str(index.get("_class_name")), None)
+    parameters = inspect.signature(class_.__init__).parameters if isinstance(class_, type) else {}
+    optional = getattr(class_, "_optional_components", ())
+    return [name for name, p in parameters.items() if p.default is not inspect.Parameter.empty and name not in optional]
 
 
 def _library(name: str) -> Any:

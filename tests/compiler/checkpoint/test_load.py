@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from diffc.compiler.checkpoint.load import load
-from diffc.compiler.errors import LoadError
+from diffc.compiler.errors import DiffcWarning, LoadError
 from tests.checkpoints import NEURAL, Tensors, edit_json, refusal, same_weights, weights_of
 
 MODELS = Path(__file__).parents[3] / "examples" / "models"
@@ -135,7 +135,10 @@ def test_a_component_that_is_null_is_left_out(folder: Path) -> None:
 def test_a_safety_checker_is_left_out(folder: Path) -> None:
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     edit_json(folder / "model_index.json", safety_checker=checker, requires_safety_checker=True)
-    assert load(folder).safety_checker is None
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "config.json").write_text("{}")
+    with pytest.warns(DiffcWarning, match="left out, since it works on images after sampling: safety_checker"):
+        assert load(folder).safety_checker is None
 
 
 @pytest.mark.parametrize(

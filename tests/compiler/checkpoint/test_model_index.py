@@ -42,6 +42,12 @@ def test_an_option_that_is_two_numbers_is_no_component(tmp_path: Path) -> None:
     assert components_of(index) == components_of(INDEX)
 
 
+def test_leaves_components_to_a_pipeline_that_has_a_default_for_them() -> None:
+    index = {"_class_name": "LongCatAudioDiTPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    assert components_of(index) == {}
+    assert components_of(index | {"_class_name": "FluxPipeline"}) == {"scheduler": tuple(index["scheduler"])}
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
