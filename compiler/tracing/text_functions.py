@@ -13,6 +13,9 @@ from diffc.compiler.tracing.symbolic_text import FIX, Derivation, Texts, refusal
 SPECIAL = frozenset(".^$*+?{}[]\\|()")
 """Characters that mean something else than themselves in a regular expression."""
 
+RANGES = frozenset("^-[]\\&~|")
+"""Characters that mean something else than themselves among those in brackets."""
+
 SPACES = r"\s+"
 WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 
@@ -94,6 +97,11 @@ def _substituted(derivation: Derivation, pattern: Any, by: Any) -> Derivation | 
         return derivation.then("collapse", **{k: v for k, v in options.items() if v != COLLAPSE[k]})
     if pattern.pattern and SPECIAL.isdisjoint(pattern.pattern):
         return derivation.then("replace", old=pattern.pattern, new=by)
+    characters = pattern.pattern[1:-1]
+    if pattern.pattern == f"[{characters}]" and RANGES.isdisjoint(characters) and set(by).isdisjoint(characters):
+        for character in dict.fromkeys(characters):
+            derivation = derivation.then("replace", old=character, new=by)
+        return derivation
     return None
 
 

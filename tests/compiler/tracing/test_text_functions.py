@@ -24,6 +24,7 @@ CHANGES: list[tuple[Callable[[str], str], list[str]]] = [
     (lambda text: re.sub(re.compile(r"\s+"), " ", text), ["collapse"]),
     (lambda text: regex.sub(r"\s+", " ", text), ["collapse"]),
     (lambda text: re.sub("red", "blue", text), ["replace"]),
+    (lambda text: re.sub("[.re]", " ", text), ["replace"] * 3),
     (lambda text: re.sub(r"\s+", " ", f"a {text} photo"), ["fill", "collapse"]),
     (lambda text: text.lower() if re.sub("a", "b", "aa") == "bb" and html.unescape("&lt;") == "<" else "", ["lower"]),
 ]
@@ -35,7 +36,8 @@ def test_functions_are_operations_of_the_program(change: Callable[[str], str], o
 
 
 REFUSED: list[tuple[Callable[[str], str], str]] = [
-    (lambda text: re.sub(r"[aeiou]", "", text), r"re\.sub\('\[aeiou\]', …\) of prompt"),
+    (lambda text: re.sub(r"[a-e]", "", text), r"re\.sub\('\[a-e\]', …\) of prompt"),
+    (lambda text: re.sub(r"[ab]", "ab", text), r"re\.sub\('\[ab\]', …\) of prompt"),
     (lambda text: re.sub(r"red", "", text, flags=re.IGNORECASE), r"re\.sub\('red', …\) of prompt"),
     (lambda text: re.sub(r"red", "", text, count=1), r"re\.sub\('red', …\) of prompt"),
     (lambda text: re.sub(r"red", r"\n", text), r"re\.sub\('red', …\) of prompt"),
