@@ -87,7 +87,7 @@ def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 def _own_components(index: Mapping[str, Any]) -> list[str]:
     """List the components for which the pipeline has a default: diffusers neither saves nor loads them."""
     class_ = getattr(diffusers, str(index.get("_class_name")), None)
-    parameters = inspect.signature(class_.__init__).parameters if isinstance(class_, type) else {}
+    parameters = {} if class_ is None else inspect.signature(class_).parameters
     optional = getattr(class_, "_optional_components", ())
     return [name for name, p in parameters.items() if p.default is not inspect.Parameter.empty and name not in optional]
 

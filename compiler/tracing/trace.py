@@ -132,7 +132,7 @@ def trace(
         repeated = run(defaults, replace(texts, markers=tuple(counts.values())), calls=branch)
         return repeated.counted(ports, branch)
 
-    return _opened(program, first, first.counted(ports, calls), at_counts, line)
+    return _opened(live, first, first.counted(ports, calls), at_counts, line)
 
 
 def _fit_scalars(
