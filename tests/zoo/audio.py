@@ -178,7 +178,7 @@ def ace_step() -> Entry:
     return Entry(pipeline, without(request, "negative_prompt", *SIZE))
 
 
-@entry("LongCatAudioDiTPipeline", refused="a text is encoded again without padding")
+@entry("LongCatAudioDiTPipeline", refused="transformer_request_step cannot be captured")
 def longcat_audio() -> Entry:
     transformer = d.LongCatAudioDiTTransformer(
         dit_dim=32, dit_depth=2, dit_heads=4, dit_text_dim=WIDTH, latent_dim=4, text_conv=False

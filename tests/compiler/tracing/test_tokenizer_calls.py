@@ -242,3 +242,20 @@ def test_types_of_tokens_are_zero_for_any_text() -> None:
         return encoding["input_ids"] + encoding["token_type_ids"]
 
     assert operators(capture(sample, {"words": words})) == ["tokenize", "aten.add.Tensor"]
+
+
+def test_an_open_text_that_nothing_needs_is_dropped() -> None:
+    class Cut(Words):
+        def __call__(self, text: Any, padding: str = "", max_length: int = 4, **options: Any) -> Any:
+            return super().__call__(text, padding, **options)
+
+    words, options = Cut(), {"padding": "longest", "truncation": True, "max_length": 4, "return_tensors": "pt"}
+
+    def sample(prompt: list[str], negative: list[str]) -> torch.Tensor:
+        ids = words(prompt, **options)["input_ids"]
+        words(negative, **options)["input_ids"].float().sum(1)
+        return ids.float().sum(1, keepdim=True)
+
+    program = capture(sample, {"words": words})
+    assert [op.operator for op in program.ops].count("tokenize") == 1
+    assert [length.name for length in program.lengths] == ["L0"]
