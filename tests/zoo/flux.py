@@ -115,7 +115,7 @@ def klein_inpaint() -> Entry:
     return klein(d.Flux2KleinInpaintPipeline, image=photo(64), mask_image=photo_mask(64), height=64, width=64)
 
 
-@entry("Flux2KleinKVPipeline", refused="the pipeline refuses: Image must be a PIL.Image.Image, got <class")
+@entry("Flux2KleinKVPipeline", refused="KV cache has not been populated yet")
 def klein_kv() -> Entry:
     entry = klein(d.Flux2KleinKVPipeline, is_distilled=True, image=[photo(64)])
     return Entry(entry.pipeline, without(entry.request, "guidance_scale"))
