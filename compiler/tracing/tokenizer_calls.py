@@ -35,6 +35,12 @@ OPTIONS = (
 )
 """The options of a call that a program's operation has, or that do not change its ids."""
 
+UNRECORDED = ("encode", "encode_plus", "convert_tokens_to_ids")
+"""Methods of a tokenizer that return numbers for a string."""
+
+OTHER = "\N{REPLACEMENT CHARACTER}"
+"""Stands for the tokens of a text that are no words of the tokenizer's own; a run has as many as it assumes tokens."""
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -125,14 +131,14 @@ class TokenizerCalls:
         self.recorder, self.texts, self.proved, self.probes = recorder, texts.symbols, texts.proved, texts.probes
         self.receive = texts.receive or self._note
         self.batches = {key: item.batch for key, item in inputs.items() if isinstance(item, Text)}
-        self.calls, self.unpadded = list[TextCall](), dict[str, CaptureError]()
+        self.calls, self.unpadded, self.counts = list[TextCall](), dict[str, CaptureError](), list[str]()
         self.names, self.open = dict[Derivation, str](), dict[str, str]()
         self.lengths, self.counted = TextLengths(texts.markers), dict[str, str]()
 
     @property
     def unpadded_lines(self) -> list[str]:
         """List the lines of the calls that return as many tokens as a text has."""
-        return [*self.open.values(), *(str(refusal.where) for refusal in self.unpadded.values())]
+        return [*self.open.values(), *(str(refusal.where) for refusal in self.unpadded.values()), *self.counts]
 
     @property
     def elsewhere(self) -> list[tuple[int, ...]]:
@@ -180,7 +186,10 @@ class TokenizerCalls:
 
         methods: dict[str, Any] = {"__call__": call}
         if hasattr(real, "tokenize"):
-            methods |= {"tokenize": self._tokenizing(name, real), "encode": self._encoding(name, real)}
+            methods |= {"tokenize": self._tokenizing(name, real)}
+        methods |= {
+            key: self._refusing(f"{name}.{key}", getattr(real, key)) for key in UNRECORDED if hasattr(real, key)
+        }
         tokenizer.__class__ = type(real.__name__, (real,), methods)
         try:
             yield
@@ -192,18 +201,20 @@ class TokenizerCalls:
             derivation = self.texts.derivation(text)
             if derivation is None:
                 return real.tokenize(this, text, *args, **kwargs)  # type: ignore[attr-defined]
-            return iter([Word(word, derivation, name) for word in sorted(this.added_tokens_encoder)])
+            self.counts.append(pipeline_line(traceback.extract_stack()))
+            words = [Word(word, derivation, name) for word in sorted(this.added_tokens_encoder)]
+            return itertools.chain(words, itertools.repeat(Word(OTHER, derivation, name), sum(self.lengths.markers)))
 
         return tokenize
 
-    def _encoding(self, name: str, real: type) -> Callable[..., Any]:
-        def encode(this: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
+    def _refusing(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def method(this: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
             derivation = self.texts.derivation(text)
             if derivation is not None:
-                raise refusal(f"{name}.encode", derivation)
-            return real.encode(this, text, *args, **kwargs)  # type: ignore[attr-defined]
+                raise refusal(name, derivation)
+            return real(this, text, *args, **kwargs)
 
-        return encode
+        return method
 
     def _string(self, source: Derivation | str) -> str:
         """Return a string to encode in the place of a text, with its template around a short word."""

@@ -132,7 +132,7 @@ def trace(
         repeated = run(defaults, replace(texts, markers=tuple(counts.values())), calls=branch)
         return repeated.counted(ports, branch)
 
-    return _opened(live, first, first.counted(ports, calls), at_counts, line)
+    return _opened(program, first, first.counted(ports, calls), at_counts, line)
 
 
 def _fit_scalars(
@@ -176,9 +176,10 @@ def _opened(program: Program, first: _Run, base: LengthTrace, at_counts: Trace, 
     counted = {label: name for label, name in first.texts.counted.items() if name in names}
     if names > set(counted.values()):
         raise CaptureError("the number of tokens of a text that is not cut decides what is computed", where=line)
-    _need_counts(ops, counted, first.texts.open, line)
     ops = [_counting(op, counted, first.texts.open) for op in ops]
-    return replace(program, ops=tuple(ops), tables=tuple(tables.values()), lengths=opened.lengths).live()
+    live = replace(program, ops=tuple(ops), tables=tuple(tables.values()), lengths=opened.lengths).live()
+    _need_one_encoding(live, counted, first.texts.open)
+    return live
 
 
 def _need_no_lengths(base: Program, longer: Program, texts: TokenizerCalls) -> None:
@@ -188,12 +189,9 @@ def _need_no_lengths(base: Program, longer: Program, texts: TokenizerCalls) -> N
         raise CaptureError(what, where=texts.unpadded_lines[0], fix="compute with the tokens whose number decides")
 
 
-def _need_counts(ops: Sequence[Op], counted: Mapping[str, str], is_open: Mapping[str, str], line: str) -> None:
-    """Raise `CaptureError` where a call that is to count tokens is not needed, or one that is open does not count."""
-    encodings = [op.results[0].name for op in ops if op.operator == "tokenize"]
-    if not counted.keys() <= set(encodings):
-        what = "the number of tokens of a text decides what is computed, but its tokens do not"
-        raise CaptureError(what, where=line, fix="compute with the tokens whose number decides")
+def _need_one_encoding(program: Program, counted: Mapping[str, str], is_open: Mapping[str, str]) -> None:
+    """Raise `CaptureError` where a program needs tokens of an open text that another call counts."""
+    encodings = (op.results[0].name for op in program.ops if op.operator == "tokenize")
     again = next((is_open[name] for name in encodings if name in is_open and name not in counted), None)
     if again is not None:
         what = "a text is encoded again without padding"

@@ -229,6 +229,30 @@ def test_what_belongs_to_the_string_in_the_place_of_a_text_is_not_returned(read:
         capture(sample, {"tokenizer": tokenizer})
 
 
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (lambda tokenizer, text: len(list(tokenizer.tokenize(text))), "but its tokens do not"),
+        (lambda tokenizer, text: sum(1 for _ in tokenizer.tokenize(f"{text}!")), "something else for ''"),
+        (lambda tokenizer, text: tokenizer.convert_tokens_to_ids(text), "tokenizer.convert_tokens_to_ids of prompt"),
+        (
+            lambda tokenizer, text: tokenizer.convert_tokens_to_ids(str(text)),
+            "tokenizer.convert_tokens_to_ids of prompt",
+        ),
+        (lambda tokenizer, text: len(tokenizer.encode(text)), "tokenizer.encode of prompt"),
+    ],
+)
+def test_numbers_of_a_text_that_are_not_its_tokens_are_refused(count: Callable[[Any, str], int], message: str) -> None:
+    tokenizer = clip_tokenizer()
+    options: dict[str, Any] = {"max_length": 8, "padding": "max_length", "truncation": True, "return_tensors": "pt"}
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        return tokenizer(prompt, **options)["input_ids"] * count(tokenizer, prompt[0])
+
+    with pytest.raises(CaptureError, match=message):
+        capture(sample, {"tokenizer": tokenizer})
+
+
 def test_types_of_tokens_are_zero_for_any_text() -> None:
     class Typed(Words):
         def __call__(self, text: Any, **options: Any) -> Any:
