@@ -77,19 +77,27 @@ class Dialect:
         state_sizes(self.graph)
 
     def _normalize_groups(self, node: Any) -> None:
-        """Normalize each group as a layer, whose variance engines compute exactly, and scale each channel after it."""
+        """Normalize each group as a layer, whose variance engines compute exactly, and scale each channel."""
         x, *affine = node.inputs
-        y, shape = node.outputs[0], x.shape
-        self.at, self.float = node, y.dtype
-        groups = node.attributes["num_groups"].value if "num_groups" in node.attributes else shape[1]
+        shape, channels = x.shape, affine[0].shape[0]
+        self.at, self.float = node, affine[0].dtype
+        groups = node.attributes["num_groups"].value if "num_groups" in node.attributes else channels
         rows = self.op("Reshape", x, self.sizes([0, groups, -1]))
         epsilon = node.attributes.get_float("epsilon", 1e-5)
-        normal = self.op("LayerNormalization", rows, self.number(np.ones(1)), axis=-1, epsilon=epsilon)
-        value = self.op("Reshape", normal, self.sizes(shape.numpy()) if shape.is_static() else self.op("Shape", x))
-        column = self.sizes([shape[1], *(1 for _ in shape[2:])])
-        for kind, weight in zip(("Mul", "Add"), affine, strict=True):
-            value = self.op(kind, value, self.op("Reshape", weight, column))
+        value = self.op("LayerNormalization", rows, self.number(np.ones(1)), axis=-1, epsilon=epsilon)
+        if groups == channels:
+            value = self._scaled(value, affine, [channels, 1])
+        is_static = shape is not None and shape.is_static()
+        value = self.op("Reshape", value, self.sizes(shape.numpy()) if is_static else self.op("Shape", x))
+        if groups != channels:
+            value = self._scaled(value, affine, [channels, *(1 for _ in shape[2:])])
         self._take_place(node, value)
+
+    def _scaled(self, value: onnx_ir.Value, affine: Sequence[onnx_ir.Value], column: Sequence[int]) -> onnx_ir.Value:
+        """Multiply by the first weight of each channel and add the second."""
+        for kind, weight in zip(("Mul", "Add"), affine, strict=True):
+            value = self.op(kind, value, self.op("Reshape", weight, self.sizes(column)))
+        return value
 
     def _widen(self, node: Any, wide: onnx_ir.DataType) -> None:
         """Select values in another type, between conversions."""

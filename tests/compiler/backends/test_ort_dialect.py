@@ -115,6 +115,17 @@ def test_a_group_whose_values_are_almost_the_same_is_normalized(kind: str, devia
     close(run(model, x), normal.reshape(x.shape) * weight[:, None, None] + bias[:, None, None], NORMALIZED)
 
 
+def test_groups_are_normalized_where_no_shape_is_inferred() -> None:
+    x = RANDOM.standard_normal((2, 16, 8, 8)).astype(np.float32)
+    weight, bias = RANDOM.standard_normal((2, 4)).astype(np.float32)
+    body = "r = Reshape (x, rows) n = InstanceNormalization (r, weight, bias) s = Shape (x) y = Reshape (n, s)"
+    shapes = {"x": "float[2, 16, 8, 8]", "y": "float[2, 16, 8, 8]"}
+    model = legalized(body, OrtDialect, shapes, rows=np.array([0, 4, -1]), weight=weight, bias=bias)
+    rows = x.astype(np.float64).reshape(2, 4, -1)
+    normal = (rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + 1e-5)
+    close(run(model, x), (normal * weight[:, None] + bias[:, None]).reshape(x.shape), NORMALIZED)
+
+
 @pytest.mark.parametrize("type_", ["bool", "bfloat16"])
 def test_values_are_selected_in_a_type_that_onnx_runtime_has(type_: str) -> None:
     kind = onnx.TensorProto.DataType.Value(type_.upper())
