@@ -187,6 +187,8 @@ class TokenizerCalls:
         methods: dict[str, Any] = {"__call__": call}
         if hasattr(real, "tokenize"):
             methods |= {"tokenize": self._tokenizing(name, real)}
+        if hasattr(real, "apply_chat_template"):
+            methods |= {"apply_chat_template": _templating(real.apply_chat_template)}
         methods |= {
             key: self._refusing(f"{name}.{key}", getattr(real, key)) for key in UNRECORDED if hasattr(real, key)
         }
@@ -316,6 +318,22 @@ def _replace(encoding: Any, columns: Mapping[str, torch.Tensor]) -> None:
 
 def _encode(real: type, tokenizer: Any, args: Sequence[Any], options: Mapping[str, Any], text: str) -> Any:
     return real.__call__(tokenizer, [text], *args, **options)
+
+
+def _templating(real: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_chat_template(this: Any, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        return real(this, _with_strings(conversation), *args, **kwargs)
+
+    return apply_chat_template
+
+
+def _with_strings(messages: Any) -> Any:
+    """Return messages with strings for their texts: what fills a chat template takes no others."""
+    if isinstance(messages, str):
+        return str(messages)
+    if isinstance(messages, Mapping):
+        return {key: _with_strings(item) for key, item in messages.items()}
+    return [_with_strings(item) for item in messages] if isinstance(messages, list | tuple) else messages
 
 
 def _listed(text: Any) -> list[Any]:

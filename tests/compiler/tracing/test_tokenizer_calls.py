@@ -15,7 +15,7 @@ from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.trace import capture
 from diffc.runtime.program.verify import verify
 from tests.small_models import OPTIONS, Words, operators
-from tests.zoo.components import clip_tokenizer
+from tests.zoo.components import clip_tokenizer, qwen_tokenizer
 
 
 def test_a_text_becomes_ids() -> None:
@@ -99,6 +99,23 @@ def test_what_stands_around_a_text_is_its_template() -> None:
     assert first.attr("template") == "a photo of {}."
     assert second.attr("template") is None
     assert [list(op.reads()) for op in (first, second)] == [["prompt"], ["other"]]
+
+
+def test_what_is_done_to_a_text_before_a_chat_template_is_recorded() -> None:
+    tokenizer = qwen_tokenizer()
+    options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": 32, "return_tensors": "pt"}
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        texts = [{"type": "text", "text": text.replace("<image>", "")} for text in prompt]
+        messages = [[{"role": "user", "content": [text]}] for text in texts]
+        return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"] + 1
+
+    program = verify(capture(sample, {"tokenizer": tokenizer}))
+    replaced = next(op for op in program.ops if op.operator == "replace")
+    assert (replaced.attr("old"), replaced.attr("new")) == ("<image>", "")
+    tokenized = next(op for op in program.ops if op.operator == "tokenize")
+    assert list(tokenized.reads()) == [replaced.results[0].name]
+    assert str(tokenized.attr("template")).startswith("<|im_start|>user\n{}<|im_end|>")
 
 
 def test_a_text_of_the_sampler_itself_is_a_constant() -> None:
