@@ -6,6 +6,7 @@ as well. A tensor that depends on no argument is a cache: it is dropped, and lat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,21 +34,37 @@ COUNTED, FIX = "a size that values of the run decide", "return tensors of fixed 
 DECIDING = (bool, float, str, torch.dtype)
 """The types of constants that are the same for all sizes of an operator's tensors."""
 
+COPIES = (torch.ops.aten.clone.default,)
+"""Operators whose result has the values of their operand: PyTorch copies where strides, or sizes of one, ask for it."""
+
+VIEWS = {torch.ops.aten._unsafe_view.default: torch.ops.aten.view.default}
+"""Operators that compute what another does, of tensors that a copy has made contiguous."""
+
 
 @dataclass(frozen=True)
 class Computation:
-    """Hold the operators of a run with their operands, and its results: equal where the same is computed."""
+    """Hold the operators of a run with results and operands, and its results: equal where the same is computed."""
 
     steps: tuple[tuple[Any, ...], ...]
     results: tuple[Any, ...]
 
     @cached_property
     def structure(self) -> tuple[tuple[Any, ...], ...]:
-        """List the operators, the tensors that they read and their other constants, without sizes and integers."""
-        return tuple(
-            (operator, *(leaf for leaf in leaves if type(leaf) is int or leaf[0] in DECIDING))
-            for operator, _, *leaves in self.steps
-        )
+        """List the operators, the tensors that they read and their other constants, without sizes and integers.
+
+        Copies are left out of a run that writes into no tensor: its tensors have the same values without them.
+        """
+        copies = () if any(operator._schema.is_mutable for operator, *_ in self.steps) else COPIES
+        numbers, lines, count = dict[int, int](), list[tuple[Any, ...]](), itertools.count(1)
+        for operator, _, results, *leaves in self.steps:
+            read: list[Any] = [numbers.get(leaf, leaf) if type(leaf) is int else leaf for leaf in leaves]
+            if operator in copies:
+                numbers[results[0]] = read[0]
+            elif operator.namespace != "prim":
+                numbers |= {result: -next(count) for result in results}
+                constants = (leaf for leaf in read if type(leaf) is int or leaf[0] in DECIDING)
+                lines.append((VIEWS.get(operator, operator), *constants))
+        return tuple(lines)
 
 
 @dataclass(frozen=True)
@@ -156,13 +173,14 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves, structure = pytree.tree_flatten((args, kwargs))
-        self._steps.append((func, structure, *map(self._token, leaves)))
+        operands = [self._token(leaf) for leaf in leaves]
         results = func(*args, **kwargs)
         depends = any(id(leaf) in self._dependent for leaf in leaves)
-        for tensor in pytree.tree_leaves(results):
-            if isinstance(tensor, torch.Tensor):
-                self._number(tensor)
-                self._dependent |= {id(tensor)} if depends else set()
+        tensors = [tensor for tensor in pytree.tree_leaves(results) if isinstance(tensor, torch.Tensor)]
+        for tensor in tensors:
+            self._number(tensor)
+            self._dependent |= {id(tensor)} if depends else set()
+        self._steps.append((func, structure, tuple(self._numbers[id(tensor)] for tensor in tensors), *operands))
         return results
 
     def depends(self, tensor: torch.Tensor) -> bool:

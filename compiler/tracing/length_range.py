@@ -104,9 +104,12 @@ def _end(start: int, end: int, turn: Callable[[int], int | None]) -> int:
 
     ``turn`` returns None where the program holds, and where it may hold at the furthest elsewhere.
     """
-    while start != end:
-        nearer = turn(end)
-        if nearer is None:
-            return end
-        end = nearer if min(start, end) < nearer < max(start, end) else (start + end) // 2
-    return start
+    holds, fails, probe, is_turn = start, start, end, True
+    while probe != holds:
+        nearer = turn(probe)
+        if nearer is None and is_turn:
+            return probe
+        holds, fails = (probe, fails) if nearer is None else (holds, probe)
+        is_turn = nearer is not None and min(holds, fails) < nearer < max(holds, fails)
+        probe = nearer if nearer is not None and is_turn else holds + int((fails - holds) / 2)
+    return holds

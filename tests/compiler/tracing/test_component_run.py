@@ -78,3 +78,24 @@ def test_functions_cache_no_fake_tensors() -> None:
 
     run(Net(lambda net, x: x * positions(3)))
     assert type(positions(3)) is torch.Tensor
+
+
+def structure(function: Callable[[Net, torch.Tensor], torch.Tensor]) -> tuple[tuple[Any, ...], ...]:
+    return run(Net(function)).computation.structure
+
+
+def test_copies_belong_to_the_structure_of_runs_that_write_only() -> None:
+    plain = structure(lambda net, x: x.exp().view(-1) + 1)
+    assert structure(lambda net, x: torch.ops.aten._unsafe_view(x.exp().clone(), [-1]) + 1) == plain
+    assert structure(lambda net, x: x.sin().view(-1) + 1) != plain
+    assert structure(lambda net, x: x.exp().view(-1) + x.view(-1)) != plain
+
+    def write(net: Net, x: torch.Tensor) -> torch.Tensor:
+        y = x.exp()
+        return y.add_(1) * y
+
+    def write_copy(net: Net, x: torch.Tensor) -> torch.Tensor:
+        y = x.exp()
+        return y.clone().add_(1) * y
+
+    assert structure(write) != structure(write_copy)

@@ -225,7 +225,31 @@ def test_a_component_that_branches_on_a_single_token_bounds_the_length() -> None
         return single(tokens["input_ids"], tokens["attention_mask"]).sum(1)
 
     program = capture(sample, COMPONENTS | {"single": single})
-    assert program.lengths[0] == Length("L0", 3, MOST)
+    assert program.lengths[0] == Length("L0", 2, MOST)
+
+
+class Heads(Encoder):
+    """Split into heads: PyTorch copies them to merge them with the batch, unless there is a single token."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, count: int = 0) -> torch.Tensor:
+        """Weight the tokens by all of their heads."""
+        hidden = super().forward(ids, mask, count)
+        heads = hidden.repeat(2, 1, 1).unflatten(2, (3, 1)).transpose(1, 2).reshape(6, -1, 1)
+        return hidden * heads.square().sum(0)
+
+
+heads = Heads().requires_grad_(False)
+
+
+def test_a_copy_for_several_tokens_is_no_other_computation() -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        tokens = words(prompt, return_tensors="pt", padding=True, truncation=True)
+        return heads(tokens["input_ids"], tokens["attention_mask"]).sum(1)
+
+    program = traced(sample, heads=heads)
+    assert Length("L0", 1, MOST) in program.lengths
+    for text in ("", "a", "one two three four"):
+        torch.testing.assert_close(evaluated(program, prompt=text), sample([text]))
 
 
 def test_the_longer_of_two_texts_is_refused_where_either_may_be_longer() -> None:
