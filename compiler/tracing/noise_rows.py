@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.ir.program import Literal, Op, Program, Ref
+from diffc.compiler.ir.program import Literal, Op, Program, Ref, Type
 from diffc.compiler.tracing.recorder import GENERATOR
 
 IMAGES = 2
@@ -58,7 +58,8 @@ def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[bool], Pr
         return list(programs)  # the pipeline samples one image of a request: there is no other order
     times = [_rows(op) // first.batch for op in noises]
     rows = [_rows(op) for op in _noises(several)]
-    if len(rows) != len(times) or any(row not in (n, n * IMAGES) for row, n in zip(rows, times, strict=True)):
+    is_alike = list(map(_row, _noises(several))) == list(map(_row, noises))
+    if not is_alike or any(row not in (n, n * IMAGES) for row, n in zip(rows, times, strict=True)):
         what = f"{first.name} generates noise of {times} rows for one image, and of {rows} for {IMAGES}"
         raise CaptureError(what, fix="use a pipeline that generates the noise of all its images at once")
     if several.rows < IMAGES * first.rows // first.batch:
@@ -119,6 +120,12 @@ def _followed(program: Program, noise: Op) -> tuple[Ref, ...]:
 
 def _noises(program: Program) -> list[Op]:
     return [op for op in program.ops if op.operator == "noise"]
+
+
+def _row(op: Op) -> Type:
+    """Return the type of each row of a noise."""
+    type_ = op.results[0].type
+    return Type(type_.dtype, type_.shape[1:])
 
 
 def _rows(op: Op) -> int:

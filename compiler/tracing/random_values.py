@@ -16,11 +16,11 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Literal
 
 Noise = Callable[..., torch.Tensor]
-"""Record noise of a shape, an element type, and the keywords of its kind, and return it."""
+"""Record noise of the shape and layout of a tensor, an element type, and the keywords of its kind, and return it."""
 
 
 def random_values(func: Any, arguments: Mapping[str, Any], result: torch.Tensor, noise: Noise) -> torch.Tensor:
-    """Return what a random operator returns; ``result`` has its shape and element type.
+    """Return what a random operator returns; ``result`` has its shape, layout and element type.
 
     Raises `CaptureError` for an operator whose distribution no noise has.
     """
@@ -37,6 +37,13 @@ def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
     return values | dict(zip((parameter.name for parameter in parameters), args, strict=False)) | dict(kwargs)
 
 
+def order_of_axes(tensor: torch.Tensor) -> list[int]:
+    """Return the axes of a tensor from the outermost in memory to the innermost: random operators fill memory."""
+    if tensor.is_contiguous():
+        return list(range(tensor.dim()))
+    return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+
+
 @contextmanager
 def unchecked_distributions() -> Iterator[None]:
     """Keep ``torch.distributions`` from reading its parameters to check them."""
@@ -49,19 +56,19 @@ def unchecked_distributions() -> Iterator[None]:
 
 
 def _normal(arguments: Mapping[str, Any], result: torch.Tensor, noise: Noise) -> torch.Tensor:
-    values = noise(result.shape, result.dtype)
+    values = noise(result, result.dtype)
     mean, std = arguments.get("mean", 0.0), arguments.get("std", 1.0)
     return values if (mean, std) == (0.0, 1.0) else values * std + mean
 
 
 def _uniform(arguments: Mapping[str, Any], result: torch.Tensor, noise: Noise) -> torch.Tensor:
-    values = noise(result.shape, result.dtype, kind="uniform")
+    values = noise(result, result.dtype, kind="uniform")
     low, high = arguments.get("from", 0.0), arguments.get("to", 1.0)
     return values if (low, high) == (0.0, 1.0) else values * (high - low) + low
 
 
 def _exponential(arguments: Mapping[str, Any], result: torch.Tensor, noise: Noise) -> torch.Tensor:
-    values = noise(result.shape, result.dtype, kind="exponential")
+    values = noise(result, result.dtype, kind="exponential")
     return values if arguments["lambd"] == 1.0 else values / arguments["lambd"]
 
 
@@ -69,12 +76,12 @@ def _bernoulli(arguments: Mapping[str, Any], result: torch.Tensor, noise: Noise)
     # One probability is compared in float64, probabilities in their own type.
     probability = arguments.get("p", arguments["self"])
     dtype = probability.dtype if isinstance(probability, torch.Tensor) else torch.float64
-    return torch.lt(noise(result.shape, dtype, kind="uniform"), probability).to(result.dtype)
+    return torch.lt(noise(result, dtype, kind="uniform"), probability).to(result.dtype)
 
 
 def _integers(arguments: Mapping[str, Any], result: torch.Tensor, noise: Noise) -> torch.Tensor:
     limits: dict[str, Literal] = {"low": arguments.get("low", 0), "high": arguments["high"]}
-    values = noise(result.shape, torch.int64, kind="integers", **limits)
+    values = noise(result, torch.int64, kind="integers", **limits)
     return values if result.dtype == torch.int64 else values.to(result.dtype)
 
 
@@ -82,9 +89,12 @@ def _multinomial(arguments: Mapping[str, Any], result: torch.Tensor, noise: Nois
     weights, samples = arguments["self"], arguments["num_samples"]
     if samples > 1 and arguments["replacement"]:
         raise CaptureError("torch.multinomial returns several samples with replacement", fix="call it for each sample")
-    ratios = torch.div(weights, noise(weights.shape, weights.dtype, kind="exponential"))
+    ratios = torch.div(weights, noise(weights, weights.dtype, kind="exponential"))
     return ratios.argmax(-1, keepdim=True) if samples == 1 else ratios.topk(samples)[1]
 
+
+FILLED = 16
+"""PyTorch generates as many normal values, or more, in another way where they lie in memory without gaps, in order."""
 
 KINDS = "use torch.randn, rand, randint, bernoulli or multinomial"
 

@@ -19,7 +19,7 @@ from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import NOISE_KINDS, Literal, Op, Polynomial, Ref, Table, Value
 from diffc.compiler.tracing.functionalize import RESIZES, Link, become, functional, link, refresh, resized, write
 from diffc.compiler.tracing.known_values import known_result, known_rows
-from diffc.compiler.tracing.random_values import arguments_of, random_values
+from diffc.compiler.tracing.random_values import FILLED, arguments_of, order_of_axes, random_values
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic, equal
 from diffc.compiler.tracing.value_ranges import decided, range_of_monotone, range_of_results
@@ -236,15 +236,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if generator is not None and generator.initial_seed() not in self.seeds:
             raise CaptureError(f"{func} uses a generator of its own", fix="use the request's seed: pass no generator")
 
-        def noise(shape: Sequence[int], dtype: torch.dtype, **kind: Literal) -> torch.Tensor:
+        def noise(like: torch.Tensor, dtype: torch.dtype, **kind: Literal) -> torch.Tensor:
+            axes = order_of_axes(like)
             with self.fake_mode:
-                value = self.value(torch.empty(tuple(shape), dtype=dtype), "n")
+                value = self.value(torch.empty([like.shape[axis] for axis in axes], dtype=dtype), "n")
             if type_of(value.fake).dtype not in NOISE_KINDS[str(kind.get("kind", "normal"))]:
                 raise CaptureError(f"{func} computes noise in {dtype}", fix="compute noise in float32")
+            if not kind and not like.is_contiguous() and like.numel() >= FILLED:
+                what = f"{func} computes normal noise for a tensor {list(like.shape)} that is not contiguous"
+                raise CaptureError(what, fix="compute noise with torch.randn and the tensor's shape")
             seed = {} if generator is None else {GENERATOR: generator.initial_seed()}
             self.append("noise", (), list((kind | seed).items()), [value])
-            return value
+            return value if like.is_contiguous() else value.permute([axes.index(axis) for axis in range(like.dim())])
 
+        if isinstance(arguments.get("out"), torch.Tensor):
+            raise CaptureError(f"{func} writes random values into out", fix="use the operation that returns a tensor")
         is_written = func._schema.is_mutable
         result = args[0] if is_written else self._fake(func, args, kwargs)
         with self:

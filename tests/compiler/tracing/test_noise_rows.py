@@ -79,6 +79,14 @@ def test_noise_of_every_image_follows_nothing() -> None:
     assert rows(program(IMAGES, IMAGES, IMAGES), drawn()) == [ONE]
 
 
+def test_noise_whose_images_are_not_its_rows_is_refused() -> None:
+    draws = [f"n0: float32[4, {images}, 2] = noise()" for images in (1, IMAGES)]
+    text = "program p(image: image[1, 3, 2, 2]) {{\n    {}\n    return image\n}}\n"
+    one, several = (parse(text.format(draw)) for draw in draws)
+    with pytest.raises(CaptureError, match=r"p generates noise of \[4\] rows for one image, and of \[4\] for 2"):
+        with_rows_of_noise([one], lambda _: several)
+
+
 def test_a_pipeline_that_samples_one_image_only_is_left_alone() -> None:
     def retrace(_: bool) -> Program:
         raise CaptureError("one image only")
