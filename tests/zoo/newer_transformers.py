@@ -199,7 +199,7 @@ def omnigen() -> Entry:
     return Entry(pipeline, without(texts(), "negative_prompt"))
 
 
-@entry("NucleusMoEImagePipeline")
+@entry("NucleusMoEImagePipeline", refused="processor is called with pad_to_multiple_of=8")
 def nucleus() -> Entry:
     tokenizer = qwen_tokenizer()
     rotary = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6, "mrope_interleaved": True}
