@@ -57,12 +57,12 @@ def image_to_image() -> Entry:
     return qwen_image(d.QwenImageImg2ImgPipeline, request(image=photo(), strength=0.7))
 
 
-@entry("QwenImageInpaintPipeline", refused="aten.nonzero.default reads the value of a symbolic tensor")
+@entry("QwenImageInpaintPipeline")
 def inpaint() -> Entry:
     return qwen_image(d.QwenImageInpaintPipeline, request(image=photo(), mask_image=photo_mask(), strength=0.7))
 
 
-@entry("QwenImageControlNetPipeline", refused="aten.nonzero.default reads the value of a symbolic tensor")
+@entry("QwenImageControlNetPipeline")
 def controlnet() -> Entry:
     control = d.QwenImageControlNetModel(**DENOISER)
     return qwen_image(d.QwenImageControlNetPipeline, request(control_image=photo()), controlnet=control)
