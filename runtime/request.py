@@ -233,6 +233,7 @@ def _noises(
     if latents is not None:
         noises |= _replaced(program, operations, latents, count)
     generators = _generators(seed, count)
+    separate = [generator.separate() for generator in generators]
     is_list = isinstance(seed, Sequence)
     for op in operations:
         times, *shape = _rows_and_shape(program, op)
@@ -240,7 +241,8 @@ def _noises(
         if 1 < rows < count:
             what = f"{count} images of {rows} rows of {' and '.join(op.operands())}, with noise for each row"
             raise RequestError(what, fix=REPEAT)
-        used = generators if op.attr("each", False) else generators[:rows]
+        sources = separate if op.attr("separate", False) else generators
+        used = sources if op.attr("each", False) else sources[:rows]
         at_once = 1 if is_list else rows
         if times > 1 and at_once != program.batch:
             what = f"{program.name} has several rows of noise per image, and in which order for {at_once} is not known"
@@ -263,8 +265,8 @@ def _generators(seed: Seed, count: int) -> list[Generator]:
 def _replaced(
     program: Program, operations: Sequence[Op], latents: ArrayLike, count: int
 ) -> Mapping[str, NDArray[np.float32]]:
-    """Return the latents in the place of the first normal noise that has a row for each image."""
-    first = next((op for op in operations if not op.args and op.attr("kind") is None), None)
+    """Return the latents in the place of the first normal noise of the seed that has a row for each image."""
+    first = next((op for op in operations if not op.args and not {"kind", "separate"} & dict(op.attrs).keys()), None)
     if first is None:
         raise RequestError("this program has no noise that latents could replace", fix="leave latents out")
     times, *shape = _rows_and_shape(program, first)

@@ -35,8 +35,13 @@ class Generator:
     def __init__(self, seed: int) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not LOWEST <= seed <= HIGHEST:
             raise RequestError(f"seed is {seed!r}", fix="give an integer from -2**63 to 2**64 - 1")
+        self._seed = int(seed)
         self._engine = np.random.RandomState(int(seed) & 0xFFFFFFFF)
         self._cached: float | None = None
+
+    def separate(self) -> Generator:
+        """Return the generator of noise that a pipeline draws without one, of the complement of the seed in 64 bits."""
+        return Generator(~self._seed % 2**64)
 
     def values(
         self, shape: tuple[int, ...], dtype: str = "float32", *, kind: str = "normal", low: int = 0, high: int = 1

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-import torch
-
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Literal, Op, Program, Ref, Type
+from diffc.compiler.tracing.marked_generators import MarkedGenerator
 from diffc.compiler.tracing.recorder import GENERATOR
 
 IMAGES = 2
@@ -29,9 +28,13 @@ SEEDS = tuple(range(0xD1FFC, 0xD1FFC + IMAGES))
 Attributes = tuple[tuple[str, Literal], ...]
 
 
-def generators() -> list[torch.Generator]:
-    """Build a generator for each image of a trace."""
-    return [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
+MARKED = tuple(MarkedGenerator(seed) for seed in SEEDS)
+"""A generator for each of these images. All traces share them: a component that is handed one is called alike."""
+
+
+def generators() -> list[MarkedGenerator]:
+    """Return a generator for each image of a trace."""
+    return list(MARKED)
 
 
 def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[bool], Program]) -> list[Program]:

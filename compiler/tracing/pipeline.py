@@ -21,6 +21,7 @@ from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.component_run import ComponentRuns
 from diffc.compiler.tracing.crossed_rows import refuse_crossed_rows
 from diffc.compiler.tracing.image_form import AsImage, check_rows, image_form
+from diffc.compiler.tracing.marked_generators import with_separate_noise
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
 from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.pipeline_inputs import (
@@ -140,7 +141,8 @@ def _programs(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[
         seeded = {GENERATOR: generators()} if one_generator_each else {}
         return _trace(pipeline, replace(sampling, batch=1), {}, facts, rows, {**several, **seeded})
 
-    return with_rows_of_noise(programs, retrace) if counts else programs
+    programs = with_rows_of_noise(programs, retrace) if counts else programs
+    return [with_separate_noise(program) for program in programs]
 
 
 def _first(
@@ -249,6 +251,8 @@ def _trace(
     inputs: dict[str, RequestInput] = {text: Text(sampling.batch) for text in texts}
     fixed: dict[str, Any] = {"num_inference_steps": facts.steps, "output_type": "np", "return_dict": False}
     inputs |= requested_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
+    if GENERATOR in parameters:
+        fixed[GENERATOR] = generators()[0]
     if sampling.size is not None and {"width", "height"} <= parameters.keys():
         fixed |= {"width": sampling.size[0], "height": sampling.size[1]}
     if sampling.strength is not None:
@@ -275,7 +279,7 @@ def _trace(
             tokenizers=tokenizers,
             name=program_name(facts, says_size=sampling.says_size),
             on_step="on_step" if takes_callback else None,
-            seeds=SEEDS if GENERATOR in overrides else (),
+            seeds=SEEDS,
         )
         check_finite(program)
         if fixed.get(STRENGTH) is not None and takes_callback and all(op.operator != "step" for op in program.ops):

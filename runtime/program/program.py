@@ -33,6 +33,7 @@ programs that a runtime refuses: with operators of ATen such as ``aten.mul.Tenso
     ids = tokenize(t, tokenizer="tokenizer", length=77, pad=0, count="L0")   L0 is how many tokens the text has
     n = noise()                                the next sample of the seed's normal distribution, in program order
     n = noise(kind="integers", low=0, high=9)  the next values of another distribution; `NOISE_KINDS` lists them
+    n = noise(separate=true)                   noise of a generator apart, which shifts no other noise of the seed
     x = linear(a, b; 0.5, guidance_scale)      0.5·a + guidance_scale·b; one coefficient more is a constant term
     u, c = split(y, axis=0)                    equal parts
     y = concat(u, c, axis=0)

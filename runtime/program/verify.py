@@ -295,7 +295,7 @@ class _Verifier:
         kind = op.attr("kind", "normal")
         dtypes = NOISE_KINDS.get(kind, ()) if isinstance(kind, str) else ()
         limits = ("low", "high") if kind == "integers" else ()
-        self.takes(op, args=len(op.args), attrs=("each", "kind", *limits), results=(1,))
+        self.takes(op, args=len(op.args), attrs=("each", "kind", "separate", *limits), results=(1,))
         self.need(bool(dtypes) and op.attr("kind") != "normal", f"kind is none of {', '.join(list(NOISE_KINDS)[1:])}")
         self.need(op.results[0].type.dtype in dtypes, f"noise is sampled in {' or '.join(dtypes)}")
         low, high = (op.attr(limit) for limit in limits) if limits else (0, 1)
@@ -305,7 +305,8 @@ class _Verifier:
         rows = {item.name for item in (*self.program.texts, *self.program.arrays)}
         follows = all(isinstance(item, Ref) and item.name in rows for item in op.args)
         self.need(follows, "noise follows the rows of texts and arrays of the request only")
-        self.need(op.attr("each", True) is True, "each is true, or left out")
+        for key in ("each", "separate"):
+            self.need(op.attr(key, True) is True, f"{key} is true, or left out")
         self.need(
             bool(op.args) or op.attr("each") is None, "noise that follows no input has a row for each image already"
         )

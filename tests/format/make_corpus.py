@@ -19,6 +19,7 @@ from PIL import Image
 from tests.format.array_cases import array_cases
 from tests.format.authoring import FOLDER, write_case
 from tests.format.length_cases import length_cases, length_texts
+from tests.format.noise_cases import noise_cases
 from tests.format.opening_cases import opening_cases
 from tests.format.operation_cases import operation_cases
 from tests.format.program_cases import program_cases
@@ -148,7 +149,7 @@ def modes(colours: np.ndarray) -> Iterator[tuple[str, Image.Image, np.ndarray]]:
 def write_bundles() -> None:
     """Write every bundle and its requests."""
     fresh("bundles")
-    for case in (*request_cases(), *array_cases(), *operation_cases(), *length_cases()):
+    for case in (*request_cases(), *noise_cases(), *array_cases(), *operation_cases(), *length_cases()):
         write_case(case, FOLDER / "bundles")
 
 

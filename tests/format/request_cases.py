@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from tests.format.authoring import Array, Case, Request, Step, last, noise
 from tests.runtime.conftest import (
@@ -34,9 +33,6 @@ def request_cases() -> Iterator[Case]:
         texts(),
         text_operations(),
         sizes(),
-        small_noise(),
-        kinds_of_noise(),
-        both_branches(),
         several_rows(),
         steps(),
         stages(),
@@ -289,88 +285,6 @@ def sizes() -> Case:
         Request("three edges", {"size": [6, 4, 1]}, refused="request"),
     ]
     return Case("sizes", programs, requests)
-
-
-def small_noise() -> Case:
-    """Draw fewer than 16 values, just 16, and numbers of values that are no multiple of 16, one after the other."""
-    text = """program p() {
-    a: float32[1, 3] = noise()
-    b: float32[1, 16] = noise()
-    c: float32[1, 1] = noise()
-    y: float32[1, 20] = concat(a, b, c, axis=1)
-    return y
-}
-"""
-
-    def result(seed: int, count: int) -> Array:
-        return np.concatenate(noise(seed, (count, 3), (count, 16), (count, 1)), axis=1)
-
-    requests = [
-        Request(f"{count} images", {"num_images": count, "seed": 3}, result(3, count)) for count in (1, 5, 7, 17)
-    ]
-    seeds = [11, 2**32 + 11, -1, 2**64 - 1]
-    each = np.concatenate([result(seed, 1) for seed in seeds])
-    requests.append(Request("seeds of 64 bits", {"num_images": 4, "seed": seeds}, each))
-    latents = np.arange(15, dtype=np.int64).reshape(5, 3)
-    rest = np.concatenate([latents, *noise(3, (5, 16), (5, 1))], axis=1)
-    requests.append(Request("latents are not drawn", {"num_images": 5, "seed": 3, "latents": latents}, rest))
-    return Case("small_noise", {"p": text}, requests)
-
-
-def kinds_of_noise() -> Case:
-    """Draw noise of every kind from one generator, between normal noises of fewer than 16 values."""
-    text = """program p() {
-    graph join(u: float32[1, 5], v: float64[1, 17], i: int64[1, 3], j: int64[1, 3]) -> (o: float32[1, 28])
-    a: float32[1, 1] = noise()
-    u: float32[1, 5] = noise(kind="uniform")
-    v: float64[1, 17] = noise(kind="uniform")
-    i: int64[1, 3] = noise(kind="integers", low=-2, high=9)
-    j: int64[1, 3] = noise(kind="integers", low=0, high=1099511627776)
-    e: float32[1, 19] = noise(kind="exponential")
-    b: float32[1, 1] = noise()
-    o: float32[1, 28] = join(u=u, v=v, i=i, j=j)
-    y: float32[1, 49] = concat(a, b, e, o, axis=1)
-    return y
-}
-"""
-    join = """g (float[1,5] u, double[1,17] v, int64[1,3] i, int64[1,3] j) => (float[1,28] o) {
-        w = Cast<to=1>(v) k = Cast<to=1>(i) l = Cast<to=1>(j) o = Concat<axis=1>(u, w, k, l) }"""
-
-    def result(seed: int, count: int) -> Array:
-        generator = torch.Generator("cpu").manual_seed(seed)
-        a = torch.randn(count, 1, generator=generator)
-        u = torch.rand(count, 5, generator=generator)
-        v = torch.rand(count, 17, generator=generator, dtype=torch.float64)
-        i, j = (torch.randint(low, high, (count, 3), generator=generator) for low, high in ((-2, 9), (0, 2**40)))
-        e = torch.empty(count, 19).exponential_(generator=generator)
-        b = torch.randn(count, 1, generator=generator)
-        return torch.cat([a, b, e, u, v.float(), i.float(), j.float()], 1).numpy()
-
-    each = np.concatenate([result(seed, 1) for seed in (3, 4)])
-    requests = [Request(f"{count} images", {"num_images": count, "seed": 3}, result(3, count)) for count in (1, 4)]
-    requests.append(Request("a seed for each", {"num_images": 2, "seed": [3, 4]}, each))
-    return Case("kinds_of_noise", {"p": text}, requests, {"join": join})
-
-
-def both_branches() -> Case:
-    """Draw noise with two rows for each image of a batch of two: all first rows, then all second rows."""
-    text = """program p() {
-    n: float32[4, 3, 1, 1] = noise()
-    u: float32[2, 3, 1, 1], v: float32[2, 3, 1, 1] = split(n, axis=0)
-    y: float32[2, 3, 1, 1] = linear(u, v; 1.0, 0.5)
-    return y
-}
-"""
-    [n] = noise(4, (4, 3, 1, 1))
-    latents = np.arange(12, dtype=np.float32).reshape(4, 3, 1, 1)
-    requests = [
-        Request("one batch", {"num_images": 2, "seed": 4}, last(n[:2] + 0.5 * n[2:])),
-        Request("latents", {"num_images": 2, "latents": latents, "seed": 0}, last(latents[:2] + 0.5 * latents[2:])),
-        Request("less than a batch", {"seed": 4}, refused="request"),
-        Request("more than a batch", {"num_images": 4, "seed": 4}, refused="request"),
-        Request("a seed for each image", {"num_images": 2, "seed": [1, 2]}, refused="request"),
-    ]
-    return Case("both_branches", {"p": text}, requests)
 
 
 def several_rows() -> Case:

@@ -7,7 +7,7 @@ import torch
 
 from tests.zoo import stable_diffusion as sd
 from tests.zoo import transformers as dit
-from tests.zoo.entry import SIZE, UNSEEDED, WIDTH, Entry, entry, photo, photo_mask, rebuilt
+from tests.zoo.entry import SIZE, WIDTH, Entry, entry, photo, photo_mask, rebuilt
 from tests.zoo.two_stages import kandinsky, kandinsky_of
 
 FROM_IMAGE = {"image": photo(), "control_image": photo(seed=2), "strength": 0.7, "num_inference_steps": 5}
@@ -155,13 +155,13 @@ def sd3_controlnet(**changes: Any) -> d.SD3ControlNetModel:
     return d.SD3ControlNetModel(**{name: config[name] for name in taken}, num_layers=1, **changes)
 
 
-@entry("StableDiffusion3ControlNetPipeline", wrong=UNSEEDED)
+@entry("StableDiffusion3ControlNetPipeline", refused="generates other noise than")
 def sd3_text_to_image() -> Entry:
     parts = {"controlnet": sd3_controlnet()}
     return rebuilt(d.StableDiffusion3ControlNetPipeline, dit.stable_diffusion_3(), parts=parts, control_image=photo())
 
 
-@entry("StableDiffusion3ControlNetInpaintingPipeline", wrong=UNSEEDED)
+@entry("StableDiffusion3ControlNetInpaintingPipeline")
 def sd3_inpaint() -> Entry:
     parts = {"controlnet": sd3_controlnet(extra_conditioning_channels=1)}
     images = {"control_image": photo(), "control_mask": photo_mask()}
@@ -206,7 +206,7 @@ def flux_inpaint() -> Entry:
     return flux_controlled(d.FluxControlNetInpaintPipeline, strength=0.7, num_inference_steps=5, **INPAINT)
 
 
-@entry("HunyuanDiTControlNetPipeline", wrong=UNSEEDED)
+@entry("HunyuanDiTControlNetPipeline", refused="generates other noise than")
 def hunyuan_dit() -> Entry:
     base = dit.hunyuan_dit()
     config = base.pipeline.transformer.config

@@ -24,10 +24,6 @@ SIZE = {"height": 16, "width": 16}
 WORDS = ("a", "red", "blue", "circle", "square")
 
 
-UNSEEDED = "the pipeline encodes its control image with noise of no generator: no seed decides it"
-"""Why no bundle samples what such a pipeline samples: diffusers itself samples another image each time."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """Hold a pipeline and the keyword arguments for one call of it; its texts and its guidance are among them."""

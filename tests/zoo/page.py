@@ -59,7 +59,8 @@ What becomes of {len(lines)} pipelines of diffusers {diffusers.__version__}: {co
 The tests assemble each from tiny random weights, save it, build it with `diffc build`, and sample
 {len(PROMPTS)} prompts (an empty one, five words, one longer than the maximum) at {len(SEEDS)} seeds each; the
 images of any two prompts differ by at least {PROMPTS_APART}. *Right*: the largest difference from what
-diffusers samples is at most 1e-3, in float32, relative to the largest value where that is above 1.
+diffusers samples is at most 1e-3, in float32, relative to the largest value where that is above 1;
+noise that a pipeline draws without its generator is fixed by `torch.manual_seed(~seed)` in diffusers.
 *Refused*: the build or the run ends with this message, and nothing is sampled. *Staged*: the share of
 the denoiser's parameters that depends on no latents, and can so leave the loop.
 

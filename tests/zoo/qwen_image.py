@@ -6,7 +6,7 @@ import diffusers as d
 import transformers as t
 
 from tests.zoo.components import amplified, flow, qwen_2_5
-from tests.zoo.entry import LENGTH, SIZE, UNSEEDED, WIDTH, Entry, entry, photo, photo_mask, texts, without
+from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, photo_mask, texts, without
 
 DENOISER: dict[str, Any] = {
     "in_channels": 16,
@@ -88,7 +88,7 @@ def editing(pipeline: type, image: Any) -> Entry:
     )
 
 
-@entry("QwenImageControlNetInpaintPipeline", wrong=UNSEEDED)
+@entry("QwenImageControlNetInpaintPipeline")
 def controlnet_inpaint() -> Entry:
     control = d.QwenImageControlNetModel(**DENOISER, extra_condition_channels=4)
     images = request(control_image=photo(), control_mask=photo_mask())

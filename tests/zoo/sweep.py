@@ -121,10 +121,14 @@ def prompts(entry: Entry) -> tuple[str, ...]:
 
 
 def sampled(entry: Entry, prompt: str, seed: int, request: Mapping[str, Any]) -> np.ndarray:
-    """Sample with diffusers, and return the first result as an array, channels last."""
+    """Sample with diffusers, and return the first result as an array, channels last.
+
+    Noise that the pipeline draws without the generator is that of the process, which is seeded as a bundle seeds it.
+    """
     changes: dict[str, Any] = {"prompt": prompt} if "prompt" in request else {}
     if "output_type" in request and request["output_type"] == "pt":
         changes["output_type"] = "np"
+    torch.manual_seed(~seed)
     result = entry.pipeline(**request | changes, return_dict=False, generator=torch.Generator("cpu").manual_seed(seed))
     return np.asarray(result[0] if isinstance(result, tuple) else result)
 

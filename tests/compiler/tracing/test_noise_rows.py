@@ -133,3 +133,7 @@ def test_the_trace_names_the_generators_of_the_images_and_refuses_others() -> No
         assert noise.attr("generator") == seed
     with pytest.raises(CaptureError, match="a generator of its own"):
         trace(draw(torch.Generator().manual_seed(3)), {}, {"prompt": Text()}, calls=ComponentCalls(), seeds=SEEDS)
+
+
+def test_all_traces_share_the_generators_that_components_are_handed() -> None:
+    assert list(map(repr, generators())) == list(map(repr, generators()))

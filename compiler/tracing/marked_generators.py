@@ -1,0 +1,53 @@
+"""Mark a pipeline's generator, to separate the noise that the pipeline draws with it from noise that it draws without.
+
+In diffusers the seed of the generator decides the one, and the state of the process the other. A program draws the
+other from a generator apart, so that it shifts nothing that the seed decides:
+
+    n0 = noise(image, separate=true)     vae.encode(image).latent_dist.sample()
+    n1 = noise()                         randn_tensor(shape, generator=generator)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from diffc.compiler.errors import CaptureError
+from diffc.compiler.ir.program import Op, Program
+from diffc.compiler.tracing.recorder import GENERATOR
+
+SEPARATE = "separate"
+"""The attribute of a noise of the generator apart."""
+
+
+class MarkedGenerator(torch.Generator):
+    """Stand for a generator of the request, whose seed only a recorder may read."""
+
+    def __new__(cls, seed: int) -> MarkedGenerator:
+        """Build the generator of a seed by which a trace tells it apart from others."""
+        generator = super().__new__(cls)
+        generator.manual_seed(seed)
+        return generator
+
+    def initial_seed(self) -> int:
+        """Raise `CaptureError`: what a pipeline computes from the seed of a trace is not that of a request."""
+        raise CaptureError("the seed of the generator is read", fix="compute noise with the generator itself")
+
+
+def with_separate_noise(program: Program) -> Program:
+    """Return a program of one marked generator, without its marks, whose noise of no generator is separate.
+
+    Noise stays as it is where none has the generator: it is all that the request's seed can decide.
+    """
+    is_marked = [op.attr(GENERATOR) is not None for op in program.ops if op.operator == "noise"]
+    is_mixed = any(is_marked) and not all(is_marked)
+    return replace(program, ops=tuple(_unmarked(op, is_mixed=is_mixed) for op in program.ops))
+
+
+def _unmarked(op: Op, *, is_mixed: bool) -> Op:
+    if op.operator != "noise":
+        return op
+    if is_mixed and op.attr(GENERATOR) is None:
+        return replace(op, attrs=(*op.attrs, (SEPARATE, True)))
+    return replace(op, attrs=tuple(attr for attr in op.attrs if attr[0] != GENERATOR))
