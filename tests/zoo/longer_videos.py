@@ -231,7 +231,7 @@ def karras() -> d.FlowMatchEulerDiscreteScheduler:
 # Latte, Allegro, EasyAnimate, Sana
 
 
-@entry("LattePipeline", refused="a text of 1 tokens, and this program takes 3 to 120")
+@entry("LattePipeline")
 def latte() -> Entry:
     transformer = d.LatteTransformer3DModel(
         num_attention_heads=2,
