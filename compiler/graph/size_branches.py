@@ -6,8 +6,7 @@ where it computes the same there, but for operators on tensors without elements:
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +22,6 @@ aten = torch.ops.aten
 SHAPED = (aten.slice.Tensor, aten.view.default, aten.reshape.default, aten.expand.default, aten.repeat.default)
 """Operators that return their first argument where the result has its shape."""
 
-ENDS = 16
-"""Of each size in a branch on several, as many of the least and of the most are tried."""
-
 COPIES = (aten.clone.default, aten.alias.default, aten.contiguous.default)
 
 Capture = Callable[[Sequence[torch.Tensor]], ExportedProgram]
@@ -35,46 +31,39 @@ Capture = Callable[[Sequence[torch.Tensor]], ExportedProgram]
 def need_every_branch(name: str, body: ExportedProgram, example: Sequence[torch.Tensor], capture: Capture) -> None:
     """Raise `CaptureError` where a graph computes something else than its module, which has branches on sizes.
 
-    For each branch, the first and the last sizes at which the module takes its other side are compared.
+    For each branch, the first and the last size at which the module takes its other side are compared.
     """
     ports = body.graph.find_nodes(op="placeholder")[-len(example) :]
-    for sizes in _other_sides(body, ports):
-        inputs = [_resized(tensor, port, sizes) for tensor, port in zip(example, ports, strict=True)]
+    for symbol, size in _other_sides(body, ports):
+        inputs = [_resized(tensor, port, symbol, size) for tensor, port in zip(example, ports, strict=True)]
         numbers = dict[str, int]()
         if _computation(body, inputs, numbers) != _computation(capture(inputs), inputs, numbers):
-            counts = " and ".join(map(str, sizes.values()))
-            what = f"{name} computes something else where a size that each request decides is {counts}"
+            what = f"{name} computes something else where a size that each request decides is {size}"
             fix = "compute the same for every number of tokens, without a branch on a size"
             raise CaptureError(what, where=f"the component {name}", fix=fix)
 
 
-def _other_sides(body: ExportedProgram, ports: Sequence[fx.Node]) -> list[dict[Any, int]]:
-    """Return values of open sizes, by their symbols, at which branches of the module take their other sides."""
+def _other_sides(body: ExportedProgram, ports: Sequence[fx.Node]) -> list[tuple[Any, int]]:
+    """Return values of open sizes, each with its symbol, at which branches of the module take their other sides."""
     sizes: list[Any] = [size for p in ports for size in p.meta["val"].shape if isinstance(size, torch.SymInt)]
-    spans = {s: body.range_constraints[s] for s in dict.fromkeys(s for n in sizes for s in n.node.expr.free_symbols)}
-    sides = list[dict[Any, int]]()
-    for guard in dict.fromkeys(guard.expr for guard in sizes[0].node.shape_env.guards) if sizes else ():
-        symbols = [symbol for symbol in spans if symbol in guard.free_symbols]
-        if symbols and guard.free_symbols == {*symbols} and not bound_sympy(guard, spans).is_singleton():
-            counts = itertools.product(*(_counts(spans[symbol], len(symbols)) for symbol in symbols))
-            assigned = (dict(zip(symbols, values, strict=True)) for values in counts)
-            differing = [values for values in assigned if not guard.subs(values)]
-            sides += [values for values in (*differing[:1], *differing[-1:]) if values not in sides]
-    return sides
+    sides = dict[tuple[Any, int], None]()
+    for symbol in dict.fromkeys(symbol for size in sizes for symbol in size.node.expr.free_symbols):
+        guards = dict.fromkeys(guard.expr for guard in sizes[0].node.shape_env.guards)
+        span = body.range_constraints[symbol]
+        for guard in (guard for guard in guards if guard.free_symbols == {symbol}):
+            if not bound_sympy(guard, {symbol: span}).is_singleton():
+                declared = range(int(span.lower), int(span.upper) + 1)
+                differing = [size for size in declared if not guard.subs(symbol, size)]
+                sides |= dict.fromkeys((symbol, size) for size in (*differing[:1], *differing[-1:]))
+    return list(sides)
 
 
-def _counts(span: Any, symbols: int) -> list[int]:
-    """Return all values of a size; for a branch on several sizes the least and the most of them."""
-    counts = range(int(span.lower), int(span.upper) + 1)
-    return list(counts if symbols == 1 else dict.fromkeys((*counts[:ENDS], *counts[-ENDS:])))
-
-
-def _resized(tensor: torch.Tensor, port: fx.Node, sizes: Mapping[Any, int]) -> torch.Tensor:
-    """Return zeros like a tensor of an example, where some sizes of the request are others."""
+def _resized(tensor: torch.Tensor, port: fx.Node, symbol: Any, size: int) -> torch.Tensor:
+    """Return zeros like a tensor of an example, where one size of the request is another."""
     shape = list(tensor.shape)
     for axis, declared in enumerate(port.meta["val"].shape):
-        if isinstance(declared, torch.SymInt) and not declared.node.expr.free_symbols.isdisjoint(sizes):
-            shape[axis] = int(declared.node.expr.subs(sizes))
+        if isinstance(declared, torch.SymInt) and symbol in declared.node.expr.free_symbols:
+            shape[axis] = int(declared.node.expr.subs(symbol, size))
     return torch.zeros(shape, dtype=tensor.dtype)
 
 

@@ -59,20 +59,3 @@ def test_a_branch_that_appends_no_rows_is_part_of_the_graph() -> None:
 def test_a_branch_that_computes_something_else_is_refused(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     with pytest.raises(CaptureError, match="rows computes something else where a size that each request decides is"):
         captured(function)
-
-
-@pytest.mark.parametrize(
-    "scale",
-    [lambda one, two: 2 if one + two > 12 else 1, lambda one, two: 1 if (one + 2 * two) % 3 else 2],
-)
-def test_a_branch_on_two_sizes_that_computes_something_else_is_refused(scale: Callable[[int, int], int]) -> None:
-    class Joint(nn.Module):
-        def forward(self, *rows: torch.Tensor) -> tuple[torch.Tensor]:
-            one, two = rows
-            return (scale(one.shape[0], two.shape[0]) * (one.mean(0) + two.mean(0)),)
-
-    sizes = [{0: Dim.DYNAMIC(min=LEAST, max=MOST)}] * 2
-    with pytest.raises(
-        CaptureError, match=r"joint computes something else where a size that each request decides is \d+ and"
-    ):
-        export("joint", Joint(), [torch.zeros(6, 2), torch.zeros(8, 2)], sizes=sizes)
