@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -102,7 +103,7 @@ class ComponentCalls:
         arguments = bind(original, args, kwargs)
         leaves, structure = pytree.tree_flatten(arguments)
         ports, tensors = tensor_ports(arguments)
-        static = tuple(type_of(leaf) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves)
+        static = tuple(type_of(leaf) if isinstance(leaf, torch.Tensor) else _text(leaf) for leaf in leaves)
         state = self.runs.state(module)
         key = (component, method, str(structure), state.key, static)
         run = self.runs.find(key)
@@ -282,6 +283,11 @@ def _export(signature: Signature) -> Graph:
         body = export(signature.name, call, example, layers=layers, sizes=sizes)
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
+
+
+def _text(leaf: Any) -> str:
+    """Return a text of an argument; the representation of a large array has but some of its elements."""
+    return repr((leaf.dtype, leaf.shape, leaf.tobytes()) if isinstance(leaf, np.ndarray) else leaf)
 
 
 @contextmanager

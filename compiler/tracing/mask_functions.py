@@ -47,19 +47,26 @@ def with_mask_functions(run: Callable[[], T]) -> T:
 class Shrinking:
     """Clear the pixels of masks [n, 1, H, W] that have a hole, a value other than 1, at one of the ``neighbours``.
 
-    With ``writes`` the function changes the masks that it is called with, and returns them.
+    With ``writes`` the function changes the masks that it is called with; with ``returns_argument`` it returns these.
     """
 
     function: FunctionType
     neighbours: frozenset[tuple[int, int]]
     writes: bool
+    returns_argument: bool
 
     def __call__(self, masks: Any) -> Any:
         """Record the function of a mask that only the run knows; call it with every other one."""
         if not isinstance(masks, Symbolic):
             return self.function(masks)
-        shrunk = self.shrunk(masks)
-        return masks.copy_(shrunk) if self.writes else shrunk
+        learned = _learned(self.function, tuple(masks.shape))
+        if learned is None:
+            what = f"{self.function.__name__} computes something else with masks {list(masks.shape)}"
+            raise CaptureError(what, fix="shrink masks of every size alike")
+        shrunk = learned.shrunk(masks)
+        if learned.writes:
+            masks.copy_(shrunk)
+        return masks if learned.returns_argument else shrunk
 
     def shrunk(self, masks: torch.Tensor) -> torch.Tensor:
         """Return what the function returns."""
@@ -93,20 +100,22 @@ def _learned(function: FunctionType, shape: Sequence[int]) -> Shrinking | None:
     try:
         with pipeline_errors():
             neighbours = _neighbours(function)
-            writes = set[bool]()
+            writes, returns_argument = set[bool](), set[bool]()
             random = torch.Generator().manual_seed(0)
             for share in SHARES:
                 holes = torch.rand(shape, generator=random)
                 masks = torch.where(torch.rand(shape, generator=random) < share, holes, 1.0)
                 expected, after = _called(function, masks)
-                if not torch.equal(expected, Shrinking(function, neighbours, False).shrunk(masks)):
+                returns_argument.add(expected.data_ptr() == after.data_ptr())
+                if not torch.equal(expected, Shrinking(function, neighbours, False, False).shrunk(masks)):
                     return None
                 if not torch.equal(expected, masks):
                     writes.add(torch.equal(after, expected))
                     writes.add(not torch.equal(after, masks))
     except CaptureError:
         return None
-    return Shrinking(function, neighbours, True in writes) if len(writes) == 1 else None
+    is_clear = len(writes) == 1 and len(returns_argument) == 1
+    return Shrinking(function, neighbours, True in writes, True in returns_argument) if is_clear else None
 
 
 def _neighbours(function: FunctionType) -> frozenset[tuple[int, int]]:

@@ -46,6 +46,21 @@ def test_calls_alike_share_a_graph_however_they_are_written() -> None:
     assert [port.type for port in (*signature.inputs, *signature.outputs)] == [Type("float32", (2, 3))] * 2
 
 
+class Scaled(nn.Module):
+    """Multiply by an element of an array."""
+
+    def forward(self, x: torch.Tensor, scales: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Return the product."""
+        return x * float(scales[1000])
+
+
+def test_calls_with_arrays_that_print_alike_are_told_apart() -> None:
+    calls, net, x, scales = ComponentCalls(), Scaled(), torch.zeros(2, 3), np.zeros((2, 2000))
+    scales[1, 1000] = 1
+    assert repr(scales[0]) == repr(scales[1])
+    assert [call(calls, net, x, scales=row) for row in scales] == ["net", "net_2"]
+
+
 class Cleared(Counted):
     """Clear a cache after each call: a new list, of equal contents."""
 

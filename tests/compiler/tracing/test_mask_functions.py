@@ -54,6 +54,7 @@ def test_a_function_that_shrinks_masks_is_recorded(name: str) -> None:
     def sampler(mask: Any) -> Any:
         mask = mask.clone()
         shrunk = globals()[name](mask)
+        shrunk *= 0.5
         return {"masks": torch.cat([shrunk, mask, torch.randn(2, 1, 6, 7)])}
 
     program = trace(sampler, {}, {"mask": Tensor(SHAPE)}, calls=ComponentCalls())
@@ -62,6 +63,20 @@ def test_a_function_that_shrinks_masks_is_recorded(name: str) -> None:
     torch.testing.assert_close(
         evaluate(program, {"mask": mask, "n0": noise})[0][:4], sampler(mask)["masks"][:4], rtol=0, atol=0
     )
+
+
+def shrinks_more_in_a_small_mask(masks: torch.Tensor) -> torch.Tensor:
+    return shrinks(masks) if masks.shape[-1] == SHAPE[-1] else shrinks(shrinks(masks))
+
+
+def test_a_function_that_shrinks_masks_of_another_size_otherwise_is_refused() -> None:
+    def sampler(mask: Any) -> Any:
+        whole = globals()["shrinks_more_in_a_small_mask"](mask.clone())
+        part = globals()["shrinks_more_in_a_small_mask"](mask[..., :5].clone())
+        return whole + part.sum() + torch.randn(2, 1, 6, 7)
+
+    with pytest.raises(CaptureError, match=r"computes something else with masks \[2, 1, 6, 5\]"):
+        trace(sampler, {}, {"mask": Tensor(SHAPE)}, calls=ComponentCalls())
 
 
 @pytest.mark.parametrize("name", ["shrinks_to_halves", "shrinks_one_row"])
