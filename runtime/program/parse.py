@@ -248,10 +248,12 @@ class Reader:
     def string(self) -> str:
         text = self.of_kind("string")
         try:
-            return str(json.loads(text))
+            string = str(json.loads(text))
+            string.encode()  # a surrogate without its pair has no UTF-8
         except ValueError as error:
             self.at -= 1
             raise self.fail("a string as JSON writes it") from error
+        return string
 
     def polynomial(self) -> Polynomial:
         total = self.term(negative=self.takes("-"))

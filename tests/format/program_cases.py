@@ -115,6 +115,7 @@ CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("a literal that is NaN", EXECUTABLE, "t=-1", "t=nan"),
     ("a literal that is infinite", EXECUTABLE, "t=-1", "t=-inf"),
     ("an escape that JSON lacks", REFUSED, '"words"', '"\\q"'),
+    ("half of a surrogate pair", REFUSED, '\\"{}\\"', "\\ud800{}"),
     ("a string with a tab", REFUSED, '\\"{}\\"', "\t{}"),
     ("a string over two lines", REFUSED, '\\"{}\\"', "\n{}"),
     ("a string with escapes", EXECUTABLE, '\\"{}\\"', "\\u00e9\\n\\ud83d\\ude00{}\\/"),
