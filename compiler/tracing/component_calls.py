@@ -26,6 +26,7 @@ from diffc.compiler.tracing import tiles
 from diffc.compiler.tracing.component_run import ComponentRuns, Computation, run_component
 from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
 from diffc.compiler.tracing.open_signatures import OpenCall, Span
+from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.returned_values import returned_tensors, tensors_of
 
 ENTRY_POINTS = ("forward", "encode", "decode")
@@ -300,7 +301,7 @@ def _misfit(component: str) -> Iterator[None]:
     except (DataDependentOutputException, DynamicOutputShapeException):
         raise
     except (RuntimeError, ValueError, TypeError) as error:
-        raise CaptureError(
+        raise PipelineRefusal(
             f"{component} does not fit its arguments in the pipeline: {first_line(error)}",
             fix="check that the configurations of the checkpoint's components belong together",
         ) from error

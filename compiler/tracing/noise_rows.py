@@ -11,8 +11,9 @@ the two images has a generator of its own, which shows what a list of seeds mean
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Literal, Op, Program, Ref, Type
@@ -25,8 +26,8 @@ IMAGES = 2
 SEEDS = tuple(range(0xD1FFC, 0xD1FFC + IMAGES))
 """The seeds of the generators of these images, by which a trace tells them apart."""
 
-Attributes = tuple[tuple[str, Literal], ...]
-
+Following = tuple[tuple[tuple[Ref, ...], tuple[tuple[str, Literal], ...]], ...]
+"""The arguments of each noise of a program, in order: the inputs that its rows follow, and attributes."""
 
 MARKED = tuple(MarkedGenerator(seed) for seed in SEEDS)
 """A generator for each of these images. All traces share them: a component that is handed one is called alike."""
@@ -37,48 +38,54 @@ def generators() -> list[MarkedGenerator]:
     return list(MARKED)
 
 
-def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[bool], Program]) -> list[Program]:
+def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[Program, bool], Program]) -> list[Program]:
     """Return programs of one request whose noises read the inputs that their rows follow.
 
-    ``retrace`` traces `IMAGES` images from one row of each input as the first program does, with a generator for each
-    image where its argument is true. Raises `CaptureError` where the noise of several images is not that of one, in
-    more rows, and where a program has noises that the first has not.
+    ``retrace`` traces `IMAGES` images from one row of each input as a program does, with a generator for each image
+    where its last argument is true. A program with the noises of an earlier one has its rows, and is not traced again.
+    Raises `CaptureError` where the noise of several images is not that of one, in more rows.
     """
-    first, *variants = programs
-    noises = _noises(first)
-    if not noises or not first.arrays:
-        return list(programs)
-    for variant in variants:
-        if [op.results for op in _noises(variant)] != [op.results for op in noises]:
-            what = f"{variant.name} generates other noise than {first.name}"
-            raise CaptureError(what, fix="use a pipeline whose noise does not depend on guidance")
-    if any(_rows(op) % first.batch for op in noises):
-        what = f"{first.name} generates the noise of each of {first.batch} images alone"
+    rows: dict[tuple[Type, ...], Following] = {}
+    for program in programs:
+        types = tuple(op.results[0].type for op in _noises(program))
+        if types not in rows:
+            rows[types] = _rows_followed(program, partial(retrace, program))
+    return [_following(program, rows[tuple(op.results[0].type for op in _noises(program))]) for program in programs]
+
+
+def _rows_followed(program: Program, retrace: Callable[[bool], Program]) -> Following:
+    """Return the arguments of each noise of a program, in order; none where all have a row for each image."""
+    noises = _noises(program)
+    if not noises or not program.arrays:
+        return ()
+    if any(_rows(op) % program.batch for op in noises):
+        what = f"{program.name} generates the noise of each of {program.batch} images alone"
         raise CaptureError(what, fix="build with --batch 1: the images are then sampled one by one")
     try:
         several = retrace(False)
     except CaptureError:
-        return list(programs)  # the pipeline samples one image of a request: there is no other order
-    times = [_rows(op) // first.batch for op in noises]
+        return ()  # the pipeline samples one image of a request: there is no other order
+    times = [_rows(op) // program.batch for op in noises]
     rows = [_rows(op) for op in _noises(several)]
     is_alike = list(map(_row, _noises(several))) == list(map(_row, noises))
     if not is_alike or any(row not in (n, n * IMAGES) for row, n in zip(rows, times, strict=True)):
-        what = f"{first.name} generates noise of {times} rows for one image, and of {rows} for {IMAGES}"
+        what = f"{program.name} generates noise of {times} rows for one image, and of {rows} for {IMAGES}"
         raise CaptureError(what, fix="use a pipeline that generates the noise of all its images at once")
-    if several.rows < IMAGES * first.rows // first.batch:
-        return list(programs)  # the same, where it ignores how many are requested
+    if several.rows < IMAGES * program.rows // program.batch:
+        return ()  # the same, where it ignores how many are requested
     is_repeated = [row == n for row, n in zip(rows, times, strict=True)]
     if not any(is_repeated):
-        return list(programs)
-    following = [
+        return ()
+    return tuple(
         (_followed(several, op), (("each", True),) if each else ()) if repeated else ((), ())
         for op, repeated, each in zip(_noises(several), is_repeated, _each(retrace, is_repeated), strict=True)
-    ]
-    return [_following(program, following) for program in programs]
+    )
 
 
-def _following(program: Program, following: Iterable[tuple[tuple[Ref, ...], Attributes]]) -> Program:
-    """Return the program with arguments for each of its noises, in order."""
+def _following(program: Program, following: Following) -> Program:
+    """Return the program with arguments for each of its noises, in order; without any as it is."""
+    if not following:
+        return program
     arguments, ops = iter(following), list[Op]()
     for op in program.ops:
         args, attrs = next(arguments) if op.operator == "noise" else (op.args, ())

@@ -133,13 +133,15 @@ def _programs(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[
     if any(item.name == NEGATIVE for item in first.inputs):
         programs += _without_negative(pipeline, sampling, scales, facts, calls)
     if off:
-        programs.append(_trace(pipeline, sampling, scales | off, replace(facts, variant=UNGUIDED), calls))
+        programs += _unguided(pipeline, sampling, scales | off, facts, calls)
     counts = [name for name in COUNTS if name in _parameters(pipeline)]
     several, rows = {**scales, **dict.fromkeys(counts[:1], IMAGES)}, ComponentCalls(calls.runs)
 
-    def retrace(one_generator_each: bool) -> Program:
+    def retrace(program: Program, one_generator_each: bool) -> Program:
+        changes = {UNGUIDED: off, NO_NEGATIVE: _absent(pipeline)}
+        variant = changes.get(program.facts.variant, {}) if program.facts else {}
         seeded = {GENERATOR: generators()} if one_generator_each else {}
-        return _trace(pipeline, replace(sampling, batch=1), {}, facts, rows, {**several, **seeded})
+        return _trace(pipeline, replace(sampling, batch=1), {}, facts, rows, {**several, **variant, **seeded})
 
     programs = with_rows_of_noise(programs, retrace) if counts else programs
     return [with_separate_noise(program) for program in programs]
@@ -198,27 +200,44 @@ def _without_negative(
     pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts, calls: ComponentCalls
 ) -> list[Program]:
     """Trace the pipeline without a negative prompt where that differs from an empty one; warn where it refuses that."""
-    absent = {NEGATIVE: _parameters(pipeline)[NEGATIVE].default}
     try:
         if not _needs_negative(pipeline, sampling, scales, facts, calls.runs):
             return []
-        return [_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), calls, absent)]
+        return [_trace(pipeline, sampling, scales, replace(facts, variant=NO_NEGATIVE), calls, _absent(pipeline))]
     except PipelineRefusal:
         what = f"{type(pipeline).__name__} refuses a request without {NEGATIVE}: the bundle takes an empty one for it"
         warnings.warn(what, DiffcWarning, stacklevel=2)
         return []
 
 
+def _unguided(
+    pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts, calls: ComponentCalls
+) -> list[Program]:
+    """Trace the pipeline with scales that turn guidance off; warn where it refuses them."""
+    try:
+        return [_trace(pipeline, sampling, scales, replace(facts, variant=UNGUIDED), calls)]
+    except PipelineRefusal as error:
+        what = f"{type(pipeline).__name__} refuses a request without guidance, and so will the bundle: {error.what}"
+        warnings.warn(what, DiffcWarning, stacklevel=2)
+        return []
+
+
+def _absent(pipeline: Any) -> dict[str, Any]:
+    """Return the arguments of a request without a negative prompt; none where the pipeline takes no such prompt."""
+    parameters = _parameters(pipeline)
+    return {NEGATIVE: parameters[NEGATIVE].default} if NEGATIVE in parameters else {}
+
+
 def _needs_negative(
     pipeline: Any, sampling: Sampling, scales: Mapping[str, float], facts: Facts, runs: ComponentRuns
 ) -> bool:
     """Return whether the pipeline does something else without a negative prompt than with an empty one."""
-    absent, calls = _parameters(pipeline)[NEGATIVE].default, ComponentCalls(runs)
-    if absent == "":
+    absent, calls = _absent(pipeline), ComponentCalls(runs)
+    if absent[NEGATIVE] == "":
         return False
+    empty = {NEGATIVE: [""] * sampling.batch if sampling.takes_lists else ""}
     without_negative, with_empty = (
-        _trace(pipeline, sampling, {}, facts, calls, {**scales, NEGATIVE: negative})
-        for negative in (absent, [""] * sampling.batch if sampling.takes_lists else "")
+        _trace(pipeline, sampling, {}, facts, calls, {**scales, **negative}) for negative in (absent, empty)
     )
     return without_negative != with_empty
 

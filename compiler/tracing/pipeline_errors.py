@@ -26,8 +26,9 @@ def pipeline_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind = CaptureError
+        kind: type[CaptureError] = CaptureError
         if isinstance(error, CaptureError):
+            kind = PipelineRefusal if isinstance(error, PipelineRefusal) else CaptureError
             what, fix = error.what, error.fix
         elif type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
             what, fix = f"{error} reads the value of a symbolic tensor", None

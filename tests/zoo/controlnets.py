@@ -155,7 +155,7 @@ def sd3_controlnet(**changes: Any) -> d.SD3ControlNetModel:
     return d.SD3ControlNetModel(**{name: config[name] for name in taken}, num_layers=1, **changes)
 
 
-@entry("StableDiffusion3ControlNetPipeline", refused="generates other noise than")
+@entry("StableDiffusion3ControlNetPipeline")
 def sd3_text_to_image() -> Entry:
     parts = {"controlnet": sd3_controlnet()}
     return rebuilt(d.StableDiffusion3ControlNetPipeline, dit.stable_diffusion_3(), parts=parts, control_image=photo())
@@ -206,7 +206,7 @@ def flux_inpaint() -> Entry:
     return flux_controlled(d.FluxControlNetInpaintPipeline, strength=0.7, num_inference_steps=5, **INPAINT)
 
 
-@entry("HunyuanDiTControlNetPipeline", refused="generates other noise than")
+@entry("HunyuanDiTControlNetPipeline")
 def hunyuan_dit() -> Entry:
     base = dit.hunyuan_dit()
     config = base.pipeline.transformer.config

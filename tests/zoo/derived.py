@@ -95,7 +95,7 @@ def kandinsky_2_1_prior() -> Entry:
     return rebuilt(d.KandinskyPriorPipeline, kandinsky_prior())
 
 
-@entry("KandinskyV22PriorEmb2EmbPipeline", refused="_no_negative generates other noise than")
+@entry("KandinskyV22PriorEmb2EmbPipeline")
 def kandinsky_prior_image() -> Entry:
     request = FROM_IMAGE | {"strength": 0.5}
     return rebuilt(d.KandinskyV22PriorEmb2EmbPipeline, kandinsky_prior(), **request)

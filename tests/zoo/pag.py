@@ -98,7 +98,7 @@ def sana() -> Entry:
     return perturbed(d.SanaPAGPipeline, dit.sana())
 
 
-@entry("HunyuanDiTPAGPipeline", refused="transformer does not fit its arguments in the pipeline")
+@entry("HunyuanDiTPAGPipeline")
 def hunyuan_dit() -> Entry:
     return perturbed(d.HunyuanDiTPAGPipeline, dit.hunyuan_dit(), **SD)
 

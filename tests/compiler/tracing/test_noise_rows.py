@@ -52,13 +52,13 @@ def drawn(*seeds: str) -> Program:
 
 def rows(several: Program, by_generators: Program, *variants: Program) -> list[Program]:
     """Find the rows of the noises of one image."""
-    return with_rows_of_noise([ONE, *variants], lambda one_each: by_generators if one_each else several)
+    return with_rows_of_noise([ONE, *variants], lambda _, one_each: by_generators if one_each else several)
 
 
 def test_noise_of_each_image_alone_is_refused() -> None:
     two = parse(PROGRAM.format(a=1, b=2, c=2, of_a="", of_b="", of_c="").replace("[1]", "[2]").replace("e[1", "e[2"))
     with pytest.raises(CaptureError, match=r"p generates the noise of each of 2 images alone\n.*--batch 1"):
-        with_rows_of_noise([two], lambda _: two)
+        with_rows_of_noise([two], lambda *_: two)
 
 
 def test_noise_follows_what_it_is_combined_with_first() -> None:
@@ -84,19 +84,19 @@ def test_noise_whose_images_are_not_its_rows_is_refused() -> None:
     text = "program p(image: image[1, 3, 2, 2]) {{\n    {}\n    return image\n}}\n"
     one, several = (parse(text.format(draw)) for draw in draws)
     with pytest.raises(CaptureError, match=r"p generates noise of \[4\] rows for one image, and of \[4\] for 2"):
-        with_rows_of_noise([one], lambda _: several)
+        with_rows_of_noise([one], lambda *_: several)
 
 
 def test_a_pipeline_that_samples_one_image_only_is_left_alone() -> None:
-    def retrace(_: bool) -> Program:
+    def retrace(_: Program, __: bool) -> Program:
         raise CaptureError("one image only")
 
     assert with_rows_of_noise([ONE], retrace) == [ONE]
-    assert with_rows_of_noise([ONE], lambda _: ONE) == [ONE], "one that ignores how many are requested"
+    assert with_rows_of_noise([ONE], lambda *_: ONE) == [ONE], "one that ignores how many are requested"
 
 
 def test_a_pipeline_that_takes_one_generator_only_lets_each_seed_sample_its_image() -> None:
-    def retrace(one_each: bool) -> Program:
+    def retrace(_: Program, one_each: bool) -> Program:
         if one_each:
             raise CaptureError("one generator only")
         return program(1, IMAGES, IMAGES)
@@ -119,9 +119,18 @@ def test_noise_in_an_order_that_no_program_can_state_is_refused(
         rows(several, by_generators)
 
 
-def test_a_variant_with_other_noise_is_refused() -> None:
-    with pytest.raises(CaptureError, match="q generates other noise than p"):
-        rows(ONE, drawn(), parse("program q() {\n n: float32[1] = noise()\n return n\n}\n"))
+def test_a_program_with_other_noise_has_rows_of_its_own_and_one_with_the_same_those_of_the_first() -> None:
+    guided = program(2, 1, 1)
+    traced: list[Program] = []
+
+    def retrace(of: Program, one_each: bool) -> Program:
+        traced.append(of)
+        return drawn(FIRST, SECOND, FIRST, SECOND, FIRST) if one_each else program(of.noises[0].type.fixed[0], 2, 1)
+
+    alone, again, doubled = with_rows_of_noise([ONE, ONE, guided], retrace)
+    assert traced == [ONE, ONE, guided, guided], "one of two images, one of a generator each"
+    assert alone == again == program(1, 1, 1, of_a="image, each=true", of_c="image, mask_image")
+    assert doubled == program(2, 1, 1, of_a="image, each=true", of_c="image, mask_image")
 
 
 def test_the_trace_names_the_generators_of_the_images_and_refuses_others() -> None:

@@ -182,6 +182,21 @@ def test_a_pipeline_that_refuses_no_negative_prompt_is_built_with_a_warning() ->
     assert [item.name for item in program.inputs] == ["negative_prompt"]
 
 
+def test_a_pipeline_that_refuses_to_run_without_guidance_is_built_with_a_warning() -> None:
+    class Guided(Pipeline):
+        def __call__(self, guidance_scale: float = 4.0, **request: Any) -> tuple[torch.Tensor]:  # type: ignore[override]
+            narrow = guidance_scale <= 1
+            (image,) = super().__call__(guidance_scale=guidance_scale, **request)
+            return (self.components["model"](image[:, :2] if narrow else image),)
+
+    Guided.__call__.__signature__ = inspect.signature(Pipeline.__call__)  # type: ignore[attr-defined]
+    with pytest.warns(
+        DiffcWarning, match="Guided refuses a request without guidance, and so will .*: model does not fit"
+    ):
+        (program,) = traced(Guided())
+    assert program.guards == (Guard("guidance_scale", ">", 1.0),)
+
+
 class OneText(Negative):
     """Refuse a list of texts, in code that is not the scheduler's."""
 
