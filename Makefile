@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 MODEL   := examples/models/shapes-unet.safetensors
 PROMPT  := a red circle left of a blue square
 
-.PHONY: demo test test-slow test-zoo zoo-page fuzz kill-test check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages clean
+.PHONY: demo test test-slow test-zoo zoo-page fuzz kill-test check format bench bench-build bench-cache bench-unet caching engines quantization techniques stages whole-models bench-whole clean
 
 # Compile the small trained model, sample one image with the bundle, and print where it is.
 demo: $(VENV)/compiler.stamp
@@ -83,9 +83,17 @@ bench-cache: $(VENV)/compiler.stamp
 stages: $(VENV)/compiler.stamp
 	$(OFFLINE) $(BIN)/python -m benchmarks.stages
 
+# Slow: traces, captures and stages whole models without weights, and writes docs/measured/whole_models.md.
+whole-models: $(VENV)/compiler.stamp
+	$(OFFLINE) $(BIN)/python -m benchmarks.whole_models
+
+# Very slow: writes FLUX.2-klein-4B with random weights below build/bench, builds it and samples. It needs 35 GB of disk.
+bench-whole: $(VENV)/compiler.stamp
+	$(OFFLINE) $(BIN)/python -m benchmarks.full_size_build
+
 # Very slow: writes SD 1.5- and FLUX.1-sized checkpoints (29 GB) below build/bench and builds each. It needs 60 GB of disk.
 bench-build: $(VENV)/compiler.stamp
-	$(OFFLINE) $(BIN)/python benchmarks/build.py
+	$(OFFLINE) $(BIN)/python -m benchmarks.build
 
 check: $(VENV)/dev.stamp .mypy/stamp
 	$(BIN)/ruff format --check $(SOURCES)

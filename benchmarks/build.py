@@ -19,16 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers as d
 import torch
-import transformers as t
-from accelerate import init_empty_weights
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from tokenizers.pre_tokenizers import ByteLevel
-from torch import nn
+
+from benchmarks.checkpoints import flux, sd15, write
 
 ROOT = Path(__file__).parent.parent
-SLICE = 1 << 24
 
 MEASURED = """
 import importlib, json, sys, time
@@ -78,62 +73,6 @@ for name, (module, example) in parts.items():
 # Checkpoints
 
 
-def tokenizer() -> t.CLIPTokenizer:
-    """Make a byte-level BPE that knows every byte."""
-    alphabet = sorted(ByteLevel.alphabet())
-    pieces = [*alphabet, *(f"{byte}</w>" for byte in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    return t.CLIPTokenizer(vocab={piece: n for n, piece in enumerate(pieces)}, merges=[], model_max_length=77)
-
-
-def clip() -> t.CLIPTextModel:
-    """Make the text encoder of CLIP ViT-L/14."""
-    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    special = {"bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
-    return t.CLIPTextModel(t.CLIPTextConfig(vocab_size=49408, hidden_act="quick_gelu", **sizes, **special))
-
-
-def autoencoder(**changes: Any) -> d.AutoencoderKL:
-    """Make the autoencoder of Stable Diffusion."""
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    shape = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
-    return d.AutoencoderKL(**blocks | shape | changes)
-
-
-def sd15() -> tuple[type, dict[str, Any], torch.dtype]:
-    """Describe Stable Diffusion 1.5: 1.07 billion weights in float32."""
-    unet = d.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    scheduler = d.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, **betas)
-    components = {"vae": autoencoder(), "text_encoder": clip(), "tokenizer": tokenizer(), "unet": unet}
-    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return d.StableDiffusionPipeline, {**components, "scheduler": scheduler, **absent}, torch.float32
-
-
-def flux(blocks: int = 19, single_blocks: int = 38) -> tuple[type, dict[str, Any], torch.dtype]:
-    """Describe FLUX.1-dev: 11.9 billion weights in bfloat16. Its second text encoder has one layer here, not 24."""
-    transformer = d.FluxTransformer2DModel(num_layers=blocks, num_single_layers=single_blocks, guidance_embeds=True)
-    t5 = t.T5Config(
-        vocab_size=32128,
-        d_model=4096,
-        d_ff=10240,
-        d_kv=64,
-        num_heads=64,
-        num_layers=1,
-        feed_forward_proj="gated-gelu",
-    )
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((chr(c), -5.0) for c in range(97, 123))]
-    components = {
-        "scheduler": d.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        "vae": autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159),
-        "text_encoder": clip(),
-        "tokenizer": tokenizer(),
-        "text_encoder_2": t.T5EncoderModel(t5),
-        "tokenizer_2": t.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512),
-        "transformer": transformer,
-    }
-    return d.FluxPipeline, components, torch.bfloat16
-
-
 @dataclass(frozen=True)
 class Model:
     """Describe how a checkpoint is made, its target, and whether the baseline fits into 24 GB of memory."""
@@ -149,63 +88,6 @@ MODELS = {
     "flux-quarter": Model("FLUX.1-dev, a quarter of its blocks", lambda: flux(5, 9), "ort-bf16"),
     "flux": Model("FLUX.1-dev", flux, "ort-bf16"),
 }
-
-
-def write(folder: Path, describe: Callable[[], tuple[type, dict[str, Any], torch.dtype]]) -> None:
-    """Write a checkpoint's folder; no more than a slice of its weights is ever in memory."""
-    with init_empty_weights(include_buffers=False):
-        pipeline_class, components, dtype = describe()
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    index: dict[str, Any] = {"_class_name": pipeline_class.__name__, "_diffusers_version": d.__version__}
-    for name, component in components.items():
-        if component is None or isinstance(component, bool):
-            index[name] = [None, None] if component is None else component
-            continue
-        index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
-        if isinstance(component, nn.Module):
-            (partial / name).mkdir(parents=True)
-            save_config = component.config.save_pretrained if isinstance(component, t.PreTrainedModel) else None
-            (save_config or component.save_config)(partial / name)
-            file = "model.safetensors" if save_config else SAFETENSORS_WEIGHTS_NAME
-            _write_weights(component, dtype, partial / name / file)
-        else:
-            component.save_pretrained(partial / name)
-    (partial / "model_index.json").write_text(json.dumps(index))
-    partial.rename(folder)
-
-
-def _write_weights(module: nn.Module, dtype: torch.dtype, path: Path) -> None:
-    """Write the safetensors format by hand: a length, a header of JSON, and the numbers."""
-    tensors = {key: (tensor, dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in _owned(module)}
-    named = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for key, (tensor, kind) in tensors.items():
-        start, end = end, end + tensor.numel() * kind.itemsize
-        header[key] = {"dtype": named[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    numbers = torch.randn(2 * SLICE, generator=torch.Generator().manual_seed(0)) * 0.02
-    typed = {kind: numbers.to(kind).view(torch.uint8).numpy().data for _, kind in tensors.values()}
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for place, (tensor, kind) in enumerate(tensors.values()):
-            if not tensor.is_floating_point():
-                file.write(tensor.numpy().tobytes())
-                continue
-            for left in range(tensor.numel(), 0, -SLICE):
-                start = (place * 4099 + left) % SLICE * kind.itemsize
-                file.write(typed[kind][start : start + min(left, SLICE) * kind.itemsize])
-
-
-def _owned(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each tensor of a module once, tied ones under their first name."""
-    seen = set[int]()
-    for key, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield key, tensor
 
 
 # Measurements

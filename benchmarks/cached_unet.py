@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.build import MODELS, ROOT, write
+from benchmarks.build import MODELS, ROOT
+from benchmarks.checkpoints import write
 from diffc.runtime import load
 from diffc.runtime.interpreter import Interpreter
 from diffc.runtime.memory import peak_bytes

@@ -23,7 +23,8 @@ import diffusers as d
 import torch
 import transformers as t
 
-from benchmarks.build import ROOT, autoencoder, sd15, tokenizer, vanishing, write
+from benchmarks.build import ROOT, vanishing
+from benchmarks.checkpoints import autoencoder, sd15, tokenizer, write
 
 PAGE = ROOT / "docs" / "measured" / "engines.md"
 PROMPT = "a red circle left of a blue square\n"

@@ -10,7 +10,7 @@ import argparse
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from diffc.compiler.analysis.stages import NAMES
 from diffc.compiler.analysis.work import work_of_graph
 from diffc.compiler.graph.body import needed
 from diffc.compiler.graph.export import export, type_of
+from diffc.compiler.graph.symbolic import elements
 from diffc.compiler.ir.program import Graph, Input, Literal, Op, Program, Ref, Value
 
 STEPS = 20
@@ -65,6 +66,23 @@ class Called(nn.Module):
         return self.denoiser(**arguments, **self.fixed, return_dict=False)[0]
 
 
+def sdxl_unet(**changes: Any) -> nn.Module:
+    """Make the denoiser of SDXL, and of models that changed its text encoder."""
+    return diffusers.UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(5, 10, 20),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        transformer_layers_per_block=(1, 2, 10),
+        cross_attention_dim=2048,
+        **changes,
+    )
+
+
 MODELS = {
     "SD 1.5": Model(
         lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
@@ -74,19 +92,7 @@ MODELS = {
         why="the time projections of every block, and the keys and values of the text",
     ),
     "SDXL": Model(
-        lambda: diffusers.UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(5, 10, 20),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            transformer_layers_per_block=(1, 2, 10),
-            projection_class_embeddings_input_dim=2816,
-            cross_attention_dim=2048,
-        ),
+        lambda: sdxl_unet(projection_class_embeddings_input_dim=2816),
         {"sample": (2, 4, 128, 128)},
         {
             "encoder_hidden_states": (2, 77, 2048),
@@ -95,6 +101,19 @@ MODELS = {
         },
         (),
         why="the keys and values of the text in 70 blocks",
+    ),
+    "Kolors": Model(
+        lambda: sdxl_unet(
+            projection_class_embeddings_input_dim=5632, encoder_hid_dim=4096, encoder_hid_dim_type="text_proj"
+        ),
+        {"sample": (2, 4, 128, 128)},
+        {
+            "encoder_hidden_states": (2, 256, 4096),
+            "added_cond_kwargs__text_embeds": (2, 4096),
+            "added_cond_kwargs__time_ids": (2, 6),
+        },
+        (),
+        why="the text's projection, and the keys and values of the text in 70 blocks",
     ),
     "PixArt-Σ": Model(
         lambda: diffusers.PixArtTransformer2DModel(
@@ -211,7 +230,14 @@ def row(name: str, model: Model) -> str:
     """Measure one model."""
     start = time.monotonic()
     graph, loop = program(model)
-    cut = Cut.of(graph, [loop])
+    cells = [name, *shares(graph, [loop]), model.why]
+    print(f"{time.monotonic() - start:6.1f} s  {name}", flush=True)
+    return f"| {' | '.join(cells)} |"
+
+
+def shares(graph: Graph, loops: Sequence[Program]) -> list[str]:
+    """Return the cells that say how much of a denoiser leaves the loops that call it, and what remains of it."""
+    cut = Cut.of(graph, loops)
     weights = set(cut.body.graph.find_nodes(op="get_attr"))
     parameters = {p for p, _ in cut.body.named_parameters()}
     hoisted = [node for nodes in cut.hoisted.values() for node in nodes]
@@ -220,21 +246,16 @@ def row(name: str, model: Model) -> str:
     left = sum(node.meta["val"].numel() for node in weights & late if node.target in parameters)
     work = work_of_graph(graph, cut.ports)
     calls = sum(work.multiply_adds.values())
-    shares = [f"{work.parameters[stage] / total:.1%}" for stage in NAMES[:3]]
-    sizes = {stage: sum(n.meta["val"].numel() for n in nodes) * 4 for stage, nodes in cut.hoisted.items()}
-    run = sizes["request"] + STEPS * sizes["request_step"]
-    cells = [
-        name,
+    sizes = {stage: sum(elements(n.meta["val"]) for n in nodes) * 4 for stage, nodes in cut.hoisted.items()}
+    steps = len(cut.rows)
+    return [
         f"{total / 1e9:.2f} B",
-        *shares,
+        *(f"{work.parameters[stage] / total:.1%}" for stage in NAMES[:3]),
         f"**{1 - left / total:.1%}**",
         f"{1 - work.multiply_adds['latent'] / calls:.2%}",
-        f"{(sizes['build'] + STEPS * sizes['step']) / 1e6:.1f} MB",
-        f"{run / 1e6:.1f} MB",
-        model.why,
+        f"{(sizes['build'] + steps * sizes['step']) / 1e6:.1f} MB",
+        f"{(sizes['request'] + steps * sizes['request_step']) / 1e6:.1f} MB",
     ]
-    print(f"{time.monotonic() - start:6.1f} s  {name}: {1 - left / total:.1%} leave the loop", flush=True)
-    return f"| {' | '.join(cells)} |"
 
 
 HEAD = f"""# What leaves the loop

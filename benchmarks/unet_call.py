@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.build import MODELS, ROOT, write
+from benchmarks.build import MODELS, ROOT
+from benchmarks.checkpoints import write
 from diffc.compiler.metrics import sqnr
 from diffc.runtime.bundle.open import open_bundle
 from diffc.runtime.interpreter import Interpreter
