@@ -1,4 +1,4 @@
-"""Refuse programs of several images in which a row of one given image reaches other images than its own.
+"""Find which rows reach which images of a program; refuse those in which rows of a given image reach other images.
 
 An execution fills its batch with images of any requests, so each must depend on its own rows alone. Some pipelines
 combine all the images that they are given, as one condition of every image.
@@ -34,21 +34,52 @@ def refuse_crossed_rows(program: Program) -> None:
     if program.batch == 1 or program.lengths or not program.arrays:
         return
     random = torch.Generator().manual_seed(0)
-    values = {table.name: torch.as_tensor(table.data) for table in program.tables}
+    values = _constants(program) | _noises(program)
     values |= {item.name: torch.rand(item.type.fixed, generator=random) for item in program.arrays}
-    for op in (op for op in program.ops if op.operator == "noise"):
-        values[op.results[0].name] = torch.from_numpy(sampled(op, Generator(0), op.results[0].type.fixed))
-    before = _first_image(program, values)
+    before = _output(program, values)[0]
     for item in program.arrays:
         moved = values[item.name].clone()
         moved[1:] = torch.rand(moved[1:].shape, generator=random)
-        change = (_first_image(program, values | {item.name: moved}) - before).abs().max()
+        change = (_output(program, values | {item.name: moved})[0] - before).abs().max()
         if not change <= CHANGE:  # NaN shows nothing
             what = f"every image of {program.name} depends on all rows of {item.name}"
             raise CaptureError(what, fix="build with --batch 1: the images are then sampled one by one")
 
 
-def _first_image(program: Program, values: Values) -> torch.Tensor:
+def moves_last_image(program: Program, images: int) -> list[bool]:
+    """Return for each noise of a program without arrays whether its last row changes the last of its images.
+
+    False is certain. It is True for noise of several rows for an image, for integers, and for a program that cannot be
+    run on random values, as where a mask selects rows.
+    """
+    values = _noises(program)
+    smooth = {name: noise.requires_grad_() for name, noise in values.items() if noise.is_floating_point()}
+    with torch.enable_grad():
+        try:
+            output = _output(program, _constants(program) | values)
+        except (RuntimeError, IndexError):
+            return [True] * len(values)
+        last = output[-max(1, len(output) // images) :]
+        factors = torch.rand(last.shape, generator=torch.Generator().manual_seed(0))
+        mixed = (factors * last).sum() + sum(0.0 * noise.sum() for noise in smooth.values())
+    gradients = dict(zip(smooth, torch.autograd.grad(mixed, [*smooth.values()]), strict=True)) if smooth else {}
+    return [
+        len(noise) != images or name not in gradients or bool((gradients[name][-1] != 0).any())
+        for name, noise in values.items()
+    ]
+
+
+def _constants(program: Program) -> Values:
+    return {table.name: torch.as_tensor(table.data) for table in program.tables}
+
+
+def _noises(program: Program) -> Values:
+    """Return values for the noises of a program, by name."""
+    noises = (op for op in program.ops if op.operator == "noise")
+    return {op.results[0].name: torch.from_numpy(sampled(op, Generator(0), op.results[0].type.fixed)) for op in noises}
+
+
+def _output(program: Program, values: Values) -> torch.Tensor:
     values = dict(values)
     scalars = {item.name: item.default for item in program.inputs if item.default is not None}
     for op in (op for op in program.ops if op.operator not in TEXT_OPERATORS):
@@ -57,7 +88,7 @@ def _first_image(program: Program, values: Values) -> torch.Tensor:
         else:
             results = [values[v.name] if v.name in values else _mixed(op, v, values) for v in op.results]
         values |= {value.name: tensor for value, tensor in zip(op.results, results, strict=False)}
-    return values[program.outputs[0]][0].double()
+    return values[program.outputs[0]].double()
 
 
 def _mixed(op: Op, value: Value, values: Values) -> torch.Tensor:

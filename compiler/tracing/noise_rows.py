@@ -45,29 +45,36 @@ def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[Program, 
     where its last argument is true. A program with the noises of an earlier one has its rows, and is not traced again.
     Raises `CaptureError` where the noise of several images is not that of one, in more rows.
     """
-    rows: dict[tuple[Type, ...], Following] = {}
+    return with_operands(programs, lambda program: _rows_followed(program, partial(retrace, program)))
+
+
+def with_operands(programs: Sequence[Program], following: Callable[[Program], Following]) -> list[Program]:
+    """Return programs whose noises have the arguments that ``following`` returns, once for programs of equal noises."""
+    arguments: dict[tuple[Type, ...], Following] = {}
     for program in programs:
-        types = tuple(op.results[0].type for op in _noises(program))
-        if types not in rows:
-            rows[types] = _rows_followed(program, partial(retrace, program))
-    return [_following(program, rows[tuple(op.results[0].type for op in _noises(program))]) for program in programs]
+        types = tuple(op.results[0].type for op in noises_of(program))
+        if types not in arguments:
+            arguments[types] = following(program)
+    return [
+        _following(program, arguments[tuple(op.results[0].type for op in noises_of(program))]) for program in programs
+    ]
 
 
 def _rows_followed(program: Program, retrace: Callable[[bool], Program]) -> Following:
     """Return the arguments of each noise of a program, in order; none where all have a row for each image."""
-    noises = _noises(program)
+    noises = noises_of(program)
     if not noises or not program.arrays:
         return ()
-    if any(_rows(op) % program.batch for op in noises):
+    if any(rows_of(op) % program.batch for op in noises):
         what = f"{program.name} generates the noise of each of {program.batch} images alone"
         raise CaptureError(what, fix="build with --batch 1: the images are then sampled one by one")
     try:
         several = retrace(False)
     except CaptureError:
         return ()  # the pipeline samples one image of a request: there is no other order
-    times = [_rows(op) // program.batch for op in noises]
-    rows = [_rows(op) for op in _noises(several)]
-    is_alike = list(map(_row, _noises(several))) == list(map(_row, noises))
+    times = [rows_of(op) // program.batch for op in noises]
+    rows = [rows_of(op) for op in noises_of(several)]
+    is_alike = list(map(row_of, noises_of(several))) == list(map(row_of, noises))
     if not is_alike or any(row not in (n, n * IMAGES) for row, n in zip(rows, times, strict=True)):
         what = f"{program.name} generates noise of {times} rows for one image, and of {rows} for {IMAGES}"
         raise CaptureError(what, fix="use a pipeline that generates the noise of all its images at once")
@@ -78,7 +85,7 @@ def _rows_followed(program: Program, retrace: Callable[[bool], Program]) -> Foll
         return ()
     return tuple(
         (_followed(several, op), (("each", True),) if each else ()) if repeated else ((), ())
-        for op, repeated, each in zip(_noises(several), is_repeated, _each(retrace, is_repeated), strict=True)
+        for op, repeated, each in zip(noises_of(several), is_repeated, drawn_by_each(retrace, is_repeated), strict=True)
     )
 
 
@@ -93,14 +100,14 @@ def _following(program: Program, following: Following) -> Program:
     return replace(program, ops=tuple(ops))
 
 
-def _each(retrace: Callable[[bool], Program], is_repeated: Sequence[bool]) -> list[bool]:
+def drawn_by_each(retrace: Callable[[bool], Program], is_repeated: Sequence[bool]) -> list[bool]:
     """Return for each noise whether the generators of all images draw it, where each image has one.
 
     A noise of one row is drawn by the first generator, or by all in turn; one of a row for each image by all. What a
     pipeline draws without a generator is drawn at once.
     """
     try:
-        order = [op.attr(GENERATOR) for op in _noises(retrace(True))]
+        order = [op.attr(GENERATOR) for op in noises_of(retrace(True))]
     except CaptureError:
         return [True] * len(is_repeated)  # the pipeline takes one generator only: each seed samples its image alone
     each, at = list[bool](), 0
@@ -128,15 +135,17 @@ def _followed(program: Program, noise: Op) -> tuple[Ref, ...]:
     return tuple(Ref(item.name) for item in program.arrays)
 
 
-def _noises(program: Program) -> list[Op]:
+def noises_of(program: Program) -> list[Op]:
+    """List the noises of a program, in order."""
     return [op for op in program.ops if op.operator == "noise"]
 
 
-def _row(op: Op) -> Type:
+def row_of(op: Op) -> Type:
     """Return the type of each row of a noise."""
     type_ = op.results[0].type
     return Type(type_.dtype, type_.shape[1:])
 
 
-def _rows(op: Op) -> int:
+def rows_of(op: Op) -> int:
+    """Return the number of rows of a noise."""
     return op.results[0].type.fixed[0]

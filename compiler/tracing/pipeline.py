@@ -22,6 +22,7 @@ from diffc.compiler.tracing.component_run import ComponentRuns
 from diffc.compiler.tracing.crossed_rows import refuse_crossed_rows
 from diffc.compiler.tracing.image_form import AsImage, check_rows, image_form
 from diffc.compiler.tracing.marked_generators import with_separate_noise
+from diffc.compiler.tracing.noise_of_texts import with_noise_of_texts
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
 from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.pipeline_inputs import (
@@ -36,7 +37,8 @@ from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, T
 from diffc.compiler.tracing.schedule_faults import check_finite, explained
 from diffc.compiler.tracing.symbolic_array import SymbolicArray
 from diffc.compiler.tracing.symbolic_scalar import COMPARISONS
-from diffc.compiler.tracing.trace import trace
+from diffc.compiler.tracing.trace import trace_function
+from diffc.compiler.tracing.traced_function import TracedFunction
 from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
 
 NEGATIVE = "negative_prompt"
@@ -135,15 +137,23 @@ def _programs(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[
     if off:
         programs += _unguided(pipeline, sampling, scales | off, facts, calls)
     counts = [name for name in COUNTS if name in _parameters(pipeline)]
-    several, rows = {**scales, **dict.fromkeys(counts[:1], IMAGES)}, ComponentCalls(calls.runs)
+    rows = ComponentCalls(calls.runs)
 
-    def retrace(program: Program, one_generator_each: bool) -> Program:
+    def record(program: Program, texts: int, images: int, one_generator_each: bool) -> Program:
+        if (images > 1 and not counts) or (texts > 1 and not sampling.takes_lists):
+            raise CaptureError(f"the pipeline takes one image of {'a text' if images > 1 else 'one text'}")
         changes = {UNGUIDED: off, NO_NEGATIVE: _absent(pipeline)}
         variant = changes.get(program.facts.variant, {}) if program.facts else {}
         seeded = {GENERATOR: generators()} if one_generator_each else {}
-        return _trace(pipeline, replace(sampling, batch=1), {}, facts, rows, {**several, **variant, **seeded})
+        overrides = {**scales, **dict.fromkeys(counts[:1], images), **variant, **seeded}
+        call, _ = _traced_call(pipeline, replace(sampling, batch=texts), {}, facts, rows, overrides)
+        with _own_state(pipeline):
+            return call.recorded()
 
-    programs = with_rows_of_noise(programs, retrace) if counts else programs
+    if first.arrays and counts:
+        programs = with_rows_of_noise(programs, lambda program, each: record(program, 1, IMAGES, each))
+    elif first.texts and not first.arrays:
+        programs = with_noise_of_texts(programs, record)
     return [with_separate_noise(program) for program in programs]
 
 
@@ -265,6 +275,25 @@ def _trace(
     calls: ComponentCalls,
     overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> Program:
+    """Trace the pipeline for the scalars ``scales``, and for the values of other arguments in ``overrides``."""
+    call, fixed = _traced_call(pipeline, sampling, scales, facts, calls, overrides)
+    with _own_state(pipeline):
+        program = trace_function(call, program_name(facts, says_size=sampling.says_size))
+        check_finite(program)
+        if fixed.get(STRENGTH) is not None and call.on_step and all(op.operator != "step" for op in program.ops):
+            raise CaptureError(f"a strength of {fixed[STRENGTH]:g} leaves no step", fix="use a larger --strength")
+        return replace(program, facts=facts)
+
+
+def _traced_call(
+    pipeline: Any,
+    sampling: Sampling,
+    scales: Mapping[str, float],
+    facts: Facts,
+    calls: ComponentCalls,
+    overrides: Mapping[str, Any],
+) -> tuple[TracedFunction, Mapping[str, Any]]:
+    """Return the pipeline's call with its inputs, and the arguments that are fixed."""
     parameters = _parameters(pipeline)
     texts = [text for text in text_inputs(parameters, sampling.inputs) if text not in overrides]
     inputs: dict[str, RequestInput] = {text: Text(sampling.batch) for text in texts}
@@ -288,22 +317,17 @@ def _trace(
         key: c for key, c in pipeline.components.items() if isinstance(c, transformers.PreTrainedTokenizerBase)
     }
     takes_callback = CALLBACK in parameters
-    with _own_state(pipeline):
-        pipeline.set_progress_bar_config(disable=True)
-        program = trace(
-            _call(pipeline, fixed, sampling, takes_callback=takes_callback),
-            components,
-            inputs,
-            calls=calls,
-            tokenizers=tokenizers,
-            name=program_name(facts, says_size=sampling.says_size),
-            on_step="on_step" if takes_callback else None,
-            seeds=SEEDS,
-        )
-        check_finite(program)
-        if fixed.get(STRENGTH) is not None and takes_callback and all(op.operator != "step" for op in program.ops):
-            raise CaptureError(f"a strength of {fixed[STRENGTH]:g} leaves no step", fix="use a larger --strength")
-        return replace(program, facts=facts)
+    function = _call(pipeline, fixed, sampling, takes_callback=takes_callback)
+    call = TracedFunction(
+        function=function,
+        components=components,
+        inputs=inputs,
+        calls=calls,
+        tokenizers=tokenizers,
+        on_step="on_step" if takes_callback else None,
+        seeds=SEEDS,
+    )
+    return call, fixed
 
 
 def _options(
@@ -371,6 +395,7 @@ def _own_state(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
     before = dict(vars(pipeline))
     own = pipeline.scheduler
     pipeline.scheduler = copy.deepcopy(scheduler or own)
+    pipeline.set_progress_bar_config(disable=True)
     try:
         yield
     finally:

@@ -11,38 +11,24 @@ of tokenizers by ``tokenizer_calls.py``; scalars of the request are followed by 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from typing import Any
 
-import torch
 from torch import nn
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.graph.export import one_layout
-from diffc.compiler.ir.program import Guard, Input, Op, Program, Size, Table
+from diffc.compiler.ir.program import Guard, Op, Program, Size
 from diffc.compiler.tracing.component_calls import ComponentCalls
-from diffc.compiler.tracing.global_generators import global_generators_unused
-from diffc.compiler.tracing.image_functions import recorded_images
 from diffc.compiler.tracing.length_fit import LengthTrace
 from diffc.compiler.tracing.length_range import Trace, fit_over_lengths
-from diffc.compiler.tracing.mask_functions import with_mask_functions
-from diffc.compiler.tracing.opaque_components import OpaqueComponents
-from diffc.compiler.tracing.pipeline_errors import pipeline_errors
-from diffc.compiler.tracing.random_values import unchecked_distributions
-from diffc.compiler.tracing.recorder import Recorder
-from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Tensor, Text, declared
+from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
 from diffc.compiler.tracing.scalar_range import Traced, fit_over_range
-from diffc.compiler.tracing.symbolic_array import tensors_of
-from diffc.compiler.tracing.symbolic_scalar import Scalar, combine
-from diffc.compiler.tracing.symbolic_text import Texts
-from diffc.compiler.tracing.text_functions import recorded_functions
-from diffc.compiler.tracing.text_proof import Recorded, prove
-from diffc.compiler.tracing.tokenizer_calls import Receive, RequestTexts, TokenizerCalls
+from diffc.compiler.tracing.symbolic_scalar import combine
+from diffc.compiler.tracing.tokenizer_calls import TokenizerCalls
+from diffc.compiler.tracing.traced_function import Run, TracedFunction
 
 ON_STEP = "on_step"
 
@@ -88,31 +74,35 @@ def trace(
     is drawn without a generator, or from one of the ``seeds``, which the operation names.
     Raises `CaptureError` with the line that reads a symbolic value.
     """
-    defaults = {key: item.default for key, item in inputs.items() if isinstance(item, Number)}
+    traced = TracedFunction(
+        function=function,
+        components=components,
+        inputs=inputs,
+        calls=calls,
+        tokenizers=tokenizers or {},
+        on_step=on_step,
+        seeds=seeds,
+    )
+    return trace_function(traced, name)
 
-    tokenizers = tokenizers or {}
 
-    def run(
-        numbers: Mapping[str, float], texts: RequestTexts, limit: float = math.inf, calls: ComponentCalls = calls
-    ) -> _Run:
-        def once() -> _Run:
-            received = TokenizerCalls(Recorder(calls.fake_mode, seeds, limit), inputs, texts)
-            return _run(function, components, inputs, numbers, received, calls, tokenizers, on_step)
+def trace_function(traced: TracedFunction, name: str) -> Program:
+    """Return the program of a function, its graphs not yet exported.
 
-        return with_mask_functions(once)
-
-    first, texts = _first_run(lambda texts: run(defaults, texts), inputs, tokenizers)
-    ports = tuple(declared(key, item) for key, item in inputs.items())
+    Raises `CaptureError` with the line that reads a symbolic value.
+    """
+    first, texts = traced.proved_run()
+    ports, defaults = traced.ports, traced.defaults
     base = first.live(ports)
     line = first.line_of_length(base)
     elsewhere = [] if line else first.texts.elsewhere
     assumed = cycle([replace(texts, markers=counts) for counts in elsewhere] or [texts])
 
-    def recorded(one: _Run) -> Traced:
+    def recorded(one: Run) -> Traced:
         return Traced(one.ops if line else one.live(ports).ops, one.tables, one.texts.recorder.compared)
 
     def at_value(scalar: str, value: float) -> Traced:
-        repeated = run(defaults | {scalar: value}, next(assumed), limit=len(first.ops))
+        repeated = traced.run(next(assumed), {scalar: value}, limit=len(first.ops))
         return recorded(repeated)
 
     program = Program(name, ports, tuple(first.guards), (), (), (), tuple(first.outputs))
@@ -123,16 +113,16 @@ def trace(
             raise refusal
     if line is None:
         for counts in [] if is_fitted else elsewhere:
-            _need_no_lengths(base, run(defaults, replace(texts, markers=counts)).live(ports), first.texts)
+            _need_no_lengths(base, traced.run(replace(texts, markers=counts)).live(ports), first.texts)
         return live
 
-    branch = calls.branch()
+    branch = traced.calls.branch()
 
     def at_counts(counts: Mapping[str, int]) -> LengthTrace:
-        repeated = run(defaults, replace(texts, markers=tuple(counts.values())), calls=branch)
+        repeated = traced.run(replace(texts, markers=tuple(counts.values())), calls=branch)
         return repeated.counted(ports, branch)
 
-    return _opened(program, first, first.counted(ports, calls), at_counts, line)
+    return _opened(program, first, first.counted(ports, traced.calls), at_counts, line)
 
 
 def _fit_scalars(
@@ -152,7 +142,7 @@ def _fit_scalars(
     return replace(program, guards=tuple(guards), ops=tuple(ops), tables=tuple(tables.values())), is_fitted
 
 
-def _opened(program: Program, first: _Run, base: LengthTrace, at_counts: Trace, line: str) -> Program:
+def _opened(program: Program, first: Run, base: LengthTrace, at_counts: Trace, line: str) -> Program:
     """Return a program whose sizes are functions of the numbers of tokens that decide them.
 
     Raises `CaptureError` with the line that depends on such a number where there is none.
@@ -206,93 +196,3 @@ def _counting(op: Op, counted: Mapping[str, str], is_open: Collection[str]) -> O
     sizes = (Size.of(name),) if op.results[0].name in is_open else op.results[0].type.shape[1:]
     results = (replace(value, type=replace(value.type, shape=(value.type.shape[0], *sizes))) for value in op.results)
     return replace(op, attrs=(*op.attrs, ("count", name)), results=tuple(results))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Hold the recording of one run, and its calls of tokenizers."""
-
-    ops: list[Op]
-    tables: dict[str, Table]
-    guards: list[Guard]
-    outputs: list[str]
-    texts: TokenizerCalls
-
-    def line_of_length(self, program: Program) -> str | None:
-        """Return a line of the function on which the number of a text's tokens decides what the program computes."""
-        open_lines = (self.texts.open.get(value.name) for op in program.ops for value in op.results)
-        return next((line for line in (*self.texts.lengths.questions, *open_lines) if line is not None), None)
-
-    def live(self, inputs: tuple[Input, ...]) -> Program:
-        """Return what the run has recorded, without operations that no output needs."""
-        return Program("", inputs, (), (), tuple(self.tables.values()), tuple(self.ops), tuple(self.outputs)).live()
-
-    def counted(self, inputs: tuple[Input, ...], calls: ComponentCalls) -> LengthTrace:
-        """Return the run as one of several that differ in the numbers of tokens."""
-        return LengthTrace({n.name: n.at for n in self.texts.lengths.lengths.values()}, self.live(inputs), calls)
-
-
-def _first_run(
-    run: Callable[[RequestTexts], _Run], inputs: Mapping[str, RequestInput], tokenizers: Mapping[str, Any]
-) -> tuple[_Run, RequestTexts]:
-    """Run the function, and prove what becomes of the texts where it is not recorded exactly.
-
-    A function that takes strings only, as those written in C do, is run with strings.
-    """
-    keys = [key for key, item in inputs.items() if isinstance(item, Text)]
-    texts = RequestTexts(Texts())
-    try:
-        first = run(texts)
-    except CaptureError as error:
-        if not keys or not isinstance(error.__cause__, TypeError):
-            raise
-        texts = RequestTexts(Texts(as_strings=True))
-        first = run(texts)
-    if texts.symbols.are_exact:
-        return first, texts
-
-    def probe(strings: Mapping[str, str], receive: Receive) -> Sequence[Op]:
-        return run(replace(texts, probes=strings, receive=receive)).ops
-
-    recorded = Recorded(first.texts.calls, first.ops, keys)
-    proved = prove(recorded, probe, lambda name, text: tokenizers[name].tokenize(text))
-    texts = replace(texts, proved=proved)
-    return (run(texts) if proved else first), texts
-
-
-def _run(
-    function: Callable[..., Any],
-    components: Mapping[str, nn.Module],
-    inputs: Mapping[str, RequestInput],
-    numbers: Mapping[str, float],
-    texts: TokenizerCalls,
-    calls: ComponentCalls,
-    tokenizers: Mapping[str, Any],
-    on_step: str | None,
-) -> _Run:
-    """Run the function once, with these scalars of the request, and record its operations."""
-    recorder, guards = texts.recorder, list[Guard]()
-    opaque = OpaqueComponents(recorder, calls, components)
-    request: dict[str, Any] = {key: Scalar(value, key, guards) for key, value in numbers.items()}
-    request |= texts.request
-    request |= {key: recorder.array(key, item) for key, item in inputs.items() if isinstance(item, Image | Tensor)}
-    if on_step:
-        request[on_step] = recorder.step
-    with ExitStack() as stack:
-        stack.enter_context(opaque.recorded())
-        for name, tokenizer in tokenizers.items():
-            stack.enter_context(texts.recorded(name, tokenizer))
-        stack.enter_context(recorded_functions(texts.texts))
-        stack.enter_context(recorded_images())
-        stack.enter_context(recorder.written.read())
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(one_layout())
-        stack.enter_context(global_generators_unused())
-        stack.enter_context(unchecked_distributions())
-        stack.enter_context(pipeline_errors())
-        stack.enter_context(recorder)
-        result = function(**request)
-        outputs = recorder.results(tensors_of(result))
-    if not outputs:
-        raise CaptureError("the sampler returns nothing that depends on the request or on noise", fix="return a tensor")
-    return _Run(recorder.ops, recorder.tables, guards, outputs, texts)
