@@ -11,7 +11,7 @@ refuse it, so nothing changes a text unseen. Where it is formatted into a string
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -79,12 +79,14 @@ class Texts:
     """Number the texts that stand in strings.
 
     ``are_exact`` turns false where a string was made of a text: what is done to a string is not recorded, so what
-    becomes of it has to be proved. ``as_strings`` makes strings of all texts from the start.
+    becomes of it has to be proved. ``as_strings`` makes strings of all texts from the start. ``absent`` are, for the
+    text of an input, the starts and ends between which the function looked for something, and got nothing.
     """
 
     def __init__(self, *, as_strings: bool = False) -> None:
         self.derivations = list[Derivation]()
         self.as_strings, self.are_exact = as_strings, not as_strings
+        self.absent = dict[str, dict[Step, None]]()
         self._suspended = False
 
     @contextmanager
@@ -99,6 +101,11 @@ class Texts:
     def value(self, derivation: Derivation) -> Any:
         """Return what stands for a text in the function that is traced."""
         return self.marker(derivation) if self.as_strings else SymbolicText(derivation, self)
+
+    def assume_absent(self, derivation: Derivation, pairs: Iterable[tuple[str, str]]) -> None:
+        """Assume that a text of the request has nothing between these starts and ends; a program checks it."""
+        steps = [("without", (("start", start), ("end", end))) for start, end in pairs]
+        self.absent[derivation.key] = self.absent.get(derivation.key, {}) | dict.fromkeys(steps)
 
     def marker(self, derivation: Derivation, part: str = "") -> str:
         """Return the string that stands for a text."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,6 +20,13 @@ RANGES = frozenset("^-[]\\&~|")
 SPACES = r"\s+"
 WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 
+ANYTHING = "(.*?)"
+ESCAPED = re.compile(r"\\(\W)")
+"""A character behind a backslash that means itself."""
+
+NOTHING: Mapping[str, Callable[[], Any]] = {"findall": list, "finditer": lambda: iter(()), "search": lambda: None}
+"""Functions of `EXPRESSIONS` that look for something, and what they return where there is nothing."""
+
 EXPRESSIONS = ("re", "regex")
 """Modules of regular expressions, with functions of the same names."""
 
@@ -26,7 +34,7 @@ COLLAPSE = {"by": " ", "keep": ""}
 """What ``collapse`` does by default."""
 
 REFUSED = {
-    **dict.fromkeys(EXPRESSIONS, ("subn", "split", "findall", "finditer", "search", "match", "fullmatch")),
+    **dict.fromkeys(EXPRESSIONS, ("subn", "split", "match", "fullmatch")),
     "ftfy": ("fix_text", "fix_and_explain", "fix_encoding"),
 }
 """Functions of modules that the runtime has no operation for."""
@@ -38,11 +46,14 @@ FIXES = {"ftfy": "build where ftfy is not installed, if the pipeline does withou
 
 @contextmanager
 def recorded_functions(texts: Texts) -> Iterator[None]:
-    """Record ``re.sub`` and ``html.unescape`` of the request's texts in this block, and refuse their neighbours."""
+    """Record ``re.sub``, ``html.unescape`` and searches of the request's texts in this block; refuse others."""
     with ExitStack() as stack:
         stack.enter_context(replaced(html, "unescape", _unescaping(texts, html.unescape)))
         for module in (sys.modules[name] for name in EXPRESSIONS if name in sys.modules):
             stack.enter_context(replaced(module, "sub", _substituting(texts, module, module.sub)))
+            for function in NOTHING:
+                searching = _searching(texts, module, getattr(module, function))
+                stack.enter_context(replaced(module, function, searching))
         for module in (sys.modules[name] for name in REFUSED if name in sys.modules):
             for function in REFUSED[module.__name__]:
                 refusing = _refusing(texts, getattr(module, function), module.__name__)
@@ -103,6 +114,36 @@ def _substituted(derivation: Derivation, pattern: Any, by: Any) -> Derivation | 
             derivation = derivation.then("replace", old=character, new=by)
         return derivation
     return None
+
+
+def _searching(texts: Texts, module: Any, real: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that finds nothing in a text of the request, where a program can check that."""
+
+    def search(pattern: Any, string: Any, flags: int = 0, **more: Any) -> Any:
+        derivation = texts.derivation(string)
+        if derivation is None:
+            return real(pattern, string, flags, **more)
+        compiled = module.compile(pattern, flags)
+        is_plain = not more and not derivation.steps and compiled.flags == module.compile("").flags
+        pairs = _pairs(compiled.pattern) if is_plain else None
+        if pairs is None:
+            raise refusal(f"{module.__name__}.{real.__name__}", derivation)
+        texts.assume_absent(derivation, pairs)
+        return NOTHING[real.__name__]()
+
+    return search
+
+
+def _pairs(pattern: str) -> list[tuple[str, str]] | None:
+    """Return the literals between which a regular expression looks for anything; None for other expressions."""
+    pairs = list[tuple[str, str]]()
+    for alternative in pattern.split("|"):
+        start, anything, end = alternative.partition(ANYTHING)
+        literals = [ESCAPED.sub("", part) for part in (start, end)]
+        if not (start and anything and end) or not SPECIAL.isdisjoint("".join(literals)):
+            return None
+        pairs.append((ESCAPED.sub(r"\1", start), ESCAPED.sub(r"\1", end)))
+    return pairs
 
 
 def _refusing(texts: Texts, real: Callable[..., Any], module: str) -> Callable[..., Any]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,21 @@ class _LastCall(BaseException):
 
 @dataclass(frozen=True)
 class Recorded:
-    """Hold what the trace recorded: the calls of tokenizers, all operations, and the inputs that are texts."""
+    """Hold what the trace recorded: the calls of tokenizers, all operations, and the inputs that are texts.
+
+    ``absent`` are the checks of each text for what the program does not take.
+    """
 
     calls: Sequence[TextCall]
     ops: Sequence[Op]
     keys: Sequence[str]
+    absent: Mapping[str, Iterable[Step]] = field(default_factory=dict)
+
+    def probe(self, key: str, text: str) -> str:
+        """Return a text that the program takes: without the starts of what must be absent."""
+        for _, attrs in self.absent.get(key, ()):
+            text = text.replace(dict(attrs)["start"], "")
+        return text
 
 
 def prove(recorded: Recorded, run: Run, tokens: Tokens) -> dict[Derivation, Derivation]:
@@ -100,7 +110,9 @@ def prove(recorded: Recorded, run: Run, tokens: Tokens) -> dict[Derivation, Deri
 
 def _observe(recorded: Recorded, run: Run, probe: str, examples: dict[Derivation, Examples]) -> None:
     """Run the function with a probe for each input, and note what it tokenizes."""
-    texts = {key: probe + (f" {at}" if at and probe else "") for at, key in enumerate(recorded.keys)}
+    texts = {
+        key: recorded.probe(key, probe) + (f" {at}" if at and probe else "") for at, key in enumerate(recorded.keys)
+    }
     seen = list[Sequence[Any]]()
 
     def receive(tokenizer: str, text: Any) -> Any:

@@ -152,6 +152,15 @@ class TokenizerCalls:
             return {key: [self.probes[key]] * batch for key, batch in self.batches.items()}
         return {key: [self.texts.value(Derivation(key))] * batch for key, batch in self.batches.items()}
 
+    def checked(self) -> list[Op]:
+        """Return the operations of the run, which first check that texts lack what the run found absent in them."""
+        ops, names = list(self.recorder.ops), dict[str, str]()
+        for key, steps in self.texts.absent.items():
+            if not any(key in op.reads() for op in ops):
+                raise CaptureError(f"what stands in {key} decides what is computed, but its tokens do not")
+            names[key] = self._text(Derivation(key, tuple(steps)))
+        return [*self.recorder.ops[len(ops) :], *(op.renamed(names) for op in ops)]
+
     def _note(self, tokenizer: str, text: Any) -> Any:
         sources = tuple(self._source(item) for item in _listed(text))
         self.calls.append(TextCall(tokenizer, text, sources, pipeline_line(traceback.extract_stack())))

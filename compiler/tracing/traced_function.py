@@ -126,7 +126,7 @@ class TracedFunction:
             return self.run(replace(texts, probes=strings, receive=receive)).ops
 
         keys = [key for key, item in self.inputs.items() if isinstance(item, Text)]
-        recorded = Recorded(first.texts.calls, first.ops, keys)
+        recorded = Recorded(first.texts.calls, first.ops, keys, texts.symbols.absent)
         proved = prove(recorded, probe, lambda name, text: self.tokenizers[name].tokenize(text))
         texts = replace(texts, proved=proved)
         return (self.run(texts) if proved else first), texts
@@ -160,4 +160,4 @@ class TracedFunction:
             raise CaptureError(
                 "the sampler returns nothing that depends on the request or on noise", fix="return a tensor"
             )
-        return Run(recorder.ops, recorder.tables, guards, outputs, texts)
+        return Run(texts.checked(), recorder.tables, guards, outputs, texts)

@@ -10,6 +10,7 @@ t: text[1] = unescape(prompt)                                 character referenc
 t: text[1] = replace(prompt, old="-", new=" ")
 t: text[1] = fill(prompt, template="a photo of {}")
 t: text[1] = expand(prompt, tokenizer="tokenizer", words=[["<cat>", "<cat> <cat>_1"]])
+t: text[1] = without(prompt, start="<", end=">")                refuses a text in which the second follows the first
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import html
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+from diffc.runtime.errors import RequestError
 
 TEXT_OPERATORS: Mapping[str, tuple[str, ...]] = {
     "lower": (),
@@ -28,6 +31,7 @@ TEXT_OPERATORS: Mapping[str, tuple[str, ...]] = {
     "replace": ("old", "new"),
     "fill": ("template",),
     "expand": ("tokenizer", "words"),
+    "without": ("start", "end"),
 }
 """The operators from a text to a text, with their keywords."""
 
@@ -36,7 +40,7 @@ Tokens = Callable[[str, str], Collection[str]]
 
 
 def transform(operator: str, attrs: Mapping[str, Any], text: str, tokens: Tokens) -> str:
-    """Apply a text operation to one text.
+    """Apply a text operation to one text. Raises `RequestError` for a text that a program does not take.
 
     >>> transform("replace", {"old": "-", "new": " "}, "a-red-circle", lambda tokenizer, text: ())
     'a red circle'
@@ -58,6 +62,8 @@ def transform(operator: str, attrs: Mapping[str, Any], text: str, tokens: Tokens
             return str(attrs["template"]).replace("{}", text)
         case "expand":
             return _expand(text, attrs["words"], tokens(attrs["tokenizer"], text))
+        case "without":
+            return _without(text, **attrs)
     raise AssertionError(f"{operator} is no text operation")
 
 
@@ -75,4 +81,13 @@ def _expand(text: str, words: Collection[tuple[str, str]], tokens: Collection[st
     for word, expansion in words:
         if word in tokens:
             text = text.replace(word, expansion)
+    return text
+
+
+def _without(text: str, *, start: str, end: str) -> str:
+    for line in text.split("\n"):
+        _, is_there, rest = line.partition(start)
+        if is_there and end in rest:
+            what = f"this program takes no text with something between {start} and {end}"
+            raise RequestError(what, where=line[:100], fix="leave these characters out")
     return text

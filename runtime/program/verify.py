@@ -257,6 +257,7 @@ class _Verifier:
             return
         self.need(all(isinstance(value, str) for value in attrs.values()), f"{op.operator} takes strings")
         self.need(attrs.get("old") != "", "replace replaces nothing by something")
+        self.need("" not in (attrs.get("start"), attrs.get("end")), "without looks for nothing")
         self.need(str(attrs.get("template", "{}")).count("{}") == 1, "the template is without one {}")
 
     def tokenize(self, op: Op) -> None:

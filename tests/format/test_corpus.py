@@ -110,6 +110,9 @@ def test_text_operations(folder: Path, entry: dict[str, Any]) -> None:
 
     results = [transform(entry["operator"], entry["keywords"], text, tokens) for text in entry["texts"]]
     assert results == entry["expected"]
+    for text in entry.get("refused", ()):
+        with pytest.raises(RequestError, match="this program takes no text with something between"):
+            transform(entry["operator"], entry["keywords"], text, tokens)
 
 
 def images(key: str) -> list[Any]:

@@ -35,6 +35,23 @@ TEXTS = [
     "aaaa a-b--c",
 ]
 
+BETWEEN = [
+    "",
+    'a "b" c',
+    '"',
+    '""',
+    '"\n"',
+    '"\r"',
+    "<<>",
+    "<>",
+    "<< >",
+    "<<<>",
+    ">>> <<",
+    "\u201c\u201d",
+    "\u201d \u201c",
+]
+"""Texts with something between two delimiters, and without."""
+
 
 def cases() -> Iterator[tuple[str, dict[str, str], Callable[[str], str]]]:
     """Yield each operator with its keywords, and what it stands for in Python."""
@@ -87,6 +104,12 @@ def text_cases() -> Iterator[tuple[str, dict[str, Any]]]:
         name = f"{operator} {json.dumps(keywords)}"
         expected = [reference(text) for text in TEXTS]
         yield name, {"operator": operator, "keywords": keywords, "texts": TEXTS, "expected": expected}
+    for start, end in (('"', '"'), ("<<", ">"), ("\u201c", "\u201d")):
+        keywords = {"start": start, "end": end}
+        between = re.compile(re.escape(start) + "(.*?)" + re.escape(end))
+        entry = {"operator": "without", "keywords": keywords, "texts": [t for t in BETWEEN if not between.search(t)]}
+        entry |= {"expected": entry["texts"], "refused": [text for text in BETWEEN if between.search(text)]}
+        yield f"without {json.dumps(keywords)}", entry
     library = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(words_tokenizer()))
     several = {word: n for word, n in VECTORS.items() if n > 1}
     pairs = [[word, " ".join([word, *(f"{word}_{at}" for at in range(1, n))])] for word, n in several.items()]

@@ -77,3 +77,29 @@ def test_ftfy_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "build where ftfy is not installed" in str(refused.value.fix)
     assert ftfy.fix_text("a") == "a", "the module is as it was"
     assert (re.sub("a", "b", "a"), html.unescape("&lt;")) == ("b", "<")
+
+
+def test_what_a_function_looks_for_between_two_literals_is_checked_by_its_program() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        is_quoted = bool(re.findall(r"\"(.*?)\"|\<(.*?)\>", prompt[0])) or re.search("`(.*?)´", prompt[0]) is not None
+        texts = ["none" if is_quoted or any(regex.finditer('"(.*?)"', prompt[0])) else f"a photo of {prompt[0]}"]
+        return words(texts, **OPTIONS)["input_ids"]
+
+    *checks, tokenize = capture(sample, {"words": words}).ops
+    assert [op.operator for op in checks] == ["without"] * 3
+    assert [(op.attr("start"), op.attr("end")) for op in checks] == [('"', '"'), ("<", ">"), ("`", "´")]
+    assert [*tokenize.reads()] == [checks[-1].results[0].name]
+    assert tokenize.attr("template") == "a photo of {}"
+
+
+def test_what_decides_without_being_tokenized_is_refused() -> None:
+    words = Words()
+
+    def sample(prompt: list[str]) -> torch.Tensor:
+        ids = words(["a red circle"], **OPTIONS)["input_ids"]
+        return ids + torch.randn(1) * (1 if re.findall('"(.*?)"', prompt[0]) else 2)
+
+    with pytest.raises(CaptureError, match="what stands in prompt decides what is computed, but its tokens do not"):
+        capture(sample, {"words": words})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from diffc.runtime.errors import RequestError
 from diffc.runtime.program.texts import TEXT_OPERATORS, transform
 
 
@@ -24,6 +25,7 @@ def no_tokens(tokenizer: str, text: str) -> list[str]:
         ("unescape", {}, "&amp;lt; &#233;", "&lt; \u00e9"),
         ("replace", {"old": "aa", "new": "b"}, "aaa", "ba"),
         ("fill", {"template": "a {}."}, "{}", "a {}."),
+        ("without", {"start": '"', "end": '"'}, 'one " or\n"', 'one " or\n"'),
     ],
 )
 def test_a_text_is_transformed(operator: str, attrs: dict[str, str], text: str, expected: str) -> None:
@@ -41,3 +43,9 @@ def test_other_operators_are_no_text_operations() -> None:
     assert "tokenize" not in TEXT_OPERATORS
     with pytest.raises(AssertionError, match="split is no text operation"):
         transform("split", {}, "a", no_tokens)
+
+
+def test_a_text_that_a_program_does_not_take_is_refused_with_its_line() -> None:
+    with pytest.raises(RequestError, match="no text with something between < and >") as refused:
+        transform("without", {"start": "<", "end": ">"}, "two\na <b> c", no_tokens)
+    assert refused.value.where == "a <b> c"
