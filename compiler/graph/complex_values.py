@@ -186,17 +186,6 @@ def _sum(target: Any) -> Callable[..., Pair]:
     return rule
 
 
-def _padded(op: Op, parts: Any, batch_first: bool = False, padding_value: float = 0.0, *rest: Any) -> Pair:
-    """Pad either part of each sequence; the padding is real."""
-    if not all(isinstance(part, Pair) for part in parts):
-        raise TypeError("it pads both real and complex sequences")
-    real, imaginary = zip(*parts, strict=True)
-    return Pair(
-        op(aten.pad_sequence.default, list(part), batch_first, value, *rest)
-        for part, value in ((real, padding_value), (imaginary, 0.0))
-    )
-
-
 def _polar(op: Op, size: fx.Node, angle: fx.Node) -> Pair:
     turn = (op(aten.cos.default, angle), op(aten.sin.default, angle))
     return Pair((op(aten.mul.Tensor, size, turn[0]), op(aten.mul.Tensor, size, turn[1])))
@@ -225,7 +214,6 @@ RULES: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((aten.resolve_conj.default, aten._assert_tensor_metadata.default), lambda _, z, *a, **b: z),
     **dict.fromkeys((aten.mul.Tensor, aten.mul.Scalar), _product),
     **dict.fromkeys((aten.div.Tensor, aten.div.Scalar), _quotient),
-    aten.pad_sequence.default: _padded,
     aten.reciprocal.default: lambda op, z: _quotient(op, 1.0, z),
     **{target: _sum(target) for target in (aten.add.Tensor, aten.sub.Tensor)},
 }

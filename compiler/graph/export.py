@@ -23,13 +23,13 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.value_ranges import bound_sympy
 
 from diffc.compiler.errors import CaptureError, VerifyError
 from diffc.compiler.graph.aten import STRIDELESS, Trait, has
 from diffc.compiler.graph.complex_values import separate_complex
+from diffc.compiler.graph.exported_functions import ExportedFunctions
 from diffc.compiler.graph.size_branches import need_every_branch
 from diffc.compiler.graph.symbolic import concrete, counted, counted_sizes, dynamic_axes, is_open, mode_of, ranges
 from diffc.compiler.ir.program import Type
@@ -87,7 +87,7 @@ def export(
     them, of a module whose ``forward`` takes any number of tensors; without them ``example`` may be fake tensors of
     another graph, whose open sizes stay open. Raises `CaptureError` with the name.
     """
-    with _named_failure(name), one_layout(), _Diagonals(), torch.no_grad(), warnings.catch_warnings():
+    with _named_failure(name), one_layout(), ExportedFunctions(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own deprecated names, used by torch
         if isinstance(module, fx.GraphModule):
             body = _strideless(lift(module, example))
@@ -173,16 +173,6 @@ def _convert_only(graph: fx.Graph) -> None:
 def one_layout() -> AbstractContextManager[None]:
     """Make attention return one layout on every device and in every exporter."""
     return sdpa_kernel(SDPBackend.MATH)
-
-
-class _Diagonals(TorchFunctionMode):
-    """Write a diagonal without reading how the tensor lies in memory, which cannot be made functional."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.fill_diagonal_ and len(args) == 2 and not kwargs:
-            tensor, value = args
-            return tensor.copy_(torch.where(torch.eye(*tensor.shape, dtype=torch.bool), value, tensor))
-        return func(*args, **(kwargs or {}))
 
 
 def _strideless(body: ExportedProgram) -> ExportedProgram:

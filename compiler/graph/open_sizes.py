@@ -49,6 +49,18 @@ def marker(length: Length) -> int:
     return min(length.most, length.least + 2 + (length.most - length.least) // 3)
 
 
+def markers(lengths: Sequence[Length]) -> dict[str, int]:
+    """Return values of lengths to export a graph at, far from one another: sizes rounded up from them differ, too.
+
+    A graph that pads several sequences to the longest masks the others then, which holds for equal ones as well.
+    """
+    values = dict[str, int]()
+    for at, length in enumerate(lengths, start=1):
+        value = length.least + 1 + (length.most - length.least - 2) * at // len(lengths)
+        values[length.name] = max(length.least, min(max(value, 2), length.most))
+    return values
+
+
 def check_ends(
     name: str, module: nn.Module, captured: nn.Module, ports: Sequence[Value], ends: Iterable[Mapping[str, int]]
 ) -> None:

@@ -1,17 +1,18 @@
 """Check a graph with open sizes at those sizes at which its module takes another branch than the graph has.
 
 ``torch.export`` follows one side of a branch such as ``if missing > 0``. Its graph holds for the other side as well
-where it computes the same there, but for operators on tensors without elements: no appended rows change nothing.
+where it computes the same there, but for operators on tensors without elements: no appended rows change nothing. Nor
+does a mask of attention that hides nothing, and a part that is written over whole has no values of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils._sympy.value_ranges import bound_sympy
@@ -70,6 +71,7 @@ def _resized(tensor: torch.Tensor, port: fx.Node, symbol: Any, size: int) -> tor
 def _computation(body: ExportedProgram, inputs: Sequence[torch.Tensor], numbers: dict[str, int]) -> list[Any]:
     """Return numbers of a graph's results, equal for results of the same operators on the same values."""
     values, names, tensors = dict[fx.Node, Any](), dict[fx.Node, Any](), iter(inputs)
+    constants = _Constants(body, values)
     sources = dict(zip(body.graph.find_nodes(op="placeholder"), body.graph_signature.input_specs, strict=True))
     output = body.graph.output_node()
     results: Any = output.args[0]
@@ -82,9 +84,37 @@ def _computation(body: ExportedProgram, inputs: Sequence[torch.Tensor], numbers:
             elif node is not output:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = node.target(*args, **kwargs)
-                name = _name(node, values, names)
+                name = _name(node, values, names, constants)
             names[node] = name if _is_number(name) else f"%{numbers.setdefault(name, len(numbers))}"
     return [names[result] for result in results]
+
+
+class _Constants:
+    """Compute the results of a graph that neither an input nor a weight decides."""
+
+    def __init__(self, body: ExportedProgram, values: Mapping[fx.Node, Any]) -> None:
+        self.values, self.elements = values, dict[fx.Node, Any]()
+        for node, spec in zip(body.graph.find_nodes(op="placeholder"), body.graph_signature.input_specs, strict=True):
+            self.elements[node] = body.constants.get(spec.target or "")
+
+    def are_true(self, mask: fx.Node) -> bool:
+        """Return whether a mask is such a result, and hides nothing."""
+        with unset_fake_temporarily():
+            elements = self._of(mask)
+            return elements is not None and elements.dtype == torch.bool and bool(elements.all())
+
+    def _of(self, node: fx.Node) -> Any:
+        """Return a result, or a size; None where an input or a weight decides it."""
+        if not isinstance(self.values[node], torch.Tensor | list | tuple):
+            return self.values[node]
+        if node not in self.elements:
+            operands = {operand: self._of(operand) for operand in node.all_input_nodes}
+            if any(operand is None for operand in operands.values()):
+                self.elements[node] = None
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), operands.__getitem__)
+                self.elements[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return self.elements[node]
 
 
 def _is_number(name: Any) -> bool:
@@ -99,7 +129,7 @@ def _source(body: ExportedProgram, spec: InputSpec, name: str) -> str:
     return name if spec.kind is InputKind.USER_INPUT else f"weight {spec.target}"
 
 
-def _name(node: fx.Node, values: dict[fx.Node, Any], names: dict[fx.Node, Any]) -> Any:
+def _name(node: fx.Node, values: dict[fx.Node, Any], names: dict[fx.Node, Any], constants: _Constants) -> Any:
     """Return the number of a result, the value of a size, or an operator with the names of its operands."""
     args = list[Any](node.args)
     if not isinstance(values[node], torch.Tensor | list | tuple):
@@ -110,6 +140,10 @@ def _name(node: fx.Node, values: dict[fx.Node, Any], names: dict[fx.Node, Any]) 
             return names[args[0][0]]
     if node.target is aten.slice.Tensor:
         args = [argument or 0 for argument in args]
+    if node.target is aten.slice_scatter.default and values[args[1]].shape == values[node].shape:
+        return names[args[1]]
+    if node.target is aten.scaled_dot_product_attention.default and len(args) == 4 and constants.are_true(args[3]):
+        args = args[:3]
     if node.target in COPIES or (node.target in SHAPED and values[args[0]].shape == values[node].shape):
         return names[args[0]]
     named, options = fx.map_arg((tuple(args), node.kwargs), names.__getitem__)

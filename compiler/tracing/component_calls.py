@@ -20,7 +20,7 @@ from diffc.compiler.errors import CaptureError, first_line
 from diffc.compiler.graph.body import example_inputs
 from diffc.compiler.graph.export import export, layers_of, type_of
 from diffc.compiler.graph.lazy_weights import FAKES
-from diffc.compiler.graph.open_sizes import dynamic_sizes, evaluated, lengths_of, sizes_stay_open
+from diffc.compiler.graph.open_sizes import dynamic_sizes, evaluated, lengths_of, markers, sizes_stay_open
 from diffc.compiler.ir.program import BUILTINS, Graph, Length, Program, Type, Value
 from diffc.compiler.tracing import tiles
 from diffc.compiler.tracing.component_run import ComponentRuns, Computation, run_component
@@ -273,7 +273,7 @@ class _Call(nn.Module):
 
 def _export(signature: Signature) -> Graph:
     lengths = [Length(length, span.least, span.most) for length, span in signature.lengths.items()]
-    example = example_inputs(signature.inputs, {length: span.at for length, span in signature.lengths.items()})
+    example = example_inputs(signature.inputs, markers(lengths))
     sizes = dynamic_sizes([port.type for port in signature.inputs], lengths)
     with signature.state.restored(), sizes_stay_open(signature.module):
         if ComponentState(signature.module).key != signature.state.key:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -212,21 +211,6 @@ def _avg_pool2d(
     return aten.avg_pool2d.default(x, window, stride, padding, ceil_mode, True) * factor
 
 
-def _pad_sequence(
-    parts: list[Tensor], batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right"
-) -> Tensor:
-    if len(parts) == 1:
-        return parts[0].unsqueeze(0 if batch_first else 1)
-    length, rest = max(len(part) for part in parts), [0, 0] * (parts[0].dim() - 1)
-
-    def padded(part: Tensor) -> Tensor:
-        missing = length - len(part)
-        sides = [missing, 0] if padding_side == "left" else [0, missing]
-        return F.pad(part, [*rest, *sides], value=padding_value)
-
-    return torch.stack([padded(part) for part in parts], 0 if batch_first else 1)
-
-
 def _nearest_exact(x: Tensor, size: list[int], *scales: float | None) -> Tensor:
     """Take the value whose centre is nearest, along one axis after the other."""
     for axis, (count, scale) in enumerate(zip(size, scales or [None] * len(size), strict=True), start=2):
@@ -306,6 +290,5 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.linalg_qr.default: _qr,
     aten.hypot.default: _hypot,
     aten.index.Tensor: _index,
-    aten.pad_sequence.default: _pad_sequence,
 }
 """Functions that compute operators with others, by overload."""

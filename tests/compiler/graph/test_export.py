@@ -249,16 +249,3 @@ def test_layers_keep_their_names_through_every_export_and_constants_have_none() 
     batched = replace(copied, body=export("net", Twice(body_of(copied)), [torch.zeros(2, 2, 3)]))
     for exported in (half, copied, batched):
         assert sorted(layers(exported)) == ["module", "module", "region.body"]
-
-
-def test_a_diagonal_is_written_without_strides() -> None:
-    class Masked(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            mask = torch.zeros(4, 4)
-            mask[:3, :3] = float("-inf")
-            mask[:3, :3].fill_diagonal_(0.0)
-            return x + mask
-
-    x = torch.randn(4, 4)
-    body = export("masked", Masked(), [x])
-    assert torch.equal(body.module()(x), Masked()(x))

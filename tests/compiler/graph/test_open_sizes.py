@@ -16,6 +16,7 @@ from diffc.compiler.graph.open_sizes import (
     lengths_in,
     lengths_of,
     marker,
+    markers,
     number,
     sizes_stay_open,
 )
@@ -34,6 +35,12 @@ def test_sizes_decide_lengths() -> None:
 
 def test_a_marker_is_no_end_of_a_range() -> None:
     assert [marker(length) for length in (Length("L0", 1, 31), Length("L0", 3, 3))] == [13, 3]
+
+
+def test_a_graph_is_exported_at_sizes_that_differ_when_they_are_rounded_as_well() -> None:
+    assert markers([Length("S0", 12, 512)]) == {"S0": 511}
+    assert markers([Length("S0", 12, 40), Length("S1", 12, 40)]) == {"S0": 26, "S1": 39}
+    assert markers([Length("S0", 1, 1), Length("S1", 0, 2)]) == {"S0": 1, "S1": 2}
     assert number(torch.tensor(3), Length("L0", 1, 4)) == 3
 
 

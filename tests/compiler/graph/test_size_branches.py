@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
@@ -35,14 +36,26 @@ def padded(x: torch.Tensor) -> torch.Tensor:
     return x.masked_fill(torch.zeros(x.shape[0], dtype=torch.bool)[:, None], 0.5)
 
 
+def attended(x: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Attend to all rows but the ``first`` ones, by a mask where their number is no multiple."""
+    mask = None
+    if x.shape[0] % MULTIPLE:
+        mask = torch.zeros(1, x.shape[0], dtype=torch.bool)
+        mask[:, first : x.shape[0]] = True
+    return F.scaled_dot_product_attention(x[None], x[None], x[None], mask)[0]
+
+
 def captured(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[nn.Module, nn.Module]:
     module = Rows(function).requires_grad_(False)
     sizes = [{0: Dim.DYNAMIC(min=LEAST, max=MOST)}]
     return module, export("rows", module, [torch.zeros(6, 2)], sizes=sizes).module(check_guards=False)
 
 
-def test_a_branch_that_appends_no_rows_is_part_of_the_graph() -> None:
-    module, body = captured(padded)
+@pytest.mark.parametrize("function", [padded, attended])
+def test_a_branch_that_appends_or_hides_no_rows_is_part_of_the_graph(
+    function: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    module, body = captured(function)
     for count in range(LEAST, MOST + 1):
         x = torch.randn(count, 2)
         torch.testing.assert_close(body(x), module(x))
@@ -53,6 +66,7 @@ def test_a_branch_that_appends_no_rows_is_part_of_the_graph() -> None:
     [
         lambda x: x * 2 if x.shape[0] % 3 else x,
         lambda x: x + 1 if x.shape[0] % 5 != 2 else x + 2,
+        lambda x: attended(x, 1),
         lambda x: torch.cat([x, x[: x.shape[0] % 2]]) if x.shape[0] % 2 == 0 else x,
     ],
 )

@@ -119,7 +119,7 @@ class Open(nn.Module):
         return self.function(*tensors)
 
 
-@pytest.mark.parametrize("name", ["cumulative product", "cumulative maximum", "median of all", "sequences"])
+@pytest.mark.parametrize("name", ["cumulative product", "cumulative maximum", "median of all"])
 def test_a_decomposition_of_one_size_is_refused_where_the_size_is_open(name: str) -> None:
     sizes = [{1: torch.export.Dim.DYNAMIC(min=5, max=100)}]
     body = export("net", Open(FUNCTIONS[name]), (X,), sizes=sizes)
