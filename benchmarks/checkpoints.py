@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from torch import nn
 
 SLICE = 1 << 24
 SMALL = 1 << 12
+SHARD = 10 << 30
 
 Described = tuple[type, dict[str, Any], torch.dtype]
 """The class of a pipeline, its components, and the type of its weights."""
@@ -128,8 +129,27 @@ def no_values(file: BinaryIO, tensors: Sequence[tuple[torch.Tensor, torch.dtype]
 
 
 def _write_weights(module: nn.Module, dtype: torch.dtype, path: Path, values: Values) -> None:
-    """Write the safetensors format by hand: a length, a header of JSON, and the values."""
+    """Write weights as both libraries do: files of at most `SHARD` bytes, and where they are several an index."""
     tensors = {key: (tensor, dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in _owned(module)}
+    shards, size = [dict[str, tuple[torch.Tensor, torch.dtype]]()], 0
+    for key, (tensor, kind) in tensors.items():
+        size += tensor.numel() * kind.itemsize
+        if shards[-1] and size > SHARD:
+            size = tensor.numel() * kind.itemsize
+            shards.append({})
+        shards[-1][key] = (tensor, kind)
+    if len(shards) == 1:
+        return _write_file(tensors, path, values)
+    names = [f"{path.stem}-{at:05}-of-{len(shards):05}.safetensors" for at in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(shard, path.with_name(name), values)
+    files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return None
+
+
+def _write_file(tensors: Mapping[str, tuple[torch.Tensor, torch.dtype]], path: Path, values: Values) -> None:
+    """Write the safetensors format by hand: a length, a header of JSON, and the values."""
     names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -127,7 +127,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     if models:
-        print("\n".join(row(name, MODELS[name]) for name in models))
+        for name in models:
+            print(row(name, MODELS[name]), flush=True)
     else:
         rows = [measured_alone(name) for name in MODELS]
         PAGE.write_text(HEAD + "\n".join(rows) + "\n" + ABSENT, encoding="utf-8")

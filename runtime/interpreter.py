@@ -1,23 +1,30 @@
 """Execute a program: a page of operations, and a session of an engine for each graph.
 
-Two rules are about memory, and change no value. Results of graphs that depend on the request alone are cached for later
-requests. The session of a graph that the manifest puts into stage ``request_step``, which computes ahead for all steps,
-is closed after its call, so that its weights leave memory before the loop.
+Three rules are about memory, and change no value. Results of graphs that depend on the request alone are cached for
+later requests. The session of a graph that the manifest puts into stage ``request_step``, which computes ahead for all
+steps, is closed after its call, so that its weights leave memory before the loop. Where memory is short for the weights
+of a graph that is to be opened, others are closed before it, those first that the run does not call any more, such as
+that of a text encoder: the next request opens them again.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from diffc.runtime.bundle.manifest import ONNX
+from diffc.runtime.bundle.onnx_external_data import external_bytes
 from diffc.runtime.bundle.open import Bundle
 from diffc.runtime.bundle.tokenizer import tokenize
-from diffc.runtime.engines.registry import open_graph
+from diffc.runtime.engines.registry import open_graph, split_target
 from diffc.runtime.engines.session import Array, Session, reason
 from diffc.runtime.errors import BundleError
+from diffc.runtime.memory import free_memory
+from diffc.runtime.precisions import PRECISIONS
 from diffc.runtime.program.constant import constant
 from diffc.runtime.program.program import Graph, Op, Program, Ref, Type, Value, sizes_of_call
 from diffc.runtime.program.texts import TEXT_OPERATORS, transform
@@ -25,6 +32,9 @@ from diffc.runtime.prompt_cache import PromptCache
 
 Values = dict[str, Any]  # name -> tensor, or the texts of the request
 OnStep = Callable[[Op, Values], None]
+
+WITH_ACTIVATIONS = 1.5
+"""Memory of a graph for each byte of its weights, which engines hold in float32 where they are stored in 16 bits."""
 
 
 class Interpreter:
@@ -70,6 +80,8 @@ class Interpreter:
                 elif op.operator == "tokenize":
                     values |= tokenize(op, self.bundle.tokenizers, values[_first(op)], program.lengths)
                 else:
+                    if op.operator in graphs:
+                        self._make_space(op.operator, ops[at:])
                     self._execute(graphs, op, values, scalars, early)
                 for name in dead[at]:
                     values.pop(name, None)
@@ -133,6 +145,21 @@ class Interpreter:
             if graph.name not in self._sessions:
                 self._sessions[graph.name] = self._open(graph)
             return self._sessions[graph.name]
+
+    def _make_space(self, graph: str, ops: Iterable[Op]) -> None:
+        """Close sessions while memory is short to open that of a graph, those first that ``ops`` call last or never."""
+        if graph in self._sessions or not self._sessions or self.bundle.manifest.kind(graph) != ONNX:
+            return
+        precision = PRECISIONS.get(split_target(self.bundle.manifest.target)[1])
+        is_half = precision is not None and precision.storage != "float32"
+        needed = WITH_ACTIVATIONS * (1 + is_half) * external_bytes(self.bundle.graph(graph))
+        calls = {op.operator: -at for at, op in reversed([*enumerate(ops)])}
+        with self._lock:
+            for name in sorted(self._sessions, key=lambda name: calls.get(name, -math.inf)):
+                free = free_memory()
+                if free is None or free >= needed:
+                    return
+                self._sessions.pop(name)
 
     def _open(self, graph: Graph) -> Session:
         session, ports = open_graph(self.bundle, graph.name, self._threads), {port.name for port in graph.inputs}

@@ -21,6 +21,33 @@ def test_frees_values_at_their_last_use(sampler: Sampler) -> None:
     assert alive[1] == {"bias", "h", "x2", "z2"} and alive[2] == {"bias", "x3"}
 
 
+def test_closes_sessions_where_memory_is_short_those_first_that_are_called_last(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, memory = load(tiny.write(tmp_path)), {"free": 1 << 40}
+    monkeypatch.setattr("diffc.runtime.interpreter.free_memory", lambda: memory["free"])
+    monkeypatch.setattr("diffc.runtime.interpreter.external_bytes", lambda _: 100)
+    sessions = sampler._interpreter._sessions
+    expected = sampler("red circle", seed=0, output="np")
+    assert list(sessions) == ["text_encoder", "unet", "decoder"], "nothing is closed while there is memory"
+    memory["free"] = 149
+    sampler._interpreter._make_space("unet", ())
+    assert list(sessions) == ["text_encoder", "unet", "decoder"], "an open graph needs no memory"
+    sessions.clear()
+    np.testing.assert_array_equal(sampler("red square", seed=0, output="np").shape, expected.shape)
+    assert list(sessions) == ["decoder"], "each graph closed the one before"
+    np.testing.assert_array_equal(sampler("red circle", seed=0, output="np"), expected)
+    memory["free"] = 150
+    sampler("blue", seed=0, output="np")
+    assert "text_encoder" in sessions and "unet" in sessions
+    ops = sampler._bundle.programs["draw"].ops
+    del sessions["decoder"]
+    levels = iter([0, 1 << 40])
+    monkeypatch.setattr("diffc.runtime.interpreter.free_memory", lambda: next(levels))
+    sampler._interpreter._make_space("decoder", [op for op in ops if op.operator != "unet"])
+    assert "text_encoder" in sessions and "unet" not in sessions, "one was enough: that which is called no more"
+
+
 def test_linear_broadcasts_casts_and_adds_a_constant(tiny: Any, tmp_path: Path) -> None:
     body = """graph count(x: float32[1]) -> (y: int64[3, 1, 1])
     n: T = noise() k: int64[3, 1, 1] = count(x=1.5)
