@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -45,7 +46,8 @@ class Header:
 def read_header(path: Path) -> Header:
     """Return the header of a safetensors file.
 
-    Raises `LoadError` where the file is empty, truncated, zero-filled or no safetensors file, and where it is a pickle.
+    Raises `LoadError` where the file is empty, truncated, zero-filled or no safetensors file, where it is a pickle, and
+    where it is larger than what this machine can map into memory.
     """
     refuse_by_start(path)
     try:
@@ -61,7 +63,19 @@ def read_header(path: Path) -> Header:
         raise LoadError(what, where=str(path), fix=GET_AGAIN) from error
     if not shapes:
         raise LoadError(f"{path.name} holds no tensors", where=str(path), fix=GET_AGAIN)
+    _refuse_by_size(path)
     return Header(path, shapes, metadata, types)
+
+
+def _refuse_by_size(path: Path) -> None:
+    """Raise `LoadError` for a file that the system does not map as PyTorch does: as memory that could be written."""
+    try:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_COPY):
+            pass
+    except OSError as error:
+        what = f"{path.name} cannot be mapped into memory ({path.stat().st_size:,} bytes): {error.strerror}"
+        fix = "where there is more memory, save it as several files: save_pretrained(folder, max_shard_size='5GB')"
+        raise LoadError(what, where=str(path), fix=fix) from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

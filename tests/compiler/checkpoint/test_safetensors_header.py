@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import struct
@@ -51,6 +52,15 @@ def framed(header: str, data: bytes = b"") -> bytes:
 def header_of(*names: str, metadata: dict[str, str] | None = None, path: Path = Path("x.safetensors")) -> Header:
     """Make a header of scalars."""
     return Header(path, {name: () for name in names}, metadata or {})
+
+
+def test_refuses_a_file_that_is_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    save_file({"a": np.zeros(3)}, tmp_path / "x.safetensors")
+    monkeypatch.setattr("diffc.compiler.checkpoint.safetensors_header.mmap", too_large)
+    assert "x.safetensors cannot be mapped into memory" in refusal(tmp_path / "x.safetensors")
 
 
 def test_reads_shapes_and_metadata(tmp_path: Path) -> None:
