@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import torch
 import transformers
@@ -31,6 +31,7 @@ from diffc.compiler.tracing.pipeline_inputs import (
     parameter_at,
     program_name,
     requested_arrays,
+    takes_tuples,
     with_conditions,
 )
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Text
@@ -343,12 +344,6 @@ def _options(
         name: tuple(value) if isinstance(value, list) and name in free and takes_tuples(parameters[name]) else value
         for name, value in options.items()
     }
-
-
-def takes_tuples(parameter: inspect.Parameter) -> bool:
-    """Return whether an argument is a tuple, by its annotation or its default, and never a list."""
-    types = {get_origin(type_) or type_ for type_ in (*get_args(parameter.annotation), parameter.annotation)}
-    return (tuple in types or isinstance(parameter.default, tuple)) and list not in types
 
 
 def _call(pipeline: Any, fixed: Mapping[str, Any], sampling: Sampling, *, takes_callback: bool) -> Callable[..., Any]:

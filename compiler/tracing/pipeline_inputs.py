@@ -239,3 +239,9 @@ def program_name(facts: Facts, *, says_size: bool = False) -> str:
     """
     size = "{}x{}".format(*facts.size) if says_size and facts.size is not None else ""
     return "_".join(filter(None, [facts.task.replace("-", "_"), str(facts.steps), size, facts.variant]))
+
+
+def takes_tuples(parameter: inspect.Parameter) -> bool:
+    """Return whether an argument is a tuple, by its annotation or its default, and never a list."""
+    types = {get_origin(type_) or type_ for type_ in (*get_args(parameter.annotation), parameter.annotation)}
+    return (tuple in types or isinstance(parameter.default, tuple)) and list not in types

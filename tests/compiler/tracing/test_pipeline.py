@@ -15,14 +15,8 @@ from torch import nn
 from diffc.compiler.errors import BuildError, CaptureError, DiffcWarning
 from diffc.compiler.ir.program import Guard, Input, Program, Type
 from diffc.compiler.tracing.component_calls import ComponentCalls
-from diffc.compiler.tracing.pipeline import (
-    Sampling,
-    default_steps,
-    requested_sizes,
-    takes_tuples,
-    text_inputs,
-    trace_pipeline,
-)
+from diffc.compiler.tracing.pipeline import Sampling, default_steps, requested_sizes, text_inputs, trace_pipeline
+from diffc.compiler.tracing.pipeline_inputs import takes_tuples
 from diffc.runtime.program.facts import NO_NEGATIVE, UNGUIDED, Facts
 from diffc.runtime.program.verify import verify
 from tests.compiler.conftest import tiny_tokenizer
