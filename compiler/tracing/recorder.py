@@ -22,6 +22,7 @@ from diffc.compiler.tracing.known_values import known_result, known_rows
 from diffc.compiler.tracing.random_values import FILLED, arguments_of, order_of_axes, random_values
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic, equal
+from diffc.compiler.tracing.token_counts import exact, sized_results
 from diffc.compiler.tracing.value_ranges import decided, range_of_monotone, range_of_results
 from diffc.compiler.tracing.written_constants import WrittenConstants
 
@@ -122,7 +123,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(item, torch.dtype):
             return str(item).removeprefix("torch.")
         if item is None or isinstance(item, bool | int | str):
-            return item
+            return exact(item)  # type: ignore[no-any-return]
         return float(item)
 
     def step(self, latents: Any) -> None:
@@ -158,6 +159,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.append(str(STRIDELESS.get(func, func)), tuple(map(self.literal, args)), attrs, results)
         for value, elements in zip(results, known.leaves() if known else (), strict=False):
             value.known = elements
+        for value, sized in zip(results, sized_results(func, args, kwargs, len(results)), strict=True):
+            value.sized = sized
         _bound(func, args, kwargs, results)
         self._link(func, args, kwargs, results if isinstance(returned, list | tuple) else results[0])
         return pytree.tree_unflatten(results, structure)
@@ -269,7 +272,7 @@ def _bound(func: Any, args: Any, kwargs: Any, results: Sequence[Symbolic]) -> No
     operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     symbolic = [operand for operand in operands if isinstance(operand, Symbolic)]
     for value in results if len(symbolic) == len(operands) else ():
-        terms = symbolic[0].numel() // max(1, value.numel())
+        terms = symbolic[0].fake.numel() // max(1, value.fake.numel())
         value.bounds = range_of_results(func, [operand.bounds for operand in symbolic], value.dtype, terms)
     if len(symbolic) == 1 and len(results) == 1 and results[0].bounds is None:
         results[0].bounds = range_of_monotone(func, args, kwargs, symbolic[0].bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import torch
@@ -10,6 +11,7 @@ from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.export import type_of
 from diffc.compiler.tracing.functionalize import View
 from diffc.compiler.tracing.known_values import Known
+from diffc.compiler.tracing.token_counts import Sized
 from diffc.compiler.tracing.value_ranges import Bounds, Ranged
 from diffc.compiler.tracing.variable_length import prefix
 
@@ -26,6 +28,9 @@ class Symbolic(torch.Tensor):
     tokens: tuple[Any, ...] | None
     """Of which text, and how encoded, these are the tokens: tensors of one shape with the same are equal."""
 
+    sized: Sized | None
+    """The sizes as functions of numbers of tokens, for tensors of as many tokens as a text has."""
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
@@ -34,7 +39,7 @@ class Symbolic(torch.Tensor):
             cls, fake.shape, strides=fake.stride(), dtype=fake.dtype, device=fake.device
         )
         symbolic.fake, symbolic.label, symbolic.alias, symbolic.version = fake, name, None, 0
-        symbolic.bounds = symbolic.known = symbolic.tokens = None
+        symbolic.bounds = symbolic.known = symbolic.tokens = symbolic.sized = None
         return symbolic
 
     def __init__(self, fake: torch.Tensor, name: str) -> None:
@@ -54,6 +59,22 @@ class Symbolic(torch.Tensor):
     @data.setter
     def data(self, replacement: Any) -> None:
         raise CaptureError("a symbolic value's .data is replaced", fix="assign the new tensor to a name, or use copy_")
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        """Return the sizes; those of the tokens of a text note what they are compared with."""
+        return self.fake.shape if self.sized is None else self.sized.shape(self.fake.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return one size or all."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
 
     def __getitem__(self, index: Any) -> Any:
         """Return a prefix of a length known only at run time, or index as any tensor does."""

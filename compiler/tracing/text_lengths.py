@@ -10,9 +10,13 @@ import torch
 
 from diffc.compiler.tracing.known_values import Known
 from diffc.compiler.tracing.open_signatures import Span
+from diffc.compiler.tracing.token_counts import Outcome, Sized, untried
 
 APART, FIRST = 2, 5
 """How many tokens more than the empty text the first text of a trace is assumed to have, and each later one more."""
+
+LONGER = 4
+"""Texts are assumed to have up to so many times the tokens that they are cut to."""
 
 LIMIT = 1 << 20
 """A tokenizer that cuts texts to more tokens than this does not cut them."""
@@ -44,6 +48,7 @@ class TextLengths:
     def __init__(self, markers: Sequence[int] = ()) -> None:
         self.markers = markers
         self.lengths, self.questions = dict[Any, TextLength](), list[str]()
+        self.outcomes = list[Outcome]()
 
     def length(self, text: Any, least: Callable[[], int], most: int | None) -> TextLength:
         """Return the length of a text, of which ``least`` counts the tokens where it is empty."""
@@ -74,6 +79,17 @@ class TextLengths:
         spans = self.spans.values()
         ends = [tuple(max(span.least, span.most - 1) for span in spans), tuple(span.least for span in spans)]
         return [counts for counts in ends if counts != tuple(span.at for span in spans)]
+
+    def untried(self, outcomes: Sequence[Outcome], tried: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
+        """Return numbers of tokens, also such as texts are cut for, with outcomes that none of those tried has."""
+        spans = self.spans
+        ranges = {name: range(span.least, LONGER * span.most + 1) for name, span in spans.items()}
+        counts = untried(outcomes, [dict(zip(spans, values, strict=True)) for values in tried], ranges)
+        return None if counts is None else tuple(counts.values())
+
+    def sized(self, length: TextLength, rows: int) -> Sized:
+        """Return tokens [rows, count] of a text that is not cut, as a function of their number."""
+        return Sized(lambda counts: torch.empty((rows, counts[length.name]), device="meta"), self.outcomes)
 
     def mask(self, like: torch.Tensor, count: int, *, width: int, on_left: bool) -> Known:
         """Return the mask of texts [texts, width] that have ``count`` tokens each."""

@@ -38,6 +38,9 @@ OPTIONS = (
 UNRECORDED = ("encode", "encode_plus", "convert_tokens_to_ids")
 """Methods of a tokenizer that return numbers for a string."""
 
+DECODED = "tokens that are decoded"
+"""Names the text of tokens: it may be printed, as pipelines warn of what they cut off, and that is all."""
+
 OTHER = "\N{REPLACEMENT CHARACTER}"
 """Stands for the tokens of a text that are no words of the tokenizer's own; a run has as many as it assumes tokens."""
 
@@ -198,6 +201,7 @@ class TokenizerCalls:
             methods |= {"tokenize": self._tokenizing(name, real)}
         if hasattr(real, "apply_chat_template"):
             methods |= {"apply_chat_template": _templating(real.apply_chat_template)}
+        methods |= {"batch_decode": self._decoding(real)} if hasattr(real, "batch_decode") else {}
         methods |= {
             key: self._refusing(f"{name}.{key}", getattr(real, key)) for key in UNRECORDED if hasattr(real, key)
         }
@@ -217,6 +221,14 @@ class TokenizerCalls:
             return itertools.chain(words, itertools.repeat(Word(OTHER, derivation, name), sum(self.lengths.markers)))
 
         return tokenize
+
+    def _decoding(self, real: type) -> Callable[..., Any]:
+        def batch_decode(this: Any, sequences: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(sequences, Symbolic):
+                return [self.texts.value(Derivation(DECODED)) for _ in range(sequences.fake.shape[0])]
+            return real.batch_decode(this, sequences, *args, **kwargs)  # type: ignore[attr-defined]
+
+        return batch_decode
 
     def _refusing(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def method(this: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
@@ -255,6 +267,8 @@ class TokenizerCalls:
     def _symbolic(self, call: _Call, derivation: Derivation, real: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Record an operation for texts of one input. One text may be repeated, as one for several images is."""
         key = derivation.key
+        if key not in self.batches:
+            raise refusal("the tokens", derivation)
         batch, rows = self.batches[key], len(real[0])
         copies = rows if batch == 1 else 1
         if rows != batch * copies:
@@ -289,6 +303,8 @@ class TokenizerCalls:
         results[0].tokens = call.tokenizer, derivation, count, *call.sides.items()
         for mask in results[1:]:
             mask.known = self.lengths.mask(columns[1], count, width=width, on_left="padding_side" in call.sides)
+        for value in results if most is None else ():
+            value.sized = self.lengths.sized(length, len(columns[0]))
         if most is not None and length.name not in self.counted.values() and count == length.at:
             self.counted[results[0].label] = length.name
         return results, most or width
@@ -308,6 +324,8 @@ class TokenizerCalls:
 
 def _to_longest(texts: Sequence[torch.Tensor], fill: int, on_left: bool) -> tuple[torch.Tensor, ...]:
     """Pad the rows of several texts to the longest."""
+    for text in (text for text in texts if isinstance(text, Symbolic)):
+        text.sized = None  # the longest text decides the sizes of all
     lacking = [max(text.shape[-1] for text in texts) - text.shape[-1] for text in texts]
     sides = [(count, 0) if on_left else (0, count) for count in lacking]
     return tuple(pad(text, side, value=fill) for text, side in zip(texts, sides, strict=True))

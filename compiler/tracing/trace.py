@@ -11,7 +11,7 @@ of tokenizers by ``tokenizer_calls.py``; scalars of the request are followed by 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
@@ -20,17 +20,24 @@ from typing import Any
 from torch import nn
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.ir.program import Guard, Op, Program, Size
+from diffc.compiler.ir.program import Guard, Op, Program, Ref, Size
 from diffc.compiler.tracing.component_calls import ComponentCalls
 from diffc.compiler.tracing.length_fit import LengthTrace
 from diffc.compiler.tracing.length_range import Trace, fit_over_lengths
+from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.request_inputs import Number, RequestInput, Text
 from diffc.compiler.tracing.scalar_range import Traced, fit_over_range
 from diffc.compiler.tracing.symbolic_scalar import combine
-from diffc.compiler.tracing.tokenizer_calls import TokenizerCalls
+from diffc.compiler.tracing.tokenizer_calls import RequestTexts
 from diffc.compiler.tracing.traced_function import Run, TracedFunction
 
 ON_STEP = "on_step"
+
+WHOLE = ("aten.slice.Tensor", "aten.alias.default")
+"""Operators that return their tensor where the result has its shape."""
+
+MOST_COUNTS = 24
+"""A function that compares numbers of tokens so that it has more cases than these is refused."""
 
 
 def capture(
@@ -112,8 +119,7 @@ def trace_function(traced: TracedFunction, name: str) -> Program:
         if refusal is not None:
             raise refusal
     if line is None:
-        for counts in [] if is_fitted else elsewhere:
-            _need_no_lengths(base, traced.run(replace(texts, markers=counts)).live(ports), first.texts)
+        _need_no_lengths(traced, first, texts, [] if is_fitted else elsewhere)
         return live
 
     branch = traced.calls.branch()
@@ -172,11 +178,47 @@ def _opened(program: Program, first: Run, base: LengthTrace, at_counts: Trace, l
     return live
 
 
-def _need_no_lengths(base: Program, longer: Program, texts: TokenizerCalls) -> None:
-    """Raise `CaptureError` where a program reads no tokens of an unpadded text, but depends on their number."""
-    if base != longer:
-        what = "the number of tokens of a text decides what is computed, but its tokens do not"
-        raise CaptureError(what, where=texts.unpadded_lines[0], fix="compute with the tokens whose number decides")
+def _need_no_lengths(
+    traced: TracedFunction, first: Run, texts: RequestTexts, elsewhere: Sequence[tuple[int, ...]]
+) -> None:
+    """Raise `CaptureError` where a program reads no tokens of an unpadded text, but depends on their number.
+
+    It is traced for numbers of tokens at which comparisons with them have other outcomes, up to those of texts that are
+    cut. What the function refuses is passed over.
+    """
+    lengths, base, waiting = first.texts.lengths, _numbered(first.live(traced.ports)), list(elsewhere)
+    outcomes, tried = list(lengths.outcomes), [tuple(span.at for span in lengths.spans.values())]
+    while counts := waiting.pop() if waiting else lengths.untried(outcomes, tried):
+        tried.append(counts)
+        is_same = len(tried) <= MOST_COUNTS
+        if is_same:
+            try:
+                run = traced.run(replace(texts, markers=counts))
+            except PipelineRefusal:
+                continue
+            outcomes += run.texts.lengths.outcomes
+            is_same = _numbered(run.live(traced.ports)) == base
+        if not is_same:
+            what = "the number of tokens of a text decides what is computed, but its tokens do not"
+            where = first.texts.unpadded_lines[0]
+            raise CaptureError(what, where=where, fix="compute with the tokens whose number decides")
+
+
+def _numbered(program: Program) -> Program:
+    """Return a program whose values have names by their order: those of a trace depend on what no output needs.
+
+    Slices that are all of their tensors are left out, as those of tokens that were cut already.
+    """
+    names, types, ops = dict[str, str](), program.types(), list[Op]()
+    for op in program.ops:
+        source = op.args[0] if op.operator in WHOLE and op.args else None
+        if isinstance(source, Ref) and types[source.name] == op.results[0].type:
+            names[op.results[0].name] = names.get(source.name, source.name)
+            continue
+        names |= {value.name: f"value{len(ops)}_{at}" for at, value in enumerate(op.results)}
+        results = tuple(replace(value, name=names[value.name]) for value in op.results)
+        ops.append(replace(op.renamed(names), results=results))
+    return replace(program, ops=tuple(ops), outputs=tuple(names.get(name, name) for name in program.outputs))
 
 
 def _need_one_encoding(program: Program, counted: Mapping[str, str], is_open: Mapping[str, str]) -> None:

@@ -40,6 +40,10 @@ class Words:
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
+    def batch_decode(self, sequences: torch.Tensor) -> list[str]:
+        """Return words."""
+        return ["word" for _ in sequences]
+
 
 class Encoder(nn.Module):
     """Embed tokens, and mix what the mask lets through."""
@@ -371,13 +375,52 @@ def test_a_number_of_tokens_without_the_tokens_is_refused(name: str, is_guided: 
     assert "test_length_range.py:" in str(refused.value.where)
 
 
-def test_a_number_of_tokens_that_decides_nothing_needs_no_further_trace() -> None:
-    traces = list[float]()
+def test_a_number_of_tokens_that_decides_nothing_needs_traces_of_what_it_is_compared_with_only() -> None:
+    counts = set[int]()
 
     def sample(prompt: list[str], guidance: float = 4.0) -> torch.Tensor:
-        traces.append(float(guidance))
         hidden, mask = encoded(prompt, "max_length")
-        return hidden * guidance if count(prompt) < mask.shape[1] else -hidden
+        tokens = words(prompt, return_tensors="pt", padding="longest")["input_ids"]
+        counts.add(tokens.fake.shape[-1])  # type: ignore[attr-defined]
+        if tokens.shape[-1] > mask.shape[1]:
+            warnings.append(f"{words.batch_decode(tokens[:, mask.shape[1] :])} is cut off")
+        return hidden * guidance
 
+    warnings = list[str]()
     assert not capture(sample, COMPONENTS).guards
-    assert len(set(traces)) == len(traces)
+    assert counts == {1, 6, MOST - 1, MOST + 1} and warnings
+
+
+def test_the_text_of_tokens_is_printed_only() -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        hidden, mask = encoded(prompt, "max_length")
+        tokens = words(prompt, return_tensors="pt", padding="longest")["input_ids"]
+        return encoded(words.batch_decode(tokens), "max_length")[0] if tokens.shape[-1] > mask.shape[1] else hidden
+
+    with pytest.raises(CaptureError, match="the tokens of tokens that are decoded"):
+        capture(sample, COMPONENTS)
+
+
+COMPARED: dict[str, Callable[[torch.Tensor], bool]] = {
+    "cut": lambda tokens: tokens.shape[-1] > MOST,
+    "an interval": lambda tokens: 9 < tokens.shape[-1] < 12,
+    "a number": lambda tokens: tokens.size(1) == 9,
+    "far more": lambda tokens: max(1, tokens.shape[1] - 40) > 1,
+    "a remainder": lambda tokens: tokens.numel() % 5 == 3,
+    "a part": lambda tokens: tokens[0, 1:-1].shape[0] == 8,
+    "a half": lambda tokens: 4.4 < tokens.shape[1] / 2 < 5.1,
+    "an integer": lambda tokens: int(tokens.shape[1]) == 10,
+    "a key": lambda tokens: tokens.shape[1] in {10: 1.0},
+    "rows": lambda tokens: len(tokens[0]) == 9,
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_a_number_of_tokens_is_compared_with_decides_where_it_is_traced(name: str) -> None:
+    def sample(prompt: list[str]) -> torch.Tensor:
+        hidden, _ = encoded(prompt, "max_length")
+        tokens = words(prompt, return_tensors="pt", padding="longest")["input_ids"]
+        return hidden * 0.5 if COMPARED[name](tokens) else hidden
+
+    with pytest.raises(CaptureError, match="but its tokens do not"):
+        capture(sample, COMPONENTS)
