@@ -35,7 +35,7 @@ from diffc.compiler.graph.body import body_of, example_inputs
 from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.graph.export import export
 from diffc.compiler.graph.open_sizes import check_ends, dynamic_sizes, evaluated, lengths_in, lengths_of, marker, number
-from diffc.compiler.ir.program import Graph, Length, Op, Polynomial, Program, Ref, Size, Table, Type, Value
+from diffc.compiler.ir.program import ARITHMETIC, Graph, Length, Op, Polynomial, Program, Ref, Size, Table, Type, Value
 
 FACTORS = "factors"
 
@@ -147,7 +147,7 @@ class _Region(torch.nn.Module):
         )
         sizes = dynamic_sizes([port.type for port in self.inputs], self.lengths)
         body = export(self.name, self, example_inputs(self.inputs, markers), sizes=sizes)
-        graph = Graph(self.name, self.inputs, outputs, body, "arithmetic")
+        graph = Graph(self.name, self.inputs, outputs, body, ARITHMETIC)
         if self.lengths:
             check_ends(self.name, self, body_of(graph), self.inputs, (least, most))
         return graph

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
 
 from diffc.runtime.bundle.tokenizer import check_text
-from diffc.runtime.errors import RequestError
+from diffc.runtime.errors import DiffcWarning, RequestError
 from diffc.runtime.images import arrays_from_images, open_image
 from diffc.runtime.noise import sampled
 from diffc.runtime.program.program import Input, Op, Program
@@ -72,6 +73,7 @@ def make_request(
     scalars = {n: _scalar(n, v) for n, v in inputs.items() if dtypes.get(n) == "scalar" and v is not None}
     prompts = {n: _texts(n, v) for n, v in inputs.items() if dtypes.get(n) == "text" and v is not None}
     serving, scalars = _choose(_candidates(programs, program, size), scalars, prompts.keys())
+    _warn_of_unread(serving, inputs, scalars)
     rows = {item.name: _rows(item, inputs.get(item.name)) for item in serving.arrays}
     num_images = int(num_images)
     counts = [len(texts) for texts in prompts.values()] + [len(array) for array in rows.values()]
@@ -139,6 +141,17 @@ def _choose(
     raise RequestError(
         f"no program of this bundle serves {values or 'this request'}", where=takes, fix="change the value"
     )
+
+
+def _warn_of_unread(serving: Program, inputs: Mapping[str, Any], scalars: Mapping[str, float]) -> None:
+    """Warn of each input of a request that the program which serves it does not read; empty texts are none."""
+    reads = {item.name for item in serving.inputs}
+    for name, value in inputs.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        is_empty = all(part is None or (isinstance(part, str) and not part) for part in parts)
+        if name not in reads and not is_empty:
+            at = "".join(f" at {key}={number:g}" for key, number in scalars.items())
+            warnings.warn(f"{name} has no effect: {serving.name}{at} does not read it", DiffcWarning, stacklevel=5)
 
 
 def _scalar(name: str, value: Any) -> float:

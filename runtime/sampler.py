@@ -100,6 +100,12 @@ class Sampler:
         return defaults
 
     @property
+    def arrays(self) -> tuple[str, ...]:
+        """Return the names of the images and other arrays that a request may set."""
+        programs = self._bundle.programs.values()
+        return tuple(dict.fromkeys(item.name for program in programs for item in program.arrays))
+
+    @property
     def bytes(self) -> int:
         """Return the size of all files."""
         return sum(file.bytes for file in self._bundle.manifest.files.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,6 +39,18 @@ def check_component_files(recipe: Mapping[str, Any], names: Collection[str], bun
     if missing := sorted(files.keys() - names):
         what = f"the bundle was built with {missing[0]} from {files[missing[0]]}"
         raise BuildError(what, where=str(bundle), fix=f"name the file: --component {missing[0]}=FILE")
+
+
+def differing_sources(provenance: Mapping[str, Any], source: Path, files: Mapping[str, Path]) -> Iterator[str]:
+    """Describe the source, and each of the other ``files``, whose digest is not the one that the build recorded."""
+    if provenance.get("source_sha256") != _digest(source):
+        yield f"{source} is not the {provenance.get('source')} that the bundle was built from: its digest is another"
+    recorded = provenance.get("file_sha256", {})
+    for name, path in files.items():
+        if name not in recorded:
+            yield f"the bundle was built without a file of its own for {name}, which {path} is now"
+        elif recorded[name] != _digest(path):
+            yield f"{path} is not the file of {name} that the bundle was built from: its digest is another"
 
 
 def weights_digest(provenance: Mapping[str, Any]) -> str:

@@ -31,14 +31,15 @@ from diffc.compiler.commands.command import (
     target_option,
     timed,
 )
-from diffc.compiler.commands.parameter_types import Counts, Interval, Named, Names, Size, Sizes
+from diffc.compiler.commands.parameter_types import Counts, Interval, Named, Names, Size, Sizes, by_name
 from diffc.compiler.commands.request_files import (
+    check_names,
     check_output,
     is_array,
     read_array,
     read_inputs,
-    read_scalars,
     save_outputs,
+    set_once,
 )
 from diffc.runtime.errors import DiffcError
 from diffc.runtime.memory import peak_bytes
@@ -76,7 +77,7 @@ def main() -> None:
 )
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of an input image is sampled anew.")
 @setting_option("options", "NAME=VALUE for the pipeline's call, as num_frames=16.")
-@click.option("--input", "inputs", type=Named("image_embeds=1280"), multiple=True, help=INPUT)
+@click.option("--input", "inputs", type=Named("image_embeds=1280"), multiple=True, callback=by_name, help=INPUT)
 @ip_adapter_option
 @component_option
 @click.option("--cache", help="Which features steps reuse, as deepcache:interval=3,branch=0.  [default: none]")
@@ -102,7 +103,6 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
     start = time.monotonic()
     with timed() as progress:
         source = settings.pop("source")
-        settings |= {name: dict(settings[name]) for name in ("options", "inputs", "component_files")}
         path = compile_(source, output=output, steps=steps or (), progress=progress, **settings)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     show(f"{path}: {size / 1e6:.1f} MB")
@@ -147,7 +147,14 @@ def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
 @path_option("--latents", help="A .npy file that replaces the first noise.")
 @path_option("--image", help="The image to start from, or that conditions the sampling.")
 @path_option("--mask", help="White where the image is sampled anew.")
-@click.option("--input", "inputs", type=Named("image_embeds=x.npy"), multiple=True, help="NAME=FILE, .npy or image.")
+@click.option(
+    "--input",
+    "inputs",
+    type=Named("image_embeds=x.npy"),
+    multiple=True,
+    callback=by_name,
+    help="NAME=FILE for another image or array of the request: an image file, or .npy.",
+)
 @setting_option("settings", "NAME=VALUE for another scalar of the request.")
 @click.option("--size", type=Size(), help="Which of the bundle's sizes, in pixels.  [default: the first]")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="How many, saved as a grid.")
@@ -164,9 +171,14 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     from diffc.runtime.engines.openvino import advice
 
     check_output(output)
+    scalars = set_once("--set", options["settings"], {"guidance_scale": ("--guidance", options["guidance"])})
+    shorthands = {"image": ("--image", options["image"]), "mask_image": ("--mask", options["mask"])}
+    files = set_once("--input", options["inputs"], shorthands)
     start = time.monotonic()
     sampler = load(options["bundle"])
     check_output(output, sampler.output_kind)
+    check_names("--set", "scalar", options["settings"], sampler.scalars)
+    check_names("--input", "image or array", options["inputs"], sampler.arrays)
     seed = secrets.randbits(32) if options["seed"] is None else options["seed"]
     with click.progressbar(length=1, label="sample", file=sys.stderr) as bar:
 
@@ -184,8 +196,8 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
             size=options["size"],
             program=options["program"],
             callback=advance,
-            **read_scalars(sampler.scalars, options["guidance"], options["settings"]),
-            **read_inputs([("image", options["image"]), ("mask_image", options["mask"]), *options["inputs"]]),
+            **scalars,
+            **read_inputs(files),
         )
     save_outputs(outputs, output)
     seconds = time.monotonic() - start
@@ -239,7 +251,7 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
 
 @command(main)
 @bundle_argument
-@path_option("--against", "source", required=True, help="The checkpoint that it was built from.")
+@path_option("--against", "source", required=True, help="The checkpoint that it was built from; another is named.")
 @path_option("--prompts", help="A text file, one prompt a line.")
 @path_option("--ip-adapter", help="The IP-Adapter that it was built with.")
 @component_option
@@ -258,10 +270,11 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
 
     with timed() as progress:
         texts = VERIFICATION_PROMPTS if prompts is None else read_prompts(prompts)
-        options["component_files"] = dict(options["component_files"])
         result = compare(bundle, source, prompts=texts, progress=progress, **options)
     for name, component in result["components"].items():
         show(f"{name:>24}: SQNR {component['sqnr']:6.1f} dB, max |difference| {component['max_abs']:.2e}")
+    for name, reason in result["not_compared"].items():
+        show(f"{name:>24}: not compared: {reason}")
     for image in result["images"]:
         similarity = "" if image["ssim"] is None else f" SSIM {image['ssim']:.4f},"
         prompt = shorten(image["prompt"], PROMPT_WIDTH, placeholder="…")
@@ -299,7 +312,6 @@ def bench(bundle: Path, **options: Any) -> dict[str, Any]:
     from diffc.compiler.commands.bench import table
 
     with timed() as progress:
-        options["component_files"] = dict(options["component_files"])
         result = measure(bundle, progress=progress, **options)
     show(table(result))
     return result
@@ -319,7 +331,7 @@ def estimate(**options: Any) -> dict[str, Any]:
     """
     from diffc.compiler.commands.estimate import estimate as look
 
-    result = look(**options | {"component_files": dict(options["component_files"])})
+    result = look(**options)
     for name, count in result["parameters"].items():
         show(f"{name:>24}: {count:,} parameters")
     show(f"bundle: about {result['bundle_bytes'] / 1e6:,.0f} MB")

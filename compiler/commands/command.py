@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from diffc.compiler.commands.parameter_types import Named, Setting
+from diffc.compiler.commands.parameter_types import Named, Setting, by_name
 from diffc.runtime.errors import DiffcError, DiffcWarning
 
 Command = Callable[..., Any]
@@ -47,6 +47,7 @@ component_option = click.option(
     "component_files",
     type=Named("transformer=model.gguf"),
     multiple=True,
+    callback=by_name,
     help="NAME=FILE: the .safetensors or .gguf file of one component, instead of the folder's.",
 )
 online_option = click.option(
@@ -60,7 +61,7 @@ program_option = click.option(
 
 def setting_option(name: str, help: str) -> Command:
     """Return the option ``--set NAME=VALUE``."""
-    return click.option("--set", name, type=Setting("num_frames=16"), multiple=True, help=help)
+    return click.option("--set", name, type=Setting("num_frames=16"), multiple=True, callback=by_name, help=help)
 
 
 def seed_option(help: str) -> Command:
@@ -76,9 +77,11 @@ def command(
     def decorate(function: Command) -> click.Command:
         @wraps(function)
         def run(*, as_json: bool, **options: Any) -> None:
-            result = _guarded(function, as_json, options)
+            noted = list[str]()
+            with _noting(noted):
+                result = _guarded(function, as_json, options)
             if as_json:
-                click.echo(json.dumps(result, indent=1))
+                click.echo(json.dumps({**result, "warnings": noted}, indent=1))
             if result.get("failed"):
                 sys.exit(1)
 
@@ -93,25 +96,37 @@ def command(
     return decorate
 
 
-def _guarded(function: Command, as_json: bool, options: dict[str, Any]) -> Any:
-    """Run a command; print warnings, and end with exit code 1 and an error's three lines where it fails."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+@contextmanager
+def _noting(noted: list[str]) -> Iterator[None]:
+    """Print each warning on stderr, and append it to ``noted``."""
+
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        noted.append(str(message))
+        click.echo(f"warning: {message}", err=True)
+
     with warnings.catch_warnings():
         warnings.simplefilter("always", DiffcWarning)
-        warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
-        try:
-            return function(**options)
-        except DiffcError as error:
-            _fail(error, as_json)
-        except ModuleNotFoundError as error:
-            _fail(DiffcError(f"{error.name} is not installed", fix=EXTRA), as_json)
-        except KeyboardInterrupt:
-            _fail(DiffcError("interrupted", fix="nothing was left half-made; run it again"), as_json)
+        warnings.showwarning = note
+        yield
+
+
+def _guarded(function: Command, as_json: bool, options: dict[str, Any]) -> Any:
+    """Run a command; end with exit code 1 and an error's lines where it fails."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return function(**options)
+    except DiffcError as error:
+        _fail(error, as_json)
+    except ModuleNotFoundError as error:
+        _fail(DiffcError(f"{error.name} is not installed", fix=EXTRA), as_json)
+    except KeyboardInterrupt:
+        _fail(DiffcError("interrupted", fix="nothing was left half-made; run it again"), as_json)
 
 
 def _fail(error: DiffcError, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"error": {"what": error.what, "where": error.where, "fix": error.fix}}, indent=1))
+        parts = {"what": error.what, "where": error.where, "fix": error.fix, "in": error.inside}
+        click.echo(json.dumps({"error": parts}, indent=1))
     click.echo(str(error), err=True)
     sys.exit(1)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffc.compiler.bundle.provenance import arguments_of, check_component_files, facts_of
+from diffc.compiler.bundle.provenance import arguments_of, check_component_files, differing_sources, facts_of
 from diffc.compiler.checkpoint.load import load, quiet
-from diffc.compiler.commands.compare_components import ComponentCall, compare_components, recorded
+from diffc.compiler.checkpoint.load_errors import LIBRARY_ERRORS
+from diffc.compiler.commands.compare_components import ComponentCall, compare_components, not_compared, recorded
 from diffc.compiler.commands.limit_guidance import limit_guidance
 from diffc.compiler.errors import BuildError, Progress, first_line
 from diffc.compiler.ir.parse import parse
@@ -23,6 +24,7 @@ from diffc.compiler.metrics import Array, psnr, ssim
 from diffc.compiler.tracing.pipeline import GUIDANCE, NEGATIVE, TEXTS, text_inputs
 from diffc.compiler.tracing.pipeline_inputs import (
     as_arguments,
+    call_parameters,
     parameter_at,
     pil_images,
     requested_arrays,
@@ -32,6 +34,8 @@ from diffc.compiler.tracing.request_inputs import Image, RequestInput, Tensor
 from diffc.runtime import Sampler
 from diffc.runtime.errors import DiffcWarning
 from diffc.runtime.program.facts import Facts
+
+AS_BUILT = "name the checkpoint that the bundle was built from, or one of the same pipeline and shapes"
 
 PROMPT_WIDTH = 80
 """Characters of a prompt that are shown."""
@@ -64,8 +68,10 @@ def compare(
     """Sample each prompt with both from the same seed, and compare the images and the components.
 
     Returns ``psnr`` and ``ssim`` of the worst image, ``max_abs`` over all, ``images`` (``pictures`` is the same
-    under its old name) and ``components``. The ``ssim`` of a video is that of its worst frame. Other outputs, such as
-    audio, have no ``ssim``, and the peak of their ``psnr`` is that of the reference.
+    under its old name), ``components``, and ``not_compared``, which maps other components to the reason. The ``ssim``
+    of a video is that of its worst frame. Other outputs, such as audio, have no ``ssim``, and the peak of their
+    ``psnr`` is that of the reference. A `DiffcWarning` names a source that is not the one of the build. Raises
+    `BuildError` where its outputs are of other shapes, or its pipeline cannot sample what the bundle does.
     """
     sampler = Sampler(bundle)
     recipe = sampler.manifest["provenance"]["recipe"]
@@ -73,6 +79,10 @@ def compare(
     facts = facts_of(sampler.facts, name)
     progress("load")
     pipeline = _load_as_recorded(bundle, source, recipe, ip_adapter, component_files)
+    files = dict(component_files) | ({} if ip_adapter is None else {"ip_adapter": ip_adapter})
+    paths = {name: Path(path) for name, path in files.items()}
+    for difference in differing_sources(sampler.manifest["provenance"], Path(source), paths):
+        warnings.warn(difference, DiffcWarning, stacklevel=2)
     reads_prompt = any(item.name == TEXTS[0] for item in parse(text).inputs)
     prompts = prompts if reads_prompt else ("",)
     reads_negative = any(item.name == NEGATIVE for item in parse(text).inputs)
@@ -86,20 +96,42 @@ def compare(
         progress(f"sample {at + 1}/{len(prompts)}: {shorten(prompt, PROMPT_WIDTH, placeholder='…')}")
         negative = _negative(prompt, is_required=program is not None) if reads_negative else {}
         texts = {TEXTS[0]: prompt, **negative}
-        with recorded(pipeline, calls), limit_guidance(pipeline, recipe, steps) as limited:
+        hooks = recorded(pipeline, calls), limit_guidance(pipeline, recipe, steps)
+        with _refusing(source), hooks[0], hooks[1] as limited:
             reference = _reference(pipeline, texts, limited, facts, scale, seed + at, arrays)
         options: dict[str, Any] = {} if scale is None else {GUIDANCE: scale}
         options |= negative | _for_the_bundle(sampler, inputs, arrays)
         positive = [prompt] * recipe["batch"] if reads_prompt else ""
         with warnings.catch_warnings():
-            if prompt == TOO_LONG:
+            if prompt in VERIFICATION_PROMPTS:  # one is too long, and one has a negative prompt that may not be read
                 warnings.simplefilter("ignore", DiffcWarning)
             output = sampler(positive, seed=seed + at, program=program, output="np", **options)
         _check_finite(prompt, {"the bundle": output, "the pipeline": reference})
+        _check_shapes(output, reference, source)
         images += [{"prompt": prompt, **_compared(a, b)} for a, b in zip(output, reference, strict=True)]
     progress("compare components")
     components = compare_components(Path(bundle), name, calls)
-    return {**_worst(images), "images": images, "pictures": images, "components": components}
+    graphs = {graph.name: sampler.manifest["graphs"][graph.name] for graph in parse(text).graphs}
+    rest = not_compared({graph["component"] for graph in graphs.values()}, components, calls, pipeline.components)
+    return {**_worst(images), "images": images, "pictures": images, "components": components, "not_compared": rest}
+
+
+@contextlib.contextmanager
+def _refusing(source: Path | str) -> Iterator[None]:
+    """Raise `BuildError` for an error of the source's pipeline: it does not sample as the bundle's does."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except LIBRARY_ERRORS as error:
+        what = f"the pipeline of {source} cannot sample what the bundle does: {first_line(error)}"
+        raise BuildError(what, where="--against", fix=AS_BUILT) from error
+
+
+def _check_shapes(output: Array, reference: Array, source: Path | str) -> None:
+    if output.shape != reference.shape:
+        what = f"the bundle samples {list(output.shape)}, the pipeline of {source} {list(reference.shape)}"
+        raise BuildError(what, where="--against", fix=AS_BUILT)
 
 
 def _load_as_recorded(
@@ -196,7 +228,7 @@ def _reference(
 ) -> Array:
     """Sample with the pipeline as a user does, who hands it images; tensors, with a warning, where it refuses these."""
     options: dict[str, Any] = {} if guidance is None else {GUIDANCE: guidance}
-    takes = inspect.signature(type(pipeline).__call__).parameters
+    takes = call_parameters(pipeline)
     options |= {key: value for key, value in arguments_of(facts, recipe).items() if parameter_at(takes, key)}
     read = text_inputs(takes, recipe["inputs"])
     several = recipe["batch"] > 1

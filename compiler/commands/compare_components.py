@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffc.compiler.ir.program import ARITHMETIC
 from diffc.compiler.metrics import sqnr
 from diffc.compiler.tracing.component_calls import ENTRY_POINTS, bind, tensor_ports
 from diffc.compiler.tracing.returned_values import returned_tensors
@@ -93,6 +94,22 @@ def compare_components(path: Path, name: str, calls: Sequence[ComponentCall]) ->
         ratio, difference = min(errors)
         comparisons[graph.name] = {"component": call.component, "sqnr": ratio, "max_abs": difference}
     return comparisons
+
+
+def not_compared(
+    components: Iterable[str],
+    comparisons: Mapping[str, Mapping[str, Any]],
+    calls: Sequence[ComponentCall],
+    source: Collection[str],
+) -> dict[str, str]:
+    """Map each component of a bundle that no comparison is of to the reason; ``source`` are those of the pipeline."""
+    compared = {comparison["component"] for comparison in comparisons.values()}
+    called = {call.component for call in calls}
+    reasons = dict[str, str]()
+    for name in sorted({*components} - {*compared, ARITHMETIC, ""}):
+        is_called = "the source calls it with inputs of other types or shapes" if name in called else None
+        reasons[name] = is_called or ("the source does not call it" if name in source else "the source has none")
+    return reasons
 
 
 def _with_prelude(program: Program, op: Op, bundle: Bundle) -> list[Op]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -84,6 +85,16 @@ class Named(click.ParamType[tuple[str, Any]]):
         if not equals or not is_path:
             self.fail(f"{value!r} is not NAME=VALUE, such as {self.example}", param, ctx)
         return name, text
+
+
+def by_name(ctx: click.Context, param: click.Parameter, values: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the values of an option by their names. Raises `click.BadParameter` for a name that is there twice."""
+    named = dict(values)
+    if len(named) < len(values):
+        names = [name for name, _ in values]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise click.BadParameter(f"{twice} is set twice", ctx, param)
+    return named
 
 
 class Setting(Named):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,32 @@ def save_outputs(outputs: Any, path: Path) -> None:
         save(outputs[0] if len(outputs) == 1 else [grid(frames) for frames in zip(*outputs, strict=True)], path)
 
 
-def read_scalars(scalars: Mapping[str, float | None], guidance: float | None, settings: Any) -> dict[str, Any]:
-    """Return the scalars of a request. Raises `DiffcError` for other inputs, which have options of their own."""
-    if unknown := [name for name, _ in settings if name not in scalars]:
-        fix = f"set one of {', '.join(scalars)}" if scalars else "leave --set out"
-        raise DiffcError(f"{unknown[0]} is no scalar of the request", where="--set", fix=fix)
-    return {"guidance_scale": guidance} | dict(settings)
+def set_once(option: str, named: Mapping[str, Any], shorthands: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Return the values that an option sets by their names, and those of options for one name each, but for None.
+
+    Raises `DiffcError` for a name that both set: one of the values would be ignored.
+    """
+    values = dict(named)
+    for name, (shorthand, value) in shorthands.items():
+        if value is not None and name in values:
+            fix = f"leave {shorthand} or {option} {name}=… out"
+            raise DiffcError(f"{name} is set twice", where=f"{shorthand} and {option}", fix=fix)
+        values |= {} if value is None else {name: value}
+    return values
 
 
-def read_inputs(files: Iterable[tuple[str, Path | str | None]]) -> dict[str, Any]:
-    """Read the images and arrays of a request by their names; those without a file are left out."""
+def check_names(option: str, kind: str, names: Iterable[str], takes: Collection[str]) -> None:
+    """Raise `DiffcError` for a name that is no input of the kind that an option sets."""
+    if unknown := [name for name in names if name not in takes]:
+        fix = f"set one of {', '.join(takes)}" if takes else f"leave {option} out"
+        raise DiffcError(f"{unknown[0]} is no {kind} of the request", where=option, fix=fix)
+
+
+def read_inputs(files: Mapping[str, Path | str]) -> dict[str, Any]:
+    """Read the images and arrays of a request by their names."""
     from diffc.runtime.images import open_image
 
-    paths = {name: Path(file) for name, file in files if file is not None}
+    paths = {name: Path(file) for name, file in files.items()}
     return {name: read_array(path) if is_array(path) else open_image(path) for name, path in paths.items()}
 
 

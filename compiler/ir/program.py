@@ -60,6 +60,9 @@ __all__ = [
 TOKENIZER_CALLS = ("tokenize", "expand")
 """The operations that name a tokenizer."""
 
+ARITHMETIC = "arithmetic"
+"""The component of graphs of a pipeline's own arithmetic, between the calls of its components."""
+
 
 @dataclass(frozen=True)
 class Graph(executable.Graph):

@@ -28,6 +28,7 @@ from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.pipeline_inputs import (
     Size,
     as_arguments,
+    call_parameters,
     parameter_at,
     program_name,
     requested_arrays,
@@ -376,7 +377,7 @@ def _channels_first(result: Any) -> Any:
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
+    parameters = dict(call_parameters(pipeline))
     if "num_inference_steps" not in parameters:
         raise CaptureError(
             "the pipeline takes no number of steps", where=type(pipeline).__name__, fix="use a pipeline with a sampler"

@@ -47,13 +47,14 @@ def requested_arrays(
 
     Raises `BuildError` for an argument that the pipeline lacks, and for required tensors of unknown shape.
     """
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    parameters = call_parameters(pipeline)
     for name in kinds:
         parameter = parameter_at(parameters, name)
         if parameter is None or not ARRAYS & _admitted(parameter):
             what = f"{type(pipeline).__name__} takes neither images nor tensors as {name}"
             takes = [n for n, p in parameters.items() if ARRAYS & _admitted(p)]
-            raise BuildError(what, where="--input", fix=f"use one of {', '.join(takes)}")
+            fix = f"use one of {', '.join(takes)}" if takes else "leave --input out"
+            raise BuildError(what, where="--input", fix=fix)
     _refuse_unknown_shapes(pipeline, parameters, kinds)
     arrays: dict[str, Image | Tensor] = {}
     for name, kind in _all_kinds(parameters, kinds).items():
@@ -71,7 +72,7 @@ def as_arguments(
     ``as_image`` converts tensors [batch, channels, height, width] in [0, 1] to images as users hand them over, which
     the pipeline prepares itself; without it images stay tensors.
     """
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    parameters = call_parameters(pipeline)
     arguments = dict(request)
     for name, kind in _all_kinds(parameters, kinds).items():
         each = _listed(kind)
@@ -81,6 +82,15 @@ def as_arguments(
         alone = "," not in kind and parameter is not None and ARRAYS & set(_types(parameter))
         arguments[name] = items[0] if alone else items
     return arguments
+
+
+def call_parameters(pipeline: Any) -> Parameters:
+    """Return the parameters of a pipeline's call, with annotations that are texts evaluated where that is possible."""
+    call = type(pipeline).__call__
+    try:
+        return inspect.signature(call, eval_str=True).parameters
+    except NameError:
+        return inspect.signature(call).parameters
 
 
 def parameter_at(parameters: Parameters, path: str) -> inspect.Parameter | None:
@@ -98,7 +108,7 @@ def with_conditions(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, An
 
     Raises `BuildError` for a condition that lacks a field.
     """
-    parameters = inspect.signature(type(pipeline).__call__).parameters
+    parameters = call_parameters(pipeline)
     whole_arguments = {name: value for name, value in arguments.items() if "." not in name}
     fields: dict[str, dict[str, dict[str, Any]]] = {}
     for path, value in arguments.items():
@@ -196,6 +206,9 @@ def _admitted(parameter: inspect.Parameter) -> set[Any]:
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
+    """Yield the types of an annotation; those of a function's arguments are none."""
+    if get_origin(annotation) is Callable:
+        return
     for part in get_args(annotation) or (annotation,):
         yield from (part,) if part is annotation else _leaves(part)
 
@@ -243,5 +256,5 @@ def program_name(facts: Facts, *, says_size: bool = False) -> str:
 
 def takes_tuples(parameter: inspect.Parameter) -> bool:
     """Return whether an argument is a tuple, by its annotation or its default, and never a list."""
-    types = {get_origin(type_) or type_ for type_ in (*get_args(parameter.annotation), parameter.annotation)}
+    types = [get_origin(type_) or type_ for type_ in (*get_args(parameter.annotation), parameter.annotation)]
     return (tuple in types or isinstance(parameter.default, tuple)) and list not in types

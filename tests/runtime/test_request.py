@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffc.runtime import RequestError, Sampler, load
+from diffc.runtime import DiffcWarning, RequestError, Sampler, load
 
 
 def test_noise_of_few_values_is_generated_for_all_images_at_once(tiny: Any, tmp_path: Path) -> None:
@@ -216,3 +216,17 @@ def test_images_are_read_from_paths(tiny: Any, tmp_path: Path) -> None:
     tiny.close(sampler(e=e, image=(str(paths[0]), images[1]), output="np"), expected)
     with pytest.raises(RequestError, match=r"there is no file .*missing\.png"):
         sampler(e=e, image=tmp_path / "missing.png")
+
+
+def test_an_input_that_the_serving_program_does_not_read_is_named(tiny: Any, tmp_path: Path) -> None:
+    alone = """program alone(prompt: text[1], guidance_scale: scalar = 1.0) {
+        guard guidance_scale <= 1.0
+        n: float32[1, 3, 1, 1] = noise()
+        return n
+    }"""
+    sampler = load(tiny.write(tmp_path / "two.diffc", programs={"guided": tiny.program(1, "guided"), "alone": alone}))
+    message = r"negative_prompt has no effect: alone at guidance_scale=1 does not read it"
+    with pytest.warns(DiffcWarning, match=message):
+        sampler("red", negative_prompt="blue", guidance_scale=1.0, seed=0)
+    for nothing in (None, "", [""]):
+        sampler("red", negative_prompt=nothing, guidance_scale=1.0, seed=0)

@@ -32,7 +32,7 @@ from diffc.compiler.backends.onnx.weight_store import WeightStore
 from diffc.compiler.errors import BackendError, Progress, first_line, root_cause
 from diffc.compiler.graph.export import one_layout
 from diffc.compiler.graph.lazy_weights import Weight
-from diffc.compiler.ir.program import Graph
+from diffc.compiler.ir.program import ARITHMETIC, Graph
 from diffc.compiler.quantization.formats import FORMATS, Scheme, Spec
 from diffc.runtime.disk_cache import Cache
 from diffc.runtime.precisions import PRECISIONS, Precision
@@ -129,7 +129,7 @@ def _write(graph: Graph, folder: Path, file: str, store: WeightStore, storage: t
             continue
         weight = tensor.weight if isinstance(tensor, StoredTensor) else _weight(tensor)
         stored_as = storage if weight.dtype == torch.float32 else weight.dtype
-        place = store.put(graph.component or "arithmetic", weight, stored_as)
+        place = store.put(graph.component or ARITHMETIC, weight, stored_as)
         dtype = STORED_TYPES[place.dtype] if place.dtype != weight.dtype else tensor.dtype
         external = onnx_ir.ExternalTensor(
             place.file,

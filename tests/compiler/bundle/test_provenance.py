@@ -10,6 +10,7 @@ import pytest
 from diffc.compiler.bundle.provenance import (
     arguments_of,
     check_component_files,
+    differing_sources,
     facts_of,
     provenance_of,
     weights_digest,
@@ -60,3 +61,16 @@ def test_a_component_file_of_the_build_that_is_not_named_is_refused() -> None:
     with pytest.raises(BuildError, match=r"the bundle was built with unet from unet\.gguf") as refused:
         check_component_files(recipe, {"vae"}, "x.diffc")
     assert refused.value.fix == "name the file: --component unet=FILE"
+
+
+def test_a_source_is_known_by_its_digest_wherever_it_lies(tmp_path: Path) -> None:
+    for folder, text in (("model", "a"), ("moved", "a"), ("other", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "unet").write_text(text)
+    model, moved, other = (tmp_path / name for name in ("model", "moved", "other"))
+    provenance = provenance_of(model, {}, {"vae": model / "unet"})
+    assert list(differing_sources(provenance, moved, {"vae": moved / "unet"})) == []
+    source, vae, unet = differing_sources(provenance, other, {"vae": other / "unet", "unet": model / "unet"})
+    assert source == f"{other} is not the model that the bundle was built from: its digest is another"
+    assert vae == f"{other / 'unet'} is not the file of vae that the bundle was built from: its digest is another"
+    assert unet == f"the bundle was built without a file of its own for unet, which {model / 'unet'} is now"

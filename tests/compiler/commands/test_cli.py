@@ -105,6 +105,8 @@ def test_a_picture_of_no_size() -> None:
         ("--batch", "0"),
         ("--what",),
         ("--set", "clip_skip"),
+        ("--set", "eta=1", "--set", "eta=1"),
+        ("--component", "unet=a.gguf", "--component", "unet=b.gguf"),
     ],
 )
 def test_usage_errors_exit_with_2(tmp_path: Path, options: tuple[str, ...]) -> None:
@@ -171,6 +173,9 @@ def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path, damage: Calla
         (("--program", "none"), "program"),
         (("--latents", "missing.npy"), "cannot be read"),
         (("--guidance", "nan"), "guidance_scale"),
+        (("--guidance", "5", "--set", "guidance_scale=7"), "guidance_scale is set twice"),
+        (("--image", "a.png", "--input", "image=b.png"), "image is set twice"),
+        (("--input", "negative_prompt=a.png"), "negative_prompt is no image or array of the request"),
     ],
 )
 def test_a_request_that_cannot_be_served(bundle: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:

@@ -36,7 +36,7 @@ def test_the_result_is_one_object_on_stdout_and_lines_for_people_on_stderr() -> 
         return {"answer": 42}
 
     plain, as_json = result_of(function, "try"), result_of(function, "try", "--json")
-    assert plain.stdout == "" and json.loads(as_json.stdout) == {"answer": 42}
+    assert plain.stdout == "" and json.loads(as_json.stdout) == {"answer": 42, "warnings": []}
     hello, work, done = as_json.stderr.splitlines()
     assert hello == "hello" and work.endswith(" s  work") and done.endswith(" s  done")
 
@@ -53,7 +53,8 @@ def test_an_error_is_printed_and_exits_with_1(error: BaseException, what: str) -
     plain, as_json = result_of(fails(error), "try"), result_of(fails(error), "try", "--json")
     assert (plain.exit_code, as_json.exit_code) == (1, 1)
     assert plain.stderr.startswith(what) and "fix: " in plain.stderr and "Traceback" not in plain.output
-    assert json.loads(as_json.stdout)["error"]["what"] == what
+    printed = json.loads(as_json.stdout)["error"]
+    assert printed["what"] == what and printed.keys() == {"what", "where", "fix", "in"}
 
 
 def test_a_result_may_fail_after_it_was_printed() -> None:
@@ -61,12 +62,13 @@ def test_a_result_may_fail_after_it_was_printed() -> None:
     assert result.exit_code == 1 and json.loads(result.stdout)["psnr"] == 1.0
 
 
-def test_warnings_are_lines_of_stderr() -> None:
+def test_warnings_are_lines_of_stderr_and_a_list_of_the_object() -> None:
     def function() -> dict[str, Any]:
         warnings.warn("the prompt was cut", DiffcWarning, stacklevel=1)
         return {}
 
     assert result_of(function, "try").stderr == "warning: the prompt was cut\n"
+    assert json.loads(result_of(function, "try", "--json").stdout) == {"warnings": ["the prompt was cut"]}
 
 
 def test_an_alias_works_and_is_not_listed() -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from diffc.compiler import capture, write_bundle
-from diffc.compiler.commands.compare import VERIFICATION_PROMPTS, _reference
+from diffc.compiler.commands.compare import VERIFICATION_PROMPTS, _reference, _refusing
+from diffc.compiler.errors import BuildError
 from diffc.runtime.errors import DiffcWarning
 from diffc.runtime.program.facts import Facts
 from tests.command_line import diffc, refused, succeeded
@@ -30,6 +31,7 @@ def test_verify_measures_fidelity_and_fails_below_the_floor(bundle: Path, tmp_pa
     assert found["psnr"] >= VERIFIED_PSNR
     assert [image["prompt"] for image in found["images"]] == [PROMPT], "blank lines are no prompts"
     assert {"text_encoder", "unet", "vae_decode"} <= found["components"].keys()
+    assert found["not_compared"] == {} and found["warnings"] == []
     assert diffc(*common, "--min-psnr", "190").exit_code == 1
 
 
@@ -51,6 +53,16 @@ def test_verify_notices_another_checkpoint(bundle: Path, tmp_path: Path) -> None
     found = succeeded("verify", bundle, "--against", tmp_path / "other.safetensors")
     assert found["psnr"] < VERIFIED_PSNR
     assert found["components"]["unet"]["sqnr"] < found["components"]["text_encoder"]["sqnr"]
+    [warning] = found["warnings"]
+    assert "other.safetensors is not the shapes-unet.safetensors that the bundle was built from" in warning
+
+
+def test_a_source_that_cannot_be_compared_is_refused_by_name(bundle: Path, tiny_model: Path) -> None:
+    printed = refused("verify", bundle, "--against", tiny_model)
+    assert "model is not the shapes-unet.safetensors that the bundle was built from" in printed
+    assert f"the bundle samples [1, 64, 64, 3], the pipeline of {tiny_model} [1, 16, 16, 3]" in printed
+    with pytest.raises(BuildError, match="the pipeline of x cannot sample what the bundle does: no."), _refusing("x"):
+        raise TypeError("no such argument")
 
 
 class Samples:

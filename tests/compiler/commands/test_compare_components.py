@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffc.compiler.commands.compare_components import ComponentCall, recorded
+from diffc.compiler.commands.compare_components import ComponentCall, not_compared, recorded
 from diffc.runtime.program.program import Type
 
 
@@ -36,3 +36,14 @@ def test_a_call_serves_ports_of_its_types() -> None:
     assert call.has({"x": Type("float32", (1, 2))}) and call.has({})
     assert not call.has({"x": Type("float32", (2, 1))}) and not call.has({"x": Type("float16", (1, 2))})
     assert not call.has({"z": Type("float32", (1, 2))})
+
+
+def test_components_that_no_comparison_is_of_are_named_with_the_reason() -> None:
+    calls = [ComponentCall(name, {}, []) for name in ("unet", "vae")]
+    components = {"unet", "vae", "text_encoder", "transformer", "arithmetic", ""}
+    rest = not_compared(components, {"vae_decode": {"component": "vae"}}, calls, {"unet", "vae", "text_encoder"})
+    assert rest == {
+        "text_encoder": "the source does not call it",
+        "transformer": "the source has none",
+        "unet": "the source calls it with inputs of other types or shapes",
+    }

@@ -9,19 +9,20 @@ import pytest
 from PIL import Image
 
 from diffc.compiler.commands.request_files import (
+    check_names,
     check_output,
     read_array,
     read_inputs,
-    read_scalars,
     save_outputs,
+    set_once,
 )
 from diffc.runtime import DiffcError, RequestError
 
 
-def test_reads_arrays_and_images_and_leaves_out_the_rest(tmp_path: Path) -> None:
+def test_reads_arrays_and_images(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(3))
     Image.new("RGB", (4, 2)).save(tmp_path / "y.png")
-    inputs = read_inputs([("x", tmp_path / "x.npy"), ("image", str(tmp_path / "y.png")), ("mask_image", None)])
+    inputs = read_inputs({"x": tmp_path / "x.npy", "image": str(tmp_path / "y.png")})
     assert inputs.keys() == {"x", "image"} and inputs["image"].size == (4, 2)
     assert inputs["x"].tolist() == [0, 1, 2]
 
@@ -34,12 +35,18 @@ def test_refuses_what_is_not_an_array(content: bytes, tmp_path: Path) -> None:
 
 
 def test_scalars_are_those_of_the_bundle() -> None:
-    scalars = {"guidance_scale": 5.0, "strength": None}
-    assert read_scalars(scalars, 3.0, (("strength", 0.5),)) == {"guidance_scale": 3.0, "strength": 0.5}
+    check_names("--set", "scalar", ["strength"], ["guidance_scale", "strength"])
     with pytest.raises(DiffcError, match="eta is no scalar of the request\n.*\n  fix: set one of guidance_scale, str"):
-        read_scalars(scalars, None, (("eta", 1),))
+        check_names("--set", "scalar", ["eta"], ["guidance_scale", "strength"])
     with pytest.raises(DiffcError, match="fix: leave --set out"):
-        read_scalars({}, None, (("eta", 1),))
+        check_names("--set", "scalar", ["eta"], [])
+
+
+def test_a_value_that_two_options_set_is_refused() -> None:
+    shorthands = {"guidance_scale": ("--guidance", 7.0), "strength": ("--strength", None)}
+    assert set_once("--set", {"strength": 0.5}, shorthands) == {"strength": 0.5, "guidance_scale": 7.0}
+    with pytest.raises(DiffcError, match="guidance_scale is set twice\n  at:  --guidance and --set"):
+        set_once("--set", {"guidance_scale": 5.0}, shorthands)
 
 
 def test_several_images_are_saved_as_a_grid_and_videos_frame_by_frame(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Ask for pictures and tensors as the signature of a pipeline's call has them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,8 @@ class Pipeline:
         conditions: Condition | list[Condition] | None = None,
         condition: Condition | None = None,
         prompt: str = "",
+        callback: Callable[[int, int, torch.Tensor], None] | None = None,
+        quoted: "torch.Tensor | None" = None,
     ) -> None:
         """Take what pipelines take."""
 
@@ -124,7 +127,11 @@ def test_images_are_handed_over_as_images() -> None:
         ({"embeds": "picture:8"}, "'picture:8' is no input"),
         ({"embeds": "7,,"}, "'' is no input"),
         ({"embeds": "7", "prompt": "4"}, "Pipeline takes neither images nor tensors as prompt"),
-        ({"embeds": "7", "latents": "4"}, "Pipeline takes neither images nor tensors as latents"),
+        (
+            {"embeds": "7", "latents": "4"},
+            "Pipeline takes neither images nor tensors as latents\n.*\n  fix: use one of embeds, .*, frame, quoted$",
+        ),
+        ({"embeds": "7", "callback": "4"}, "Pipeline takes neither images nor tensors as callback"),
         ({"embeds": "7", "conditions.index": "image"}, "Pipeline takes neither images nor tensors as conditions.index"),
         ({"embeds": "7", "frame.index": "image"}, "Pipeline takes neither images nor tensors as frame.index"),
     ],
