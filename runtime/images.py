@@ -19,6 +19,10 @@ from diffc.runtime.program.program import is_image
 FRAME_MS = 125
 """Milliseconds for which a video shows a frame."""
 
+VIDEO_SUFFIXES = (".gif", ".webp", ".png")
+IMAGE_SUFFIXES = (".png", ".jpg", ".webp", ".gif", ".bmp", ".tiff")
+"""The usual ones of the formats that Pillow writes; any other of these is accepted too."""
+
 FOR_GREY = ("1", "L", "LA", "La")
 FOR_COLOUR = ("RGB", "RGBX", "RGBA", "RGBa", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
 """Pillow's modes of 8 bits and fewer, as grey and as colour."""
@@ -132,7 +136,7 @@ def check_path(path: str | os.PathLike[str], *, is_video: bool = False) -> str:
     """Return Pillow's format for the path's extension. Raises `RequestError` where Pillow cannot write it."""
     format_ = Image.registered_extensions().get(Path(path).suffix.lower())
     if format_ is None or format_ not in (Image.SAVE_ALL if is_video else Image.SAVE):
-        kind, fix = ("a video", "use .gif, .webp or .png") if is_video else ("an image", "use .png, .jpg or .webp")
+        kind, suffixes = ("a video", VIDEO_SUFFIXES) if is_video else ("an image", IMAGE_SUFFIXES)
         what = f"{path} has no extension of {kind} format"
-        raise RequestError(what, where=str(path), fix=f"{fix}, or .npy for the array")
+        raise RequestError(what, where=str(path), fix=f"use {', '.join(suffixes)}, or .npy for the array")
     return format_

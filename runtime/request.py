@@ -150,8 +150,9 @@ def _warn_of_unread(serving: Program, inputs: Mapping[str, Any], scalars: Mappin
         parts = value if isinstance(value, list | tuple) else [value]
         is_empty = all(part is None or (isinstance(part, str) and not part) for part in parts)
         if name not in reads and not is_empty:
-            at = "".join(f" at {key}={number:g}" for key, number in scalars.items())
-            warnings.warn(f"{name} has no effect: {serving.name}{at} does not read it", DiffcWarning, stacklevel=5)
+            at = ", ".join(f"{key}={number:g}" for key, number in scalars.items())
+            what = f"{name} has no effect: {serving.name}{f' (at {at})' if at else ''} does not read it"
+            warnings.warn(what, DiffcWarning, stacklevel=5)
 
 
 def _scalar(name: str, value: Any) -> float:

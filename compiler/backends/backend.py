@@ -91,7 +91,7 @@ def find_backend(name: str) -> type[Backend]:
     try:
         backend: type[Backend] = claim.load()
     except (ImportError, AttributeError) as error:
-        extras = ",".join(["compiler", *_extras(claim)])
+        extras = ",".join(_extras(claim) or ["compiler"])
         fix = f"install its packages: pip install 'diffc[{extras}]'"
         raise TargetError(f"backend {name!r} cannot be imported: {error}", where=claim.value, fix=fix) from error
     return backend

@@ -41,6 +41,7 @@ from diffc.compiler.checkpoint.safetensors_header import (
 from diffc.compiler.checkpoint.sampling_markers import MARKERS, follow_markers, marked_options
 from diffc.compiler.checkpoint.scheduler_choice import new_scheduler
 from diffc.compiler.checkpoint.single_file import component_of_file, config_of_file, in_float32, unused_tensors
+from diffc.compiler.checkpoint.source_path import check_source
 from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.checkpoint.tokenizer_check import check_tokenizer, refuse_pieces
 from diffc.compiler.checkpoint.unread_files import refuse_other_folders, unread_files
@@ -77,9 +78,7 @@ def load(
     if task not in TASKS:
         raise LoadError(f"unknown task {task!r}", fix=f"choose one of {', '.join(TASKS)}")
     path = Path(source)
-    if not path.exists():
-        fix = "give a file or folder on this machine; diffc downloads no models"
-        raise LoadError(f"there is no {path}", where=str(path.absolute()), fix=fix)
+    check_source(path)
     with quiet():
         with postponed():
             pipeline, unused, marked = (

@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 
 from diffc.compiler.errors import LoadError, first_line
+from diffc.runtime.bundle.open import MANIFEST
 
 INDEX = "model_index.json"
 # Check or mark images after sampling; not parts of the sampler.
@@ -27,6 +28,11 @@ def read_index(folder: Path, named: str | None = None) -> dict[str, Any]:
     """
     where = named or str(folder)
     if not (folder / INDEX).is_file():
+        if (folder / MANIFEST).is_file():
+            fix = "name the checkpoint that it was built from; diffc run samples with a bundle"
+            raise LoadError(f"{Path(where).name} is a bundle, not a checkpoint", where=where, fix=fix)
+        if named is None and not any(folder.iterdir()):
+            raise LoadError(f"{Path(where).name} is an empty folder", where=where, fix=f"give a folder with {INDEX}")
         is_component = (folder / "config.json").exists()
         fix = "give its parent, which holds model_index.json" if is_component else "give a folder that diffusers saved"
         raise LoadError(f"{Path(where).name} has no {INDEX}", where=where, fix=fix)

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from diffc.compiler.checkpoint.source_path import check_source
 from diffc.compiler.checkpoint.tasks import TASKS
 from diffc.compiler.commands.command import (
     bundle_argument,
@@ -20,6 +21,7 @@ from diffc.compiler.commands.command import (
     component_option,
     guidance_option,
     ip_adapter_option,
+    named_option,
     online_option,
     path_argument,
     path_option,
@@ -31,7 +33,7 @@ from diffc.compiler.commands.command import (
     target_option,
     timed,
 )
-from diffc.compiler.commands.parameter_types import Counts, Interval, Named, Names, Size, Sizes, by_name
+from diffc.compiler.commands.parameter_types import Counts, Interval, Named, Names, Size, Sizes
 from diffc.compiler.commands.request_files import (
     check_names,
     check_output,
@@ -44,7 +46,7 @@ from diffc.compiler.commands.request_files import (
 from diffc.runtime.errors import DiffcError
 from diffc.runtime.memory import peak_bytes
 
-INPUT = "NAME=SHAPE for each image, as image_embeds=1280; NAME=image,image for a list of images."
+INPUT = "An array or image of the request, as image_embeds=1280 or last_image=image; image=image,image is a list."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,8 +78,8 @@ def main() -> None:
     help="What the bundle makes, and from what.",
 )
 @click.option("--strength", type=click.FloatRange(0, 1), help="How much of an input image is sampled anew.")
-@setting_option("options", "NAME=VALUE for the pipeline's call, as num_frames=16.")
-@click.option("--input", "inputs", type=Named("image_embeds=1280"), multiple=True, callback=by_name, help=INPUT)
+@setting_option("options", "An argument of the pipeline's call, as num_frames=16: JSON, or a text.")
+@named_option("--input", "inputs", type=Named("image_embeds=1280"), metavar="NAME=KIND", help=INPUT)
 @ip_adapter_option
 @component_option
 @click.option("--cache", help="Which features steps reuse, as deepcache:interval=3,branch=0.  [default: none]")
@@ -98,6 +100,7 @@ def build(output: Path | None, steps: tuple[int, ...] | None, **settings: Any) -
     diffc build model.safetensors --steps 50 --cache deepcache:interval=5,branch=0
     diffc build model.safetensors --target ort-w4a8 --quant gptq --calibration prompts.txt --min-psnr 25
     """
+    check_source(settings["source"])
     from diffc.compiler.driver.build import build as compile_
 
     start = time.monotonic()
@@ -142,20 +145,15 @@ def finalize(bundle: Path, **options: Any) -> dict[str, Any]:
 @click.argument("prompt")
 @path_option("-o", "--output", required=True, help="The file of the image, video or audio; .npy for the array.")
 @click.option("--negative", help="What the image should not show.")
-@click.option("--seed", type=int, help="The image's seed.  [default: random]")
+@click.option("--seed", type=int, help="The image's seed, from -2^63 to 2^64 - 1.  [default: random]")
 @guidance_option
 @path_option("--latents", help="A .npy file that replaces the first noise.")
 @path_option("--image", help="The image to start from, or that conditions the sampling.")
 @path_option("--mask", help="White where the image is sampled anew.")
-@click.option(
-    "--input",
-    "inputs",
-    type=Named("image_embeds=x.npy"),
-    multiple=True,
-    callback=by_name,
-    help="NAME=FILE for another image or array of the request: an image file, or .npy.",
+@named_option(
+    "--input", "inputs", type=Named("image_embeds=x.npy"), metavar="NAME=FILE", help="Another image, or array (.npy)."
 )
-@setting_option("settings", "NAME=VALUE for another scalar of the request.")
+@setting_option("settings", "Another scalar of the request, as true_cfg_scale=4.")
 @click.option("--size", type=Size(), help="Which of the bundle's sizes, in pixels.  [default: the first]")
 @click.option("--images", type=click.IntRange(min=1), default=1, show_default=True, help="How many, saved as a grid.")
 @program_option
@@ -165,7 +163,7 @@ def run(output: Path, **options: Any) -> dict[str, Any]:
     \b
     diffc run shapes.diffc "a red circle left of a blue square" -o out.png
     diffc run shapes.diffc "a green star" --seed 7 --guidance 5 --images 4 -o grid.png
-    diffc run shapes.diffc "a blue circle above a red star" --size 96x64 -o wide.png
+    diffc run shapes.diffc "a blue circle above a red star" --size 96x64 -o wide.png   # of build --size 64x64,96x64
     """
     from diffc.runtime import load
     from diffc.runtime.engines.openvino import advice
@@ -218,9 +216,10 @@ def _show_engines(engines: Mapping[str, Any]) -> None:
 @bundle_argument
 @click.option("--program", help="Show this program only.")
 def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
-    """Show the programs, sizes, stages and provenance of BUNDLE.
+    """Show the sizes, stages and provenance of BUNDLE, and then the text of its programs.
 
     \b
+    diffc inspect shapes.diffc
     diffc inspect shapes.diffc --program text_to_image_50
     """
     from diffc.runtime import load
@@ -230,10 +229,7 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
         raise DiffcError(f"{bundle} has no program {program}", fix=f"use one of {', '.join(sampler.programs)}")
     programs = {name: text for name, text in sampler.programs.items() if program in (None, name)}
     manifest = sampler.manifest
-    show("\n".join(programs.values()))
-    for path, file in manifest["files"].items():
-        show(f"{file['bytes']:>14,} B  {path}")
-    show(f"{sampler.bytes:>14,} B  in total, for {sampler.target}")
+    show(f"{bundle}: {sampler.bytes:,} B for {sampler.target}, programs {', '.join(programs)}")
     _show_engines(engines := manifest.get("engines", {}))
     for what, counts in (("parameters", manifest["stages"]), ("multiply-adds", manifest["multiply_adds"])):
         total = sum(counts.values()) or 1
@@ -244,6 +240,9 @@ def inspect(bundle: Path, program: str | None) -> dict[str, Any]:
         for layer in quantized["layers"]:
             show(f"{layer['sqnr']:7.1f}  {layer['name']}  {layer['weight']}  {layer['activation']}")
         show(f"worst image of the build: {quantized['psnr']:.1f} dB; report.html shows the rest")
+    for path, file in manifest["files"].items():
+        show(f"{file['bytes']:>14,} B  {path}")
+    show("\n".join(programs.values()))
     shown = ("target", "files", "graphs", "tokenizers", "stages", "multiply_adds", "provenance")
     rest = {key: manifest[key] for key in shown} | {"engines": engines, "quantization": quantized}
     return {"programs": programs, "bytes": sampler.bytes, **rest}
@@ -265,6 +264,7 @@ def verify(bundle: Path, source: Path, prompts: Path | None, min_psnr: float | N
     \b
     diffc verify shapes.diffc --against shapes.safetensors --min-psnr 60
     """
+    check_source(source)
     from diffc.compiler.calibration.prompts import read_prompts
     from diffc.compiler.commands.compare import PROMPT_WIDTH, VERIFICATION_PROMPTS, compare
 
@@ -308,6 +308,8 @@ def bench(bundle: Path, **options: Any) -> dict[str, Any]:
     diffc bench shapes.diffc
     diffc bench shapes.diffc --against torch --source shapes.safetensors --repeat 5
     """
+    if options["source"] is not None:
+        check_source(options["source"])
     from diffc.compiler.commands.bench import bench as measure
     from diffc.compiler.commands.bench import table
 
@@ -329,6 +331,7 @@ def estimate(**options: Any) -> dict[str, Any]:
     \b
     diffc estimate model.safetensors --target ort-fp16
     """
+    check_source(options["source"])
     from diffc.compiler.commands.estimate import estimate as look
 
     result = look(**options)
@@ -350,11 +353,11 @@ def doctor(bundle: Path | None) -> dict[str, Any]:
     diffc doctor
     diffc doctor shapes.diffc
     """
-    from diffc.compiler.commands.doctor import examine
+    from diffc.compiler.commands.doctor import examine, label
 
     result = examine(bundle)
     for name, state in result["checks"].items():
-        show(f"{'ok' if state['ok'] else 'missing':>8}  {name}: {state['detail']}")
+        show(f"{label(name, state['ok']):>12}  {name}: {state['detail']}")
     return dict(result)
 
 

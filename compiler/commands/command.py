@@ -34,6 +34,11 @@ def path_argument(name: str, *, required: bool = True) -> Command:
     return click.argument(name, type=click.Path(path_type=Path), required=required)
 
 
+def named_option(*names: str, type: Named, help: str, metavar: str = Named.name) -> Command:
+    """Return an option that takes several values with names, each name once."""
+    return click.option(*names, type=type, multiple=True, callback=by_name, metavar=metavar, help=help)
+
+
 bundle_argument = path_argument("bundle")
 source_argument = path_argument("source")
 target_option = click.option(
@@ -42,13 +47,12 @@ target_option = click.option(
 ip_adapter_option = path_option(
     "--ip-adapter", help="The .safetensors file of an IP-Adapter; its image is the input ip_adapter_image."
 )
-component_option = click.option(
+component_option = named_option(
     "--component",
     "component_files",
     type=Named("transformer=model.gguf"),
-    multiple=True,
-    callback=by_name,
-    help="NAME=FILE: the .safetensors or .gguf file of one component, instead of the folder's.",
+    metavar="NAME=FILE",
+    help="The .safetensors or .gguf file of one component, instead of the folder's.",
 )
 online_option = click.option(
     "--online", is_flag=True, help="Allow a single file's missing configuration to be fetched."
@@ -61,12 +65,26 @@ program_option = click.option(
 
 def setting_option(name: str, help: str) -> Command:
     """Return the option ``--set NAME=VALUE``."""
-    return click.option("--set", name, type=Setting("num_frames=16"), multiple=True, callback=by_name, help=help)
+    return named_option("--set", name, type=Setting("num_frames=16"), help=help)
 
 
 def seed_option(help: str) -> Command:
     """Return a seed that is 0 by default."""
     return click.option("--seed", type=int, default=0, show_default=True, help=help)
+
+
+class ReportingCommand(click.Command):
+    """Print a usage error as a JSON object too where ``--json`` is among the arguments."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        """Read the arguments. Raises `click.UsageError`, which ends with exit code 2."""
+        as_json = "--json" in args
+        try:
+            return super().make_context(info_name, args, *rest, **extra)
+        except click.UsageError as error:
+            if as_json:
+                print_error(DiffcError(error.format_message(), fix=f"see diffc {info_name} --help"))
+            raise
 
 
 def command(
@@ -86,7 +104,7 @@ def command(
                 sys.exit(1)
 
         flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
-        registered = group.command(name=name or function.__name__)(flag(run))
+        registered = group.command(name=name or function.__name__, cls=ReportingCommand)(flag(run))
         if alias is not None:
             hidden = copy.copy(registered)
             hidden.hidden = True
@@ -125,10 +143,15 @@ def _guarded(function: Command, as_json: bool, options: dict[str, Any]) -> Any:
 
 def _fail(error: DiffcError, as_json: bool) -> None:
     if as_json:
-        parts = {"what": error.what, "where": error.where, "fix": error.fix, "in": error.inside}
-        click.echo(json.dumps({"error": parts}, indent=1))
+        print_error(error)
     click.echo(str(error), err=True)
     sys.exit(1)
+
+
+def print_error(error: DiffcError) -> None:
+    """Print an error as one JSON object on stdout."""
+    parts = {"what": error.what, "where": error.where, "fix": error.fix, "in": error.inside}
+    click.echo(json.dumps({"error": parts}, indent=1))
 
 
 def show(text: str = "") -> None:

@@ -27,6 +27,9 @@ from diffc.runtime.errors import BundleError
 from diffc.runtime.plugins import GROUP as PLUGINS
 from diffc.runtime.plugins import find_plugin, state_of
 
+OPTIONAL = ("engine", "gpu", "tensorrt", "compiler", "targets")
+"""Checks of what a machine need not have to run bundles."""
+
 COMPILER = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy")
 
 
@@ -59,6 +62,12 @@ def examine(bundle: Path | None) -> dict[str, Any]:
         checks["bundle"] = _bundle(bundle)
         checks |= _kernels(bundle)
     return {"checks": checks, "targets": targets, "engine": recommended()}
+
+
+def label(name: str, is_ok: bool) -> str:
+    """Name the result of a check in a word: a machine may lack all but what one bundle needs."""
+    is_optional = name in OPTIONAL or name.startswith("backend ")
+    return "ok" if is_ok else "not here" if is_optional else "FAILS"
 
 
 def _engine() -> dict[str, Any]:

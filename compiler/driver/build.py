@@ -44,11 +44,10 @@ def build(
     output = output or default_output(source)
     _check_outside(source, {"-o": output, "--dump": settings.dump})
     phases = [*phases_to_programs(settings), *phases_to_bundle(settings)]
+    write_text = None if settings.dump is None else dump_below(settings.dump)
     with new_folder(output) as folder:
         state = State(settings, folder, source, progress)
-        if settings.dump is not None:
-            state = replace(state, seen=dump_below(settings.dump))
-        _run(state, phases)
+        _run(replace(state, seen=write_text) if write_text else state, phases)
     return output
 
 

@@ -27,7 +27,6 @@ from diffc.compiler.driver.option_values import (
     read_text,
 )
 from diffc.compiler.errors import RecipeError
-from diffc.compiler.ir.program import Program
 from diffc.compiler.quantization.plan import Plan
 from diffc.compiler.quantization.recipe_file import RecipeFile, parse_passes, read_recipe
 from diffc.compiler.recipe import Optional, Pass, name_of, options_of
@@ -38,6 +37,7 @@ from diffc.passes.quantize import FORMER_NAMES, RECIPES, TECHNIQUES, Recipe
 
 IP_ADAPTER_IMAGE = "ip_adapter_image"
 CACHE = "--cache"
+NO_CACHE = "none"
 QUANT = "--quant"
 
 
@@ -237,22 +237,14 @@ def read_options(
 
 def read_cache(text: str | None) -> CacheOptions | None:
     """Read a feature cache, as ``deepcache:interval=3``; None for nothing or ``none``. Raises `RecipeError`."""
-    if text is None:
+    if text is None or text == NO_CACHE:
         return None
-    known = {"none": _none} | {name: cache.apply for name, cache in CACHES.items()}
-    cache, *more = parse_passes(text, known, CACHE, "cache")
+    cache, *more = parse_passes(text, {name: cache.apply for name, cache in CACHES.items()}, CACHE, "cache")
     if more:
         fix = "choose one, such as deepcache:interval=3"
         raise RecipeError(f"{text!r} is more than one cache", where=CACHE, fix=fix)
-    if name_of(cache) == name_of(_none):
-        return None
     technique = next(technique for technique in CACHES.values() if name_of(technique.apply) == name_of(cache))
     return CacheOptions(technique, options_of(cache), isinstance(cache, Optional))
-
-
-def _none(programs: tuple[Program, ...]) -> tuple[Program, ...]:
-    """Leave out the cache."""
-    return programs
 
 
 def read_quantization(

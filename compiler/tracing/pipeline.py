@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from diffc.compiler.tracing.image_form import AsImage, check_rows, image_form
 from diffc.compiler.tracing.marked_generators import with_separate_noise
 from diffc.compiler.tracing.noise_of_texts import with_noise_of_texts
 from diffc.compiler.tracing.noise_rows import IMAGES, SEEDS, generators, with_rows_of_noise
-from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
+from diffc.compiler.tracing.pipeline_errors import PipelineRefusal, size_fix
 from diffc.compiler.tracing.pipeline_inputs import (
     Size,
     as_arguments,
@@ -113,6 +112,7 @@ def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> 
     try:
         return _programs(pipeline, sampling, calls)
     except PipelineRefusal as error:
+        error.fix = size_fix(pipeline, sampling.size) or error.fix
         if sampling.batch > 1:
             raise
         try:
@@ -254,7 +254,7 @@ def _needs_negative(
     return without_negative != with_empty
 
 
-def _scales(pipeline: Any, parameters: Mapping[str, inspect.Parameter], sampling: Sampling) -> dict[str, float]:
+def _scales(pipeline: Any, parameters: Mapping[str, Any], sampling: Sampling) -> dict[str, float]:
     """Return the default of each scale of guidance that the pipeline takes, but for those that it leaves out itself."""
     if GUIDANCE not in parameters and sampling.guidance not in (None, 1.0):
         raise BuildError(
@@ -376,7 +376,7 @@ def _channels_first(result: Any) -> Any:
     return result.movedim(-1, -3) if ends_with_channels else result
 
 
-def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
+def _parameters(pipeline: Any) -> dict[str, Any]:
     parameters = dict(call_parameters(pipeline))
     if "num_inference_steps" not in parameters:
         raise CaptureError(

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,10 +34,18 @@ def pipeline_errors() -> Iterator[None]:
         elif type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
             what, fix = f"{error} reads the value of a symbolic tensor", None
         else:
-            what, fix = f"the pipeline refuses: {error}", "ask for what the pipeline can do"
+            what, fix = f"the pipeline refuses: {error}", "change the option or the input that it names"
             kind = PipelineRefusal
         fix = fix or "the sampler must not branch on, or read, what only the run knows"
         raise kind(what, where=pipeline_line(traceback.extract_tb(error.__traceback__)), fix=fix) from error
+
+
+def size_fix(pipeline: Any, size: tuple[int, int] | None) -> str | None:
+    """Return the fix for a width or height that is no multiple of what the autoencoder scales by; None elsewhere."""
+    factor = getattr(pipeline, "vae_scale_factor", 1)
+    if any(edge % factor for edge in size or ()):
+        return f"use a --size whose width and height are multiples of {factor}, or of more"
+    return None
 
 
 def pipeline_line(frames: Sequence[traceback.FrameSummary]) -> str:

@@ -109,6 +109,8 @@ def _in_own_folder(opened_in: Callable[[Path], Bundle], like: Path | None = None
 
 def _open(path: Path, root: Path) -> Bundle:
     if not (root / MANIFEST).is_file():
+        if (root / "model_index.json").is_file():
+            raise _is_checkpoint(path)
         lacks = f"no {MANIFEST}" if root.exists() else "there is nothing of that name"
         raise BundleError(f"{path} is not a bundle: {lacks}", fix="name the folder that `diffc build` wrote")
     with (root / MANIFEST).open("rb") as stream:
@@ -218,7 +220,22 @@ def _unpack(path: Path, folder: Path) -> Path:
     except tarfile.FilterError as error:
         raise BundleError(f"{path} leaves the bundle: {error}", fix="do not trust this bundle") from error
     except tarfile.TarError as error:
-        fix = "a checkpoint is built first: diffc build; a bundle that is damaged, again"
-        raise BundleError(f"{path} is neither a bundle nor a tar file of one: {error}", fix=fix) from error
+        raise _no_bundle(path, error) from error
     inner = next(iter(sorted(folder.glob(f"*/{MANIFEST}"))), folder / MANIFEST)
     return (folder if (folder / MANIFEST).exists() else inner.parent).resolve()
+
+
+def _no_bundle(path: Path, error: tarfile.TarError) -> BundleError:
+    """Return the error for a file that cannot be unpacked: a checkpoint, a damaged tar file, or anything else."""
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    if start[8:9] == b"{" and start[7:8] == b"\0":  # the length of a safetensors header, and its JSON
+        return _is_checkpoint(path)
+    if start[257:262] == b"ustar":
+        return BundleError(f"{path} is a damaged tar file: {error}", fix="copy the bundle again, or build it again")
+    fix = "name the folder that `diffc build` wrote, or an uncompressed tar file of it"
+    return BundleError(f"{path} is neither a bundle nor a tar file of one", fix=fix)
+
+
+def _is_checkpoint(path: Path) -> BundleError:
+    return BundleError(f"{path} is a checkpoint, not a bundle", fix=f"build a bundle of it first: diffc build {path}")

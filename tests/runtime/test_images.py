@@ -73,7 +73,9 @@ def test_saves_by_extension(tmp_path: Path, name: str) -> None:
 def test_refuses_extensions_that_no_format_has(tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match="has no extension of an image format") as raised:
         save(Image.new("RGB", (4, 4)), tmp_path / name)
-    assert raised.value.fix == "use .png, .jpg or .webp, or .npy for the array" and not list(tmp_path.iterdir())
+    assert raised.value.fix == "use .png, .jpg, .webp, .gif, .bmp, .tiff, or .npy for the array" and not list(
+        tmp_path.iterdir()
+    )
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])

@@ -225,7 +225,7 @@ def test_an_input_that_the_serving_program_does_not_read_is_named(tiny: Any, tmp
         return n
     }"""
     sampler = load(tiny.write(tmp_path / "two.diffc", programs={"guided": tiny.program(1, "guided"), "alone": alone}))
-    message = r"negative_prompt has no effect: alone at guidance_scale=1 does not read it"
+    message = r"negative_prompt has no effect: alone \(at guidance_scale=1\) does not read it"
     with pytest.warns(DiffcWarning, match=message):
         sampler("red", negative_prompt="blue", guidance_scale=1.0, seed=0)
     for nothing in (None, "", [""]):

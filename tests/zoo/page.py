@@ -61,7 +61,8 @@ The tests assemble each from tiny random weights, save it, build it with `diffc 
 images of any two prompts differ by at least {PROMPTS_APART}. *Right*: the largest difference from what
 diffusers samples is at most 1e-3, in float32, relative to the largest value where that is above 1;
 noise that a pipeline draws without its generator is fixed by `torch.manual_seed(~seed)` in diffusers.
-*Refused*: the build or the run ends with this message, and nothing is sampled. *Staged*: the share of
+*Refused*: the build or the run ends with this message, and nothing is sampled. *Not swept*: the tests
+assemble it, or would with the package that the row names, and nobody has compared it yet. *Staged*: the share of
 the denoiser's parameters that depends on no latents, and can so leave the loop.
 
 `make test-zoo` checks every row; `make zoo-page` writes the page again.

@@ -144,6 +144,9 @@ STARTS = {
     "engine": (b"ftrt\x00\x00", "a TensorRT engine"),
     "gzip": (b"\x1f\x8b\x08", "a compressed archive"),
     "png": (b"\x89PNG\r\n", "an image"),
+    "tar": (b"manifest.json".ljust(257, b"\0") + b"ustar\0", "a tar archive"),
+    "text": ("caf\u00e9 \u8d64\n".encode(), "a text file"),
+    "json": (b'{\n "_class_name": "x"}', "a text file"),
 }
 
 

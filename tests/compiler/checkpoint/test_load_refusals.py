@@ -116,7 +116,9 @@ def test_rejects_a_configuration_without_an_index(single_file: Path, original_we
 
 
 def test_rejects_a_folder_without_an_index(tmp_path: Path) -> None:
-    assert "has no model_index.json" in refusal(tmp_path)
+    assert "is an empty folder" in refusal(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert "is a bundle, not a checkpoint" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"_class_name": null}', "\ud800"])

@@ -72,6 +72,9 @@ def test_refuses_an_index_that_is_damaged_or_foreign(index: Any, message: str, t
 
 
 def test_a_folder_without_an_index_may_be_one_component(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="is an empty folder"):
+        read_index(tmp_path)
+    (tmp_path / "README.md").write_text("")
     with pytest.raises(LoadError, match="has no model_index.json\n.*\n  fix: give a folder that diffusers saved"):
         read_index(tmp_path)
     (tmp_path / "config.json").write_text("{}")

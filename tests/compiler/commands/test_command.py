@@ -71,6 +71,12 @@ def test_warnings_are_lines_of_stderr_and_a_list_of_the_object() -> None:
     assert json.loads(result_of(function, "try", "--json").stdout) == {"warnings": ["the prompt was cut"]}
 
 
+def test_a_usage_error_is_an_object_too() -> None:
+    plain, as_json = result_of(lambda: {}, "try", "--no"), result_of(lambda: {}, "try", "--no", "--json")
+    assert (plain.exit_code, plain.stdout, as_json.exit_code) == (2, "", 2)
+    assert "--no" in json.loads(as_json.stdout)["error"]["what"] and "--no" in as_json.stderr
+
+
 def test_an_alias_works_and_is_not_listed() -> None:
     assert result_of(lambda: {"answer": 42}, "attempt", "--json").exit_code == 0
     assert "attempt" not in result_of(lambda: {}, "--help").output

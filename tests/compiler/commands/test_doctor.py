@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from diffc.compiler.backends.backend import find_backend
+from diffc.compiler.commands.doctor import label
 from diffc.compiler.errors import TargetError
 from diffc.runtime import BundleError, load
 from diffc.runtime.engines.cuda import find_gpu
@@ -21,6 +22,11 @@ def test_doctor_knows_targets_and_opens_a_bundle(bundle: Path) -> None:
     assert "ort-fp32" in found["targets"]
     assert found["checks"]["bundle"]["ok"]
     assert found["checks"]["compiler"]["ok"]
+
+
+def test_what_a_machine_need_not_have_is_no_failure() -> None:
+    assert [label(name, False) for name in ("gpu", "backend trt", "bundle")] == ["not here", "not here", "FAILS"]
+    assert label("gpu", True) == label("bundle", True) == "ok"
 
 
 def test_doctor_says_which_tensorrt_is_here_and_whether_engines_run() -> None:

@@ -30,9 +30,10 @@ def test_options_are_read(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "what", "fix"),
     [
-        ("deepcash", "'deepcash' is no cache", "did you mean deepcache? known: none, deepcache"),
+        ("deepcash", "'deepcash' is no cache", "did you mean deepcache? known: deepcache"),
+        ("nope", "'nope' is no cache", "known: deepcache"),
         ("deepcache+deepcache", "is more than one cache", "choose one"),
-        ("none+deepcache", "is more than one cache", "choose one"),
+        ("none+deepcache", "'none' is no cache", "known: deepcache"),
         ("deepcache:intervals=3", "deepcache has no option 'intervals'", "did you mean interval? it has interval"),
         ("deepcache:interval=three", "deepcache: interval is 'three'", "such as 3"),
         ("deepcache:interval=2.5", "deepcache: interval is 2.5", "such as 3"),

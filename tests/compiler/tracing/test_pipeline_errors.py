@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from diffc.compiler.errors import CaptureError
-from diffc.compiler.tracing.pipeline_errors import pipeline_errors
+from diffc.compiler.tracing.pipeline_errors import pipeline_errors, size_fix
 
 
 def test_a_failure_inside_torch_names_the_line_that_called_it() -> None:
@@ -44,3 +45,9 @@ def test_a_failure_inside_pythons_library_names_the_line_that_called_it() -> Non
     with pytest.raises(CaptureError) as caught, pipeline_errors():
         json.loads("no")  # this line
     assert str(caught.value.where).endswith("# this line")
+
+
+def test_a_size_that_the_autoencoder_does_not_scale_by_has_the_multiple_as_its_fix() -> None:
+    pipeline = SimpleNamespace(vae_scale_factor=8)
+    assert size_fix(pipeline, (63, 64)) == "use a --size whose width and height are multiples of 8, or of more"
+    assert size_fix(pipeline, (64, 64)) is size_fix(pipeline, None) is size_fix(object(), (63, 64)) is None

@@ -199,6 +199,24 @@ def test_refuses_what_is_no_bundle(tmp_path: Path) -> None:
             load(tmp_path / "x.diffc")
 
 
+def test_names_checkpoints_and_damaged_archives(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model_index.json").write_text("{}")
+    for name in ("a.safetensors", "folder"):
+        with pytest.raises(BundleError, match=f"{name} is a checkpoint, not a bundle\n.*diffc build .*{name}"):
+            load(tmp_path / name)
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        archive.add(bundle, "b")
+    whole = (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole[:700])
+    with pytest.raises(BundleError, match=r"b\.tar is a damaged tar file: "):
+        load(tmp_path / "b.tar")
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(BundleError, match=r"notes\.txt is neither a bundle nor a tar file of one\n"):
+        load(tmp_path / "notes.txt")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_refuses_what_may_not_be_read(bundle: Path) -> None:
     (bundle / "tables.safetensors").chmod(0)
