@@ -106,12 +106,13 @@ def parameter_at(parameters: Parameters, path: str) -> inspect.Parameter | None:
 def with_conditions(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call, with those that are fields of conditions together in these.
 
-    Raises `BuildError` for a condition that lacks a field.
+    Lists are copied, since a pipeline may write into them. Raises `BuildError` for a condition that lacks a field.
     """
     parameters = call_parameters(pipeline)
-    whole_arguments = {name: value for name, value in arguments.items() if "." not in name}
+    copies = {name: [*value] if isinstance(value, list) else value for name, value in arguments.items()}
+    whole_arguments = {name: value for name, value in copies.items() if "." not in name}
     fields: dict[str, dict[str, dict[str, Any]]] = {}
-    for path, value in arguments.items():
+    for path, value in copies.items():
         if "." in path:
             place, field = path.rsplit(".", 1)
             fields.setdefault(place.partition(".")[0], {}).setdefault(place, {})[field] = value

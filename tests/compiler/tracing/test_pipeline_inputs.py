@@ -109,6 +109,14 @@ def test_fields_of_conditions_have_paths() -> None:
         with_conditions(Pipeline(), {"conditions.0.index": 1})
 
 
+def test_what_a_pipeline_writes_into_a_list_is_gone_at_its_next_call() -> None:
+    fixed = {"embeds": ["a text"]}
+    for _ in range(2):
+        (text,) = texts = with_conditions(Pipeline(), fixed)["embeds"]
+        texts[0] = f"a template around {text}"
+    assert fixed == {"embeds": ["a text"]}
+
+
 def test_images_are_handed_over_as_images() -> None:
     several, one = torch.zeros(2, 3, 4, 5), torch.full((1, 1, 4, 5), 0.5)
     request = {"embeds": several, "image_1": several, "image_2": several, "mask_image": one}
