@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks.build import ROOT, size, vanishing
@@ -47,17 +46,13 @@ def main() -> None:
     source, bundle = options.work / "flux-2-klein-4b", options.work / "flux-2-klein-4b.diffc"
     if not source.exists():
         write(source, flux_2_klein)
-    with ExitStack() as stack:
-        if not options.keep:
-            stack.enter_context(vanishing(bundle))
+    with nullcontext(bundle) if options.keep else vanishing(bundle):
         choice = ("--target", options.target, "--steps", options.steps, "--size", options.size)
-        cells = {"build": timed("build", str(source), *choice, "-o", str(bundle))}
-        image = options.work / "flux-2-klein-4b.png"
-        cells["run"] = timed("run", str(bundle), PROMPT, "-o", str(image))
-        print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {' '.join(choice)}")
-        print(f"checkpoint {size(source) / 1e9:.1f} GB, bundle {size(bundle) / 1e9:.1f} GB")
-        print("| command | time | of the processor | memory, peak |\n|---|---|---|---|")
-        print("\n".join(f"| {command} | {row} |" for command, row in cells.items()))
+        print(f"{' '.join(choice)}; {os.cpu_count()} cores")
+        print("| command | time | of the processors | memory, peak |\n|---|---|---|---|")
+        print("| build |", timed("build", str(source), *choice, "-o", str(bundle)), "|", flush=True)
+        print(f"checkpoint {size(source) / 1e9:.1f} GB, bundle {size(bundle) / 1e9:.1f} GB", flush=True)
+        print("| run |", timed("run", str(bundle), PROMPT, "-o", str(bundle.with_suffix(".png"))), "|")
 
 
 if __name__ == "__main__":

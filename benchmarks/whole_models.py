@@ -51,7 +51,7 @@ MODELS = {
     "Z-Image": Model(published.z_image, "1024×1024, 20 steps", {"steps": [20]}),
     "HiDream-I1": Model(published.hidream, "1024×1024, 20 steps", {"steps": [20]}),
     "HunyuanVideo 1.5": Model(
-        published.hunyuan_video_1_5, "640×368, 61 images, 20 steps", {"steps": [20], "options": {"num_frames": 61}}
+        published.hunyuan_video_1_5, "480p, 61 images, 20 steps", {"steps": [20], "options": {"num_frames": 61}}
     ),
     "LTX-2": Model(published.ltx_2, "768×512, 121 images and audio, 20 steps", {"steps": [20]}),
 }
@@ -100,14 +100,13 @@ HEAD = f"""# Whole models of today
 
 Pipelines of diffusers {diffusers.__version__} with the published sizes of all their components and no weights: a
 checkpoint's folder with holes, which diffc loads, traces, captures, brings into normal form and stages as in any build.
-`make whole-models` wrote this page; `benchmarks/published.py` has the configurations and their sources. The tokenizers
-are small ones of the same kinds.
+`make whole-models` writes this page, model by model; `benchmarks/published.py` has the configurations and their
+sources. The tokenizers are small ones of the same kinds.
 
 *Bundle* is what `diffc estimate --target {TARGET}` says. The next columns are of the denoiser, as in
 [stages](stages.md): parameters, the share that the step, the request, or both need first, the share that *leaves* the
-loop, the *work* of a call that is saved, *tables* in the bundle and values *kept* during a run. *Time* is that of all
-phases from load to stage, and *memory* the peak of the process, imports (0.5 GB) among it; two cores that other work
-shared.
+loop, the *work* of a call that is saved, *tables* in the bundle and values *kept* during a run. *Time* is from load to
+stage, and *memory* the peak of the process, imports (0.5 GB) among it: two cores that six other jobs shared.
 
 | {" | ".join(COLUMNS)} |
 {"|---" * len(COLUMNS)}|
