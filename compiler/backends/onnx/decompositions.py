@@ -228,6 +228,59 @@ def _nearest_exact_of(x: Tensor, size: list[int] | None, factors: list[float] | 
     return _nearest_exact(x, [int(n * factor) for n, factor in zip(x.shape[2:], factors, strict=True)], *factors)
 
 
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x).clamp(min=0)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Return the kernel of Keys with a = -0.5, as Pillow and filtered sampling in PyTorch have it."""
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def _filter(kernel: Callable[[Tensor], Tensor], support: float, count: int, length: int, stride: float) -> Tensor:
+    """Return the weights [count, length] of values in filtered samples that are ``stride`` values apart."""
+    width = max(stride, 1.0)
+    centres = ((torch.arange(count) + 0.5) * stride).unsqueeze(1)
+    places = torch.arange(length)
+    first, last = (torch.floor(centres + side * support * width + 0.5) for side in (-1, 1))
+    weights = kernel(((places - centres + 0.5) / width).abs())
+    weights = torch.where((places >= first) & (places < last), weights, 0.0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _filtered(kernel: Callable[[Tensor], Tensor], support: float) -> Callable[..., Any]:
+    """Return a function that samples two axes by products with weights.
+
+    ONNX puts aligned corners elsewhere: PyTorch samples from half a stride on with them, too.
+    """
+
+    def sampled(x: Tensor, size: list[int], align_corners: bool, *scales: float | None) -> Any:
+        for axis, (count, scale) in enumerate(zip(size, scales or [None] * len(size), strict=True), start=2):
+            length = x.shape[axis]
+            if align_corners:
+                stride = (length - 1) / (count - 1) if count > 1 else 0.0
+            else:
+                stride = 1 / scale if scale else length / count
+            weights = _filter(kernel, support, count, length, stride).to(x.dtype)
+            x = weights @ x if axis == 2 else x @ weights.t()
+        return x
+
+    return sampled
+
+
+def _filtered_of(filtered: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does the same by a size or by factors."""
+
+    def sampled(x: Tensor, size: list[int] | None, align_corners: bool, factors: list[float] | None) -> Any:
+        if factors is None:
+            return filtered(x, size, align_corners)
+        sizes = [int(n * factor) for n, factor in zip(x.shape[2:], factors, strict=True)]
+        return filtered(x, sizes, align_corners, *factors)
+
+    return sampled
+
+
 def _index(x: Tensor, indices: list[Tensor | None]) -> Any:
     """Index with numbers of 64 bits, the only ones that ONNX indexes several axes with."""
     if not any(index is not None and index.dtype in SHORT for index in indices):
@@ -270,6 +323,8 @@ def _hypot(a: Tensor, b: Tensor) -> Tensor:
     return (a.square() + b.square()).sqrt()
 
 
+_BILINEAR, _BICUBIC = _filtered(_triangle, 1.0), _filtered(_cubic, 2.0)
+
 DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.batch_norm.default: _batch_norm,
@@ -285,6 +340,10 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.aminmax.default: _aminmax,
     aten.adaptive_avg_pool3d.default: _adaptive_pool3d,
     aten.avg_pool2d.default: _avg_pool2d,
+    aten._upsample_bilinear2d_aa.default: _BILINEAR,
+    aten._upsample_bilinear2d_aa.vec: _filtered_of(_BILINEAR),
+    aten._upsample_bicubic2d_aa.default: _BICUBIC,
+    aten._upsample_bicubic2d_aa.vec: _filtered_of(_BICUBIC),
     aten._upsample_nearest_exact3d.default: _nearest_exact,
     aten._upsample_nearest_exact3d.vec: _nearest_exact_of,
     aten.linalg_qr.default: _qr,

@@ -54,6 +54,21 @@ FUNCTIONS: dict[str, Callable[[Tensor], Results]] = {
     "nearest voxels": lambda x: F.interpolate(VOLUME * x[0, 0, 0], (2, 9, 5), mode="nearest-exact"),
     "nearest voxels at a scale": lambda x: F.interpolate(VOLUME * x[0, 0, 0], scale_factor=0.7, mode="nearest-exact"),
     "nearest voxels of a size": lambda x: torch.ops.aten._upsample_nearest_exact3d(VOLUME * x[0, 0, 0], [4, 3, 8]),
+    "filtered samples of aligned corners": lambda x: F.interpolate(
+        x[None], (3, 9), mode="bilinear", antialias=True, align_corners=True
+    ),
+    "cubically filtered samples": lambda x: F.interpolate(x[None], (9, 2), mode="bicubic", antialias=True),
+    "cubically filtered samples of aligned corners": lambda x: F.interpolate(
+        x[None], (9, 3), mode="bicubic", antialias=True, align_corners=True
+    ),
+    "cubically filtered samples at a scale": lambda x: F.interpolate(
+        x[None], scale_factor=(1.7, 0.6), mode="bicubic", antialias=True
+    ),
+    "filtered samples of a size": lambda x: torch.ops.aten._upsample_bilinear2d_aa(x[None], [4, 3], True),
+    "cubically filtered samples of a size": lambda x: torch.ops.aten._upsample_bicubic2d_aa(x[None], [4, 3], False),
+    "filtered samples at a scale": lambda x: F.interpolate(
+        x[None], scale_factor=(1.7, 0.6), mode="bilinear", antialias=True
+    ),
     "orthogonal columns": lambda x: tuple(torch.linalg.qr(x)),
     "orthogonal columns of a wide matrix": lambda x: tuple(torch.linalg.qr(x.mT)),
     "hypotenuse": lambda x: torch.hypot(x, x + 1),
