@@ -48,6 +48,7 @@ GUIDANCE = "guidance_scale"
 SCALES = (GUIDANCE, "true_cfg_scale")
 CALLBACK = "callback_on_step_end"
 STRENGTH = "strength"
+STEPS = "num_inference_steps"
 GENERATOR = "generator"
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 OF_THE_RUN = (GENERATOR, "latents", *COUNTS)
@@ -96,8 +97,9 @@ def _size(item: Any) -> Size:
 
 
 def default_steps(pipeline: Any) -> int:
-    """Return the default number of steps of the pipeline."""
-    return int(_parameters(pipeline)["num_inference_steps"].default)
+    """Return the default number of steps of the pipeline; one where it takes no number of steps."""
+    parameter = call_parameters(pipeline).get(STEPS)
+    return 1 if parameter is None else int(parameter.default)
 
 
 def trace_pipeline(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[Program]:
@@ -126,8 +128,11 @@ def _programs(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[
     steps = default_steps(pipeline) if sampling.steps is None else sampling.steps
     if steps < 1:
         raise BuildError(f"{steps} steps", fix="ask for one step or more")
+    if steps > 1 and STEPS not in call_parameters(pipeline):
+        what = "this pipeline takes no number of steps"
+        raise BuildError(what, where=type(pipeline).__name__, fix="leave --steps out")
     facts = Facts(sampling.task, steps, sampling.size)
-    scales = _scales(pipeline, _parameters(pipeline), sampling)
+    scales = _scales(pipeline, call_parameters(pipeline), sampling)
     sampling = replace(sampling, as_image=_image_form(pipeline, sampling, scales, facts, calls.runs))
     first = _first(pipeline, sampling, scales, facts, calls)
     refuse_crossed_rows(first)
@@ -138,7 +143,7 @@ def _programs(pipeline: Any, sampling: Sampling, calls: ComponentCalls) -> list[
         programs += _without_negative(pipeline, sampling, scales, facts, calls)
     if off:
         programs += _unguided(pipeline, sampling, scales | off, facts, calls)
-    counts = [name for name in COUNTS if name in _parameters(pipeline)]
+    counts = [name for name in COUNTS if name in call_parameters(pipeline)]
     rows = ComponentCalls(calls.runs)
 
     def record(program: Program, texts: int, images: int, one_generator_each: bool) -> Program:
@@ -177,7 +182,9 @@ def _first(
     try:
         return trial()()
     except CaptureError as error:
-        default = _parameters(pipeline).get(STRENGTH)
+        if STEPS not in call_parameters(pipeline):
+            raise
+        default = call_parameters(pipeline).get(STRENGTH)
         strength = sampling.strength if sampling.strength is not None or default is None else default.default
         explanation = explained(error, pipeline, facts.steps, strength, trial)
         if explanation is error:
@@ -236,7 +243,7 @@ def _unguided(
 
 def _absent(pipeline: Any) -> dict[str, Any]:
     """Return the arguments of a request without a negative prompt; none where the pipeline takes no such prompt."""
-    parameters = _parameters(pipeline)
+    parameters = call_parameters(pipeline)
     return {NEGATIVE: parameters[NEGATIVE].default} if NEGATIVE in parameters else {}
 
 
@@ -296,10 +303,11 @@ def _traced_call(
     overrides: Mapping[str, Any],
 ) -> tuple[TracedFunction, Mapping[str, Any]]:
     """Return the pipeline's call with its inputs, and the arguments that are fixed."""
-    parameters = _parameters(pipeline)
+    parameters = call_parameters(pipeline)
     texts = [text for text in text_inputs(parameters, sampling.inputs) if text not in overrides]
     inputs: dict[str, RequestInput] = {text: Text(sampling.batch) for text in texts}
-    fixed: dict[str, Any] = {"num_inference_steps": facts.steps, "output_type": "np", "return_dict": False}
+    fixed: dict[str, Any] = {STEPS: facts.steps, "output_type": "np", "return_dict": False}
+    fixed = {option: value for option, value in fixed.items() if option in parameters}
     inputs |= requested_arrays(pipeline, sampling.inputs, batch=sampling.batch, size=sampling.size)
     if GENERATOR in parameters:
         fixed[GENERATOR] = generators()[0]
@@ -376,25 +384,16 @@ def _channels_first(result: Any) -> Any:
     return result.movedim(-1, -3) if ends_with_channels else result
 
 
-def _parameters(pipeline: Any) -> dict[str, Any]:
-    parameters = dict(call_parameters(pipeline))
-    if "num_inference_steps" not in parameters:
-        raise CaptureError(
-            "the pipeline takes no number of steps", where=type(pipeline).__name__, fix="use a pipeline with a sampler"
-        )
-    return parameters
-
-
 @contextmanager
 def _own_state(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
-    """Hand a run of the pipeline a scheduler without memory of earlier runs, or another, and forget what it keeps."""
+    """Hand a run of the pipeline schedulers without memory of earlier runs, or another, and forget what it keeps."""
     before = dict(vars(pipeline))
-    own = pipeline.scheduler
-    pipeline.scheduler = copy.deepcopy(scheduler or own)
+    own = {name: value for name, value in before.items() if hasattr(value, "set_timesteps")}
+    own |= {"scheduler": scheduler} if scheduler else {}
+    vars(pipeline).update({name: copy.deepcopy(value) for name, value in own.items()})
     pipeline.set_progress_bar_config(disable=True)
     try:
         yield
     finally:
-        pipeline.scheduler = own
         vars(pipeline).clear()
         vars(pipeline).update(before)

@@ -11,6 +11,7 @@ written again. ``needs="package"`` leaves an entry out where diffusers lacks wha
 from tests.zoo import (  # noqa: F401  (they register)
     audio,
     cog,
+    combined,
     controlnets,
     deepfloyd,
     derived,

@@ -6,7 +6,7 @@ import diffusers as d
 from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import LearnedClassifierFreeSamplingEmbeddings
 
 from tests.zoo.components import amplified, clip
-from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, texts, without
+from tests.zoo.entry import LENGTH, SIZE, WIDTH, Entry, entry, photo, photo_mask, texts, without
 
 
 def amused(pipeline: type, request: dict[str, Any]) -> Entry:
@@ -51,6 +51,12 @@ def amused_text() -> Entry:
 @entry("AmusedImg2ImgPipeline")
 def amused_image() -> Entry:
     return amused(d.AmusedImg2ImgPipeline, without(texts(image=photo(), strength=0.7, num_inference_steps=5), *SIZE))
+
+
+@entry("AmusedInpaintPipeline")
+def amused_inpaint() -> Entry:
+    images = {"image": photo(), "mask_image": photo_mask(), "num_inference_steps": 5, "strength": 0.8}
+    return amused(d.AmusedInpaintPipeline, without(texts(**images), *SIZE))
 
 
 @entry("VQDiffusionPipeline")

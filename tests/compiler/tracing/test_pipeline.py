@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,9 +234,30 @@ def test_guidance_is_refused_where_the_pipeline_takes_none() -> None:
         traced(Negative(leaves_out=False), guidance=3.0)
 
 
-def test_a_pipeline_without_steps_is_refused() -> None:
-    with pytest.raises(CaptureError, match="the pipeline takes no number of steps\n  at:  SimpleNamespace"):
-        default_steps(SimpleNamespace())
+class Stages(Pipeline):
+    """Sample in two stages of fixed lengths, each with a scheduler that remembers its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = self.scheduler
+        del self.scheduler
+
+    def __call__(self, second_steps: int = 2) -> torch.Tensor:  # type: ignore[override]
+        latents = torch.randn(2, 3)
+        for _ in range(second_steps):
+            latents = self.second.step(latents, self.components["model"](latents))
+        return latents
+
+
+def test_a_pipeline_that_takes_no_number_of_steps_is_one_step() -> None:
+    pipeline = Stages()
+    assert default_steps(pipeline) == 1
+    (program,) = traced(pipeline, options={"second_steps": 3})
+    assert program.facts == Facts("text-to-image", 1, None)
+    assert operators(program).count("model") == 3
+    assert pipeline.second.index == 0, "the trace has schedulers of its own"
+    with pytest.raises(BuildError, match="this pipeline takes no number of steps\n  at:  Stages"):
+        traced(pipeline, steps=2)
 
 
 def test_a_size_is_one_or_a_list() -> None:
