@@ -198,7 +198,7 @@ def unclip_decoder() -> dict[str, Any]:
 UNCLIP = {"decoder_num_inference_steps": 2, "super_res_num_inference_steps": 2, "decoder_guidance_scale": 3.0}
 
 
-@entry("UnCLIPPipeline")
+@entry("UnCLIPPipeline", wrong="by 4e-3, not explained yet")
 def unclip() -> Entry:
     parts = unclip_decoder() | {"prior": prior_transformer(), "prior_scheduler": unclip_scheduler()}
     return Entry(d.UnCLIPPipeline(**parts), {"prompt": "a red circle", "output_type": "pt"} | PRIOR | UNCLIP)
