@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from diffc.compiler.ir.program import ARITHMETIC
 from diffc.compiler.metrics import sqnr
-from diffc.compiler.tracing.component_calls import ENTRY_POINTS, bind, tensor_ports
+from diffc.compiler.tracing.component_calls import bind, tensor_ports
+from diffc.compiler.tracing.component_state import ENTRY_POINTS
 from diffc.compiler.tracing.returned_values import returned_tensors
 from diffc.runtime.bundle.open import Bundle, open_bundle
 from diffc.runtime.interpreter import Interpreter

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -24,14 +23,11 @@ from diffc.compiler.graph.open_sizes import dynamic_sizes, evaluated, lengths_of
 from diffc.compiler.ir.program import BUILTINS, Graph, Length, Program, Type, Value
 from diffc.compiler.tracing import tiles
 from diffc.compiler.tracing.component_run import ComponentRuns, Computation, run_component
-from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
+from diffc.compiler.tracing.component_state import ComponentState, is_described
 from diffc.compiler.tracing.open_signatures import OpenCall, Span
 from diffc.compiler.tracing.pipeline_errors import PipelineRefusal
 from diffc.compiler.tracing.returned_values import returned_tensors, tensors_of
-
-ENTRY_POINTS = ("forward", "encode", "decode")
-"""The methods by which a pipeline calls a component."""
-
+from diffc.compiler.tracing.state_containers import Place, value_at
 
 Key = tuple[str, str, str, tuple[Any, ...], tuple[Type | str, ...]]
 """A component, its method, the structure of its arguments, its state, and for each the tensor's type or its text."""
@@ -65,14 +61,16 @@ class Signature:
 
     def computes_alike(self, base: Signature) -> bool:
         """Return whether the call computes in the state of another call of its method what it does in its own."""
-        if any(one.key == two.key for one in self.states for two in base.states):
-            return True
+        same = any(one.key == two.key for one in self.states for two in base.states)
+        return same or self.computation_in(base) == self.computation
+
+    def computation_in(self, base: Signature) -> Computation:
+        """Return what the call computes in the state of another call of its method."""
         with FAKES:
             tensors = iter(example_inputs(self.inputs))
         leaves = [next(tensors) if isinstance(leaf, _Port) else leaf for leaf in self.leaves]
         with base.state.restored():
-            run = run_component(base.method, pytree.tree_unflatten(leaves, self.structure), base.state)
-        return run.computation == self.computation
+            return run_component(base.method, pytree.tree_unflatten(leaves, self.structure), base.state).computation
 
 
 class ComponentCalls:
@@ -105,8 +103,9 @@ class ComponentCalls:
         leaves, structure = pytree.tree_flatten(arguments)
         ports, tensors = tensor_ports(arguments)
         static = tuple(type_of(leaf) if isinstance(leaf, torch.Tensor) else _text(leaf) for leaf in leaves)
-        state = self.runs.state(module)
-        key = (component, method, str(structure), state.key, static)
+        objects = [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor) and is_described(leaf)]
+        state = self.runs.state(module, *objects)
+        key = (component, method, str(structure), (*state.key, *_settings()), static)
         run = self.runs.find(key)
         if run is not None and key in self.signatures:
             return self.signatures[key], tensors, ()
@@ -275,20 +274,34 @@ def _export(signature: Signature) -> Graph:
     lengths = [Length(length, span.least, span.most) for length, span in signature.lengths.items()]
     example = example_inputs(signature.inputs, markers(lengths))
     sizes = dynamic_sizes([port.type for port in signature.inputs], lengths)
-    with signature.state.restored(), sizes_stay_open(signature.module):
-        if ComponentState(signature.module).key != signature.state.key:
-            what = f"the weights of {signature.component}, or what its methods read, changed after its call"
-            raise CaptureError(what, fix="leave them as they are, or exchange modules instead of writing into weights")
+    with signature.state.restored():
+        _check_repeats(signature)
         call = _Call(signature).eval()
         layers = {f"module.{path}": layer for path, layer in layers_of(call.module).items()}
-        body = export(signature.name, call, example, layers=layers, sizes=sizes)
+        with sizes_stay_open(signature.module):
+            body = export(signature.name, call, example, layers=layers, sizes=sizes)
     outputs = tuple(signature.outputs[i] for i in sorted(signature.used))
     return Graph(signature.name, signature.inputs, outputs, body, signature.component)
 
 
+def _settings() -> tuple[Any, ...]:
+    """Return the settings of PyTorch on which calls depend."""
+    return torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+
+def _check_repeats(signature: Signature) -> None:
+    """Refuse a call that computes something else when it is repeated; its state is restored as far as it can be."""
+    if not signature.state.is_equal_now():
+        what = f"the weights of {signature.component}, or what its methods read, changed after its call"
+        raise CaptureError(what, fix="leave them as they are, or exchange modules instead of writing into weights")
+    if not signature.lengths and signature.computation_in(signature) != signature.computation:
+        what = f"{signature.component} computes something else when it is called again in the same state"
+        raise CaptureError(what, fix="keep what its methods read in attributes: no clock, random numbers or cache")
+
+
 def _text(leaf: Any) -> str:
-    """Return a text of an argument; the representation of a large array has but some of its elements."""
-    return repr((leaf.dtype, leaf.shape, leaf.tobytes()) if isinstance(leaf, np.ndarray) else leaf)
+    """Return the text of an argument that is no tensor; what belongs to the state has its contents there."""
+    return type(leaf).__name__ if is_described(leaf) else repr(leaf)
 
 
 @contextmanager

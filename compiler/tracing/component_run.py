@@ -21,10 +21,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
+from diffc.compiler.graph.export import one_layout
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.graph.symbolic import counted_sizes, is_open
-from diffc.compiler.tracing.component_state import ComponentState, Place, value_at
+from diffc.compiler.tracing.component_state import ComponentState
 from diffc.compiler.tracing.returned_values import returned_tensors
+from diffc.compiler.tracing.state_containers import Place, value_at
 
 COMPARED_ELEMENTS = 256
 """Constants of no more elements are compared by their values, larger ones by their identity."""
@@ -85,13 +87,14 @@ class ComponentRuns:
     """Hold runs of components for several traces: equal calls that change no state share one."""
 
     def __init__(self) -> None:
-        self._states, self._runs = dict[int, ComponentState](), dict[Hashable, ComponentRun]()
+        self._states, self._runs = dict[tuple[int, ...], ComponentState](), dict[Hashable, ComponentRun]()
 
-    def state(self, module: nn.Module) -> ComponentState:
-        """Return the state that a module is in."""
-        state = self._states.get(id(module))
+    def state(self, module: nn.Module, *arguments: Any) -> ComponentState:
+        """Return the state that a module, and the objects among the arguments of its call, are in."""
+        key = tuple(map(id, (module, *arguments)))
+        state = self._states.get(key)
         if state is None or not state.holds():
-            state = self._states[id(module)] = ComponentState(module)
+            state = self._states[key] = ComponentState(module, *arguments)
         return state
 
     def find(self, key: Hashable) -> ComponentRun | None:
@@ -130,7 +133,7 @@ def run_component(method: Callable[..., Any], arguments: Mapping[str, Any], stat
 
 def _run(method: Callable[..., Any], arguments: Mapping[str, Any], state: ComponentState) -> ComponentRun:
     recording = _Recording([leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)])
-    with FAKES, torch.no_grad(), _without_caches(), recording:
+    with FAKES, torch.no_grad(), one_layout(), _without_caches(), recording:
         returned = method(**arguments)
     stored = _stored(state, recording)
     results = returned_tensors((returned, [value_at(place) for place in stored]))

@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Literal
-from diffc.compiler.tracing.component_calls import ENTRY_POINTS, ComponentCalls
-from diffc.compiler.tracing.component_state import put
+from diffc.compiler.tracing.component_calls import ComponentCalls
+from diffc.compiler.tracing.component_state import ENTRY_POINTS
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.returned_values import returned_tensors, with_tensors
+from diffc.compiler.tracing.state_containers import put
 from diffc.compiler.tracing.symbolic_tensor import Symbolic
 
 REPLACED = (*ENTRY_POINTS, "to")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,22 +16,35 @@ from torch import nn
 from diffc.compiler import write_bundle
 from diffc.compiler.errors import CaptureError
 from diffc.compiler.graph.body import body_of
-from diffc.compiler.ir.program import Type
+from diffc.compiler.graph.evaluate import evaluate
+from diffc.compiler.ir.program import Program, Type
+from diffc.compiler.tracing import component_run
 from diffc.compiler.tracing.component_calls import ComponentCalls
-from diffc.compiler.tracing.trace import capture
+from diffc.compiler.tracing.request_inputs import Tensor
+from diffc.compiler.tracing.trace import capture, trace
 from diffc.runtime import Sampler
 from tests.tolerances import PICTURE
 
 
 class Counted(nn.Module):
-    """Count the runs of its forward."""
-
-    runs = 0  # of the class: those of an instance would be its state
+    """Add one to rows, or take one away."""
 
     def forward(self, x: torch.Tensor, flip: bool = False) -> torch.Tensor:
         """Add one, or take one away."""
-        type(self).runs += 1
         return x - 1 if flip else x + 1
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """List the methods of components that are run; a count in the component would be a state of its own."""
+    methods, run = list[str](), component_run.run_component
+
+    def counted(method: Callable[..., Any], *args: Any) -> Any:
+        methods.append(method.__name__)
+        return run(method, *args)
+
+    monkeypatch.setattr(component_run, "run_component", counted)
+    return methods
 
 
 def call(calls: ComponentCalls, net: nn.Module, *args: Any, **kwargs: Any) -> str:
@@ -37,10 +52,10 @@ def call(calls: ComponentCalls, net: nn.Module, *args: Any, **kwargs: Any) -> st
     return calls.call("net", net, "forward", args, kwargs)[0].name
 
 
-def test_calls_alike_share_a_graph_however_they_are_written() -> None:
+def test_calls_alike_share_a_graph_however_they_are_written(runs: list[str]) -> None:
     calls, net, x = ComponentCalls(), Counted(), torch.zeros(2, 3)
     names = [call(calls, net, x), call(calls, net, x=torch.ones(2, 3)), call(calls, net, x, flip=True)]
-    assert names == ["net", "net", "net_2"] and Counted.runs == 2
+    assert names == ["net", "net", "net_2"] and runs == ["forward"] * 2
     assert call(calls, net, torch.zeros(4, 3)) == "net_3"
     signature = calls.call("net", net, "forward", (x,), {})[0]
     assert [port.type for port in (*signature.inputs, *signature.outputs)] == [Type("float32", (2, 3))] * 2
@@ -64,7 +79,6 @@ def test_calls_with_arrays_that_print_alike_are_told_apart() -> None:
 class Cleared(Counted):
     """Clear a cache after each call: a new list, of equal contents."""
 
-    runs = 0
     cache: tuple[Any, ...] | list[Any] = ()
 
     def forward(self, x: torch.Tensor, flip: bool = False) -> torch.Tensor:
@@ -73,18 +87,67 @@ class Cleared(Counted):
         return super().forward(x, flip)
 
 
-def test_a_call_that_leaves_an_equal_state_is_not_run_again() -> None:
+def test_a_call_that_leaves_an_equal_state_is_not_run_again(runs: list[str]) -> None:
     calls, net, x = ComponentCalls(), Cleared(), torch.zeros(2, 3)
     assert [call(calls, net, x) for _ in range(4)] == ["net"] * 4
-    assert Cleared.runs == 2, "the first leaves a list where there was a tuple"
+    assert len(runs) == 2, "the first leaves a list where there was a tuple"
 
 
-def test_traces_share_runs_and_name_their_graphs_alone() -> None:
-    first, net = ComponentCalls(), type("Shared", (Counted,), {"runs": 0})()
+def test_traces_share_runs_and_name_their_graphs_alone(runs: list[str]) -> None:
+    first, net = ComponentCalls(), Counted()
     second = ComponentCalls(first.runs)
     assert call(first, net, torch.zeros(2, 3)) == "net" and call(first, net, torch.zeros(4, 3)) == "net_2"
-    assert call(second, net, torch.zeros(4, 3)) == "net" and type(net).runs == 2
+    assert call(second, net, torch.zeros(4, 3)) == "net" and len(runs) == 2
     assert [signature.name for signature in second.signatures.values()] == ["net"]
+
+
+class Parametric(nn.Module):
+    """Scale by an attribute of an argument."""
+
+    def forward(self, x: torch.Tensor, options: Any) -> torch.Tensor:
+        """Scale."""
+        return x * options.scale
+
+
+def _three_times(net: nn.Module, change: Callable[[float], Any], x: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    for value in (1.0, 2.0, 3.0):
+        change(value)
+        x = net(x, **arguments) + 0.5
+    return x
+
+
+def _program(function: Callable[..., torch.Tensor], net: nn.Module) -> Program:
+    calls = ComponentCalls()
+    return calls.graphs([trace(lambda x: {"y": function(x)}, {"net": net}, {"x": Tensor((1, 2))}, calls=calls)])[0]
+
+
+def test_an_argument_that_changes_between_calls_is_another() -> None:
+    options, net, x = SimpleNamespace(scale=1.0), Parametric(), torch.rand(1, 2)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return _three_times(net, lambda value: setattr(options, "scale", value), x, options=options)
+
+    program = _program(run, net)
+    assert len(program.graphs) == 3
+    assert torch.equal(evaluate(program, {"x": x})[0], run(x))
+
+
+class Random(nn.Module):
+    """Scale by a number that no attribute holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = random.Random(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale."""
+        return x * self.source.random()
+
+
+def test_a_component_that_computes_something_else_in_the_same_state_is_refused() -> None:
+    net = Random()
+    with pytest.raises(CaptureError, match="net computes something else when it is called again in the same state"):
+        _program(lambda x: _three_times(net, lambda _: None, x), net)
 
 
 def test_a_call_with_half_of_the_batch_is_part_of_the_other() -> None:

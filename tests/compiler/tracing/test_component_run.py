@@ -11,7 +11,8 @@ from torch import nn
 
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.tracing.component_run import ComponentRun, run_component
-from diffc.compiler.tracing.component_state import ComponentState, value_at
+from diffc.compiler.tracing.component_state import ComponentState
+from diffc.compiler.tracing.state_containers import value_at
 
 
 class Net(nn.Module):
