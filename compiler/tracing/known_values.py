@@ -49,21 +49,33 @@ def known_result(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Know
     return Known(func(*pytree.tree_map(known, args), **pytree.tree_map(known, kwargs)), questions)
 
 
-def known_rows(tensor: Any, indices: Sequence[Any]) -> Any:
-    """Return the rows of a tensor that a known mask, or a constant one, selects: a slice where they are consecutive.
+def known_rows(tensor: Any, indices: Sequence[Any], values: Any = None, accumulate: bool = False) -> Any:
+    """Return the index of the rows that a known mask, or a constant one, selects: a slice where they are consecutive.
 
-    Returns None where the index is no such mask alone.
+    Returns None where the index is no such mask alone, and where values are written of which no row has its own.
     """
     axis = sum(index is None for index in indices)
     mask = indices[-1]
     known = getattr(mask, "known", Known(mask, []))
     if mask is None or len(indices) != axis + 1 or known is None or mask.dtype != torch.bool:
         return None
+    rank = tensor.dim() - mask.dim() + 1
+    if accumulate or (values is not None and (values.dim() < rank or values.shape[axis] == 1)):
+        return None
     *outer, rows = known.answer().nonzero().unbind(1)
     start, count = (int(rows[0]), len(rows)) if len(rows) else (0, 0)
     is_run = torch.equal(rows, torch.arange(start, start + count)) and all((at == at[:1]).all() for at in outer)
     if not is_run or (outer and not count):
-        return tensor[(*[slice(None)] * axis, *outer, rows)]
-    for at in outer:
-        tensor = tensor.select(axis, int(at[0]))
-    return tensor[(*[slice(None)] * axis, slice(start, start + count))]
+        return (*[slice(None)] * axis, *outer, rows)
+    return (*[slice(None)] * axis, *(int(at[0]) for at in outer), slice(start, start + count))
+
+
+def read_rows(tensor: Any, rows: Any) -> Any:
+    """Return the selected rows."""
+    return tensor[rows]
+
+
+def write_rows(tensor: Any, rows: Any, values: Any) -> Any:
+    """Write values into the selected rows, and return the tensor."""
+    tensor[rows] = values
+    return tensor

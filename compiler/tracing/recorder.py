@@ -18,7 +18,7 @@ from diffc.compiler.graph.export import type_of
 from diffc.compiler.graph.lazy_weights import read
 from diffc.compiler.ir.program import NOISE_KINDS, Literal, Op, Polynomial, Ref, Table, Value
 from diffc.compiler.tracing.functionalize import RESIZES, Link, become, functional, link, refresh, resized, write
-from diffc.compiler.tracing.known_values import known_result, known_rows
+from diffc.compiler.tracing.known_values import known_result, known_rows, read_rows, write_rows
 from diffc.compiler.tracing.random_values import FILLED, arguments_of, order_of_axes, random_values
 from diffc.compiler.tracing.request_inputs import Image, Tensor
 from diffc.compiler.tracing.symbolic_tensor import Symbolic, equal
@@ -186,13 +186,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in DECOMPOSED:
             with self:
                 return DECOMPOSED[func](*args, **kwargs)
+        if func in (aten.index.Tensor, aten.index_put_.default) and (rows := known_rows(*args)) is not None:
+            with self:
+                return read_rows(args[0], rows) if func is aten.index.Tensor else write_rows(args[0], rows, args[2])
         if func._schema.is_mutable:
             return self._mutate(func, args, kwargs)
-        if func is aten.index.Tensor:
-            with self:
-                rows = known_rows(*args)
-            if rows is not None:
-                return rows
         return self.record(func, args, kwargs)
 
     def _fake(self, func: Any, args: Any, kwargs: Any) -> Any:
