@@ -79,18 +79,18 @@ class Dialect:
     def _normalize_groups(self, node: Any) -> None:
         """Normalize each group as a layer, whose variance engines compute exactly, and scale each channel."""
         x, *affine = node.inputs
-        shape, channels = x.shape, affine[0].shape[0]
-        self.at, self.float = node, affine[0].dtype
+        shape, channels = x.shape, affine[0].shape[0] if affine[0].shape else 0  # 0 in a Reshape: as many as there are
+        self.at, self.float = node, next((v.dtype for v in (*affine, x, *node.outputs) if v.dtype), FLOAT)
         groups = node.attributes["num_groups"].value if "num_groups" in node.attributes else channels
         rows = self.op("Reshape", x, self.sizes([0, groups, -1]))
         epsilon = node.attributes.get_float("epsilon", 1e-5)
         value = self.op("LayerNormalization", rows, self.number(np.ones(1)), axis=-1, epsilon=epsilon)
         if groups == channels:
-            value = self._scaled(value, affine, [channels, 1])
+            value = self._scaled(value, affine, [channels or -1, 1])
         is_static = shape is not None and shape.is_static()
         value = self.op("Reshape", value, self.sizes(shape.numpy()) if is_static else self.op("Shape", x))
         if groups != channels:
-            value = self._scaled(value, affine, [channels, *(1 for _ in shape[2:])])
+            value = self._scaled(value, affine, [channels or -1, *(1 for _ in shape[2:])])
         self._take_place(node, value)
 
     def _scaled(self, value: onnx_ir.Value, affine: Sequence[onnx_ir.Value], column: Sequence[int]) -> onnx_ir.Value:

@@ -115,10 +115,12 @@ def test_a_group_whose_values_are_almost_the_same_is_normalized(kind: str, devia
     close(run(model, x), normal.reshape(x.shape) * weight[:, None, None] + bias[:, None, None], NORMALIZED)
 
 
-def test_groups_are_normalized_where_no_shape_is_inferred() -> None:
+@pytest.mark.parametrize("scale", ["weight", "CastLike (weight, x)"])
+def test_groups_are_normalized_where_no_shape_is_inferred(scale: str) -> None:
     x = RANDOM.standard_normal((2, 16, 8, 8)).astype(np.float32)
     weight, bias = RANDOM.standard_normal((2, 4)).astype(np.float32)
-    body = "r = Reshape (x, rows) n = InstanceNormalization (r, weight, bias) s = Shape (x) y = Reshape (n, s)"
+    body = "n = InstanceNormalization (r, w, bias) s = Shape (x) y = Reshape (n, s)"
+    body = f"r = Reshape (x, rows) w = {scale if '(' in scale else f'Identity ({scale})'} {body}"
     shapes = {"x": "float[2, 16, 8, 8]", "y": "float[2, 16, 8, 8]"}
     model = legalized(body, OrtDialect, shapes, rows=np.array([0, 4, -1]), weight=weight, bias=bias)
     rows = x.astype(np.float64).reshape(2, 4, -1)
