@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from diffc.compiler.graph.evaluate import apply
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.tracing.known_values import Known
 from diffc.compiler.tracing.recorder import Recorder
@@ -81,6 +82,27 @@ def test_a_known_mask_selects_rows_as_a_slice(
         rows = symbolic(values, "x")[index(mask)]
     assert rows.shape == values[index(MASK)].shape
     assert recorder.ops[-1].operator == "aten.slice.Tensor"
+
+
+@pytest.mark.parametrize(
+    ("shape", "index"),
+    [((1, 5, 2), lambda mask: mask == 0), ((3, 5), lambda mask: (slice(None), mask[0] == 0))],
+)
+def test_rows_are_written_where_a_known_mask_selects_them(
+    shape: tuple[int, ...], index: Any, recorder: Recorder, mask: Symbolic
+) -> None:
+    values = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    expected = values.clone()
+    expected[index(MASK)] = -values[index(MASK)]
+    with recorder:
+        written = symbolic(values, "x") * 1
+        written[index(mask)] = -written[index(mask)]
+        name = recorder.name(written)
+    results: dict[str, torch.Tensor] = {"x": values, "mask": MASK}
+    for op in recorder.ops:
+        assert "index" not in op.operator
+        results |= zip((value.name for value in op.results), apply(op, results, {}), strict=True)
+    assert torch.equal(results[name], expected)
 
 
 def test_a_constant_mask_selects_rows(recorder: Recorder) -> None:
