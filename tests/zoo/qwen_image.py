@@ -52,7 +52,7 @@ def text_to_image() -> Entry:
     return qwen_image(d.QwenImagePipeline, request())
 
 
-@entry("QwenImageImg2ImgPipeline", refused="aten.nonzero.default reads the value of a symbolic tensor")
+@entry("QwenImageImg2ImgPipeline")
 def image_to_image() -> Entry:
     return qwen_image(d.QwenImageImg2ImgPipeline, request(image=photo(), strength=0.7))
 
