@@ -113,8 +113,14 @@ def _captured(
         return body if all(map(_is_function, body.graph.nodes)) else _strideless(body.run_decompositions({}))
 
     body = captured(example, (tuple(axes),) if any(axes) else None)
-    need_every_branch(name, body, example, captured)
+    if any(axes):
+        need_every_branch(name, body, example, lambda sizes: captured(sizes, (tuple(map(_free, axes)),)))
     return body
+
+
+def _free(axes: dict[int, Any] | None) -> dict[int, Any] | None:
+    """Return open axes of a tensor that a branch may fix."""
+    return axes and {axis: torch.export.Dim.AUTO(min=size.min, max=size.max) for axis, size in axes.items()}
 
 
 def _need_declared(name: str, body: ExportedProgram, sizes: Sequence[dict[int, Any] | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,15 +135,42 @@ OPEN_BUILTINS = {"int": _Integer, "len": _length}
 
 
 @contextmanager
+def _unwritten(names: Collection[str]) -> Iterator[None]:
+    """Refuse that the code of modules writes an open size as a text: it would write a symbol."""
+    methods = {name: getattr(torch.SymInt, name) for name in ("__str__", "__repr__")}
+
+    def refusing(method: Any) -> Any:
+        def write(self: torch.SymInt) -> Any:
+            if sys._getframe(1).f_globals.get("__name__") in names:
+                what = f"the text of a size that each request decides, {method(self)}, is read"
+                raise CaptureError(what, fix="compute with the size itself")
+            return method(self)
+
+        return write
+
+    for name, method in methods.items():
+        setattr(torch.SymInt, name, refusing(method))
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(torch.SymInt, name, method)
+
+
+@contextmanager
 def sizes_stay_open(component: nn.Module) -> Iterator[None]:
-    """Keep ``int(size)`` and ``len(tensor)`` in the code of a component from fixing the size in this block."""
+    """Keep ``int(size)`` and ``len(tensor)`` in the code of a component from fixing the size in this block.
+
+    Raises `CaptureError` where the code writes a size as a text.
+    """
     names = {type(layer).__module__ for layer in component.modules()}
     modules = [vars(sys.modules[name]) for name in names if name in sys.modules]
     replaced = [(module, OPEN_BUILTINS.keys() - module.keys()) for module in modules]
     for module, builtins in replaced:
         module.update({name: OPEN_BUILTINS[name] for name in builtins})
     try:
-        yield
+        with _unwritten(names):
+            yield
     finally:
         for module, builtins in replaced:
             for name in builtins:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
-from torch.utils._sympy.value_ranges import bound_sympy
 
 from diffc.compiler.errors import CaptureError
 
@@ -23,48 +22,74 @@ aten = torch.ops.aten
 SHAPED = (aten.slice.Tensor, aten.view.default, aten.reshape.default, aten.expand.default, aten.repeat.default)
 """Operators that return their first argument where the result has its shape."""
 
+MOST_SIDES = 32
+"""A module that is captured at more values of its sizes than these is refused."""
+
 COPIES = (aten.clone.default, aten.alias.default, aten.contiguous.default)
 
 Capture = Callable[[Sequence[torch.Tensor]], ExportedProgram]
-"""Captures the module of a graph at fixed sizes."""
+"""Captures the module of a graph at the sizes of an example, of which those that are open may be fixed."""
 
 
 def need_every_branch(name: str, body: ExportedProgram, example: Sequence[torch.Tensor], capture: Capture) -> None:
     """Raise `CaptureError` where a graph computes something else than its module, which has branches on sizes.
 
-    For each branch, the first and the last size at which the module takes its other side are compared.
+    Values of a size for which all branches go the same ways are one class. The module is captured again at the first
+    and the last value of each class; branches that it meets there divide the classes further.
     """
     ports = body.graph.find_nodes(op="placeholder")[-len(example) :]
-    for symbol, size in _other_sides(body, ports):
+    guards, compared = _guards(ports), set[tuple[str, int]]()
+    while sides := _sides(body, ports, example, guards) - compared:
+        symbol, size = min(sides)
+        compared.add((symbol, size))
         inputs = [_resized(tensor, port, symbol, size) for tensor, port in zip(example, ports, strict=True)]
-        numbers = dict[str, int]()
-        if _computation(body, inputs, numbers) != _computation(capture(inputs), inputs, numbers):
+        other, numbers = capture(inputs), dict[str, int]()
+        is_same = len(compared) <= MOST_SIDES
+        if not is_same or _computation(body, inputs, numbers) != _computation(other, inputs, numbers):
             what = f"{name} computes something else where a size that each request decides is {size}"
             fix = "compute the same for every number of tokens, without a branch on a size"
             raise CaptureError(what, where=f"the component {name}", fix=fix)
+        guards |= _guards(other.graph.find_nodes(op="placeholder")[-len(example) :])
 
 
-def _other_sides(body: ExportedProgram, ports: Sequence[fx.Node]) -> list[tuple[Any, int]]:
-    """Return values of open sizes, each with its symbol, at which branches of the module take their other sides."""
-    sizes: list[Any] = [size for p in ports for size in p.meta["val"].shape if isinstance(size, torch.SymInt)]
-    sides = dict[tuple[Any, int], None]()
-    for symbol in dict.fromkeys(symbol for size in sizes for symbol in size.node.expr.free_symbols):
-        guards = dict.fromkeys(guard.expr for guard in sizes[0].node.shape_env.guards)
-        span = body.range_constraints[symbol]
-        for guard in (guard for guard in guards if guard.free_symbols == {symbol}):
-            if not bound_sympy(guard, {symbol: span}).is_singleton():
-                declared = range(int(span.lower), int(span.upper) + 1)
-                differing = [size for size in declared if not guard.subs(symbol, size)]
-                sides |= dict.fromkeys((symbol, size) for size in (*differing[:1], *differing[-1:]))
-    return list(sides)
+def _guards(ports: Sequence[fx.Node]) -> dict[str, Any]:
+    """Return the conditions on one open size each for which a graph holds, by their texts."""
+    modes = (tensor.fake_mode for port in ports if isinstance(tensor := port.meta["val"], FakeTensor))
+    guards = (guard.expr for mode in modes if mode.shape_env is not None for guard in mode.shape_env.guards)
+    return {str(guard): guard for guard in guards if len(guard.free_symbols) == 1}
 
 
-def _resized(tensor: torch.Tensor, port: fx.Node, symbol: Any, size: int) -> torch.Tensor:
+def _sides(
+    body: ExportedProgram, ports: Sequence[fx.Node], example: Sequence[torch.Tensor], guards: Mapping[str, Any]
+) -> set[tuple[str, int]]:
+    """Return open sizes, each with its symbol: the first and the last of each class but for that of the example."""
+    sides = set[tuple[str, int]]()
+    for symbol, size in _examples(ports, example).items():
+        own = [guard for guard in guards.values() if {s.name for s in guard.free_symbols} == {symbol}]
+        span = next(span for name, span in body.range_constraints.items() if str(name) == symbol)
+        classes = dict[tuple[bool, ...], list[int]]()
+        for value in range(int(span.lower), int(span.upper) + 1) if own else ():
+            outcomes = tuple(bool(guard.subs(dict.fromkeys(guard.free_symbols, value))) for guard in own)
+            classes.setdefault(outcomes, []).append(value)
+        sides |= {(symbol, n) for values in classes.values() if size not in values for n in (values[0], values[-1])}
+    return sides
+
+
+def _examples(ports: Sequence[fx.Node], example: Sequence[torch.Tensor]) -> dict[str, int]:
+    """Return the open sizes of an example by their symbols; 0 for those of which no axis has just the size."""
+    pairs = ((p.meta["val"].shape, tensor.shape) for p, tensor in zip(ports, example, strict=True))
+    sizes = [pair for shapes in pairs for pair in zip(*shapes, strict=True) if isinstance(pair[0], torch.SymInt)]
+    unknown = {symbol.name: 0 for size, _ in sizes for symbol in size.node.expr.free_symbols}
+    return unknown | {str(size.node.expr): int(value) for size, value in sizes if size.node.expr.is_symbol}
+
+
+def _resized(tensor: torch.Tensor, port: fx.Node, symbol: str, size: int) -> torch.Tensor:
     """Return zeros like a tensor of an example, where one size of the request is another."""
     shape = list(tensor.shape)
     for axis, declared in enumerate(port.meta["val"].shape):
-        if isinstance(declared, torch.SymInt) and symbol in declared.node.expr.free_symbols:
-            shape[axis] = int(declared.node.expr.subs(symbol, size))
+        symbols = declared.node.expr.free_symbols if isinstance(declared, torch.SymInt) else set()
+        if symbol in {free.name for free in symbols}:
+            shape[axis] = int(declared.node.expr.subs(dict.fromkeys(symbols, size)))
     return torch.zeros(shape, dtype=tensor.dtype)
 
 

@@ -91,3 +91,19 @@ def test_a_captured_graph_is_compared_with_its_module_at_the_ends_of_its_sizes()
         with pytest.raises(CaptureError, match="alone computes something else with open sizes than at L0 = 1"):
             check_ends("alone", module, captured, ports, ends)
         check_ends("alone", module, captured, ports, ends[1:])
+
+
+class Written(nn.Module):
+    """Compute with the digits of a size."""
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
+        """Multiply by their number."""
+        [x] = tensors
+        return (x * len(f"{x.shape[1]}"),)
+
+
+def test_the_text_of_an_open_size_is_refused() -> None:
+    module, sizes = Written(), dynamic_sizes([Type("float32", (1, L0))], [Length("L0", 1, 20)])
+    with sizes_stay_open(module), pytest.raises(CaptureError, match="the text of a size that each request decides"):
+        export("written", module, [torch.zeros(1, 6)], sizes=sizes)
+    assert torch.SymInt.__str__ is object.__str__

@@ -68,6 +68,9 @@ def test_a_branch_that_appends_or_hides_no_rows_is_part_of_the_graph(
         lambda x: x + 1 if x.shape[0] % 5 != 2 else x + 2,
         lambda x: attended(x, 1),
         lambda x: torch.cat([x, x[: x.shape[0] % 2]]) if x.shape[0] % 2 == 0 else x,
+        lambda x: x * 2 if x.shape[0] % 4 == 0 and x.shape[0] % 3 == 0 else x,
+        lambda x: (x * 2 if 5 < x.shape[0] < 11 else x) if x.shape[0] % 5 == 0 else x,
+        lambda x: x * 2 if x.shape[0] in (5, 7, 11) and x.shape[0] not in (5, 11) else x,
     ],
 )
 def test_a_branch_that_computes_something_else_is_refused(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
