@@ -40,7 +40,7 @@ def with_noise_of_texts(programs: Sequence[Program], record: Record) -> list[Pro
     A pipeline that does not sample several images at once, or refuses to, has none that share noise. Raises
     `CaptureError` where images share noise otherwise.
     """
-    return with_operands(programs, lambda program: _followed_texts(program, partial(record, program)))
+    return [with_operands(program, _followed_texts(program, partial(record, program))) for program in programs]
 
 
 def _followed_texts(program: Program, record: Callable[[int, int, bool], Program]) -> Following:

@@ -42,22 +42,10 @@ def with_rows_of_noise(programs: Sequence[Program], retrace: Callable[[Program, 
     """Return programs of one request whose noises read the inputs that their rows follow.
 
     ``retrace`` traces `IMAGES` images from one row of each input as a program does, with a generator for each image
-    where its last argument is true. A program with the noises of an earlier one has its rows, and is not traced again.
+    where its last argument is true. Each program is: noise that has one row for one image may be shared in one of them.
     Raises `CaptureError` where the noise of several images is not that of one, in more rows.
     """
-    return with_operands(programs, lambda program: _rows_followed(program, partial(retrace, program)))
-
-
-def with_operands(programs: Sequence[Program], following: Callable[[Program], Following]) -> list[Program]:
-    """Return programs whose noises have the arguments that ``following`` returns, once for programs of equal noises."""
-    arguments: dict[tuple[Type, ...], Following] = {}
-    for program in programs:
-        types = tuple(op.results[0].type for op in noises_of(program))
-        if types not in arguments:
-            arguments[types] = following(program)
-    return [
-        _following(program, arguments[tuple(op.results[0].type for op in noises_of(program))]) for program in programs
-    ]
+    return [with_operands(program, _rows_followed(program, partial(retrace, program))) for program in programs]
 
 
 def _rows_followed(program: Program, retrace: Callable[[bool], Program]) -> Following:
@@ -89,7 +77,7 @@ def _rows_followed(program: Program, retrace: Callable[[bool], Program]) -> Foll
     )
 
 
-def _following(program: Program, following: Following) -> Program:
+def with_operands(program: Program, following: Following) -> Program:
     """Return the program with arguments for each of its noises, in order; without any as it is."""
     if not following:
         return program

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -66,8 +68,8 @@ def image_by_image(texts: int, images: int, used: list[torch.Generator | None]) 
     return torch.cat([rows(1, used[:1]) for _ in range(texts * images)])
 
 
-def found(noise: Noise, *, batch: int = 1, lists: bool = True, most: int = 2) -> Program:
-    """Find the noise of a function that adds it to noise of each image; it takes so many images of a text."""
+def recorder(noise: Noise, *, lists: bool = True, most: int = 2) -> Callable[[int, int, bool], Program]:
+    """Record a function that adds noise to noise of each image; it takes so many images of a text."""
 
     def record(texts: int, images: int, one_generator_each: bool) -> Program:
         used: list[torch.Generator | None] = [*generators()] if one_generator_each else [None]
@@ -82,6 +84,12 @@ def found(noise: Noise, *, batch: int = 1, lists: bool = True, most: int = 2) ->
         components, tokenizers, prompt = {"model": MODEL}, {"tokenizer": TOKENIZER}, {"prompt": Text(texts)}
         return trace(sample, components, prompt, calls=ComponentCalls(), tokenizers=tokenizers, seeds=SEEDS)
 
+    return record
+
+
+def found(noise: Noise, *, batch: int = 1, lists: bool = True, most: int = 2) -> Program:
+    """Find the noise of such a function."""
+    record = recorder(noise, lists=lists, most=most)
     [program] = with_noise_of_texts([record(batch, 1, False)], lambda _, *counts: record(*counts))
     return program
 
@@ -104,6 +112,17 @@ def test_noise_that_the_images_of_a_text_share_follows_the_text() -> None:
 def test_noise_that_images_share_otherwise_is_refused(noise: Noise) -> None:
     with pytest.raises(CaptureError, match="main generates other noise for several images than for one"):
         found(noise)
+
+
+def test_each_program_shares_noise_of_its_own() -> None:
+    guided, unguided = recorder(own)(1, 1, False), replace(recorder(of_all)(1, 1, False), name="unguided")
+
+    def record(program: Program, *counts: Any) -> Program:
+        return recorder(own if program is guided else of_all)(*counts)
+
+    assert with_noise_of_texts([guided], record) == [guided]
+    with pytest.raises(CaptureError, match="unguided generates other noise"):
+        with_noise_of_texts([guided, unguided], record)
 
 
 def test_what_is_shared_by_images_that_the_function_samples_alone_is_no_reason_to_refuse_it() -> None:

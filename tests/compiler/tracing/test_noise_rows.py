@@ -119,7 +119,7 @@ def test_noise_in_an_order_that_no_program_can_state_is_refused(
         rows(several, by_generators)
 
 
-def test_a_program_with_other_noise_has_rows_of_its_own_and_one_with_the_same_those_of_the_first() -> None:
+def test_each_program_has_rows_of_its_own() -> None:
     guided = program(2, 1, 1)
     traced: list[Program] = []
 
@@ -128,7 +128,7 @@ def test_a_program_with_other_noise_has_rows_of_its_own_and_one_with_the_same_th
         return drawn(FIRST, SECOND, FIRST, SECOND, FIRST) if one_each else program(of.noises[0].type.fixed[0], 2, 1)
 
     alone, again, doubled = with_rows_of_noise([ONE, ONE, guided], retrace)
-    assert traced == [ONE, ONE, guided, guided], "one of two images, one of a generator each"
+    assert traced == [ONE, ONE, ONE, ONE, guided, guided], "one of two images, one of a generator each"
     assert alone == again == program(1, 1, 1, of_a="image, each=true", of_c="image, mask_image")
     assert doubled == program(2, 1, 1, of_a="image, each=true", of_c="image, mask_image")
 
