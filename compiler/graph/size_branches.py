@@ -43,13 +43,13 @@ def need_every_branch(name: str, body: ExportedProgram, example: Sequence[torch.
         symbol, size = min(sides)
         compared.add((symbol, size))
         inputs = [_resized(tensor, port, symbol, size) for tensor, port in zip(example, ports, strict=True)]
-        other, numbers = capture(inputs), dict[str, int]()
+        captured, numbers = capture(inputs), dict[str, int]()
         is_same = len(compared) <= MOST_SIDES
-        if not is_same or _computation(body, inputs, numbers) != _computation(other, inputs, numbers):
+        if not is_same or _computation(body, inputs, numbers) != _computation(captured, inputs, numbers):
             what = f"{name} computes something else where a size that each request decides is {size}"
             fix = "compute the same for every number of tokens, without a branch on a size"
             raise CaptureError(what, where=f"the component {name}", fix=fix)
-        guards |= _guards(other.graph.find_nodes(op="placeholder")[-len(example) :])
+        guards |= _guards(captured.graph.find_nodes(op="placeholder")[-len(example) :])
 
 
 def _guards(ports: Sequence[fx.Node]) -> dict[str, Any]:
