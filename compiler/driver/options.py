@@ -237,7 +237,7 @@ def read_options(
 
 def read_cache(text: str | None) -> CacheOptions | None:
     """Read a feature cache, as ``deepcache:interval=3``; None for nothing or ``none``. Raises `RecipeError`."""
-    if text is None or text == NO_CACHE:
+    if text is None or text.removesuffix("?") == NO_CACHE:
         return None
     cache, *more = parse_passes(text, {name: cache.apply for name, cache in CACHES.items()}, CACHE, "cache")
     if more:
