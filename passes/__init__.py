@@ -7,11 +7,13 @@ from diffc.passes.guidance_interval import guidance_interval
 from diffc.passes.outline import outline
 from diffc.passes.recognize_linear import recognize_linear
 from diffc.passes.stage import stage
+from diffc.passes.sum_spawned_noise import sum_spawned_noise
 
 UNROLLED = (
     # Across time: from the pipeline's arithmetic to one linear for each step
     optional(recognize_linear),
     optional(fuse_linear),
+    optional(sum_spawned_noise),
 )
 """Bring linear arithmetic into ``linear``: the form in which guidance can be read off."""
 

@@ -280,7 +280,9 @@ def _replaced(
     program: Program, operations: Sequence[Op], latents: ArrayLike, count: int
 ) -> Mapping[str, NDArray[np.float32]]:
     """Return the latents in the place of the first normal noise of the seed that has a row for each image."""
-    first = next((op for op in operations if not op.args and not {"kind", "separate"} & dict(op.attrs).keys()), None)
+    first = next(
+        (op for op in operations if not op.args and not {"kind", "separate", "terms"} & dict(op.attrs).keys()), None
+    )
     if first is None:
         raise RequestError("this program has no noise that latents could replace", fix="leave latents out")
     times, *shape = _rows_and_shape(program, first)

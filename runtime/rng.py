@@ -10,6 +10,7 @@ Specification: PyTorch's ATen on the CPU: ``normal_fill`` (16 values or more) an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ class Generator:
     def separate(self) -> Generator:
         """Return the generator of noise that a pipeline draws without one, of the complement of the seed in 64 bits."""
         return Generator(~self._seed % 2**64)
+
+    def spawned(self, pool: int, key: Sequence[int], word: int) -> Generator:
+        """Return the generator whose seed is a word of the sequence that NumPy makes of the seed and a spawn key."""
+        sequence = np.random.SeedSequence(self._seed % 2**64, spawn_key=tuple(key), pool_size=pool)
+        return Generator(int(sequence.generate_state(word + 1)[word]))
 
     def values(
         self, shape: tuple[int, ...], dtype: str = "float32", *, kind: str = "normal", low: int = 0, high: int = 1

@@ -117,7 +117,7 @@ class Program(executable.Program):
         """Drop operations, graphs, tables and inputs that neither an output nor a step needs."""
         needed, live = set(self.outputs), list[Op]()
         for op in reversed(self.ops):
-            if op.operator in ("step", "noise") or any(name in needed for name in op.defines()):
+            if _is_kept(op) or any(name in needed for name in op.defines()):
                 live.append(replace(op, results=op.results[:1]) if _has_unused_mask(op, needed) else op)
                 needed.update(op.reads(), op.defines(), *(value.type.lengths for value in op.results))
         called = {op.operator for op in live}
@@ -131,6 +131,11 @@ class Program(executable.Program):
             ops=tuple(reversed(live)),
             lengths=tuple(length for length in self.lengths if length.name in needed),
         )
+
+
+def _is_kept(op: Op) -> bool:
+    """Return whether an operation is needed though nothing reads its results: noise is the next of a generator."""
+    return op.operator == "step" or (op.operator == "noise" and op.attr("terms") is None)
 
 
 def _has_unused_mask(op: Op, needed: set[str]) -> bool:

@@ -10,19 +10,20 @@ other from a generator apart, so that it shifts nothing that the seed decides:
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from diffc.compiler.errors import CaptureError
 from diffc.compiler.ir.program import Op, Program
 from diffc.compiler.tracing.recorder import GENERATOR
+from diffc.compiler.tracing.spawned_seeds import RequestSeed
 
 SEPARATE = "separate"
 """The attribute of a noise of the generator apart."""
 
 
 class MarkedGenerator(torch.Generator):
-    """Stand for a generator of the request, whose seed only a recorder may read."""
+    """Stand for a generator of the request, whose seed only a recorder reads as a number."""
 
     def __new__(cls, seed: int) -> MarkedGenerator:
         """Build the generator of a seed by which a trace tells it apart from others."""
@@ -30,9 +31,12 @@ class MarkedGenerator(torch.Generator):
         generator.manual_seed(seed)
         return generator
 
-    def initial_seed(self) -> int:
-        """Raise `CaptureError`: what a pipeline computes from the seed of a trace is not that of a request."""
-        raise CaptureError("the seed of the generator is read", fix="compute noise with the generator itself")
+    def __init__(self, seed: int) -> None:
+        self._seed = RequestSeed(seed)
+
+    def initial_seed(self) -> Any:
+        """Return what stands for the seed: what a pipeline computes from that of a trace is not that of a request."""
+        return self._seed
 
 
 def with_separate_noise(program: Program) -> Program:

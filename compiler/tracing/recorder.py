@@ -21,10 +21,12 @@ from diffc.compiler.tracing.functionalize import RESIZES, Link, become, function
 from diffc.compiler.tracing.known_values import known_result, known_rows, read_rows, write_rows
 from diffc.compiler.tracing.random_values import FILLED, arguments_of, order_of_axes, random_values
 from diffc.compiler.tracing.request_inputs import Image, Tensor
+from diffc.compiler.tracing.spawned_seeds import Spawned, need_fresh
 from diffc.compiler.tracing.symbolic_tensor import Symbolic, equal
 from diffc.compiler.tracing.token_counts import exact, sized_results
 from diffc.compiler.tracing.value_ranges import decided, range_of_monotone, range_of_results
 from diffc.compiler.tracing.written_constants import WrittenConstants
+from diffc.runtime.noise import TERMS
 
 GENERATOR = "generator"
 """The attribute of a noise of one of several generators: the generator's seed."""
@@ -63,6 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ops, self.tables, self.counts = list[Op](), dict[str, Table](), dict[str, int]()
         self.written = WrittenConstants(self.record, self.constant)
         self.compared = list[list[float]]()
+        self.spawned = dict[int, Spawned]()
 
     def array(self, name: str, item: Image | Tensor) -> Symbolic:
         """Return the symbolic tensor of an input of the request."""
@@ -233,9 +236,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _random(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Record noise, and what a random operator computes from it."""
         arguments = arguments_of(func, args, kwargs)
-        generator = arguments.get("generator")
-        if generator is not None and generator.initial_seed() not in self.seeds:
-            raise CaptureError(f"{func} uses a generator of its own", fix="use the request's seed: pass no generator")
+        origin = self._origin(func, arguments.get("generator"))
 
         def noise(like: torch.Tensor, dtype: torch.dtype, **kind: Literal) -> torch.Tensor:
             axes = order_of_axes(like)
@@ -246,8 +247,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not kind and not like.is_contiguous() and like.numel() >= FILLED:
                 what = f"{func} computes normal noise for a tensor {list(like.shape)} that is not contiguous"
                 raise CaptureError(what, fix="compute noise with torch.randn and the tensor's shape")
-            seed = {} if generator is None else {GENERATOR: generator.initial_seed()}
-            self.append("noise", (), list((kind | seed).items()), [value])
+            if TERMS in origin and kind:
+                raise CaptureError(f"{func} computes noise of a spawned seed that is not normal", fix="use torch.randn")
+            self.append("noise", (), list((kind | origin).items()), [value])
             return value if like.is_contiguous() else value.permute([axes.index(axis) for axis in range(like.dim())])
 
         if isinstance(arguments.get("out"), torch.Tensor):
@@ -257,6 +259,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with self:
             values = random_values(func, arguments, result, noise)
         return self._write(args[0], values) if is_written else values
+
+    def _origin(self, func: Any, generator: torch.Generator | None) -> dict[str, Literal]:
+        """Return the attributes of noise of a generator, of one of the seeds or of a seed that they spawn."""
+        if generator is None:
+            return {}
+        seed = generator.initial_seed()
+        if seed in self.spawned:
+            need_fresh(generator)
+            return {GENERATOR: self.spawned[seed].mark, **self.spawned[seed].attributes()}
+        if seed not in self.seeds:
+            raise CaptureError(f"{func} uses a generator of its own", fix="use the request's seed: pass no generator")
+        return {GENERATOR: seed}
 
     def _table(self, tensor: torch.Tensor) -> Ref:
         data = read(tensor).detach().contiguous()

@@ -25,6 +25,7 @@ from diffc.compiler.tracing.pipeline_errors import pipeline_errors
 from diffc.compiler.tracing.random_values import unchecked_distributions
 from diffc.compiler.tracing.recorder import Recorder
 from diffc.compiler.tracing.request_inputs import Image, Number, RequestInput, Tensor, Text, declared
+from diffc.compiler.tracing.spawned_seeds import recorded_seeds
 from diffc.compiler.tracing.symbolic_array import tensors_of
 from diffc.compiler.tracing.symbolic_scalar import Scalar
 from diffc.compiler.tracing.symbolic_text import Texts
@@ -148,6 +149,7 @@ class TracedFunction:
             stack.enter_context(recorded_functions(texts.texts))
             stack.enter_context(recorded_images())
             stack.enter_context(recorder.written.read())
+            stack.enter_context(recorded_seeds(recorder.spawned))
             stack.enter_context(torch.no_grad())
             stack.enter_context(one_layout())
             stack.enter_context(global_generators_unused())

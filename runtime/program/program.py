@@ -34,6 +34,7 @@ programs that a runtime refuses: with operators of ATen such as ``aten.mul.Tenso
     n = noise()                                the next sample of the seed's normal distribution, in program order
     n = noise(kind="integers", low=0, high=9)  the next values of another distribution; `NOISE_KINDS` lists them
     n = noise(separate=true)                   noise of a generator apart, which shifts no other noise of the seed
+    n = noise(pool=24, terms=[[0.5, 0, 3]])    0.5 times noise of the seed that is word 0 of those spawned with key (3)
     x = linear(a, b; 0.5, guidance_scale)      0.5·a + guidance_scale·b; one coefficient more is a constant term
     u, c = split(y, axis=0)                    equal parts
     y = concat(u, c, axis=0)

@@ -30,6 +30,7 @@ from diffc.runtime.program.program import (
     sizes_of_call,
 )
 from diffc.runtime.program.size import AnySize, Size, bounds
+from diffc.runtime.program.spawned_noise import fault_of_terms
 from diffc.runtime.program.texts import TEXT_OPERATORS
 
 P = TypeVar("P", bound=Program)
@@ -296,13 +297,15 @@ class _Verifier:
         kind = op.attr("kind", "normal")
         dtypes = NOISE_KINDS.get(kind, ()) if isinstance(kind, str) else ()
         limits = ("low", "high") if kind == "integers" else ()
-        self.takes(op, args=len(op.args), attrs=("each", "kind", "separate", *limits), results=(1,))
+        self.takes(op, args=len(op.args), attrs=("each", "kind", "separate", "pool", "terms", *limits), results=(1,))
         self.need(bool(dtypes) and op.attr("kind") != "normal", f"kind is none of {', '.join(list(NOISE_KINDS)[1:])}")
         self.need(op.results[0].type.dtype in dtypes, f"noise is sampled in {' or '.join(dtypes)}")
         low, high = (op.attr(limit) for limit in limits) if limits else (0, 1)
         are_limits = type(low) is int and type(high) is int and -(2**63) <= low < high < 2**63
         self.need(are_limits, f"no integers lie from {low} to below {high}")
         self.need(not op.results[0].type.lengths, "noise has an open size")
+        fault = fault_of_terms(op)
+        self.need(fault is None, str(fault))
         rows = {item.name for item in (*self.program.texts, *self.program.arrays)}
         follows = all(isinstance(item, Ref) and item.name in rows for item in op.args)
         self.need(follows, "noise follows the rows of texts and arrays of the request only")

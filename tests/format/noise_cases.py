@@ -5,7 +5,7 @@ No runtime of diffc takes part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from tests.format.authoring import Array, Case, Request, last, noise
 
 def noise_cases() -> Iterator[Case]:
     """Yield the bundles whose noise differs."""
-    yield from (small_noise(), kinds_of_noise(), separate_noise(), both_branches())
+    yield from (small_noise(), kinds_of_noise(), separate_noise(), spawned_noise(), both_branches())
 
 
 def small_noise() -> Case:
@@ -121,6 +121,45 @@ def separate_noise() -> Case:
         ),
     ]
     return Case("separate_noise", {"p": text}, requests)
+
+
+def spawned_noise() -> Case:
+    """Draw noise of spawned seeds between noises of the seed, which it does not shift."""
+    text = """program p(a: float32[1, 3]) {
+    n: float32[1, 3] = noise()
+    t: float32[1, 17] = noise(pool=24, terms=[[0.5, 0], [-0.25, 2, 5, 4294967299], [3, 1, 0]])
+    m: float32[1, 3] = noise()
+    e: float32[1, 3] = noise(a, pool=4, terms=[[1.0, 0, 1]])
+    f: float32[1, 3] = noise(separate=true, pool=4, terms=[[1.0, 5]])
+    y: float32[1, 29] = concat(n, t, m, e, f, axis=1)
+    return y
+}
+"""
+
+    def spawned(seed: int, pool: int, terms: Sequence[Sequence[float]], *shape: int) -> Array:
+        total = torch.zeros(shape)
+        for factor, *place in terms:
+            word, *key = map(int, place)
+            state = np.random.SeedSequence(seed % 2**64, spawn_key=key, pool_size=pool).generate_state(word + 1)
+            total += factor * torch.randn(shape, generator=torch.Generator("cpu").manual_seed(int(state[word])))
+        return total.numpy()
+
+    def result(seed: int, count: int) -> Array:
+        n, m = noise(seed, (count, 3), (count, 3))
+        t = spawned(seed, 24, [[0.5, 0], [-0.25, 2, 5, 4294967299], [3, 1, 0]], count, 17)
+        e = np.broadcast_to(spawned(seed, 4, [[1.0, 0, 1]], 1, 3), (count, 3))
+        return np.concatenate([n, t, m, e, spawned(~seed, 4, [[1.0, 5]], count, 3)], axis=1)
+
+    a, seeds = np.zeros((1, 3), np.float32), [0, -1, 2**40 + 3]
+    each = np.concatenate([result(seed, 1) for seed in seeds])
+    each[:, 23:26] = each[0, 23:26]
+    requests = [Request(f"{n} images", {"a": a, "num_images": n, "seed": 3}, result(3, n)) for n in (1, 3)]
+    requests.append(Request("a seed for each image", {"a": a, "num_images": 3, "seed": seeds}, each))
+    latents = np.arange(3, dtype=np.float32).reshape(1, 3)
+    replaced = result(2**64 - 1, 1)
+    replaced[:, 20:23], replaced[:, :3] = replaced[:, :3], latents
+    requests.append(Request("latents replace noise", {"a": a, "seed": 2**64 - 1, "latents": latents}, replaced))
+    return Case("spawned_noise", {"p": text}, requests)
 
 
 def both_branches() -> Case:
