@@ -29,7 +29,7 @@ import torch
 from torch import fx, nn
 
 from diffc.compiler.analysis.hoisting import Cut, Row
-from diffc.compiler.analysis.stages import REQUEST, STEP, calls, known
+from diffc.compiler.analysis.stages import REQUEST, STEP, Stage, calls, known
 from diffc.compiler.graph.body import needed, size
 from diffc.compiler.graph.export import export, type_of
 from diffc.compiler.graph.lazy_weights import materialized
@@ -158,15 +158,20 @@ class _Split:
     def _over_steps(self, rows: tuple[Row, ...]) -> Graph:
         """Compute the values that depend on request and step, for several steps as one batch."""
         if rows not in self.request_step:
-            cut, graph, packs = self.cut, fx.Graph(), self.packs["request_step"]
-            timed = _boundary(cut, cut.hoisted["request_step"])
-            ports = cut.ports_of(cut.hoisted["request_step"], timed)
+            cut, packs, nodes = self.cut, self.packs["request_step"], self.cut.hoisted["request_step"]
+            timed, timeless = _boundary(cut, nodes, STEP), _boundary(cut, nodes, REQUEST)
+            ports = cut.ports_of(nodes, timed)
+            once, graph = fx.Graph(), fx.Graph()
+            env = {cut.node(port): once.placeholder(port.name) for port in ports}
+            _copy(cut.body.graph, once, timeless, env)
+            once.output(tuple(env[node] for node in timeless))
             env = {node: graph.placeholder(f"timed_{at}") for at, node in enumerate(timed)}
-            env |= {cut.node(port): graph.placeholder(port.name) for port in ports}
-            _copy(cut.body.graph, graph, cut.hoisted["request_step"], env)
+            env |= {node: graph.placeholder(f"timeless_{at}") for at, node in enumerate(timeless)}
+            _copy(cut.body.graph, graph, nodes, env)
             graph.output(tuple(env[node] for pack in packs for node in pack.nodes))
             values = [torch.stack(each) for each in zip(*self._known(timed, rows), strict=True)]
-            module = _OverSteps(fx.GraphModule(cut.body, graph), values, [len(pack.nodes) for pack in packs])
+            parts = fx.GraphModule(cut.body, once), fx.GraphModule(cut.body, graph)
+            module = _OverSteps(*parts, values, [len(pack.nodes) for pack in packs])
             outputs = [Value(f"{pack.name}_out", pack.type(len(rows))) for pack in packs]
             name = f"{cut.graph.name}_request_step" + (f"_{len(self.request_step) + 1}" if self.request_step else "")
             self.request_step[rows] = self._graph(name, module, ports, outputs, "request_step")
@@ -266,18 +271,25 @@ class _Split:
 
 
 class _OverSteps(nn.Module):
-    """Compute for a batch of steps at once, and lay the results of each step side by side."""
+    """Compute for a batch of steps at once, and lay the results of each step side by side.
 
-    def __init__(self, region: fx.GraphModule, timed: Sequence[torch.Tensor], counts: Sequence[int]) -> None:
+    What depends on no step is computed before, ``once``: ``torch.vmap`` fixes open sizes of what it has no batch of.
+    """
+
+    def __init__(
+        self, once: fx.GraphModule, region: fx.GraphModule, timed: Sequence[torch.Tensor], counts: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.region, self.counts, self.steps = region, list(counts), len(timed[0])
+        self.once, self.region, self.counts, self.steps = once, region, list(counts), len(timed[0])
         for at, value in enumerate(timed):
             self.register_buffer(f"timed_{at}", value)
 
     def forward(self, *ports: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return one tensor [steps, elements] for each packed table."""
         timed = [value for _, value in self.named_buffers(recurse=False)]
-        outputs = iter(torch.vmap(self.region, in_dims=(0,) * len(timed) + (None,) * len(ports))(*timed, *ports))
+        timeless = self.once(*ports)
+        in_dims = (0,) * len(timed) + (None,) * len(timeless)
+        outputs = iter(torch.vmap(self.region, in_dims=in_dims)(*timed, *timeless))
         packs = ([next(outputs).reshape(self.steps, -1) for _ in range(count)] for count in self.counts)
         return tuple(torch.cat(pack, 1) for pack in packs)
 
@@ -300,8 +312,8 @@ def _copy(source: fx.Graph, target: fx.Graph, nodes: Sequence[fx.Node], env: dic
             env[node] = target.node_copy(node, env.__getitem__)
 
 
-def _boundary(cut: Cut, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """List the nodes that depend on the step alone and are read by those that depend on the request as well."""
-    late = [node for node in needed(cut.body.graph, nodes, ()) if "request" in cut.stages[node]]
-    boundary = {source for node in late for source in node.all_input_nodes if cut.stages[source] == STEP}
+def _boundary(cut: Cut, nodes: Sequence[fx.Node], stage: Stage) -> list[fx.Node]:
+    """List the nodes of one stage that are read by nodes of a later one, among those from which some are computed."""
+    late = [node for node in needed(cut.body.graph, nodes, ()) if cut.stages[node] > stage]
+    boundary = {source for node in late for source in node.all_input_nodes if cut.stages[source] == stage}
     return [node for node in cut.body.graph.nodes if node in boundary]
