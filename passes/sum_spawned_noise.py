@@ -50,12 +50,12 @@ def _is_one_noise(written: Sequence[Op]) -> bool:
 def _summed(op: Op, spawned: Mapping[str, Op], names: Names) -> list[Op]:
     """Return a ``linear`` that reads one noise for each kind of those that it read, and these noises before it."""
     constant = op.coefficients[len(op.args) :]
-    kept = list[tuple[Any, Polynomial]]()
+    remaining = list[tuple[Any, Polynomial]]()
     sums = defaultdict[Any, dict[tuple[int, ...], float]](lambda: defaultdict(float))
     for operand, coefficient in zip(op.args, op.coefficients, strict=False):
         noise = spawned.get(operand.name) if isinstance(operand, Ref) else None
         if noise is None or not coefficient.is_constant or noise.results[0].type != op.results[0].type:
-            kept.append((operand, coefficient))
+            remaining.append((operand, coefficient))
             continue
         terms: Any = noise.attr("terms")
         others = tuple(attribute for attribute in noise.attrs if attribute[0] != "terms")
@@ -66,8 +66,8 @@ def _summed(op: Op, spawned: Mapping[str, Op], names: Names) -> list[Op]:
         result = replace(op.results[0], name=names.new("terms"))
         summed = ("terms", tuple((factor, *place) for place, factor in terms.items()))
         noises.append(Op("noise", args, (*attrs, summed), (), (result,)))
-        kept.append((Ref(result.name), Polynomial.constant(1.0)))
+        remaining.append((Ref(result.name), Polynomial.constant(1.0)))
     if not noises:
         return [op]
-    args, coefficients = (tuple(item) for item in zip(*kept, strict=True))
+    args, coefficients = (tuple(item) for item in zip(*remaining, strict=True))
     return [*noises, replace(op, args=args, coefficients=(*coefficients, *constant))]
