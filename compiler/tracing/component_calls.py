@@ -55,6 +55,7 @@ class Signature:
     returned: tuple[Any, list[Any]]
     places: tuple[Place, ...]
     computation: Computation
+    layouts: tuple[tuple[int, ...], ...]
     states: list[ComponentState] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     lengths: Mapping[str, Span] = field(default_factory=dict)
@@ -65,9 +66,10 @@ class Signature:
         return same or self.computation_in(base) == self.computation
 
     def computation_in(self, base: Signature) -> Computation:
-        """Return what the call computes in the state of another call of its method."""
+        """Return what the call computes in the state of another call of its method, of tensors of the same layout."""
         with FAKES:
-            tensors = iter(example_inputs(self.inputs))
+            ports = zip(example_inputs(self.inputs), self.layouts, strict=True)
+            tensors = iter([torch.empty_strided(port.shape, layout, dtype=port.dtype) for port, layout in ports])
         leaves = [next(tensors) if isinstance(leaf, _Port) else leaf for leaf in self.leaves]
         with base.state.restored():
             return run_component(base.method, pytree.tree_unflatten(leaves, self.structure), base.state).computation
@@ -135,6 +137,7 @@ class ComponentCalls:
                 returned,
                 run.stored,
                 run.computation,
+                run.layouts,
             )
         self.signatures[key] = self._computations[computation]
         self.signatures[key].states.append(state)

@@ -73,7 +73,8 @@ class Computation:
 class ComponentRun:
     """Hold the results of a run: returned values, places where tensors were stored, and the text of the computation.
 
-    ``changed`` is whether the run has left the component in another state than the one that it found.
+    ``changed`` is whether the run has left the component in another state than the one that it found, ``layouts`` the
+    strides of its arguments, on which operators such as ``reshape`` decide what they compute with.
     """
 
     state: ComponentState
@@ -81,6 +82,7 @@ class ComponentRun:
     stored: tuple[Place, ...]
     computation: Computation
     changed: bool
+    layouts: tuple[tuple[int, ...], ...]
 
 
 class ComponentRuns:
@@ -132,12 +134,13 @@ def run_component(method: Callable[..., Any], arguments: Mapping[str, Any], stat
 
 
 def _run(method: Callable[..., Any], arguments: Mapping[str, Any], state: ComponentState) -> ComponentRun:
-    recording = _Recording([leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)])
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    recording, layouts = _Recording(tensors), tuple(tensor.stride() for tensor in tensors)
     with FAKES, torch.no_grad(), one_layout(), _without_caches(), recording:
         returned = method(**arguments)
     stored = _stored(state, recording)
     results = returned_tensors((returned, [value_at(place) for place in stored]))
-    return ComponentRun(state, returned, stored, recording.computation(results), not state.is_equal_now())
+    return ComponentRun(state, returned, stored, recording.computation(results), not state.is_equal_now(), layouts)
 
 
 @contextmanager

@@ -239,3 +239,20 @@ def test_a_component_that_remembers_its_last_call_is_refused() -> None:
     net = Recurrent()
     with pytest.raises(CaptureError, match="symbolic value"):
         capture(lambda: net(net(torch.randn(2, 3))), {"net": net})
+
+
+class Flat(nn.Module):
+    """Copy rows that do not lie one after the other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Flatten."""
+        return 2 * x.reshape(-1)
+
+
+def test_a_repeated_call_has_arguments_of_the_same_layout() -> None:
+    net, x = Flat(), torch.rand(1, 2)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return net(torch.cat([x, x + 1]).t())
+
+    assert torch.equal(evaluate(_program(run, net), {"x": x})[0], run(x))
