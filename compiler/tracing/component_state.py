@@ -232,7 +232,8 @@ class ComponentState:
         same = [
             value for value in values.values() if isinstance(value, types.ModuleType) or callable(value) and of_library
         ]
-        self._copies.append((Globals(namespace, tuple(names)), values))
+        if names:
+            self._copies.append((Globals(namespace, tuple(names)), values))
         self._tokens += (*names, *map(id, same))
         followed = [value for value in values.values() if not any(value is one for one in same)]
         classes = [value for value in followed if isinstance(value, type)]

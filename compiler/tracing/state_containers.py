@@ -156,14 +156,12 @@ def _set_attributes(owner: Any, present: dict[Any, Any], contents: dict[Any, Any
 def holds(container: Any, copy: dict[Any, Any]) -> bool:
     """Return whether the contents of a container are those of its copy; most are, which takes no other copy."""
     now: Mapping[Any, Any]
-    if isinstance(container, type):
-        now = vars(container)
+    if type(container) in (dict, OrderedDict):
+        now = container
     else:
-        now = container if type(container) in (dict, OrderedDict) else contents_of(container)
-    is_same = (
-        len(now) == len(copy)
-        and all(map(operator.is_, now.values(), copy.values()))
-        and all(map(operator.is_, now, copy))
+        now = vars(container) if isinstance(container, type) else contents_of(container)
+    is_same = len(now) == len(copy) and (
+        not copy or (all(map(operator.is_, now.values(), copy.values())) and all(map(operator.is_, now, copy)))
     )
     return is_same or not changed_keys(container, copy)
 
