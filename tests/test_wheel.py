@@ -98,7 +98,9 @@ def test_the_process_that_draws_holds_no_framework(python: Path, bundle: Path, t
 
 
 def test_the_compiler_says_how_to_install_it(python: Path, tmp_path: Path) -> None:
-    done = subprocess.run([python.with_name("diffc"), "build", "x.safetensors"], capture_output=True, text=True)
+    (tmp_path / "x.safetensors").touch()
+    command = [python.with_name("diffc"), "build", tmp_path / "x.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "diffc[compiler]" in done.stderr
     assert "Traceback" not in done.stderr

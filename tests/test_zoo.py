@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning"),
     pytest.mark.filterwarnings("ignore:Should have t[ab].=t:UserWarning:torchsde"),
+    pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op:UserWarning"),
 ]
 
 SAMPLE = list(ZOO)[::8]

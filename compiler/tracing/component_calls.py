@@ -55,7 +55,7 @@ class Signature:
     returned: tuple[Any, list[Any]]
     places: tuple[Place, ...]
     computation: Computation
-    layouts: tuple[tuple[int, ...], ...]
+    layouts: tuple[tuple[int, tuple[int, ...]], ...]
     states: list[ComponentState] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     lengths: Mapping[str, Span] = field(default_factory=dict)
@@ -69,7 +69,8 @@ class Signature:
         """Return what the call computes in the state of another call of its method, of tensors of the same layout."""
         with FAKES:
             ports = zip(example_inputs(self.inputs), self.layouts, strict=True)
-            tensors = iter([torch.empty_strided(port.shape, layout, dtype=port.dtype) for port, layout in ports])
+            values = [torch.empty_strided(port.shape, strides, dtype=port.dtype) for port, (_, strides) in ports]
+        tensors = iter([values[first] for first, _ in self.layouts])
         leaves = [next(tensors) if isinstance(leaf, _Port) else leaf for leaf in self.leaves]
         with base.state.restored():
             return run_component(base.method, pytree.tree_unflatten(leaves, self.structure), base.state).computation

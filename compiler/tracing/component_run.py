@@ -73,8 +73,8 @@ class Computation:
 class ComponentRun:
     """Hold the results of a run: returned values, places where tensors were stored, and the text of the computation.
 
-    ``changed`` is whether the run has left the component in another state than the one that it found, ``layouts`` the
-    strides of its arguments, on which operators such as ``reshape`` decide what they compute with.
+    ``changed`` is whether the run has left the component in another state than the one that it found, ``layouts`` are,
+    for each of its tensors, the first that is the same, and the strides, on which what is copied depends.
     """
 
     state: ComponentState
@@ -82,7 +82,7 @@ class ComponentRun:
     stored: tuple[Place, ...]
     computation: Computation
     changed: bool
-    layouts: tuple[tuple[int, ...], ...]
+    layouts: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 class ComponentRuns:
@@ -135,7 +135,8 @@ def run_component(method: Callable[..., Any], arguments: Mapping[str, Any], stat
 
 def _run(method: Callable[..., Any], arguments: Mapping[str, Any], state: ComponentState) -> ComponentRun:
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-    recording, layouts = _Recording(tensors), tuple(tensor.stride() for tensor in tensors)
+    ids = [*map(id, tensors)]
+    recording, layouts = _Recording(tensors), tuple((ids.index(id(tensor)), tensor.stride()) for tensor in tensors)
     with FAKES, torch.no_grad(), one_layout(), _without_caches(), recording:
         returned = method(**arguments)
     stored = _stored(state, recording)

@@ -163,7 +163,9 @@ class ComponentState:
         self._tokens.append(len(copy))
         if isinstance(container, OrderedDict) and all(type(key) is int for key in copy):
             return list(copy.values())
-        return [part for key, item in copy.items() if key not in IDLE for part in (key, item)]
+        return [
+            part for key, item in copy.items() if not (isinstance(key, str) and key in IDLE) for part in (key, item)
+        ]
 
     def _function(self, function: types.FunctionType) -> list[Any]:
         if is_of_library(function):

@@ -72,7 +72,13 @@ def known_rows(tensor: Any, indices: Sequence[Any], values: Any = None, accumula
 
 def read_rows(tensor: Any, rows: Any) -> Any:
     """Return the selected rows."""
-    return tensor[rows]
+    axis = rows.count(slice(None))
+    *outer, last = rows[axis:]
+    if isinstance(last, torch.Tensor):
+        return tensor[rows]
+    for index in outer:
+        tensor = tensor.select(axis, index)
+    return tensor[(*rows[:axis], last)]
 
 
 def write_rows(tensor: Any, rows: Any, values: Any) -> Any:

@@ -157,7 +157,7 @@ def test_rejects_a_pickle_whatever_its_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt", ".pth", ".pkl"])
 def test_rejects_the_names_that_pickles_have(tmp_path: Path, suffix: str) -> None:
-    assert refusal(written(tmp_path / f"x{suffix}", b"anything else")) == f"x{suffix} is a pickle"
+    assert refusal(written(tmp_path / f"x{suffix}", b"\0\xffanything else")) == f"x{suffix} is a pickle"
 
 
 def test_a_refused_pickle_is_never_run(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_inspect_shows_programs_bytes_and_stages(bundle: Path) -> None:
     assert found["stages"].keys() == {"step", "request", "request_step", "latent"}
     assert sum(found["stages"].values()) == sum(p.numel() for p in load(UNET).unet.parameters())
     assert list(succeeded("inspect", bundle, "--program", names[2])["programs"]) == [names[2]]
-    lines = diffc("inspect", bundle).stderr.splitlines()
+    lines = diffc("inspect", bundle).stderr.rstrip().splitlines()
     assert lines[0].startswith(f"{bundle}: {found['bytes']:,} B for ort-fp32, programs {names[0]}, ")
     first = next(at for at, line in enumerate(lines) if line.startswith("program "))
     assert any(line.startswith("provenance: ") for line in lines[:first]) and lines[-1] == "}"
