@@ -68,14 +68,14 @@ BRIA: dict[str, Any] = {
 }
 
 
-@entry("BriaPipeline")
+@entry("BriaPipeline", refused="a comparison of negative_prompt, a text that only the run knows")
 def bria() -> Entry:
     transformer = d.BriaTransformer2DModel(**BRIA, joint_attention_dim=WIDTH)
     pipeline = d.BriaPipeline(transformer=transformer, scheduler=flow(), vae=flow_kl(), **t5())
     return Entry(pipeline, texts(max_sequence_length=LENGTH))
 
 
-@entry("BriaFiboPipeline")
+@entry("BriaFiboPipeline", refused="a comparison of prompt, a text that only the run knows")
 def fibo() -> Entry:
     tokenizer = qwen_tokenizer()
     # The pipeline puts token 128000 where there is no text.
@@ -106,7 +106,7 @@ def fibo() -> Entry:
     return Entry(pipeline, texts(max_sequence_length=LENGTH, height=64, width=64))
 
 
-@entry("HiDreamImagePipeline")
+@entry("HiDreamImagePipeline", refused="transformer does not fit its arguments in the pipeline")
 def hidream() -> Entry:
     tokenizer = llama_tokenizer(padding_side="right", model_max_length=LENGTH)
     language = t.LlamaConfig(**LANGUAGE_MODEL, vocab_size=len(tokenizer), attn_implementation="eager")
