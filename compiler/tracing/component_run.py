@@ -25,6 +25,7 @@ from diffc.compiler.graph.export import one_layout
 from diffc.compiler.graph.lazy_weights import FAKES
 from diffc.compiler.graph.symbolic import counted_sizes, is_open
 from diffc.compiler.tracing.component_state import ComponentState
+from diffc.compiler.tracing.random_values import arguments_of
 from diffc.compiler.tracing.returned_values import returned_tensors
 from diffc.compiler.tracing.state_containers import Place, value_at
 
@@ -144,6 +145,11 @@ def _run(method: Callable[..., Any], arguments: Mapping[str, Any], state: Compon
     return ComponentRun(state, returned, stored, recording.computation(results), not state.is_equal_now(), layouts)
 
 
+def _drops_nothing(arguments: Mapping[str, Any]) -> bool:
+    """Return whether a random operator, such as attention, computes nothing random with these arguments."""
+    return arguments.get("train") is False or any(arguments.get(name) == 0.0 for name in ("dropout_p", "dropout"))
+
+
 @contextmanager
 def _without_caches() -> Iterator[None]:
     """Keep functions from caching fake tensors in this block, as they do not cache those of an export."""
@@ -179,6 +185,9 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and not _drops_nothing(arguments_of(func, args, kwargs)):
+            fix = "compute noise in the pipeline, from the request's seed, and hand it to the component"
+            raise CaptureError(f"{func} computes random values inside a component", fix=fix)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         operands = [self._token(leaf) for leaf in leaves]
         results = func(*args, **kwargs)

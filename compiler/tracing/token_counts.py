@@ -36,8 +36,14 @@ class Count(int):
         count.at, count.outcomes = at, outcomes
         return count
 
+    def __copy__(self) -> Count:
+        return self
+
     def __deepcopy__(self, _: object) -> Count:
         return self
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return int, (int(self),)
 
 
 def _value(operand: Any, counts: Counts) -> Any:
@@ -83,7 +89,25 @@ for _name in ("neg", "abs"):
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Count, f"__{_name}__", _comparing(getattr(operator, _name), getattr(int, f"__{_name}__")))
 Count.__bool__ = _comparing(bool, int.__bool__)  # type: ignore[method-assign]
-for _name in ("hash", "int", "index", "float", "round"):
+for _name in ("divmod", "and", "or", "xor", "lshift", "rshift"):
+    for _side in (_name, f"r{_name}"):
+        setattr(Count, f"__{_side}__", _reading(getattr(int, f"__{_side}__")))
+_READINGS = (
+    "hash",
+    "int",
+    "index",
+    "float",
+    "round",
+    "pos",
+    "invert",
+    "trunc",
+    "floor",
+    "ceil",
+    "repr",
+    "str",
+    "format",
+)
+for _name in _READINGS:
     setattr(Count, f"__{_name}__", _reading(getattr(int, f"__{_name}__")))
 
 

@@ -188,6 +188,7 @@ CHANGES: tuple[tuple[str, str, str, str], ...] = (
     ("noise of no terms", REFUSED, "= noise()", "= noise(pool=24, terms=[])"),
     ("noise of a term without a word", REFUSED, "= noise()", "= noise(pool=24, terms=[[0.5]])"),
     ("noise of an infinite term", REFUSED, "= noise()", "= noise(pool=24, terms=[[inf, 0]])"),
+    ("noise of a term that binary32 cannot hold", REFUSED, "= noise()", "= noise(pool=24, terms=[[1e39, 0]])"),
     ("noise of a negative spawn key", REFUSED, "= noise()", "= noise(pool=24, terms=[[0.5, 0, -1]])"),
     ("noise of a small pool", REFUSED, "= noise()", "= noise(pool=3, terms=[[0.5, 0]])"),
     (

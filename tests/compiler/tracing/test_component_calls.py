@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from diffc.compiler import write_bundle
 from diffc.compiler.errors import CaptureError
@@ -256,3 +257,31 @@ def test_a_repeated_call_has_arguments_of_the_same_layout() -> None:
         return net(torch.cat([x, x + 1]).t())
 
     assert torch.equal(evaluate(_program(run, net), {"x": x})[0], run(x))
+
+
+class Dropping(nn.Module):
+    """Compute random values in ways that no attribute shows, or attend without any."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute."""
+        if self.how == "dropout":
+            return F.dropout(x, 0.5, True)
+        if self.how == "noise":
+            return x + torch.randn(2)
+        return F.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None])[0, 0]
+
+
+@pytest.mark.parametrize("how", ["dropout", "noise"])
+def test_random_values_inside_of_a_component_are_refused(how: str) -> None:
+    net = Dropping(how)
+    with pytest.raises(CaptureError, match=r"aten\.\w+\.\w+ computes random values inside a component"):
+        _program(lambda x: net(x), net)
+
+
+def test_attention_that_drops_nothing_is_not_random() -> None:
+    net, x = Dropping("attention"), torch.rand(1, 2)
+    torch.testing.assert_close(evaluate(_program(lambda x: net(x), net), {"x": x})[0], net(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +80,7 @@ def rounded(prompt: list[str]) -> torch.Tensor:
 def test_what_is_not_affine_is_refused_with_its_line(sample: Sample) -> None:
     with pytest.raises(CaptureError, match="the number of tokens of a text decides what is computed") as refused:
         traced(sample)
-    assert "text_samples.py:" in str(refused.value.where)
+    assert re.search(r"(test_length_range|text_samples)\.py:", str(refused.value.where))
 
 
 def test_a_batch_is_refused() -> None:
@@ -209,7 +210,7 @@ def test_a_text_that_is_encoded_again_without_padding_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="encoded again without padding") as refused:
         capture(sample, COMPONENTS)
-    assert "text_samples.py:" in str(refused.value.where)
+    assert re.search(r"(test_length_range|text_samples)\.py:", str(refused.value.where))
 
 
 class Scaled(Encoder):
@@ -286,7 +287,7 @@ def test_a_number_of_tokens_without_the_tokens_is_refused(name: str, is_guided: 
 
     with pytest.raises(CaptureError, match="but its tokens do not") as refused:
         capture(guided if is_guided else sample, COMPONENTS)
-    assert "text_samples.py:" in str(refused.value.where)
+    assert re.search(r"(test_length_range|text_samples)\.py:", str(refused.value.where))
 
 
 def test_a_number_of_tokens_that_decides_nothing_needs_traces_of_what_it_is_compared_with_only() -> None:
