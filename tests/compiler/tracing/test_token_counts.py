@@ -47,7 +47,17 @@ def test_a_comparison_has_a_number_of_each_outcome(function: Callable[[Count], o
 
 @pytest.mark.parametrize(
     "function",
-    [int, hash, float, lambda n: n / 2, lambda n: n & 16, lambda n: divmod(n, 5), lambda n: 1 << n, repr, "{:d}".format],
+    [
+        int,
+        hash,
+        float,
+        lambda n: n / 2,
+        lambda n: n & 16,
+        lambda n: divmod(n, 5),
+        lambda n: 1 << n,
+        repr,
+        "{:d}".format,
+    ],
 )
 def test_a_use_that_cannot_be_followed_has_as_many_as_it_has_values(function: Callable[[Count], object]) -> None:
     outcomes = list[Outcome]()
