@@ -31,7 +31,10 @@ def cross_connected(pipeline: type, base: Entry, unet: d.UNet2DConditionModel, o
     control = d.ControlNetXSAdapter.from_unet(
         unet, size_ratio=1, conditioning_embedding_out_channels=(8, 16), num_attention_heads=2
     )
-    return rebuilt(pipeline, base, parts=options | {"unet": unet, "controlnet": control}, image=photo())
+    connected = d.UNetControlNetXSModel.from_unet(unet, control)
+    saved = d.UNetControlNetXSModel.from_config(connected.config)  # ``from_unet`` normalizes in other groups
+    saved.load_state_dict(connected.state_dict())
+    return rebuilt(pipeline, base, parts=options | {"unet": saved, "controlnet": control}, image=photo())
 
 
 @entry("StableDiffusionControlNetXSPipeline")
