@@ -81,7 +81,7 @@ def cascade() -> Entry:
     return Entry(pipeline, without(texts(**request), "guidance_scale"))
 
 
-@entry("WuerstchenCombinedPipeline")
+@entry("WuerstchenCombinedPipeline", refused="generates other noise for several images than for one")
 def wuerstchen() -> Entry:
     prior, decoder = two.wuerstchen_prior(), two.wuerstchen_decoder()
     first = {f"prior_{name}": component for name, component in prior.pipeline.components.items()}
